@@ -1,0 +1,38 @@
+"""What the scripts share on the command line: errors in one line, and tables that can be pasted."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+# The four levels, coarse to fine, in the words of tables and JSON.
+LEVELS = ("system", "lineage", "type", "subtype")
+
+
+class InputError(Exception):
+    """The input cannot be used. The message is one line that names the file and the way out."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; exit 2 with one line on stderr for bad input, 130 on Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        sys.exit(130)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it also reads well in a terminal; all but the first column to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
