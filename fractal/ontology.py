@@ -151,8 +151,8 @@ def place(term: str, name: str, graph: nx.DiGraph, matched: str = "name") -> Cel
     distance = nx.single_source_shortest_path_length(graph, term)
     system_anchor = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR)
     lineage_anchor = nearest(distance, LINEAGE_ANCHORS)
-    system = (SYSTEM_ANCHORS | STEM_ANCHOR).get(system_anchor, OTHER)
-    lineage = LINEAGE_ANCHORS.get(lineage_anchor, system)
+    system = (SYSTEM_ANCHORS | STEM_ANCHOR).get(system_anchor or "", OTHER)
+    lineage = LINEAGE_ANCHORS.get(lineage_anchor or "", system)
 
     anchor = lineage_anchor or system_anchor or term
     chains = ([graph.nodes[t]["name"] for t in path] for path in nx.all_shortest_paths(graph, term, anchor))

@@ -1,0 +1,157 @@
+"""The adapters: a cell's vector in, a vector of `num_levels` blocks out that can be cut after any block.
+
+`FractalAdapter` is ours: prefix j is the full vector, cut after j blocks and normalised again.
+`PublishedAdapter` is the published reference, kept for comparison.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pad
+
+from fractal.cli import InputError
+from fractal.files import replacing
+
+
+class Adapter(nn.Module):
+    """What both have in common. Inputs are (n, dim) float32, blocks (n, num_levels, scale_dim)."""
+
+    def __init__(self, dim: int, num_levels: int, scale_dim: int) -> None:
+        super().__init__()
+        self.dim, self.num_levels, self.scale_dim = dim, num_levels, scale_dim
+
+    def blocks(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(n, dim) -> the full vector (n, num_levels * scale_dim), of length 1."""
+        return normalize(self.blocks(x).flatten(1), dim=1)
+
+    def prefix(self, x: Tensor, j: int) -> Tensor:
+        """(n, dim) -> the first j blocks (n, j * scale_dim), of length 1. j = 1 tells the system."""
+        return normalize(self.blocks(x)[:, :j].flatten(1), dim=1)
+
+
+class FractalAdapter(Adapter):
+    """A linear map and, beside it, a perceptron with two hidden layers: 0.4 M weights at 128-d and 4 x 32."""
+
+    def __init__(self, dim: int, num_levels: int, scale_dim: int, hidden: int = 512, dropout: float = 0.1) -> None:
+        super().__init__(dim, num_levels, scale_dim)
+        total = num_levels * scale_dim
+        self.linear = nn.Linear(dim, total, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, total),
+        )  # fmt: skip
+
+    def blocks(self, x: Tensor) -> Tensor:
+        x = normalize(x, dim=1) * self.dim**0.5  # entries of about 1, whatever the length of the vectors
+        return (self.linear(x) + self.mlp(x)).unflatten(1, (self.num_levels, self.scale_dim))
+
+
+class PublishedAdapter(Adapter):
+    """One pre-norm transformer block, shared by the scales and applied to a sequence of one token.
+
+    Its full vector passes a LayerNorm that its prefixes do not, so a prefix is not a cut of the full vector.
+    """
+
+    def __init__(self, dim: int, num_levels: int, scale_dim: int, num_top: int, num_leaf: int) -> None:
+        super().__init__(dim, num_levels, scale_dim)
+        total = num_levels * scale_dim
+        self.heads = 8 if dim % 8 == 0 else 1
+        self.input = nn.Linear(dim, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        # Attention over one token: the softmax over one key is 1, so only the value and output projections are
+        # left, and dropout on the attention weights drops whole heads.
+        self.value, self.attended = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        bound = (6 / (4 * dim)) ** 0.5  # as nn.MultiheadAttention starts its (3 dim, dim) input projection
+        nn.init.uniform_(self.value.weight, -bound, bound)
+        nn.init.zeros_(self.value.bias)
+        nn.init.zeros_(self.attended.bias)
+        self.drop_heads = nn.Dropout1d(0.1)
+        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * dim, dim))
+        self.scales = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, scale_dim)) for _ in range(num_levels)
+        )
+        self.norm_full = nn.LayerNorm(total)
+        self.top = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_top))
+        self.leaf = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_leaf))
+
+    def blocks(self, x: Tensor) -> Tensor:
+        first = h = self.input(x)
+        blocks = []
+        for i, scale in enumerate(self.scales):
+            values = self.value(self.norm1(h)).unflatten(1, (self.heads, -1))  # (n, heads, dim / heads)
+            h = h + self.attended(self.drop_heads(values).flatten(1))
+            h = h + self.ffn(self.norm2(h)) + first * (0.1 / (1 + 0.3 * i))
+            blocks.append(scale(h))
+        return torch.stack(blocks, 1)
+
+    def full(self, blocks: Tensor) -> Tensor:
+        return normalize(self.norm_full(blocks.flatten(1)), dim=1)
+
+    def padded_prefix(self, blocks: Tensor, j: int) -> Tensor:
+        """The first j blocks, of length 1, with zeros behind: what the heads are given in training."""
+        cut = blocks[:, :j].flatten(1)
+        return normalize(pad(cut, (0, self.num_levels * self.scale_dim - cut.shape[1])), dim=1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.full(self.blocks(x))
+
+
+def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
+    """A new adapter for a checkpoint's config (recipe, dim, num_levels, scale_dim) and class names per level."""
+    shape = config["dim"], config["num_levels"], config["scale_dim"]
+    if config["recipe"] == "published":
+        return PublishedAdapter(*shape, len(classes[0]), len(classes[config["num_levels"] - 1]))
+    return FractalAdapter(*shape)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA, else Apple's MPS, else the CPU. Raises InputError for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name}: this machine, or this build of torch, has none; try --device auto")
+    return torch.device(name)
+
+
+@torch.inference_mode()
+def embed(adapter: Adapter, vectors: Tensor, batch: int = 8_192) -> list[Tensor]:
+    """(n, dim), on the adapter's device -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
+    adapter.eval()
+    parts = [
+        [*(adapter.prefix(x, j) for j in range(1, adapter.num_levels)), adapter.encode(x)] for x in vectors.split(batch)
+    ]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any) -> None:
+    """Write a checkpoint of plain containers and tensors, so that `torch.load(weights_only=True)` reads it.
+
+    `facts`: what else belongs to the run (split, versions, validation scores).
+    """
+    state = {name: tensor.detach().cpu().clone() for name, tensor in adapter.state_dict().items()}
+    with replacing(path) as part:
+        torch.save({"config": config, "classes": classes, "state": state, **facts}, part)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+    """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
+
+    Raises InputError for a file that is missing or is not a checkpoint of train.py.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint; make one with train.py")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
+        adapter.load_state_dict(checkpoint["state"])
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: not a checkpoint of train.py, or damaged; train it again") from error
+    return adapter.to(device).eval(), checkpoint

@@ -1,0 +1,176 @@
+"""The Parquet contract between the scripts: what the columns are, how rows are written, read and split.
+
+    embedding                                   fixed_size_list<float32>[dim]
+    level1_system ... level4_subtype            dictionary<string>
+    study                                       dictionary<string>, where the release names studies
+
+The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fractal.cli import InputError
+from fractal.files import replacing
+
+LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
+ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
+
+
+class Writer:
+    """Appends rows to an open Parquet file; see `writing`."""
+
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self.file, self.schema = file, schema
+
+    def append(self, vectors: np.ndarray, columns: Sequence[tuple[np.ndarray, list[str]]]) -> None:
+        """Write one row group: vectors (m, dim) float32, and per text column its (m,) codes and their names."""
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        arrays = [pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
+        arrays += [pa.DictionaryArray.from_arrays(codes.astype(np.int32), names) for codes, names in columns]
+        self.file.write_table(pa.Table.from_arrays(arrays, schema=self.schema), row_group_size=len(vectors))
+
+
+@contextmanager
+def writing(path: str | Path, dim: int, has_study: bool, metadata: dict[str, str]) -> Iterator[Writer]:
+    """Write an atlas to `path`, whole or not at all."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    fields = [pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False)]
+    fields += [pa.field(name, text, nullable=False) for name in LEVEL_COLUMNS + (("study",) if has_study else ())]
+    schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
+    labels = [field.name for field in fields[1:]]
+    with (
+        replacing(path) as part,
+        # Vectors hardly compress (7 % with zstd) and then can't be mapped; labels do.
+        pq.ParquetWriter(
+            part,
+            schema,
+            use_dictionary=labels,
+            compression={"embedding.list.element": "none"} | dict.fromkeys(labels, "zstd"),
+        ) as file,
+    ):
+        yield Writer(file, schema)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some rows of an atlas: vectors (n, dim) float32, labels (n, 4) int64 and the names behind the labels."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
+
+
+def open_atlas(path: str | Path) -> pq.ParquetFile:
+    """Open an atlas and check its columns. Raises InputError that says what is missing."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file, or cut short ({str(error).splitlines()[0]})") from error
+    schema = file.schema_arrow
+    missing = [name for name in ("embedding", *LEVEL_COLUMNS) if name not in schema.names]
+    if missing:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}; make it with ingest.py")
+    kind = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
+    if file.metadata.num_rows == 0:
+        raise InputError(f"{path}: holds no cells")
+    return file
+
+
+def read_vectors(table: pa.Table) -> np.ndarray:
+    """The embedding column of a table of one chunk -> (n, dim) float32, a view without a copy."""
+    column = table["embedding"].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def text_codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """A text column of a table -> its (n,) codes and their names, sorted; names that do not occur are left out."""
+    column = table[name]
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries().combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    used, codes = np.unique(column.indices.to_numpy(), return_inverse=True)
+    names = np.array(column.dictionary.take(pa.array(used)).to_pylist(), object)
+    order = np.argsort(names)
+    return np.argsort(order)[codes], names[order].tolist()
+
+
+def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
+    """Read the given rows, in the given order; only row groups that hold one of them are touched."""
+    file = open_atlas(path)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    pieces, start = [], 0
+    for group in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(group).num_rows
+        lo, hi = np.searchsorted(ascending, [start, stop])
+        if hi > lo:
+            piece = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
+            pieces.append(piece.take(pa.array(ascending[lo:hi] - start)))
+        start = stop
+    table = pa.concat_tables(pieces)
+    back = np.argsort(order)  # from ascending to the order asked for
+    vectors = read_vectors(table)[back]
+    if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
+        raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
+    columns = [text_codes(table, name) for name in LEVEL_COLUMNS]
+    labels = np.stack([codes[back] for codes, _ in columns], axis=1)
+    return Cells(vectors, labels, [names for _, names in columns])
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of the Parquet footer: the schema, and each row group's sizes and each column's minimum and maximum.
+
+    So it takes no time on a 4 GB file, and yet changes with its rows, their order, or the hierarchy.
+    """
+    with open(path, "rb") as file:
+        file.seek(-8, 2)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, 2)
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def held_out(num_rows: int, ratio: float, seed: int) -> np.ndarray:
+    """(num_rows,) bool: which rows are set aside for testing, a uniform draw of about `ratio` < 1 of the file.
+
+    Philox is a counter-based generator: the number of row i is a hash of (seed, i), whatever the file's length.
+    """
+    return np.random.Philox(key=seed).random_raw(num_rows) < np.uint64(int(ratio * 2**64))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows of a file are trained on, validated on and tested on; the checkpoint carries it."""
+
+    fingerprint: str
+    num_rows: int
+    seed: int
+    test_ratio: float
+    val_ratio: float
+    max_samples: int  # 0: all rows that are not test rows
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> training, validation and test rows, each ascending.
+
+        Training and validation share the first `max_samples` rows that are no test rows; of a stratified file
+        these are balanced over subtypes, while the test rows keep the file's own mix.
+        """
+        is_test = held_out(self.num_rows, self.test_ratio, self.seed)
+        rest = np.flatnonzero(~is_test)[: self.max_samples or None]
+        draw = np.random.default_rng(self.seed).permutation(len(rest))
+        num_val = round(self.val_ratio * len(rest))
+        return np.sort(rest[draw[num_val:]]), np.sort(rest[draw[:num_val]]), np.flatnonzero(is_test)

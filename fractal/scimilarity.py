@@ -1,0 +1,192 @@
+"""A SCimilarity release on disk (`model_v1.1`): its cell types, its cells' labels and studies, its vectors.
+
+    label_ints.csv                    header ",0", then "0,name" ...: the names of the types
+    annotation/reference_labels.tsv   one line per cell, "name" or "name<TAB>study"; line i belongs to index label i
+    annotation/labelled_kNN.bin       an hnswlib index with one unit vector per cell
+
+hnswlib would load the whole search graph to hand out the vectors (5 GB and more for 7.9 million cells). The file's
+layout is simple, so we map it and read the vectors where they lie, bit for bit what `Index.get_items` returns.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from fractal.cli import InputError
+
+# hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.
+HEADER = np.dtype(
+    [
+        ("offset_level0", "<u8"),  # always 0
+        ("max_elements", "<u8"),  # capacity; the file holds `count` records, not this many
+        ("count", "<u8"),
+        ("record_size", "<u8"),  # level-0 links, vector, label
+        ("label_offset", "<u8"),
+        ("vector_offset", "<u8"),
+        ("max_level", "<i4"),
+        ("entry_point", "<u4"),
+        ("max_m", "<u8"),
+        ("max_m0", "<u8"),  # most links at level 0
+        ("m", "<u8"),
+        ("mult", "<f8"),
+        ("ef_construction", "<u8"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """An opened release of n cells. Row i is line i of the label file and label i of the index."""
+
+    types: list[str]  # the names in label_ints.csv
+    type_codes: np.ndarray  # (n,) int32, into `types`
+    studies: list[str]
+    study_codes: np.ndarray | None  # (n,) int32, into `studies`; None where the release names no studies
+    records: np.ndarray  # (n,) memory map with fields `vector` (dim float32) and `label`
+    order: np.ndarray | None  # (n,) record of row i; None where the records already stand in label order
+    index_path: Path
+
+    @property
+    def dim(self) -> int:
+        return self.records.dtype["vector"].shape[0]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def chunks(self, size: int = 65_536) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (rows, vectors (m, dim) float32) in row order. Raises InputError for NaN, inf or zero vectors."""
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            picked = self.records[rows] if self.order is None else self.records[self.order[rows]]
+            vectors = np.ascontiguousarray(picked["vector"])
+            norm = np.einsum("ij,ij->i", vectors, vectors)
+            bad = np.flatnonzero(~np.isfinite(norm) | (norm == 0))
+            if len(bad):
+                raise InputError(
+                    f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; "
+                    "the file is damaged, download it again"
+                )
+            yield rows, vectors
+
+
+def open_release(model_dir: str | Path) -> Release:
+    """Open and validate a `model_v1.1` folder without reading its vectors.
+
+    Raises InputError if a file is missing or damaged, if labels and vectors differ in number, or if a cell's type
+    is not in label_ints.csv.
+    """
+    model_dir = Path(model_dir)
+    types_path = model_dir / "label_ints.csv"
+    labels_path = model_dir / "annotation" / "reference_labels.tsv"
+    index_path = model_dir / "annotation" / "labelled_kNN.bin"
+    for path in (types_path, labels_path, index_path):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; --model-dir takes the model_v1.1 folder of a SCimilarity release")
+    types = read_types(types_path)
+    label_codes, names, study_codes, studies = read_labels(labels_path)
+    strangers = sorted(set(names) - set(types))
+    if strangers:
+        raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(strangers)}")
+    records = open_index(index_path)
+    if len(records) != len(label_codes):
+        raise InputError(
+            f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; "
+            "the two files belong to different releases, or one is cut short"
+        )
+    position = {name: code for code, name in enumerate(types)}
+    type_codes = np.array([position[name] for name in names], np.int32)[label_codes]
+    return Release(types, type_codes, studies, study_codes, records, record_order(records, index_path), index_path)
+
+
+def read_types(path: Path) -> list[str]:
+    """The type names of label_ints.csv, in the order of their numbers."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        names = [name for _, name in rows[1:]]
+        numbers = [int(number) for number, _ in rows[1:]]
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: expected a header ',0' and then lines such as '0,B cell' ({error})") from error
+    if numbers != list(range(len(numbers))) or len(set(names)) != len(names) or not names:
+        raise InputError(f"{path}: expected numbers 0, 1, 2, ... and a different name beside each")
+    return names
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, list[str]]:
+    """-> type codes (n,) int32, type names, study codes (n,) int32 or None, study names.
+
+    Arrow's reader makes dictionary codes as it goes: eight million lines never become Python strings.
+    """
+    text = pa.dictionary(pa.int32(), pa.string())
+    try:
+        table = pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=True),
+            parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
+            convert_options=pyarrow.csv.ConvertOptions(column_types={"f0": text, "f1": text}),
+        )
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: expected one line per cell, 'type' or 'type<TAB>study' ({error})") from error
+    if table.num_columns > 2:
+        raise InputError(f"{path}: has {table.num_columns} columns; expected 'type' or 'type<TAB>study' on each line")
+    columns = [column.combine_chunks() for column in table.unify_dictionaries().columns]
+    codes = [column.indices.to_numpy() for column in columns]
+    names = [column.dictionary.to_pylist() for column in columns]
+    return (codes[0], names[0], codes[1], names[1]) if len(columns) == 2 else (codes[0], names[0], None, [])
+
+
+def open_index(path: Path) -> np.ndarray:
+    """Map an hnswlib index -> (count,) records with `vector` (dim float32) and `label` (uint64), nothing read yet.
+
+    Raises InputError if the header contradicts itself or the file is shorter than it says.
+    """
+    size = path.stat().st_size
+    if size < HEADER.itemsize:
+        raise InputError(f"{path}: {size} bytes are too few for an hnswlib index; download it again")
+    # Python integers from here on: sums of two uint64 from a lying header must not wrap around.
+    header = dict(zip(HEADER.names or (), np.fromfile(path, HEADER, 1)[0].item(), strict=True))
+    width = header["label_offset"] - header["vector_offset"]
+    sane = (
+        header["offset_level0"] == 0
+        and header["vector_offset"] == 4 + 4 * header["max_m0"]
+        and 4 <= width <= 4 * 65_536
+        and width % 4 == 0
+        and header["record_size"] == header["label_offset"] + 8
+        and header["count"] <= header["max_elements"]
+    )
+    if not sane:
+        raise InputError(f"{path}: not an index written by hnswlib (its header contradicts itself)")
+    needed = HEADER.itemsize + header["count"] * header["record_size"]
+    if size < needed:
+        raise InputError(f"{path}: cut short, {size:,} bytes of at least {needed:,}; download it again")
+    record = np.dtype(
+        {
+            "names": ["vector", "label"],
+            "formats": [("<f4", (width // 4,)), "<u8"],
+            "offsets": [header["vector_offset"], header["label_offset"]],
+            "itemsize": header["record_size"],
+        }
+    )
+    if header["count"] == 0:
+        raise InputError(f"{path}: the index holds no vectors")
+    return np.memmap(path, record, "r", HEADER.itemsize, (header["count"],))
+
+
+def record_order(records: np.ndarray, path: Path) -> np.ndarray | None:
+    """(n,) the record that holds label i, or None if that is i everywhere.
+
+    An index built with several threads holds its records nearly, but not quite, in label order.
+    """
+    labels = records["label"]
+    rows = np.arange(len(labels), dtype=np.uint64)
+    if np.array_equal(labels, rows):
+        return None
+    order = np.argsort(labels, kind="stable")
+    if not np.array_equal(labels[order], rows):
+        raise InputError(f"{path}: its labels are not the numbers 0 to {len(labels) - 1:,}, each once")
+    return order

@@ -1,0 +1,101 @@
+"""Small releases for the tests, written by hnswlib itself, and the folder of real ones."""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+import pytest
+import torch
+
+import ingest
+import stratify
+
+torch.set_num_threads(1)  # the tensors are tiny: a second thread would mostly wait for the first
+
+TYPES = [
+    "B cell",
+    "CD14-low, CD16-positive monocyte",
+    "fibroblast",
+    "natural killer cell",
+    "regulatory T cell",
+    "type II pneumocyte",
+]
+
+
+def write_release(
+    folder: Path,
+    vectors: np.ndarray,
+    labels: Sequence[str],
+    studies: Sequence[str] | None = None,
+    types: Sequence[str] = TYPES,
+    threads: int = 1,
+    spare: int = 0,
+) -> hnswlib.Index:
+    """A model_v1.1 folder, the index built by hnswlib with room for `spare` more cells."""
+    (folder / "annotation").mkdir(parents=True)
+    with open(folder / "label_ints.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["", "0"], *enumerate(types)])
+    lines = labels if studies is None else [f"{a}\t{b}" for a, b in zip(labels, studies, strict=True)]
+    (folder / "annotation" / "reference_labels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    index = hnswlib.Index(space="cosine", dim=vectors.shape[1])
+    index.init_index(max_elements=len(vectors) + spare, M=8, ef_construction=20)
+    index.add_items(vectors, np.arange(len(vectors)), num_threads=threads)
+    index.save_index(str(folder / "annotation" / "labelled_kNN.bin"))
+    return index
+
+
+def clustered(labels: Sequence[str], dim: int = 16, spread: float = 0.5, seed: int = 0) -> np.ndarray:
+    """(n, dim) float32: cells around one random centre per type."""
+    rng = np.random.default_rng(seed)
+    names, codes = np.unique(labels, return_inverse=True)
+    vectors = rng.normal(size=(len(names), dim))[codes] + spread * rng.normal(size=(len(labels), dim))
+    return vectors.astype(np.float32)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """600 cells of 6 types and 3 studies, 16-d, in a folder with a space and an umlaut in its name."""
+    rng = np.random.default_rng(0)
+    labels = [*TYPES, *rng.choice(TYPES, 594, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])]
+    folder = tmp_path / "ein Atlas für Zellen" / "model_v1.1"
+    write_release(folder, clustered(labels), labels, rng.choice(["s1", "s2", "s3"], 600).tolist(), threads=4)
+    return folder
+
+
+@pytest.fixture
+def stratified(release: Path, tmp_path: Path) -> Path:
+    """The same cells after ingest.py and stratify.py."""
+    ingest.main(["--model-dir", str(release), "--output", str(tmp_path / "cells.parquet")])
+    out = tmp_path / "stratified.parquet"
+    stratify.main(["--input", str(tmp_path / "cells.parquet"), "--output", str(out)])
+    return out
+
+
+@pytest.fixture(params=["pbmc_tonsil", "fetal_organs"])
+def real_release(request: pytest.FixtureRequest) -> Path:
+    """A real atlas in SCimilarity's layout; these tests are skipped where FRACTAL_REAL_DATA is not set."""
+    root = os.environ.get("FRACTAL_REAL_DATA")
+    if not root:
+        pytest.skip("FRACTAL_REAL_DATA is not set")
+    return Path(root) / request.param / "model_v1.1"
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a script's main as the command line does; expect exit code 2 and one line, and return that line."""
+    from fractal.cli import run
+
+    def check(main: Callable[[list[str]], None], *argv: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            run(lambda: main([str(a) for a in argv]))
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line]
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Traceback" not in "".join(lines)
+        return errors[0]
+
+    return check

@@ -1,0 +1,116 @@
+"""The adapters: shapes, what a prefix is, and that a checkpoint gives back what was saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from fractal.adapter import FractalAdapter, PublishedAdapter, build_adapter, embed, load, pick_device, save
+from fractal.cli import InputError
+
+CLASSES = [["a", "b"], ["a", "b", "c"], ["x"], ["p", "q", "r", "s"]]
+
+
+def config(recipe: str, levels: int = 4) -> dict:
+    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5}
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "mrl", "published"])
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_shapes_and_lengths(recipe: str, levels: int):
+    adapter = build_adapter(config(recipe, levels), CLASSES)
+    x = torch.randn(7, 24)
+    *prefixes, full = embed(adapter, x, batch=3)
+    assert full.shape == (7, levels * 5)
+    assert [p.shape for p in prefixes] == [(7, 5 * j) for j in range(1, levels)]
+    for vectors in (*prefixes, full):
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(7), atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "mrl"])
+def test_a_prefix_is_a_cut_of_the_full_vector(recipe: str):
+    adapter = build_adapter(config(recipe), CLASSES).eval()
+    x = torch.randn(7, 24)
+    for j in range(1, 5):
+        assert torch.allclose(normalize(adapter.encode(x)[:, : 5 * j], dim=1), adapter.prefix(x, j), atol=1e-6)
+
+
+def test_a_published_prefix_is_cut_before_the_last_norm():
+    adapter = PublishedAdapter(24, 4, 5, 2, 4).eval()
+    x = torch.randn(7, 24)
+    blocks = adapter.blocks(x)
+    for j in range(1, 5):
+        expected = normalize(torch.cat([blocks[:, i] for i in range(j)], 1), dim=1)
+        assert torch.allclose(adapter.prefix(x, j), expected, atol=1e-6)
+        assert torch.allclose(adapter.padded_prefix(blocks, j)[:, : 5 * j], adapter.prefix(x, j), atol=1e-6)
+        assert not adapter.padded_prefix(blocks, j)[:, 5 * j :].any()
+    assert not torch.allclose(normalize(adapter.encode(x)[:, :5], dim=1), adapter.prefix(x, 1), atol=1e-2)
+
+
+@pytest.mark.parametrize("dim", [24, 22])  # 8 heads, 1 head
+def test_folded_attention_equals_multihead_attention(dim: int):
+    adapter = PublishedAdapter(dim, 2, 3, 2, 2).eval()
+    heads = 8 if dim % 8 == 0 else 1
+    attention = nn.MultiheadAttention(dim, heads, dropout=0.1, batch_first=True).eval()
+    with torch.no_grad():
+        attention.in_proj_weight[2 * dim :] = adapter.value.weight
+        attention.in_proj_bias[2 * dim :] = torch.randn(dim)
+        adapter.value.bias.copy_(attention.in_proj_bias[2 * dim :])
+        attention.out_proj.load_state_dict(adapter.attended.state_dict())
+    x = torch.randn(6, dim)
+    expected = attention(x[:, None], x[:, None], x[:, None], need_weights=False)[0][:, 0]
+    values = adapter.value(x).unflatten(1, (adapter.heads, -1))
+    assert torch.allclose(adapter.attended(adapter.drop_heads(values).flatten(1)), expected, atol=1e-6)
+
+
+def test_head_dropout_drops_whole_heads():
+    adapter = PublishedAdapter(24, 2, 3, 2, 2).train()
+    kept = adapter.drop_heads(torch.ones(2000, 8, 3))
+    assert torch.all((kept == 0).all(2) | (kept == 1 / 0.9).all(2))
+    assert (kept == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_input_length_does_not_matter_to_ours():
+    adapter = FractalAdapter(24, 2, 5).eval()
+    x = torch.randn(7, 24)
+    assert torch.allclose(adapter.encode(x), adapter.encode(100 * x), atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "published"])
+def test_a_checkpoint_gives_back_the_adapter(tmp_path: Path, recipe: str):
+    adapter = build_adapter(config(recipe), CLASSES)
+    save(tmp_path / "a.pt", adapter, config(recipe), CLASSES, split={"seed": 3})
+    loaded, checkpoint = load(tmp_path / "a.pt")
+    x = torch.randn(7, 24)
+    assert all(torch.equal(a, b) for a, b in zip(embed(adapter, x), embed(loaded, x), strict=True))
+    assert (checkpoint["classes"], checkpoint["split"]) == (CLASSES, {"seed": 3})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    with pytest.raises(InputError, match=r"a\.pt: no such checkpoint"):
+        load(path)
+    path.write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(path)
+    torch.save({"state": {}}, path)
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(path)
+    torch.save(nn.Linear(2, 2), path)  # a pickled object: weights_only refuses to run it
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(path)
+    save(path, build_adapter(config("fractal"), CLASSES), config("fractal"), CLASSES)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(path)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--device cuda"):
+            pick_device("cuda")

@@ -1,0 +1,148 @@
+"""The Parquet contract: what is written is read back, row by row, and splits hold what they promise."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fractal import atlas
+from fractal.atlas import LEVEL_COLUMNS, Split, fingerprint, open_atlas, read_rows, held_out, writing
+from fractal.cli import InputError
+
+NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
+
+
+def write(path: Path, groups: list[int], dim: int = 3, seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:
+    """An atlas with these row-group sizes -> its vectors and, per level, the label of each row."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(sum(groups), dim)).astype(np.float32)
+    codes = [rng.integers(0, len(names), sum(groups)) for names in NAMES]
+    with writing(path, dim, False, {"source": "a test"}) as writer:
+        for stop, size in zip(np.cumsum(groups), groups, strict=True):
+            rows = slice(stop - size, stop)
+            writer.append(vectors[rows], [(c[rows], names) for c, names in zip(codes, NAMES, strict=True)])
+    return vectors, [[names[c] for c in column] for column, names in zip(codes, NAMES, strict=True)]
+
+
+def test_schema_and_metadata(tmp_path: Path):
+    write(tmp_path / "a.parquet", [5])
+    file = open_atlas(tmp_path / "a.parquet")
+    schema = file.schema_arrow
+    assert schema.field("embedding").type == pa.list_(pa.float32(), 3)
+    assert all(schema.field(name).type == pa.dictionary(pa.int32(), pa.string()) for name in LEVEL_COLUMNS)
+    assert schema.metadata == {b"source": b"a test", b"dim": b"3"}
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_rows_come_back_in_the_order_asked_for(groups: list[int], draws: list[int]):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        vectors, labels = write(path, groups)
+        rows = np.array(draws) % sum(groups)  # repeats allowed
+        cells = read_rows(path, rows)
+        assert np.array_equal(cells.vectors, vectors[rows])
+        for k, column in enumerate(labels):
+            assert [cells.classes[k][c] for c in cells.labels[:, k]] == [column[i] for i in rows]
+            assert cells.classes[k] == sorted({column[i] for i in rows})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    write(path, [5])
+    old = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), writing(path, 3, False, {}):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_the_fingerprint_follows_the_rows(tmp_path: Path):
+    prints = set()
+    for name, groups, seed in [("a", [5, 5], 0), ("b", [5, 5], 1), ("c", [10], 0)]:
+        write(tmp_path / name, groups, seed=seed)
+        prints.add(fingerprint(tmp_path / name))
+    assert len(prints) == 3
+    write(tmp_path / "again", [5, 5], seed=0)
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"x": [1]}), "lacks the columns embedding, level1_system"),
+        (
+            pa.table(
+                {"embedding": pa.array([[1.0]], pa.list_(pa.float64(), 1)), **dict.fromkeys(LEVEL_COLUMNS, ["a"])}
+            ),
+            "'embedding' is fixed_size_list<element: double>",
+        ),
+        (
+            pa.table(
+                {
+                    "embedding": pa.array([], pa.list_(pa.float32(), 1)),
+                    **dict.fromkeys(LEVEL_COLUMNS, pa.array([], pa.string())),
+                }
+            ),
+            "holds no cells",
+        ),
+    ],
+)
+def test_other_parquet_files_are_refused(tmp_path: Path, table: pa.Table, message: str):
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=message):
+        open_atlas(tmp_path / "x.parquet")
+
+
+def test_broken_files_are_refused(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    with pytest.raises(InputError, match=r"a\.parquet: no such file"):
+        open_atlas(path)
+    write(path, [50])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"a\.parquet: not a Parquet file, or cut short"):
+        open_atlas(path)
+
+
+def test_zero_vectors_are_refused(tmp_path: Path):
+    with writing(tmp_path / "a", 2, False, {}) as writer:
+        writer.append(np.zeros((1, 2), np.float32), [(np.array([0]), ["a"])] * 4)
+    with pytest.raises(InputError, match="zero or not finite"):
+        read_rows(tmp_path / "a", np.array([0]))
+
+
+def test_plain_string_columns_are_read_too(tmp_path: Path):
+    columns = {name: ["b", "a"] for name in LEVEL_COLUMNS}
+    table = pa.table({"embedding": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2)), **columns})
+    pq.write_table(table, tmp_path / "a")
+    cells = read_rows(tmp_path / "a", np.array([0, 1]))
+    assert cells.labels.tolist() == [[1] * 4, [0] * 4]
+    assert cells.classes[0] == ["a", "b"]
+
+
+@given(st.integers(1, 5000), st.floats(0, 0.99), st.floats(0, 0.99), st.integers(0, 6000), st.integers(0, 2**32))
+def test_splits_never_overlap(n: int, test_ratio: float, val_ratio: float, max_samples: int, seed: int):
+    split = Split("", n, seed, test_ratio, val_ratio, max_samples)
+    train, val, test = split.rows()
+    assert len(np.unique(np.concatenate([train, val, test]))) == len(train) + len(val) + len(test) <= n
+    rest = np.setdiff1d(np.arange(n), test)
+    expected = rest[:max_samples] if max_samples else rest
+    assert np.array_equal(np.sort(np.concatenate([train, val])), expected)
+    assert len(val) == round(val_ratio * len(expected))
+    again = Split("", n, seed, test_ratio, val_ratio, max_samples).rows()
+    assert all(np.array_equal(a, b) for a, b in zip((train, val, test), again, strict=True))
+
+
+def test_a_row_is_a_test_row_whatever_the_length_of_the_file():
+    long = held_out(100_000, 0.2, 7)
+    assert np.array_equal(held_out(1_000, 0.2, 7), long[:1_000])
+    assert long.mean() == pytest.approx(0.2, abs=0.006)  # 5 standard deviations
+    assert not np.array_equal(long, held_out(100_000, 0.2, 8))
+    # uniform over the file: each tenth of it holds its share
+    assert np.abs(long.reshape(10, -1).mean(1) - 0.2).max() < 0.02
+    assert not atlas.held_out(1_000, 0.0, 0).any()

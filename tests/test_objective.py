@@ -1,0 +1,166 @@
+"""The losses, each against a slow and obvious version that loops over cells in Python."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from fractal.adapter import FractalAdapter, PublishedAdapter
+from fractal.objective import CONTRAST, SMOOTHING, TAU, PrefixObjective, supervised_contrast, trained_levels
+from fractal.published import LENGTH, PublishedObjective, published_loss
+
+LABELS = torch.tensor(
+    [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
+)
+
+
+def slow_contrast(z: Tensor, target: Tensor) -> float:
+    """Khosla et al. 2020, equation 2, one anchor and one positive at a time."""
+    losses = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if target[p] == target[i]]
+        if positives:
+            total = sum(math.exp(float(z[i] @ z[a]) / TAU) for a in others)
+            losses.append(-sum(float(z[i] @ z[p]) / TAU - math.log(total) for p in positives) / len(positives))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_contrast_equals_the_slow_version(level: int):
+    z = normalize(torch.randn(7, 6, dtype=torch.float64), dim=1)
+    assert supervised_contrast(z, LABELS[:, level]).item() == pytest.approx(slow_contrast(z, LABELS[:, level]))
+
+
+def test_contrast_without_positives_is_zero_and_has_a_gradient():
+    z = torch.randn(3, 4, requires_grad=True)
+    loss = supervised_contrast(normalize(z, dim=1), torch.arange(3))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_each_prefix_is_trained_on_its_own_level():
+    assert trained_levels(LABELS, 4, "fractal") == [0, 1, 2, 3]
+    assert trained_levels(LABELS, 3, "fractal") == [0, 1, 2]
+    assert trained_levels(LABELS, 4, "mrl") == [3, 3, 3, 3]
+    assert trained_levels(LABELS, 2, "mrl") == [1, 1]
+
+
+def test_a_level_of_one_class_is_replaced_by_the_next():
+    one_system = LABELS.clone()
+    one_system[:, 0] = 0
+    assert trained_levels(one_system, 4, "fractal") == [1, 1, 2, 3]
+    only_subtypes = torch.zeros_like(LABELS)
+    only_subtypes[:, 3] = LABELS[:, 3]
+    assert trained_levels(only_subtypes, 2, "fractal") == [3, 3]
+    with pytest.raises(ValueError, match="one type"):
+        trained_levels(torch.zeros_like(LABELS), 4, "fractal")
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "mrl"])
+def test_the_prefix_loss_equals_the_slow_version(recipe: str):
+    x = torch.randn(7, 12)
+    adapter = FractalAdapter(12, 4, 3).eval()
+    objective = PrefixObjective(adapter, x, LABELS, recipe)
+    rows = torch.tensor([6, 0, 3, 4, 2])
+    expected = 0.0
+    for j, level in enumerate([3] * 4 if recipe == "mrl" else range(4)):
+        z = adapter.prefix(x[rows], j + 1).detach()
+        target = LABELS[rows, level]
+        prototypes = normalize(objective.prototypes[j], dim=1)
+        logits = torch.stack([torch.stack([a @ p / TAU for p in prototypes]) for a in z])
+        expected += cross_entropy(logits, target, label_smoothing=SMOOTHING).item() / 4
+        expected += CONTRAST * slow_contrast(z, target) / 4
+    assert objective(adapter, rows).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_prefix_does_not_see_later_labels():
+    """The gradient that reaches block 1 through prefix 1 is the same, whatever the subtypes are called."""
+    x = torch.randn(7, 12)
+    adapter = FractalAdapter(12, 2, 3).eval()
+    objective = PrefixObjective(adapter, x, LABELS, "fractal")
+    other = PrefixObjective(adapter, x, LABELS[:, [0, 1, 3, 2]], "fractal")
+    other.load_state_dict(objective.state_dict())
+    assert torch.equal(objective(adapter, torch.arange(7)), other(adapter, torch.arange(7)))
+
+
+def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:
+    """The published loss with one Python step per cell and per pair."""
+    anchor, leaf_positive, again, prefix_positive = blocks
+    n, num_levels, scale_dim = anchor.shape
+
+    def full(block_rows: Tensor) -> Tensor:
+        return torch.stack([normalize(adapter.norm_full(torch.cat(list(b))), dim=0) for b in block_rows])
+
+    def contrast(a: Tensor, p: Tensor) -> float:
+        losses = []
+        for i in range(n):
+            logits = [float(a[i] @ p[k]) / 0.07 for k in range(n)]
+            losses.append(math.log(sum(math.exp(v) for v in logits)) - logits[i])
+        return sum(losses) / n
+
+    def margin(z: Tensor, y: Tensor) -> float:
+        losses = []
+        for i in range(n):
+            positive = [float(z[i] @ z[k]) for k in range(n) if k != i and y[k] == y[i]]
+            negative = [float(z[i] @ z[k]) for k in range(n) if y[k] != y[i]]
+            if positive and negative:
+                losses.append(max(0.0, sum(negative) / len(negative) - sum(positive) / len(positive) + 0.2))
+        return sum(losses) / len(losses) if losses else 0.0
+
+    masked = torch.stack([torch.stack([anchor[i, s] * mask[i, s] for s in range(num_levels)]) for i in range(n)])
+    leaf = full(masked)
+    loss = contrast(leaf, full(leaf_positive)) + 0.5 * margin(leaf, labels[:, -1])
+    loss += float(cross_entropy(adapter.leaf(leaf), labels[:, -1]))
+    rows = []
+    for b in again:
+        cut = torch.cat([b[s] for s in range(j)])
+        rows.append(torch.cat([cut / cut.norm(), torch.zeros((num_levels - j) * scale_dim)]))
+    prefix = torch.stack(rows)
+    side = contrast(prefix, full(prefix_positive)) + 0.5 * margin(prefix, labels[:, j - 1])
+    if j == 1:
+        side += float(cross_entropy(adapter.top(prefix), labels[:, 0]))
+    if j == num_levels:
+        side += float(cross_entropy(adapter.leaf(prefix), labels[:, -1]))
+    return loss + 0.6 * side
+
+
+@pytest.mark.parametrize(("num_levels", "j"), [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2), (4, 3), (4, 4)])
+def test_the_published_loss_equals_the_slow_version(num_levels: int, j: int):
+    adapter = PublishedAdapter(16, num_levels, 3, 2, 5).eval()
+    with torch.no_grad():
+        for parameter in adapter.parameters():  # so that the norms' weights are not all one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        blocks = tuple(adapter.blocks(torch.randn(7, 16)) for _ in range(4))
+        mask = torch.randint(0, 2, (7, num_levels)).float()
+        labels = LABELS[:, :num_levels]
+        found = published_loss(adapter, blocks, labels, mask, j)
+        assert found.item() == pytest.approx(slow_published(adapter, blocks, labels, mask, j), rel=1e-4)
+
+
+def test_published_positives_are_others_of_the_same_class():
+    adapter = PublishedAdapter(16, 4, 3, 2, 5)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    rows = torch.arange(7).repeat(300)
+    for level in range(4):
+        drawn = objective.positives(rows, level)
+        assert torch.equal(LABELS[drawn, level], LABELS[rows, level])
+        for row in range(7):
+            others = {i for i in range(7) if i != row and LABELS[i, level] == LABELS[row, level]} or {row}
+            assert set(drawn[rows == row].tolist()) == others  # never itself, and each of them in turn
+
+
+def test_the_batch_follows_the_most_frequent_length():
+    """So the first prefix gets nearly all of the training, as published."""
+    modes = [int((torch.multinomial(torch.tensor(LENGTH[4]), 256, True) + 1).mode().values) for _ in range(300)]
+    assert sum(m == 1 for m in modes) / 300 == pytest.approx(0.97, abs=0.03)
+
+
+def test_published_objective_runs_and_has_gradients():
+    torch.manual_seed(0)
+    adapter = PublishedAdapter(16, 3, 3, 2, 4)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    objective(adapter, torch.arange(7)).backward()
+    assert all(p.grad is not None for name, p in adapter.named_parameters() if not name.startswith(("top", "leaf")))

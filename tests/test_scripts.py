@@ -1,0 +1,248 @@
+"""The four scripts as their users run them: outputs, the held-out guarantee, messages and exit codes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import TYPES, clustered, write_release
+
+import eval as evaluate
+import ingest
+import stratify
+import train
+from fractal.atlas import LEVEL_COLUMNS, read_rows
+from fractal.cli import LEVELS
+from fractal.scimilarity import open_release
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkpoint(stratified: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "adapter.pt"
+    train.main(
+        ["--input", str(stratified), "--output", str(path), "--epochs", "2", "--scale-dim", "4", "--device", "cpu"]
+    )
+    return path
+
+
+def evaluated(checkpoint: Path, data: Path, *more: str) -> dict:
+    out = checkpoint.with_suffix(".json")
+    evaluate.main(["--model-path", str(checkpoint), "--input", str(data), "--json", str(out), "--device", "cpu", *more])
+    return json.loads(out.read_text())
+
+
+def test_ingest_writes_every_cell_in_order(release: Path, tmp_path: Path, capsys):
+    out = tmp_path / "new folder" / "cells.parquet"
+    ingest.main(["--model-dir", str(release), "--output", str(out)])
+    table, source = pq.read_table(out), open_release(release)
+    assert table["level4_subtype"].to_pylist() == [source.types[c] for c in source.type_codes]
+    vectors = np.concatenate([v for _, v in source.chunks()])
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), vectors)
+    assert set(table["study"].to_pylist()) == {"s1", "s2", "s3"}
+    assert set(zip(*(table[c].to_pylist() for c in LEVEL_COLUMNS[:2]), strict=True)) == {
+        ("Immune", "Lymphoid"),
+        ("Immune", "Myeloid"),
+        ("Immune", "Innate Lymphoid"),
+        ("Stromal", "Fibroblast"),
+        ("Epithelial", "Epithelial"),
+    }
+    printed = capsys.readouterr().out
+    assert "Cell Ontology release 2025-07-30" in printed
+    assert "6 type names: 6 matched automatically (5 by name, 1 by synonym), 0 by hand, 0 unmapped" in printed
+    assert "| Immune" in printed
+
+    with open(out.with_name("hierarchy.tsv"), encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["subtype"] for row in rows] == TYPES
+    assert rows[4] == {
+        "cl_id": "CL:0000815", "system": "Immune", "lineage": "Lymphoid", "type": "mature T cell",
+        "subtype": "regulatory T cell", "path": "regulatory T cell > mature T cell > T cell > lymphocyte",
+    }  # fmt: skip
+
+
+def test_a_release_without_studies(tmp_path: Path):
+    write_release(tmp_path / "m", clustered(TYPES * 4), TYPES * 4)
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")])
+    stratify.main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")])
+    assert pq.read_schema(tmp_path / "b").names == ["embedding", *LEVEL_COLUMNS]
+
+
+def test_unmapped_names(fails, tmp_path: Path):
+    types = ["B cell", "blob"]
+    write_release(tmp_path / "m", clustered(types * 5), types * 5, types=types)
+    argv = ["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")]
+    assert "1 type names are not in CL 2025-07-30: blob" in fails(ingest.main, *argv)
+    assert not (tmp_path / "a").exists()
+    ingest.main([*argv, "--unmapped", "other"])
+    cells = pq.read_table(tmp_path / "a").to_pylist()
+    assert {row["level1_system"] for row in cells if row["level4_subtype"] == "blob"} == {"Other"}
+
+
+def test_ingest_names_what_is_missing(fails, tmp_path: Path):
+    message = fails(ingest.main, "--model-dir", tmp_path, "--output", tmp_path / "out" / "a")
+    assert f"{tmp_path}/label_ints.csv: no such file" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "published", "mrl"])
+def test_train_and_eval(stratified: Path, tmp_path: Path, capsys, recipe: str):
+    path = tmp_path / "adapter.pt"
+    argv = ["--input", str(stratified), "--output", str(path), "--recipe", recipe, "--epochs", "3", "--scale-dim", "8"]
+    train.main([*argv, "--lr", "3e-3", "--batch-size", "64"])
+    assert f"recipe {recipe}: 4 levels x 8" in capsys.readouterr().out.splitlines()[0]
+    result = evaluated(path, stratified)
+    assert [row["embedding"] for row in result["rows"]] == ["raw", "full", "prefix 3", "prefix 2", "prefix 1"]
+    assert [row["dims"] for row in result["rows"]] == [16, 32, 24, 16, 8]
+    assert set(result) >= {"rows", "steerability", "num_queries"}
+    for row in result["rows"]:
+        for block in ("loo", "bank", "silhouette"):
+            assert list(row[block]) == list(LEVELS)
+    assert result["rows"][1]["bank"]["system"] > 0.9  # well separated clusters
+    full, first = result["rows"][1]["loo"], result["rows"][4]["loo"]
+    assert result["steerability"] == pytest.approx(
+        first["system"] - full["system"] + full["subtype"] - first["subtype"], abs=1e-9
+    )
+    printed = capsys.readouterr().out
+    assert "| Embedding | Dims | System | Lineage |  Type | Subtype |   Sil |" in printed
+    assert "Steerability" in printed
+
+
+def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
+    path = tmp_path / "two.pt"
+    argv = ["--input", str(stratified), "--output", str(path), "--epochs", "1", "--num-levels", "2", "--scale-dim", "4"]
+    train.main(argv)
+    result = evaluated(path, stratified)
+    assert [row["embedding"] for row in result["rows"]] == ["raw", "full", "prefix 1"]
+    assert set(result["rows"][1]["loo"]) == set(LEVELS)
+    full, first = result["rows"][1]["loo"], result["rows"][2]["loo"]
+    expected = first["system"] - full["system"] + full["lineage"] - first["lineage"]  # its leaf is the lineage
+    assert result["steerability"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
+    """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
+    from fractal import atlas
+    from fractal.atlas import writing
+
+    num_rows = pq.read_metadata(stratified).num_rows
+    is_test = atlas.held_out(num_rows, 0.2, 0)
+    cells = read_rows(stratified, np.arange(num_rows))
+    vectors, labels = cells.vectors.copy(), cells.labels.copy()
+    vectors[is_test] = np.random.default_rng(0).normal(size=(is_test.sum(), 16))
+    labels[is_test] = 0
+    with writing(tmp_path / "spoilt", 16, False, {}) as writer:
+        writer.append(vectors, [(labels[:, k], cells.classes[k]) for k in range(4)])
+    states = []
+    for data, out in ((stratified, "a.pt"), (tmp_path / "spoilt", "b.pt")):
+        argv = ["--input", str(data), "--output", str(tmp_path / out), "--epochs", "1", "--scale-dim", "4"]
+        train.main([*argv, "--device", "cpu"])
+        states.append(torch.load(tmp_path / out, weights_only=True)["state"])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_eval_draws_from_the_test_rows_only(checkpoint: Path, stratified: Path, tmp_path: Path):
+    from fractal import atlas
+
+    evaluated(checkpoint, stratified, "--rows-out", str(tmp_path / "rows"), "--num-samples", "50", "--seed", "4")
+    bank, queries = np.load(tmp_path / "rows" / "train.npy"), np.load(tmp_path / "rows" / "queries.npy")
+    is_test = atlas.held_out(600, 0.2, 0)
+    assert len(np.unique(queries)) == 50
+    assert is_test[queries].all()
+    assert not is_test[bank].any()
+    assert len(bank) == (~is_test).sum() - round(0.15 * (~is_test).sum())
+
+
+def test_eval_refuses_another_file(fails, checkpoint: Path, stratified: Path, tmp_path: Path):
+    other = tmp_path / "cells.parquet"  # the same cells, another order
+    argv = ["--model-path", checkpoint, "--input", other]
+    assert "cells.parquet: not the file that" in fails(evaluate.main, *argv)
+    result = evaluated(checkpoint, other, "--all-rows")
+    assert result["num_queries"] == 600
+    assert result["rows"][0]["bank"]["system"] is None
+    assert result["rows"][0]["loo"]["system"] > 0.5
+
+
+def test_eval_refuses_another_width(fails, checkpoint: Path, tmp_path: Path):
+    write_release(tmp_path / "m", clustered(TYPES * 4, dim=5), TYPES * 4)
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "narrow")])
+    message = fails(evaluate.main, "--model-path", checkpoint, "--input", tmp_path / "narrow", "--all-rows")
+    assert "narrow: its vectors have 5 numbers" in message
+
+
+def test_one_type_cannot_be_trained_on(fails, tmp_path: Path):
+    write_release(tmp_path / "m", clustered(["B cell"] * 30), ["B cell"] * 30)
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")])
+    message = fails(train.main, "--input", tmp_path / "a", "--output", tmp_path / "out.pt")
+    assert "all training rows are of one type" in message
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_an_atlas_of_one_system_has_no_silhouette_of_it(tmp_path: Path):
+    immune = [t for t in TYPES if t not in ("fibroblast", "type II pneumocyte")]
+    write_release(tmp_path / "m", clustered(immune * 50), immune * 50)
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")])
+    argv = ["--input", str(tmp_path / "a"), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"]
+    train.main(argv)
+    result = evaluated(tmp_path / "a.pt", tmp_path / "a")
+    assert {row["silhouette"]["system"] for row in result["rows"]} == {None}
+    assert result["rows"][4]["silhouette"]["lineage"] > 0.5
+
+
+def test_the_same_seed_gives_the_same_weights(stratified: Path, tmp_path: Path):
+    states = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        argv = ["--input", str(stratified), "--output", str(tmp_path / name), "--epochs", "1", "--seed", str(seed)]
+        train.main([*argv, "--scale-dim", "4", "--device", "cpu"])
+        states.append(torch.load(tmp_path / name, weights_only=True)["state"]["linear.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_the_command_line_exits_with_2_and_one_line(tmp_path: Path):
+    for script in ("stratify.py", "train.py", "eval.py"):
+        flag = "--model-path" if script == "eval.py" else "--input"
+        done = subprocess.run(
+            [sys.executable, script, flag, str(tmp_path / "none")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert str(tmp_path / "none") in done.stderr
+
+
+@pytest.mark.parametrize("script", ["ingest.py", "stratify.py", "train.py", "eval.py"])
+def test_help(script: str):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "argv", [["--val-ratio", "1"], ["--epochs", "0"], ["--max-samples", "-1"], ["--num-levels", "5"]]
+)
+def test_flags_out_of_range(argv: list[str]):
+    with pytest.raises(SystemExit) as stop:
+        train.main(argv)
+    assert stop.value.code == 2
+
+
+def test_real_atlases_end_to_end(real_release: Path, tmp_path: Path):
+    """A short run on real cells: at the type level the adapter is better than the raw vectors."""
+    ingest.main(["--model-dir", str(real_release), "--output", str(tmp_path / "a")])
+    stratify.main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")])
+    train.main(["--input", str(tmp_path / "b"), "--output", str(tmp_path / "a.pt"), "--epochs", "5"])
+    result = evaluated(tmp_path / "a.pt", tmp_path / "b")
+    raw, full = result["rows"][:2]
+    assert full["loo"]["type"] > raw["loo"]["type"]
+    assert full["loo"]["subtype"] > raw["loo"]["subtype"]
+    assert full["silhouette"]["subtype"] > raw["silhouette"]["subtype"]

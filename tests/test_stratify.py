@@ -1,0 +1,65 @@
+"""Stratified order: balanced, complete, seeded."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import stratify
+from stratify import round_robin
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.integers(0, 2**31))
+def test_rounds(labels: list[int], seed: int):
+    y = np.array(labels)
+    order = round_robin(y, seed)
+    assert np.array_equal(np.sort(order), np.arange(len(y)))
+    # the k-th cell of every label stands before the (k+1)-th of any
+    seen: dict[int, int] = {}
+    turns = []
+    for label in y[order].tolist():
+        seen[label] = seen.get(label, 0) + 1
+        turns.append(seen[label])
+    assert turns == sorted(turns)
+
+
+def test_the_seed_decides_who_comes_first():
+    y = np.repeat(np.arange(5), 40)
+    first = [tuple(round_robin(y, seed)[:5]) for seed in range(20)]
+    assert len(set(first)) > 15
+    assert np.array_equal(round_robin(y, 3), round_robin(y, 3))
+
+
+def test_the_same_rows_in_another_order(stratified: Path, tmp_path: Path):
+    def rows(path: Path) -> list[tuple]:
+        table = pq.read_table(path)
+        return [tuple(map(str, row.values())) for row in table.to_pylist()]
+
+    before, after = rows(tmp_path / "cells.parquet"), rows(stratified)
+    assert before != after
+    assert sorted(before) == sorted(after)
+    assert pq.read_schema(stratified).equals(pq.read_schema(tmp_path / "cells.parquet"), check_metadata=True)
+    first = pq.read_table(stratified)["level4_subtype"].to_pylist()[:6]
+    assert len(set(first)) == 6
+
+
+def test_the_same_seed_gives_the_same_file(stratified: Path, tmp_path: Path):
+    for name, seed in (("same", 0), ("other", 1)):
+        argv = ["--input", str(tmp_path / "cells.parquet"), "--output", str(tmp_path / name), "--seed", str(seed)]
+        stratify.main(argv)
+    assert (tmp_path / "same").read_bytes() == stratified.read_bytes() != (tmp_path / "other").read_bytes()
+
+
+def test_a_missing_input(fails, tmp_path: Path):
+    message = fails(stratify.main, "--input", tmp_path / "none.parquet", "--output", tmp_path / "out.parquet")
+    assert "none.parquet: no such file" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--seed", "x"]])
+def test_argparse_exits(argv: list[str]):
+    with pytest.raises(SystemExit):
+        stratify.main(argv)

@@ -1,0 +1,262 @@
+"""Step 3: fit the adapter, whose vectors can be cut after any block, on the first rows of a stratified file.
+
+    uv run python train.py --num-levels 4 --scale-dim 32
+
+Three recipes: `fractal` trains prefix j on the labels of level j (fractal/objective.py), `published` is the published
+reference (fractal/published.py), and `mrl` is the flat control that trains every prefix on the leaf labels.
+"""
+
+import argparse
+import copy
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from fractal.adapter import Adapter, PublishedAdapter, build_adapter, embed, pick_device, save
+from fractal.atlas import Split, fingerprint, open_atlas, read_rows
+from fractal.cli import LEVELS, InputError, run
+from fractal.metrics import knn_accuracy
+from fractal.objective import PrefixObjective
+from fractal.published import PublishedObjective
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What differs between the recipes beside their loss."""
+
+    lr: float
+    batch_size: int
+    min_steps: int  # per epoch: small atlases are gone through several times
+    averaged: bool  # score and save an exponential moving average of the weights
+
+
+RECIPES = {
+    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=100, averaged=True),
+    "published": Recipe(lr=1e-4, batch_size=256, min_steps=1, averaged=False),
+    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=100, averaged=True),
+}
+WEIGHT_DECAY = 0.01
+CLIP = 1.0  # norm of the gradient
+AVERAGE = 0.98  # decay of the moving average: it looks back about 50 steps
+VAL_QUERIES, VAL_BANK = 2_000, 20_000  # enough for a standard error of .01, and a tenth of a second
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--input",
+        type=Path,
+        default=Path("data/stratified.parquet"),
+        help="Parquet file of stratify.py (default: %(default)s)",
+    )
+    files.add_argument("--output", type=Path, help="checkpoint to write (default: data/fractal_adapter_{N}L.pt)")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--recipe", choices=list(RECIPES), default="fractal", help="what to train, see above (default: %(default)s)"
+    )
+    model.add_argument(
+        "--num-levels",
+        type=int,
+        choices=[2, 3, 4],
+        default=4,
+        help="blocks: system, lineage, type, subtype, or the first of these (default: %(default)s)",
+    )
+    model.add_argument("--scale-dim", type=positive_int, default=32, help="numbers per block (default: %(default)s)")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument(
+        "--max-samples",
+        type=non_negative_int,
+        default=100_000,
+        help="first rows, less the test rows, to train and validate on; 0 takes all (default: %(default)s)",
+    )
+    rows.add_argument(
+        "--test-ratio",
+        type=ratio,
+        default=0.2,
+        help="share of the whole file that is set aside for eval.py before anything else (default: %(default)s)",
+    )
+    rows.add_argument(
+        "--val-ratio",
+        type=ratio,
+        default=0.15,
+        help="share of the samples that is validated on; 0 trains all epochs and keeps the last (default: %(default)s)",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
+    training.add_argument(
+        "--patience",
+        type=positive_int,
+        default=5,
+        help="stop after so many epochs without a better validation score (default: %(default)s)",
+    )
+    training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
+    training.add_argument("--lr", type=float, help=recipe_defaults("lr"))
+    training.add_argument("--seed", type=non_negative_int, default=0, help="of split and training (default: 0)")
+    training.add_argument(
+        "--device",
+        choices=["auto", "cuda", "mps", "cpu"],
+        default="auto",
+        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
+    )
+    return parser
+
+
+def recipe_defaults(name: str) -> str:
+    return "default: " + ", ".join(f"{getattr(r, name):g} for {key}" for key, r in RECIPES.items())
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    return value
+
+
+class Validator:
+    """5-NN accuracy of validation cells against training cells, with the full vector, per level."""
+
+    def __init__(self, x: Tensor, labels: Tensor, val_x: Tensor, val_labels: Tensor) -> None:
+        bank = torch.randperm(len(x))[:VAL_BANK].to(x.device)
+        queries = torch.randperm(len(val_x))[:VAL_QUERIES].to(x.device)
+        self.bank, self.bank_labels = x[bank], labels[bank]
+        self.queries, self.labels = val_x[queries], val_labels[queries]
+
+    def __call__(self, adapter: nn.Module) -> list[float]:
+        queries, bank = embed(adapter, self.queries)[-1], embed(adapter, self.bank)[-1]
+        return knn_accuracy(queries, self.labels, bank, self.bank_labels)
+
+
+def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
+    """Row numbers of one epoch: shuffled, cut to full batches, repeated until there are `min_steps` of them."""
+    found: list[Tensor] = []
+    while len(found) < min_steps or not found:
+        order = torch.randperm(n)
+        found += order.split(size) if n <= size else order[: n - n % size].split(size)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    recipe = RECIPES[args.recipe]
+    lr, batch_size = args.lr or recipe.lr, args.batch_size or recipe.batch_size
+    output = args.output or Path(f"data/fractal_adapter_{args.num_levels}L.pt")
+    device = pick_device(args.device)
+    print(f"recipe {args.recipe}: {args.num_levels} levels x {args.scale_dim}, lr {lr:g}, batch {batch_size}, {device}")
+    torch.manual_seed(args.seed)
+
+    # Rows: the test rows are set aside first; training and validation share the first of the others.
+    num_rows = open_atlas(args.input).metadata.num_rows
+    split = Split(fingerprint(args.input), num_rows, args.seed, args.test_ratio, args.val_ratio, args.max_samples)
+    train_rows, val_rows, test_rows = split.rows()
+    if len(train_rows) < 2:
+        raise InputError(
+            f"{args.input}: {len(train_rows)} rows are left to train on; lower --test-ratio or --val-ratio"
+        )
+    cells = read_rows(args.input, np.concatenate([train_rows, val_rows]))
+    if len(cells.classes[-1]) < 2:
+        raise InputError(f"{args.input}: all training rows are of one type; there is nothing to tell apart")
+    vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
+    x, val_x = vectors[: len(train_rows)], vectors[len(train_rows) :]
+    y, val_y = labels[: len(train_rows)], labels[len(train_rows) :]
+    print(f"{len(x):,} training, {len(val_x):,} validation and {len(test_rows):,} test cells of {args.input}")
+
+    config = {
+        "recipe": args.recipe,
+        "dim": x.shape[1],
+        "num_levels": args.num_levels,
+        "scale_dim": args.scale_dim,
+    }
+    adapter = build_adapter(config, cells.classes).to(device)
+    objective: nn.Module
+    if isinstance(adapter, PublishedAdapter):
+        objective = PublishedObjective(adapter, x, y)
+    else:
+        objective = PrefixObjective(adapter, x, y, args.recipe)
+    average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
+    scored = average.module if average is not None else adapter
+    steps = len(batches(len(x), batch_size, recipe.min_steps))
+    optimizer = torch.optim.AdamW([*adapter.parameters(), *objective.parameters()], lr=lr, weight_decay=WEIGHT_DECAY)
+    scheduler: LRScheduler
+    if args.recipe == "published":
+        scheduler = CosineAnnealingLR(optimizer, args.epochs * steps)
+    else:
+        scheduler = OneCycleLR(optimizer, lr, total_steps=args.epochs * steps, pct_start=0.1)
+    validate = Validator(x, y, val_x, val_y) if len(val_x) else None
+
+    best_score, best_epoch, best_state, validation = -1.0, 0, copy.deepcopy(scored.state_dict()), None
+    began = time.perf_counter()
+    with tqdm(total=args.epochs * steps, unit="step", desc="train") as bar:
+        for epoch in range(1, args.epochs + 1):
+            adapter.train()
+            total = torch.zeros((), device=device)
+            for rows in batches(len(x), batch_size, recipe.min_steps):
+                loss = objective(adapter, rows.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(adapter.parameters(), CLIP)
+                optimizer.step()
+                scheduler.step()
+                if average is not None:
+                    average.update_parameters(adapter)
+                total += loss.detach()
+                bar.update()
+            mean_loss = total.item() / steps
+            bar.set_postfix(loss=f"{mean_loss:.3f}")
+            line = f"epoch {epoch:3d}  loss {mean_loss:.3f}  {time.perf_counter() - began:6.1f} s"
+            if validate is None:
+                best_epoch, best_state = epoch, copy.deepcopy(scored.state_dict())
+                bar.write(line)
+                continue
+            scores = validate(scored)
+            bar.write(
+                f"{line}  validation 5-NN " + "  ".join(f"{k} {s:.3f}" for k, s in zip(LEVELS, scores, strict=True))
+            )
+            score = sum(scores[: args.num_levels]) / args.num_levels
+            if score >= best_score:  # of equals the later one: it has been trained longer
+                best_score, best_epoch, validation = score, epoch, dict(zip(LEVELS, scores, strict=True))
+                best_state = copy.deepcopy(scored.state_dict())
+            elif epoch - best_epoch >= args.patience:
+                bar.write(f"no better for {args.patience} epochs: stopping")
+                break
+
+    adapter.load_state_dict(best_state)
+    training = {"epochs": args.epochs, "lr": lr, "batch_size": batch_size, "best_epoch": best_epoch}
+    versions = {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}
+    save(
+        output,
+        adapter,
+        config,
+        cells.classes,
+        split=asdict(split),
+        training=training,
+        validation=validation,
+        versions=versions,
+    )
+    print(f"epoch {best_epoch} kept, {time.perf_counter() - began:.0f} s, written to {output}")
+
+
+if __name__ == "__main__":
+    run(main)
