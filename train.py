@@ -12,6 +12,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ class Validator:
         self.bank, self.bank_labels = x[bank], labels[bank]
         self.queries, self.labels = val_x[queries], val_labels[queries]
 
-    def __call__(self, adapter: nn.Module) -> list[float]:
+    def __call__(self, adapter: Adapter) -> list[float]:
         queries, bank = embed(adapter, self.queries)[-1], embed(adapter, self.bank)[-1]
         return knn_accuracy(queries, self.labels, bank, self.bank_labels)
 
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         objective = PrefixObjective(adapter, x, y, args.recipe)
     average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
-    scored = average.module if average is not None else adapter
+    scored = cast(Adapter, average.module) if average is not None else adapter
     steps = len(batches(len(x), batch_size, recipe.min_steps))
     optimizer = torch.optim.AdamW([*adapter.parameters(), *objective.parameters()], lr=lr, weight_decay=WEIGHT_DECAY)
     scheduler: LRScheduler

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal import atlas
-from fractal.atlas import LEVEL_COLUMNS, Split, fingerprint, open_atlas, read_rows, held_out, writing
+from fractal.atlas import LEVEL_COLUMNS, Split, fingerprint, held_out, open_atlas, read_rows, writing
 from fractal.cli import InputError
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
