@@ -36,10 +36,23 @@ class Adapter(nn.Module):
 
 
 class FractalAdapter(Adapter):
-    """A linear map and, beside it, a perceptron with two hidden layers: 0.4 M weights at 128-d and 4 x 32."""
+    """A linear map and, beside it, a perceptron with two hidden layers: 0.4 M weights at 128-d and 4 x 32.
 
-    def __init__(self, dim: int, num_levels: int, scale_dim: int, hidden: int = 512, dropout: float = 0.1) -> None:
+    Labels are noisy and small atlases have 2,000 cells, so training is held back twice: by dropout, and by noise on
+    the input, `noise` long beside a vector of length 1, which teaches that cells so close together are the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_levels: int,
+        scale_dim: int,
+        hidden: int = 512,
+        dropout: float = 0.2,
+        noise: float = 0.4,
+    ) -> None:
         super().__init__(dim, num_levels, scale_dim)
+        self.noise = noise
         total = num_levels * scale_dim
         self.linear = nn.Linear(dim, total, bias=False)
         self.mlp = nn.Sequential(
@@ -50,6 +63,8 @@ class FractalAdapter(Adapter):
 
     def blocks(self, x: Tensor) -> Tensor:
         x = normalize(x, dim=1) * self.dim**0.5  # entries of about 1, whatever the length of the vectors
+        if self.training:
+            x = x + self.noise * torch.randn_like(x)
         return (self.linear(x) + self.mlp(x)).unflatten(1, (self.num_levels, self.scale_dim))
 
 

@@ -12,11 +12,14 @@ class InputError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; exit 2 with one line on stderr for bad input, 130 on Ctrl-C."""
+    """Call `main`; exit 2 with one line on stderr for bad input or a file that can't be used, 130 on Ctrl-C."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no space, no permission, a folder where a file should be, ...
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)

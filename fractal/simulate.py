@@ -292,17 +292,14 @@ def write_release(directory: str | Path, cells: int, seed: int = 0) -> None:
     last bits in another way.
     """
     atlas, directory = Atlas(cells, seed), Path(directory)
-    try:
-        with (
-            replacing(directory / "label_ints.csv") as types,
-            replacing(directory / "annotation" / "reference_labels.tsv") as labels,
-            replacing(directory / "annotation" / "labelled_kNN.bin") as index,
-        ):
-            with open(types, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("", 0), *enumerate(atlas.types)])
-            _write_cells(atlas, labels, index)
-    except OSError as error:
-        raise InputError(f"{directory}: the release cannot be written ({error.strerror})") from error
+    with (
+        replacing(directory / "label_ints.csv") as types,
+        replacing(directory / "annotation" / "reference_labels.tsv") as labels,
+        replacing(directory / "annotation" / "labelled_kNN.bin") as index,
+    ):
+        with open(types, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("", 0), *enumerate(atlas.types)])
+        _write_cells(atlas, labels, index)
 
 
 def _write_cells(atlas: Atlas, labels_path: Path, index_path: Path) -> None:
