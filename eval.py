@@ -18,10 +18,9 @@ from torch import Tensor
 
 from fractal.adapter import embed, load, pick_device
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
-from fractal.cli import LEVELS, InputError, run, table
+from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
 from fractal.files import replacing
 from fractal.metrics import knn_accuracy, silhouette, steerability
-from train import non_negative_int, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:

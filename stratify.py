@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fractal.atlas import LEVEL_COLUMNS, ROW_GROUP, open_atlas, read_vectors, text_codes, writing
-from fractal.cli import run
+from fractal.cli import non_negative_int, run
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,7 +28,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("data/stratified.parquet"), help="file to write (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order within a round (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of the order within a round (default: %(default)s)"
+    )
     return parser
 
 
@@ -47,9 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     schema = open_atlas(args.input).schema_arrow
     cells = pq.read_table(args.input, memory_map=True)  # 4.3 GB for the 7.9 million cells of SCimilarity v1.1
-    vectors = read_vectors(cells)
+    vectors = read_vectors(cells, args.input)
     names = [*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])]
-    columns = [text_codes(cells, name) for name in names]
+    columns = [text_codes(cells, name, args.input) for name in names]
     subtypes = columns[LEVEL_COLUMNS.index("level4_subtype")]
     order = round_robin(subtypes[0], args.seed)
 

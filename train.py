@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from fractal.adapter import Adapter, PublishedAdapter, build_adapter, embed, pick_device, save
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
-from fractal.cli import LEVELS, InputError, run
+from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, ratio, run
 from fractal.metrics import knn_accuracy, silhouette
 from fractal.objective import PrefixObjective
 from fractal.published import PublishedObjective
@@ -101,7 +101,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="stop after so many epochs without a better validation score (default: %(default)s)",
     )
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
-    training.add_argument("--lr", type=float, help=recipe_defaults("lr"))
+    training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
     training.add_argument("--seed", type=non_negative_int, default=0, help="of split and training (default: 0)")
     training.add_argument(
         "--device",
@@ -114,27 +114,6 @@ def get_parser() -> argparse.ArgumentParser:
 
 def recipe_defaults(name: str) -> str:
     return "default: " + ", ".join(f"{getattr(r, name):g} for {key}" for key, r in RECIPES.items())
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
-
-
-def ratio(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
-    return value
 
 
 class Validator:
@@ -218,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
 
     best_score, best_epoch, best_state, validation = -math.inf, 0, copy.deepcopy(scored.state_dict()), None
     began = time.perf_counter()
-    with tqdm(total=args.epochs * steps, unit="step", desc="train") as bar:
+    with tqdm(total=args.epochs * steps, unit="step", desc="train", mininterval=0.5) as bar:
         for epoch in range(1, args.epochs + 1):
             adapter.train()
             total = torch.zeros((), device=device)
@@ -234,6 +213,10 @@ def main(argv: list[str] | None = None) -> None:
                 total += loss.detach()
                 bar.update()
             mean_loss = total.item() / steps
+            if not math.isfinite(mean_loss):
+                raise InputError(
+                    f"{args.input}: the loss is {mean_loss} in epoch {epoch}; give a lower --lr than {lr:g}"
+                )
             bar.set_postfix(loss=f"{mean_loss:.3f}")
             line = f"epoch {epoch:3d}  loss {mean_loss:.3f}  {time.perf_counter() - began:6.1f} s"
             if validate is None:

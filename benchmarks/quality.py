@@ -22,7 +22,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.cli import LEVELS, InputError, run, table
+from fractal.cli import LEVELS, InputError, positive_int, run, table
 
 ATLASES = ("pbmc_tonsil", "fetal_organs")
 # fetal_organs has 1,600 training cells: 20 epochs of six steps leave the published recipe below the raw vectors.
@@ -44,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--atlases", nargs="+", default=ATLASES, help="folders in it (default: both)")
     parser.add_argument("--recipes", nargs="+", default=["published", "fractal"], choices=list(train.RECIPES))
-    parser.add_argument("--seeds", type=train.positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/quality"), help="keeps files and finished runs (default: %(default)s)"
     )

@@ -89,16 +89,20 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def read_vectors(table: pa.Table) -> np.ndarray:
-    """The embedding column of a table of one chunk -> (n, dim) float32, a view without a copy."""
+def read_vectors(table: pa.Table, path: str | Path) -> np.ndarray:
+    """The embedding column of a table -> (n, dim) float32, a view without a copy where it is one chunk."""
     column = table["embedding"].combine_chunks()
+    if column.null_count:
+        raise InputError(f"{path}: {column.null_count} cells have no embedding; make it again with ingest.py")
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 
-def text_codes(table: pa.Table, name: str) -> tuple[np.ndarray, list[str]]:
+def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray, list[str]]:
     """A text column of a table -> its (n,) codes and their names, sorted; names that do not occur are left out."""
     column = table[name]
+    if column.null_count:
+        raise InputError(f"{path}: {column.null_count} cells have no {name}; make it again with ingest.py")
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     column = column.unify_dictionaries().combine_chunks()
@@ -124,10 +128,10 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
         start = stop
     table = pa.concat_tables(pieces)
     back = np.argsort(order)  # from ascending to the order asked for
-    vectors = read_vectors(table)[back]
+    vectors = read_vectors(table, path)[back]
     if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
         raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
-    columns = [text_codes(table, name) for name in LEVEL_COLUMNS]
+    columns = [text_codes(table, name, path) for name in LEVEL_COLUMNS]
     labels = np.stack([codes[back] for codes, _ in columns], axis=1)
     return Cells(vectors, labels, [names for _, names in columns])
 

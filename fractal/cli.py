@@ -1,5 +1,6 @@
 """What the scripts share on the command line: errors in one line, and tables that can be pasted."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,35 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         sys.exit(130)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type, as are the next ones."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    return value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

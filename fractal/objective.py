@@ -59,18 +59,20 @@ class PrefixObjective(nn.Module):
             target = self.labels[rows, level]
             logits = prefix @ normalize(prototypes, dim=1).T / TAU
             loss = loss + cross_entropy(logits, target, label_smoothing=SMOOTHING)
-            loss = loss + CONTRAST * supervised_contrast(prefix, target)
+            loss = loss + CONTRAST * supervised_contrast(prefix, target, len(prototypes))
         return loss / len(self.levels)
 
 
-def supervised_contrast(z: Tensor, target: Tensor) -> Tensor:
+def supervised_contrast(z: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Mean over the anchors of -log softmax at their positives; unit vectors z (b, d), classes target (b,).
 
-    An anchor without a second cell of its class in the batch takes no part.
+    An anchor without a second cell of its class in the batch takes no part. The mean similarity to the positives
+    comes from class sums, so only the softmax's denominator needs the (b, b) similarities.
     """
+    sums = z.new_zeros(num_classes, z.shape[1]).index_add_(0, target, z)
+    count = target.bincount(minlength=num_classes)[target] - 1  # positives of each anchor
+    attract = ((z * sums[target]).sum(1) - 1) / count.clamp(min=1)  # less z times itself, which is 1
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    positive = (target[:, None] == target[None, :]) & ~itself
-    logp = (z @ z.T / TAU).masked_fill(itself, -1e4).log_softmax(1)
-    count = positive.sum(1)
-    mean = (logp * positive).sum(1) / count.clamp(min=1)
-    return -mean[count > 0].mean() if bool(count.any()) else z.sum() * 0
+    repel = (z @ z.T / TAU).masked_fill(itself, -torch.inf).logsumexp(1)
+    used = count > 0
+    return ((repel - attract / TAU) * used).sum() / used.sum().clamp(min=1)

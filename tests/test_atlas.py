@@ -116,6 +116,16 @@ def test_zero_vectors_are_refused(tmp_path: Path):
         read_rows(tmp_path / "a", np.array([0]))
 
 
+@pytest.mark.parametrize("column", ["embedding", "level3_type"])
+def test_missing_values_are_refused(tmp_path: Path, column: str):
+    columns = {"embedding": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))}
+    columns |= {name: pa.array(["b", "a"]) for name in LEVEL_COLUMNS}
+    columns[column] = pa.array([None, columns[column][1].as_py()], columns[column].type)
+    pq.write_table(pa.table(columns), tmp_path / "a")
+    with pytest.raises(InputError, match=f"a: 1 cells have no {column}"):
+        read_rows(tmp_path / "a", np.array([0, 1]))
+
+
 def test_plain_string_columns_are_read_too(tmp_path: Path):
     columns = {name: ["b", "a"] for name in LEVEL_COLUMNS}
     table = pa.table({"embedding": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2)), **columns})

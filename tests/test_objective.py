@@ -31,12 +31,12 @@ def slow_contrast(z: Tensor, target: Tensor) -> float:
 @pytest.mark.parametrize("level", range(4))
 def test_contrast_equals_the_slow_version(level: int):
     z = normalize(torch.randn(7, 6, dtype=torch.float64), dim=1)
-    assert supervised_contrast(z, LABELS[:, level]).item() == pytest.approx(slow_contrast(z, LABELS[:, level]))
+    assert supervised_contrast(z, LABELS[:, level], 5).item() == pytest.approx(slow_contrast(z, LABELS[:, level]))
 
 
 def test_contrast_without_positives_is_zero_and_has_a_gradient():
     z = torch.randn(3, 4, requires_grad=True)
-    loss = supervised_contrast(normalize(z, dim=1), torch.arange(3))
+    loss = supervised_contrast(normalize(z, dim=1), torch.arange(3), 3)
     loss.backward()
     assert loss.item() == 0
 

@@ -227,8 +227,14 @@ def test_help(script: str):
     assert "usage" in done.stdout
 
 
+def test_a_diverging_run_says_so(fails, stratified: Path, tmp_path: Path):
+    argv = ["--input", stratified, "--output", tmp_path / "out.pt", "--lr", "1e30", "--epochs", "1"]
+    assert "give a lower --lr than 1e+30" in fails(train.main, *argv)
+    assert not (tmp_path / "out.pt").exists()
+
+
 @pytest.mark.parametrize(
-    "argv", [["--val-ratio", "1"], ["--epochs", "0"], ["--max-samples", "-1"], ["--num-levels", "5"]]
+    "argv", [["--lr", "0"], ["--val-ratio", "1"], ["--epochs", "0"], ["--max-samples", "-1"], ["--num-levels", "5"]]
 )
 def test_flags_out_of_range(argv: list[str]):
     with pytest.raises(SystemExit) as stop:
