@@ -64,15 +64,24 @@ def get_parser() -> argparse.ArgumentParser:
 
 def choose_rows(checkpoint: dict[str, Any], args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows, which are the bank, and the query rows. Raises InputError for another file."""
-    file, split = open_atlas(args.input), Split(**checkpoint["split"])
+    file = open_atlas(args.input)
+    try:
+        split = Split(**checkpoint["split"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{args.model_path}: carries no split of train.py; train it again") from error
+    same_file = fingerprint(args.input) == split.fingerprint
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
         raise InputError(
             f"{args.input}: its vectors have {dim} numbers, those of {args.model_path} {checkpoint['config']['dim']}"
         )
+    if args.all_rows and same_file:
+        raise InputError(
+            f"{args.input}: {args.model_path} was trained on it, so its cells are not new; drop --all-rows"
+        )
     if args.all_rows:
         train, pool = np.arange(0), np.arange(file.metadata.num_rows)
-    elif fingerprint(args.input) != split.fingerprint:
+    elif not same_file:
         raise InputError(
             f"{args.input}: not the file that {args.model_path} was trained on, so which of its cells are held out is "
             "unknown; name that file, or say --all-rows if all its cells are new"

@@ -162,14 +162,14 @@ def main(argv: list[str] | None = None) -> None:
     train_rows, val_rows, test_rows = split.rows()
     if len(train_rows) < 2:
         raise InputError(
-            f"{args.input}: {len(train_rows)} rows are left to train on; lower --test-ratio or --val-ratio"
+            f"{args.input}: {len(train_rows)} rows are left to train on; it takes more cells, or a larger --max-samples"
         )
     cells = read_rows(args.input, np.concatenate([train_rows, val_rows]))
-    if len(cells.classes[-1]) < 2:
-        raise InputError(f"{args.input}: all training rows are of one type; there is nothing to tell apart")
     vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
     x, val_x = vectors[: len(train_rows)], vectors[len(train_rows) :]
     y, val_y = labels[: len(train_rows)], labels[len(train_rows) :]
+    if len(y[:, -1].unique()) < 2:
+        raise InputError(f"{args.input}: all training rows are of one type; there is nothing to tell apart")
     print(f"{len(x):,} training, {len(val_x):,} validation and {len(test_rows):,} test cells of {args.input}")
 
     config = {
@@ -233,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
                 bar.write(f"no better for {args.patience} epochs: stopping")
                 break
 
+    if not all(tensor.isfinite().all() for tensor in best_state.values()) or best_epoch == 0:
+        raise InputError(f"{args.input}: training diverged; give a lower --lr than {lr:g}")
     adapter.load_state_dict(best_state)
     training = {"epochs": args.epochs, "lr": lr, "batch_size": batch_size, "best_epoch": best_epoch}
     versions = {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}

@@ -152,8 +152,8 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
     `facts`: what else belongs to the run (split, versions, validation scores).
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in adapter.state_dict().items()}
-    with replacing(path) as part:
-        torch.save({"config": config, "classes": classes, "state": state, **facts}, part)
+    with replacing(path) as part, open(part, "wb") as file:
+        torch.save({"config": config, "classes": classes, "state": state, **facts}, file)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
@@ -167,6 +167,6 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter,
         checkpoint = torch.load(path, map_location=device, weights_only=True)
         adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
         adapter.load_state_dict(checkpoint["state"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: not a checkpoint of train.py, or damaged; train it again") from error
     return adapter.to(device).eval(), checkpoint

@@ -68,15 +68,22 @@ class Cells:
     classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn whatever Arrow says of a damaged file into one line that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a Parquet file, or damaged ({str(error).splitlines()[0]})") from error
+
+
 def open_atlas(path: str | Path) -> pq.ParquetFile:
     """Open an atlas and check its columns. Raises InputError that says what is missing."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
-    try:
+    with reading(path):
         file = pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: not a Parquet file, or cut short ({str(error).splitlines()[0]})") from error
     schema = file.schema_arrow
     missing = [name for name in ("embedding", *LEVEL_COLUMNS) if name not in schema.names]
     if missing:
@@ -123,7 +130,8 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
         stop = start + file.metadata.row_group(group).num_rows
         lo, hi = np.searchsorted(ascending, [start, stop])
         if hi > lo:
-            piece = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
+            with reading(path):
+                piece = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
             pieces.append(piece.take(pa.array(ascending[lo:hi] - start)))
         start = stop
     table = pa.concat_tables(pieces)
@@ -137,15 +145,9 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
 
 
 def fingerprint(path: str | Path) -> str:
-    """sha256 of the Parquet footer: the schema, and each row group's sizes and each column's minimum and maximum.
-
-    So it takes no time on a 4 GB file, and yet changes with its rows, their order, or the hierarchy.
-    """
+    """sha256 of the whole file (3 s for 4 GB): it changes with any cell, and with the order of the rows."""
     with open(path, "rb") as file:
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, 2)
-        return hashlib.sha256(file.read(length)).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def held_out(num_rows: int, ratio: float, seed: int) -> np.ndarray:

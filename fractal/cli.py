@@ -17,7 +17,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a name contains
         sys.exit(2)
     except OSError as error:  # no space, no permission, a folder where a file should be, ...
         print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
@@ -37,8 +37,8 @@ def positive_int(text: str) -> int:
 
 def non_negative_int(text: str) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    if not 0 <= value < 2**63:  # what numpy and torch take as a seed
+        raise argparse.ArgumentTypeError(f"{value} is below 0 or above 2^63 - 1")
     return value
 
 

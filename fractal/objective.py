@@ -73,6 +73,6 @@ def supervised_contrast(z: Tensor, target: Tensor, num_classes: int) -> Tensor:
     count = target.bincount(minlength=num_classes)[target] - 1  # positives of each anchor
     attract = ((z * sums[target]).sum(1) - 1) / count.clamp(min=1)  # less z times itself, which is 1
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    repel = (z @ z.T / TAU).masked_fill(itself, -torch.inf).logsumexp(1)
+    repel = (z @ z.T / TAU).masked_fill(itself, -1e4).logsumexp(1)
     used = count > 0
     return ((repel - attract / TAU) * used).sum() / used.sum().clamp(min=1)

@@ -121,22 +121,24 @@ def match_names(names: Iterable[str], graph: nx.DiGraph) -> dict[str, tuple[str,
 
     A name, or a synonym, that stands for several terms is unmapped rather than guessed.
     """
-    exact: dict[str, str] = {}
-    by_name, by_synonym = defaultdict(set), defaultdict(set)
+    exact, by_name, by_synonym = defaultdict(set), defaultdict(set), defaultdict(set)
     for term, data in graph.nodes(data=True):
-        exact[data["name"]] = term
+        exact[data["name"]].add(term)
         by_name[_key(data["name"])].add(term)
         for synonym in data["synonyms"]:
             by_synonym[_key(synonym)].add(term)
 
     def match(name: str) -> tuple[str, str]:
-        if name in exact:
-            return exact[name], "name"
-        for index, how in ((by_name, "name"), (by_synonym, "synonym")):
-            terms = index.get(_key(name), set())
-            if terms:
+        if name in MANUAL:
+            return MANUAL[name], "manual"
+        for index, key, how in (
+            (exact, name, "name"),
+            (by_name, _key(name), "name"),
+            (by_synonym, _key(name), "synonym"),
+        ):
+            if terms := index.get(key):
                 return (next(iter(terms)), how) if len(terms) == 1 else ("", "unmapped")
-        return (MANUAL[name], "manual") if name in MANUAL else ("", "unmapped")
+        return "", "unmapped"
 
     return {name: match(name) for name in names}
 

@@ -25,7 +25,7 @@ class PublishedObjective(nn.Module):
         super().__init__()
         self.x, self.labels = x, labels[:, : adapter.num_levels]
         self.keep = torch.tensor(KEEP[adapter.num_levels], device=x.device)
-        self.length = torch.tensor(LENGTH[adapter.num_levels], device=x.device)
+        self.length = torch.tensor(LENGTH[adapter.num_levels])  # on the CPU: MPS has no mode()
         # Per level: rows sorted by class, where each class starts, its size, and each row's place in its class.
         self.sorted = [column.argsort(stable=True) for column in self.labels.T]
         self.size = [column.bincount() for column in self.labels.T]

@@ -68,6 +68,10 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path):
         write(tmp_path / name, groups, seed=seed)
         prints.add(fingerprint(tmp_path / name))
     assert len(prints) == 3
+    table = pq.read_table(tmp_path / "a")
+    for name, order in (("kept", [0, 1]), ("swapped", [1, 0])):  # same sizes, same minima and maxima
+        pq.write_table(table.take([*order, *range(2, 10)]), tmp_path / name)
+    assert fingerprint(tmp_path / "kept") != fingerprint(tmp_path / "swapped")
     write(tmp_path / "again", [5, 5], seed=0)
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "a")
 
@@ -105,7 +109,7 @@ def test_broken_files_are_refused(tmp_path: Path):
         open_atlas(path)
     write(path, [50])
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"a\.parquet: not a Parquet file, or cut short"):
+    with pytest.raises(InputError, match=r"a\.parquet: not a Parquet file, or damaged"):
         open_atlas(path)
 
 

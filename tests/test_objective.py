@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from fractal import published
 from fractal.adapter import FractalAdapter, PublishedAdapter
 from fractal.objective import CONTRAST, SMOOTHING, TAU, PrefixObjective, supervised_contrast, trained_levels
-from fractal.published import LENGTH, PublishedObjective, published_loss
+from fractal.published import PublishedObjective, published_loss
 
 LABELS = torch.tensor(
     [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
@@ -76,14 +77,20 @@ def test_the_prefix_loss_equals_the_slow_version(recipe: str):
     assert objective(adapter, rows).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_first_prefix_does_not_see_later_labels():
-    """The gradient that reaches block 1 through prefix 1 is the same, whatever the subtypes are called."""
-    x = torch.randn(7, 12)
+def test_the_first_block_gains_nothing_from_later_labels_through_prefix_1():
+    """Shuffle all later labels: what changes is the loss of the later prefixes only."""
+    x, shuffled = torch.randn(7, 12), LABELS.clone()
+    shuffled[:, 1:] = LABELS[torch.tensor([3, 0, 5, 1, 6, 2, 4]), 1:]
     adapter = FractalAdapter(12, 2, 3).eval()
-    objective = PrefixObjective(adapter, x, LABELS, "fractal")
-    other = PrefixObjective(adapter, x, LABELS[:, [0, 1, 3, 2]], "fractal")
-    other.load_state_dict(objective.state_dict())
-    assert torch.equal(objective(adapter, torch.arange(7)), other(adapter, torch.arange(7)))
+    losses, gradients = [], []
+    for labels in (LABELS, shuffled):
+        torch.manual_seed(0)
+        objective = PrefixObjective(adapter, x, labels, "fractal")
+        loss = objective(adapter, torch.arange(7))
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, objective.prototypes[0])[0])
+    assert losses[0] != losses[1]
+    assert torch.equal(*gradients)
 
 
 def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:
@@ -152,10 +159,41 @@ def test_published_positives_are_others_of_the_same_class():
             assert set(drawn[rows == row].tolist()) == others  # never itself, and each of them in turn
 
 
-def test_the_batch_follows_the_most_frequent_length():
-    """So the first prefix gets nearly all of the training, as published."""
-    modes = [int((torch.multinomial(torch.tensor(LENGTH[4]), 256, True) + 1).mode().values) for _ in range(300)]
-    assert sum(m == 1 for m in modes) / 300 == pytest.approx(0.97, abs=0.03)
+def test_the_published_draws(monkeypatch: pytest.MonkeyPatch):
+    """What forward hands to the loss: j is the mode of the lengths drawn, positives and masks fit to it."""
+    torch.manual_seed(0)
+    seen: list[tuple[Tensor, int]] = []
+    drawn, levels = [], []
+    multinomial, positives = torch.multinomial, PublishedObjective.positives
+
+    def spy_multinomial(*args, **kwargs) -> Tensor:
+        drawn.append(multinomial(*args, **kwargs) + 1)
+        return drawn[-1] - 1
+
+    def spy_positives(self: PublishedObjective, rows: Tensor, level: int) -> Tensor:
+        levels.append(level)
+        return positives(self, rows, level)
+
+    def spy_loss(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> Tensor:
+        seen.append((mask, j))
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch, "multinomial", spy_multinomial)
+    monkeypatch.setattr(PublishedObjective, "positives", spy_positives)
+    monkeypatch.setattr(published, "published_loss", spy_loss)
+    adapter = PublishedAdapter(16, 4, 3, 2, 5)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    for size in [256] * 200 + [3] * 100:  # among three, every length is at times the mode
+        objective(adapter, torch.randint(0, 7, (size,)))
+    js = [j for _, j in seen]
+    for lengths, j in zip(drawn, js, strict=True):
+        counts = [int((lengths == k).sum()) for k in range(1, 5)]
+        assert j == 1 + counts.index(max(counts))
+    assert sum(j == 1 for j in js[:200]) / 200 == pytest.approx(0.97, abs=0.04)  # so prefix 1 gets nearly all
+    assert set(js) == {1, 2, 3, 4}
+    assert levels == [level for j in js for level in (-1, j - 1)]
+    kept = torch.cat([mask for mask, _ in seen]).mean(0)
+    assert kept.tolist() == pytest.approx([0.95, 0.9, 0.8, 0.7], abs=0.01)
 
 
 def test_published_objective_runs_and_has_gradients():

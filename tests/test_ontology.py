@@ -97,8 +97,22 @@ def test_names_are_matched_by_name_then_synonym():
     g.add_node("CL:1", name="T cell", synonyms=["T-lymphocyte", "shared"])
     g.add_node("CL:2", name="mast cell, human", synonyms=["Shared", "mastocyte, human"])
     g.add_node("CL:3", name="naive cell", synonyms=["T cell"])
+    g.add_node("CL:4", name="twin", synonyms=[])
+    g.add_node("CL:5", name="twin", synonyms=[])
     found = match_names(
-        ["T cell", "T cell, human", "t CELL", "mast cell", "t-LYMPHOCYTE", "mastocyte", "shared", "native cell", "?"], g
+        [
+            "T cell",
+            "T cell, human",
+            "t CELL",
+            "mast cell",
+            "t-LYMPHOCYTE",
+            "mastocyte",
+            "shared",
+            "native cell",
+            "?",
+            "twin",
+        ],
+        g,
     )
     assert found == {
         "T cell": ("CL:1", "name"),
@@ -110,6 +124,7 @@ def test_names_are_matched_by_name_then_synonym():
         "shared": ("", "unmapped"),  # stands for two terms
         "native cell": ("CL:0000003", "manual"),
         "?": ("", "unmapped"),
+        "twin": ("", "unmapped"),
     }
 
 

@@ -167,6 +167,8 @@ def test_eval_refuses_another_file(fails, checkpoint: Path, stratified: Path, tm
     assert result["num_queries"] == 600
     assert result["rows"][0]["bank"]["system"] is None
     assert result["rows"][0]["loo"]["system"] > 0.5
+    message = fails(evaluate.main, "--model-path", checkpoint, "--input", stratified, "--all-rows")
+    assert "was trained on it" in message
 
 
 def test_eval_refuses_another_width(fails, checkpoint: Path, tmp_path: Path):
@@ -225,6 +227,43 @@ def test_the_command_line_exits_with_2_and_one_line(tmp_path: Path):
 def test_help(script: str):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "usage" in done.stdout
+
+
+def test_the_best_epoch_is_kept_and_patience_stops(stratified: Path, tmp_path: Path, monkeypatch, capsys):
+    scores = iter([0.1, 0.5, 0.3, 0.4, 0.2, 0.9])
+    states = []
+
+    def score(self, adapter):
+        states.append({k: v.clone() for k, v in adapter.state_dict().items()})
+        return [0.5] * 4, next(scores)
+
+    monkeypatch.setattr(train.Validator, "__call__", score)
+    argv = ["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "6", "--patience", "3"]
+    train.main([*argv, "--scale-dim", "4", "--recipe", "published"])
+    assert len(states) == 5  # two epochs, and three that are no better
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert saved["training"]["best_epoch"] == 2
+    assert all(torch.equal(saved["state"][key], states[1][key]) for key in saved["state"])
+    assert "no better for 3 epochs" in capsys.readouterr().out
+
+
+def test_without_validation_the_last_epoch_is_kept(stratified: Path, tmp_path: Path):
+    argv = ["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "2", "--val-ratio", "0"]
+    train.main([*argv, "--scale-dim", "4", "--recipe", "published"])
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert (saved["training"]["best_epoch"], saved["validation"]) == (2, None)
+
+
+def test_a_run_that_diverges_in_its_last_step_is_not_saved(fails, stratified: Path, tmp_path: Path):
+    argv = ["--recipe", "published", "--batch-size", "600", "--lr", "1e30", "--epochs", "1"]
+    assert "lower --lr" in fails(train.main, "--input", stratified, "--output", tmp_path / "out.pt", *argv)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_batch_of_one_cell_has_no_positives_and_a_finite_loss(stratified: Path, tmp_path: Path):
+    argv = ["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--batch-size", "1"]
+    train.main([*argv, "--scale-dim", "4"])
+    assert (tmp_path / "a.pt").exists()
 
 
 def test_a_diverging_run_says_so(fails, stratified: Path, tmp_path: Path):
