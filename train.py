@@ -22,11 +22,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fractal.adapter import Adapter, PublishedAdapter, build_adapter, embed, pick_device, save
-from fractal.atlas import Split, fingerprint, open_atlas, read_rows
+from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed, pick_device, save
+from fractal.atlas import Cells, Split, fingerprint, held_out, open_atlas, path_counts, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, ratio, run
-from fractal.metrics import knn_accuracy, silhouette
-from fractal.objective import PrefixObjective
+from fractal.metrics import knn_accuracy
+from fractal.objective import PrefixObjective, trained_levels
 from fractal.published import PublishedObjective
 
 
@@ -41,9 +41,9 @@ class Recipe:
 
 
 RECIPES = {
-    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=100, averaged=True),
+    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=30, averaged=True),
     "published": Recipe(lr=1e-4, batch_size=256, min_steps=1, averaged=False),
-    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=100, averaged=True),
+    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=30, averaged=True),
 }
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
@@ -119,7 +119,8 @@ def recipe_defaults(name: str) -> str:
 class Validator:
     """Scores an adapter on validation cells, against training cells."""
 
-    def __init__(self, x: Tensor, labels: Tensor, val_x: Tensor, val_labels: Tensor) -> None:
+    def __init__(self, x: Tensor, labels: Tensor, val_x: Tensor, val_labels: Tensor, own_level: bool) -> None:
+        self.own_level = own_level
         bank = torch.randperm(len(x))[:VAL_BANK].to(x.device)
         queries = torch.randperm(len(val_x))[:VAL_QUERIES].to(x.device)
         self.bank, self.bank_labels = x[bank], labels[bank]
@@ -128,13 +129,28 @@ class Validator:
     def __call__(self, adapter: Adapter) -> tuple[list[float], float]:
         """-> 5-NN accuracy of the full vector at all four levels, and the score by which an epoch is chosen.
 
-        The score is the mean over the learnt levels of that accuracy and of the silhouette of prefix j at level j.
-        Accuracy alone is flat after the first epoch on an easy atlas, while the prefixes still grow cleaner.
+        The score is the mean over the learnt levels of the accuracy of the full vector and, for the recipes that
+        train prefix j on level j, of prefix j.
         """
         queries, bank = embed(adapter, self.queries), embed(adapter, self.bank)
+        prefixes = list(zip(queries, bank, strict=True))[:-1]
         accuracy = knn_accuracy(queries[-1], self.labels, bank[-1], self.bank_labels)
-        widths = [silhouette(prefix, self.labels[:, level]) or 0.0 for level, prefix in enumerate(queries)]
-        return accuracy, (sum(accuracy[: len(widths)]) + sum(widths)) / len(widths)
+        scores = accuracy[: len(queries)]
+        if self.own_level:
+            scores += [knn_accuracy(q, self.labels, b, self.bank_labels)[j] for j, (q, b) in enumerate(prefixes)]
+        return accuracy, sum(scores) / len(scores)
+
+
+def path_frequency(counts: dict[tuple[str, ...], int], cells: Cells, levels: list[int], paths: Tensor) -> Tensor:
+    """-> (num_paths,) how many cells of the file lie on each of the paths (num_paths, num_levels)."""
+    codes = [{name: code for code, name in enumerate(names)} for names in cells.classes]
+    number = {tuple(path): i for i, path in enumerate(paths.tolist())}
+    frequency = torch.zeros(len(paths))
+    for names, count in counts.items():
+        i = number.get(tuple(codes[level].get(names[level], -1) for level in levels))
+        if i is not None:  # some rare types have no training row
+            frequency[i] += count
+    return frequency
 
 
 def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
@@ -172,18 +188,19 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.input}: all training rows are of one type; there is nothing to tell apart")
     print(f"{len(x):,} training, {len(val_x):,} validation and {len(test_rows):,} test cells of {args.input}")
 
-    config = {
-        "recipe": args.recipe,
-        "dim": x.shape[1],
-        "num_levels": args.num_levels,
-        "scale_dim": args.scale_dim,
-    }
-    adapter = build_adapter(config, cells.classes).to(device)
+    config = {"recipe": args.recipe, "dim": x.shape[1], "num_levels": args.num_levels, "scale_dim": args.scale_dim}
     objective: nn.Module
-    if isinstance(adapter, PublishedAdapter):
-        objective = PublishedObjective(adapter, x, y)
+    if args.recipe == "published":
+        adapter = build_adapter(config, cells.classes).to(device)
+        objective = PublishedObjective(cast(PublishedAdapter, adapter), x, y)
     else:
-        objective = PrefixObjective(adapter, x, y, args.recipe)
+        levels = trained_levels(y, args.num_levels, args.recipe)
+        paths, path = y[:, levels].unique(dim=0, return_inverse=True)
+        config["paths"] = paths.tolist()
+        adapter = build_adapter(config, cells.classes).to(device)
+        counts = path_counts(args.input, ~held_out(num_rows, args.test_ratio, args.seed))
+        frequency = path_frequency(counts, cells, levels, paths).to(device)
+        objective = PrefixObjective(cast(FractalAdapter, adapter), x, path, frequency)
     average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
     scored = cast(Adapter, average.module) if average is not None else adapter
     steps = len(batches(len(x), batch_size, recipe.min_steps))
@@ -193,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         scheduler = CosineAnnealingLR(optimizer, args.epochs * steps)
     else:
         scheduler = OneCycleLR(optimizer, lr, total_steps=args.epochs * steps, pct_start=0.1)
-    validate = Validator(x, y, val_x, val_y) if len(val_x) else None
+    validate = Validator(x, y, val_x, val_y, args.recipe == "fractal") if len(val_x) else None
 
     best_score, best_epoch, best_state, validation = -math.inf, 0, copy.deepcopy(scored.state_dict()), None
     began = time.perf_counter()

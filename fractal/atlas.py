@@ -144,6 +144,15 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
     return Cells(vectors, labels, [names for _, names in columns])
 
 
+def path_counts(path: str | Path, keep: np.ndarray) -> dict[tuple[str, ...], int]:
+    """How many of the kept rows, a mask (num_rows,), lie on each path of labels: (system, ..., subtype) -> count."""
+    with reading(path):
+        labels = open_atlas(path).read(columns=list(LEVEL_COLUMNS)).unify_dictionaries()
+        counts = labels.filter(pa.array(keep)).group_by(LEVEL_COLUMNS).aggregate([([], "count_all")])
+    columns = [counts[name].to_pylist() for name in (*LEVEL_COLUMNS, "count_all")]
+    return {tuple(names): count for *names, count in zip(*columns, strict=True)}
+
+
 def fingerprint(path: str | Path) -> str:
     """sha256 of the whole file (3 s for 4 GB): it changes with any cell, and with the order of the rows."""
     with open(path, "rb") as file:

@@ -1,10 +1,14 @@
 """The core idea: prefix j of the vector is trained, in every step, on the labels of level j.
 
 So the first block has to tell the systems apart and gains nothing from telling more; the second block is added to
-split the systems into lineages, and so on. Each prefix is its own vector of length 1, and each gets two losses:
+split the systems into lineages, and so on. Two losses, both softmaxes over cosines:
 
-  prototypes   a cosine softmax over one learned unit vector per class: which class is it?
-  contrast     a supervised contrastive loss inside the batch (Khosla et al. 2020): cells of a class close together
+  paths        which path of the hierarchy is it? This trains the probabilities that the blocks are made of.
+  prototypes   which class of level j is it, by prefix j alone? One learned unit vector per class.
+
+Training rows are balanced over subtypes, cells at large are not. So the logits are shifted by how much more frequent a
+class is among the training rows than in the whole file (Menon et al. 2021, logit adjustment); without the shift, which
+is how the vectors are made, they then expect the frequencies of the file.
 
 The `mrl` control is the same network with the same losses, but every prefix is trained on the leaf labels, which is
 what Matryoshka representation learning does (Kusupati et al. 2022).
@@ -14,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from fractal.adapter import Adapter
+from fractal.adapter import TAU, FractalAdapter
 
-TAU = 0.07  # temperature of both softmaxes
 SMOOTHING = 0.05  # of the class targets: labels are noisy
-CONTRAST = 0.5  # weight of the contrast beside the prototypes
 
 
 def trained_levels(labels: Tensor, num_levels: int, recipe: str) -> list[int]:
@@ -35,44 +37,36 @@ def trained_levels(labels: Tensor, num_levels: int, recipe: str) -> list[int]:
 
 
 class PrefixObjective(nn.Module):
-    """The loss of a batch: the mean over the prefixes of prototypes + contrast.
+    """The loss of a batch. x (n, dim) are all training rows, on the training device.
 
-    x (n, dim) and labels (n, 4) are all training rows, on the training device. The prototypes are weights of the
-    loss, not of the adapter: nothing of them is saved.
+    path (n,) is the number of each row's path among the adapter's, frequency (num_paths,) how many cells of the file
+    are on each path. The prototypes are weights of the loss, not of the adapter: nothing of them is saved.
     """
 
-    def __init__(self, adapter: Adapter, x: Tensor, labels: Tensor, recipe: str) -> None:
+    def __init__(self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor) -> None:
         super().__init__()
-        self.x, self.labels, self.scale_dim = x, labels, adapter.scale_dim
-        self.levels = trained_levels(labels, adapter.num_levels, recipe)
-        self.prototypes = nn.ParameterList(
-            torch.randn(int(labels[:, level].max()) + 1, (j + 1) * adapter.scale_dim)
-            for j, level in enumerate(self.levels)
-        ).to(x.device)
+        self.x, self.path = x, path
+        sampled, natural = path.bincount(minlength=len(frequency)).float(), frequency.float()
+        self.shift, self.class_shift = log_ratio(sampled, natural), []
+        self.prototypes = nn.ParameterList()
+        for j, classes in enumerate(adapter.paths.T):
+            total = torch.zeros(2, int(classes.max()) + 1, device=x.device)
+            total.index_add_(1, classes, torch.stack([sampled, natural]))
+            self.class_shift.append(log_ratio(*total))
+            self.prototypes.append(torch.randn(total.shape[1], (j + 1) * adapter.scale_dim, device=x.device))
 
-    def forward(self, adapter: Adapter, rows: Tensor) -> Tensor:
+    def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
-        blocks = adapter.blocks(self.x[rows])  # one forward pass serves all prefixes
-        loss = blocks.new_zeros(())
-        for j, (level, prototypes) in enumerate(zip(self.levels, self.prototypes, strict=True)):
-            prefix = normalize(blocks[:, : j + 1].flatten(1), dim=1)
-            target = self.labels[rows, level]
-            logits = prefix @ normalize(prototypes, dim=1).T / TAU
+        logits, blocks = adapter.logits_and_blocks(self.x[rows])  # one forward pass serves all prefixes
+        path = self.path[rows]
+        loss = cross_entropy(logits + self.shift, path, label_smoothing=SMOOTHING)
+        for j, (prototypes, shift) in enumerate(zip(self.prototypes, self.class_shift, strict=True)):
+            prefix, target = normalize(blocks[:, : j + 1].flatten(1), dim=1), adapter.paths[path, j]
+            logits = prefix @ normalize(prototypes, dim=1).T / TAU + shift
             loss = loss + cross_entropy(logits, target, label_smoothing=SMOOTHING)
-            loss = loss + CONTRAST * supervised_contrast(prefix, target, len(prototypes))
-        return loss / len(self.levels)
+        return loss
 
 
-def supervised_contrast(z: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Mean over the anchors of -log softmax at their positives; unit vectors z (b, d), classes target (b,).
-
-    An anchor without a second cell of its class in the batch takes no part. The mean similarity to the positives
-    comes from class sums, so only the softmax's denominator needs the (b, b) similarities.
-    """
-    sums = z.new_zeros(num_classes, z.shape[1]).index_add_(0, target, z)
-    count = target.bincount(minlength=num_classes)[target] - 1  # positives of each anchor
-    attract = ((z * sums[target]).sum(1) - 1) / count.clamp(min=1)  # less z times itself, which is 1
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    repel = (z @ z.T / TAU).masked_fill(itself, -1e4).logsumexp(1)
-    used = count > 0
-    return ((repel - attract / TAU) * used).sum() / used.sum().clamp(min=1)
+def log_ratio(sampled: Tensor, natural: Tensor) -> Tensor:
+    """log of the share of each class in one count over its share in another, both (k,); half a cell is added to all."""
+    return (sampled + 0.5).log().log_softmax(0) - (natural + 0.5).log().log_softmax(0)

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from fractal.adapter import FractalAdapter, PublishedAdapter, build_adapter, embed, load, pick_device, save
+from fractal.adapter import GAIN, FractalAdapter, PublishedAdapter, build_adapter, embed, load, pick_device, save
 from fractal.cli import InputError
 
+PATHS = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 2], [1, 2, 0, 3]])
 CLASSES = [["a", "b"], ["a", "b", "c"], ["x"], ["p", "q", "r", "s"]]
 
 
 def config(recipe: str, levels: int = 4) -> dict:
-    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5}
+    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5, "paths": PATHS[:, :levels].tolist()}
 
 
 @pytest.mark.parametrize("recipe", ["fractal", "mrl", "published"])
@@ -73,7 +74,7 @@ def test_head_dropout_drops_whole_heads():
 
 
 def test_input_length_does_not_matter_to_ours():
-    adapter = FractalAdapter(24, 2, 5).eval()
+    adapter = FractalAdapter(24, 2, 5, PATHS[:, :2]).eval()
     x = torch.randn(7, 24)
     assert torch.allclose(adapter.encode(x), adapter.encode(100 * x), atol=1e-5)
 
@@ -114,3 +115,32 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--device cuda"):
             pick_device("cuda")
+
+
+def test_blocks_are_made_of_class_probabilities_by_hand():
+    """One cell at a time: the probability of a class is the sum over its paths, and blocks are means of anchors."""
+    adapter = FractalAdapter(24, 4, 5, PATHS).eval()
+    logits, blocks = adapter.logits_and_blocks(torch.randn(3, 24))
+    for cell in range(3):
+        path_probability = torch.exp(logits[cell]) / torch.exp(logits[cell]).sum()
+        for j in range(2):  # the first two blocks have no free part
+            anchors = [a / a.norm() for a in adapter.anchors[j]]
+            probability = [sum(path_probability[i] for i in range(4) if PATHS[i, j] == c) for c in range(len(anchors))]
+            order = [torch.log(torch.as_tensor(p) + 1e-6) / 28 for p in probability]
+            mean = sum(order) / len(order)
+            expected = sum((p + o - mean) * a for p, o, a in zip(probability, order, anchors, strict=True))
+            assert torch.allclose(blocks[cell, j], expected * GAIN[j], atol=1e-5)
+
+
+def test_the_blocks_send_no_gradient_to_the_probabilities():
+    adapter = FractalAdapter(24, 2, 5, PATHS[:, :2])
+    adapter.blocks(torch.randn(3, 24)).sum().backward()
+    assert adapter.path_anchors.grad is None
+
+
+@pytest.mark.parametrize(("levels", "free"), [(2, 1), (3, 1), (4, 2)])
+def test_the_last_block_is_partly_free_and_the_first_is_not(levels: int, free: int):
+    adapter = FractalAdapter(24, levels, 5, PATHS[:, :levels])
+    assert adapter.num_free == free
+    assert adapter.free[0] == 0
+    assert adapter.free[-1] > 0

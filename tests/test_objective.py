@@ -8,38 +8,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from fractal import published
-from fractal.adapter import FractalAdapter, PublishedAdapter
-from fractal.objective import CONTRAST, SMOOTHING, TAU, PrefixObjective, supervised_contrast, trained_levels
+from fractal.adapter import TAU, FractalAdapter, PublishedAdapter
+from fractal.objective import SMOOTHING, PrefixObjective, log_ratio, trained_levels
 from fractal.published import PublishedObjective, published_loss
 
 LABELS = torch.tensor(
     [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
 )
-
-
-def slow_contrast(z: Tensor, target: Tensor) -> float:
-    """Khosla et al. 2020, equation 2, one anchor and one positive at a time."""
-    losses = []
-    for i in range(len(z)):
-        others = [a for a in range(len(z)) if a != i]
-        positives = [p for p in others if target[p] == target[i]]
-        if positives:
-            total = sum(math.exp(float(z[i] @ z[a]) / TAU) for a in others)
-            losses.append(-sum(float(z[i] @ z[p]) / TAU - math.log(total) for p in positives) / len(positives))
-    return sum(losses) / len(losses) if losses else 0.0
-
-
-@pytest.mark.parametrize("level", range(4))
-def test_contrast_equals_the_slow_version(level: int):
-    z = normalize(torch.randn(7, 6, dtype=torch.float64), dim=1)
-    assert supervised_contrast(z, LABELS[:, level], 5).item() == pytest.approx(slow_contrast(z, LABELS[:, level]))
-
-
-def test_contrast_without_positives_is_zero_and_has_a_gradient():
-    z = torch.randn(3, 4, requires_grad=True)
-    loss = supervised_contrast(normalize(z, dim=1), torch.arange(3), 3)
-    loss.backward()
-    assert loss.item() == 0
 
 
 def test_each_prefix_is_trained_on_its_own_level():
@@ -60,37 +35,49 @@ def test_a_level_of_one_class_is_replaced_by_the_next():
         trained_levels(torch.zeros_like(LABELS), 4, "fractal")
 
 
-@pytest.mark.parametrize("recipe", ["fractal", "mrl"])
-def test_the_prefix_loss_equals_the_slow_version(recipe: str):
+FREQUENCY = torch.tensor([90, 1, 5, 3, 1])  # cells of each path in the whole file
+
+
+def fractal_parts(levels: list[int]) -> tuple[FractalAdapter, PrefixObjective, Tensor, Tensor]:
+    """-> an adapter, its objective, the vectors and each row's path."""
+    paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
     x = torch.randn(7, 12)
-    adapter = FractalAdapter(12, 4, 3).eval()
-    objective = PrefixObjective(adapter, x, LABELS, recipe)
-    rows = torch.tensor([6, 0, 3, 4, 2])
+    adapter = FractalAdapter(12, len(levels), 3, paths).eval()
+    return adapter, PrefixObjective(adapter, x, path, FREQUENCY[: len(paths)]), x, path
+
+
+@pytest.mark.parametrize("levels", [[0, 1, 2, 3], [3, 3, 3, 3], [0, 1]])
+def test_the_loss_equals_the_slow_version(levels: list[int]):
+    adapter, objective, x, path = fractal_parts(levels)
+    rows = [6, 0, 3, 4, 2]
+
+    def shifted(logits: list[float], classes: list[int], count: int) -> Tensor:
+        """Add log(share among the training rows) - log(share in the file), half a cell being added to every class."""
+        here = [sum(classes[int(p)] == c for p in path) + 0.5 for c in range(count)]
+        file = [sum(int(FREQUENCY[p]) for p in range(len(classes)) if classes[p] == c) + 0.5 for c in range(count)]
+        return torch.tensor(
+            [v + math.log(h / sum(here)) - math.log(f / sum(file)) for v, h, f in zip(logits, here, file, strict=True)]
+        )
+
     expected = 0.0
-    for j, level in enumerate([3] * 4 if recipe == "mrl" else range(4)):
-        z = adapter.prefix(x[rows], j + 1).detach()
-        target = LABELS[rows, level]
-        prototypes = normalize(objective.prototypes[j], dim=1)
-        logits = torch.stack([torch.stack([a @ p / TAU for p in prototypes]) for a in z])
-        expected += cross_entropy(logits, target, label_smoothing=SMOOTHING).item() / 4
-        expected += CONTRAST * slow_contrast(z, target) / 4
-    assert objective(adapter, rows).item() == pytest.approx(expected, rel=1e-5)
+    for row in rows:
+        logits, _ = adapter.logits_and_blocks(x[row : row + 1])
+        own = list(range(len(adapter.paths)))
+        target = path[row : row + 1]
+        found = shifted(logits[0].tolist(), own, len(own))[None]
+        expected += cross_entropy(found, target, label_smoothing=SMOOTHING).item() / len(rows)
+        for j in range(len(levels)):
+            prefix = adapter.prefix(x[row : row + 1], j + 1)[0]
+            cosines = [float(prefix @ p / p.norm()) / TAU for p in objective.prototypes[j]]
+            found = shifted(cosines, adapter.paths[:, j].tolist(), len(cosines))[None]
+            expected += cross_entropy(found, adapter.paths[target, j], label_smoothing=SMOOTHING).item() / len(rows)
+    assert objective(adapter, torch.tensor(rows)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_first_block_gains_nothing_from_later_labels_through_prefix_1():
-    """Shuffle all later labels: what changes is the loss of the later prefixes only."""
-    x, shuffled = torch.randn(7, 12), LABELS.clone()
-    shuffled[:, 1:] = LABELS[torch.tensor([3, 0, 5, 1, 6, 2, 4]), 1:]
-    adapter = FractalAdapter(12, 2, 3).eval()
-    losses, gradients = [], []
-    for labels in (LABELS, shuffled):
-        torch.manual_seed(0)
-        objective = PrefixObjective(adapter, x, labels, "fractal")
-        loss = objective(adapter, torch.arange(7))
-        losses.append(loss.item())
-        gradients.append(torch.autograd.grad(loss, objective.prototypes[0])[0])
-    assert losses[0] != losses[1]
-    assert torch.equal(*gradients)
+def test_equal_frequencies_shift_nothing():
+    assert torch.allclose(log_ratio(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 5.0])), torch.zeros(2))
+    shift = log_ratio(torch.tensor([50.0, 50.0]), torch.tensor([90.0, 10.0]))
+    assert shift[1] - shift[0] == pytest.approx(math.log(90.5 / 10.5))
 
 
 def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:
