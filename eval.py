@@ -2,25 +2,31 @@
 
     uv run python eval.py --model-path data/fractal_adapter_4L.pt
 
-Prints 5-NN accuracy twice. `loo` is the published protocol: every query against the other queries. `bank` takes the
-neighbours from the training cells, which is what annotating new cells does. Then the silhouette of every prefix at
-every level, and steerability.
+Prints 5-NN accuracy twice, each with a 95 % bootstrap interval over the test cells. `loo` is the published protocol:
+every query against the other queries. `bank` takes the neighbours from the training cells, which is what annotating
+new cells does. Then the same with every class counting alike, how far the predicted subtype is from the true one in
+the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of every prefix at every level, and
+steerability. Several checkpoints, trained on the same cells, become rows of the same tables.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from fractal.adapter import embed, load, pick_device
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
 from fractal.files import replacing
-from fractal.metrics import knn_accuracy, silhouette, steerability
+from fractal.metrics import knn_predict, macro_accuracy, silhouette, steerability, zoom
+from fractal.ontology import load_graph, term_distances
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -28,8 +34,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-path",
         type=Path,
-        default=Path("data/fractal_adapter_4L.pt"),
-        help="checkpoint of train.py (default: %(default)s)",
+        nargs="+",
+        default=[Path("data/fractal_adapter_4L.pt")],
+        help="checkpoints of train.py, all with the same split (default: data/fractal_adapter_4L.pt)",
     )
     parser.add_argument(
         "--input",
@@ -48,6 +55,15 @@ def get_parser() -> argparse.ArgumentParser:
         default=5_000,
         help="queries to draw from the test cells; all of them if there are fewer (default: %(default)s)",
     )
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="also score raw vectors cut short, PCA and LDA (both fitted on the training cells), and the prefixes' "
+        "silhouettes on a shuffled tree",
+    )
+    parser.add_argument(
+        "--obo", default="data/cl-slim.obo", help="Cell Ontology for the distances: path or URL (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument(
         "--device",
@@ -62,65 +78,125 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose_rows(checkpoint: dict[str, Any], args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def choose_rows(checkpoint: dict[str, Any], model: Path, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows, which are the bank, and the query rows. Raises InputError for another file."""
     file = open_atlas(args.input)
     try:
         split = Split(**checkpoint["split"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"{args.model_path}: carries no split of train.py; train it again") from error
+        raise InputError(f"{model}: carries no split of train.py; train it again") from error
     same_file = fingerprint(args.input) == split.fingerprint
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
         raise InputError(
-            f"{args.input}: its vectors have {dim} numbers, those of {args.model_path} {checkpoint['config']['dim']}"
+            f"{args.input}: its vectors have {dim} numbers, those of {model} {checkpoint['config']['dim']}"
         )
     if args.all_rows and same_file:
-        raise InputError(
-            f"{args.input}: {args.model_path} was trained on it, so its cells are not new; drop --all-rows"
-        )
+        raise InputError(f"{args.input}: {model} was trained on it, so its cells are not new; drop --all-rows")
     if args.all_rows:
         train, pool = np.arange(0), np.arange(file.metadata.num_rows)
     elif not same_file:
         raise InputError(
-            f"{args.input}: not the file that {args.model_path} was trained on, so which of its cells are held out is "
+            f"{args.input}: not the file that {model} was trained on, so which of its cells are held out is "
             "unknown; name that file, or say --all-rows if all its cells are new"
         )
     else:
-        train, _, pool = split.rows()
+        train, _, pool = split.rows(args.input)
     queries = np.random.default_rng(args.seed).permutation(pool)[: args.num_samples]
     if len(queries) < 2:
         raise InputError(f"{args.input}: {len(queries)} test cells are too few; train with a larger --test-ratio")
     return train, queries
 
 
-def score(vectors: Tensor, labels: Tensor, bank: Tensor | None, bank_labels: Tensor) -> dict[str, Any]:
-    """The figures of one embedding: accuracies and silhouettes of all four levels."""
-    loo = knn_accuracy(vectors, labels)
-    banked = [None] * len(LEVELS) if bank is None else knn_accuracy(vectors, labels, bank, bank_labels)
-    widths = [silhouette(vectors, labels[:, k]) for k in range(len(LEVELS))]
-    return {
-        "dims": vectors.shape[1],
-        "loo": dict(zip(LEVELS, loo, strict=True)),
-        "bank": dict(zip(LEVELS, banked, strict=True)),
-        "silhouette": dict(zip(LEVELS, widths, strict=True)),
-    }
+def score(
+    vectors: Tensor, labels: Tensor, bank: Tensor | None, bank_labels: Tensor, distances: Tensor
+) -> dict[str, Any]:
+    """The figures of one embedding, all four levels each; distances (subtypes, subtypes) are those in the ontology."""
+
+    def by_level(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(LEVELS, values, strict=True))
+
+    row: dict[str, Any] = {"dims": vectors.shape[1]}
+    for protocol, banked in (("loo", False), ("bank", True)):
+        if banked and bank is None:
+            nothing = by_level([None] * len(LEVELS))
+            row |= {protocol: nothing, f"{protocol}_interval": nothing, f"{protocol}_macro": nothing}
+            row[f"{protocol}_distance"] = None
+            continue
+        predicted = knn_predict(vectors, labels, bank, bank_labels) if banked else knn_predict(vectors, labels)
+        correct = predicted == labels
+        row[protocol] = by_level(correct.float().mean(0).tolist())
+        row[f"{protocol}_interval"] = by_level([interval(column) for column in correct.cpu().numpy().T])
+        row[f"{protocol}_macro"] = by_level(macro_accuracy(correct.cpu(), labels.cpu()))
+        steps = distances[labels[:, -1].cpu(), predicted[:, -1].cpu()]
+        row[f"{protocol}_distance"] = steps.nanmean().item() if steps.isfinite().any() else None
+    row["silhouette"] = by_level([silhouette(vectors, labels[:, k]) for k in range(len(LEVELS))])
+    agree, row["zoom_subtypes"] = zoom(vectors, labels)
+    row["zoom_agree"] = by_level(agree)
+    return row
 
 
-def show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of right (1) and wrong (0): a resample's sum is binomial."""
+    n = len(values)
+    means = np.random.default_rng(0).binomial(n, values.mean(), 10_000) / n
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def control_vectors(vectors: Tensor, num_queries: int, subtypes: Tensor, widths: list[int]) -> dict[str, Tensor]:
+    """Name -> what one gets without an adapter, (n, dims) each. PCA and LDA are fitted on the training cells."""
+    x, train = vectors.cpu().numpy(), slice(num_queries, None)
+    found = {}
+    pca = PCA(min(widths[-1], *x[train].shape), random_state=0).fit(x[train])
+    lda = LinearDiscriminantAnalysis().fit(x[train], subtypes[train].cpu().numpy())
+    for name, rotated in (("raw", x), ("PCA", pca.transform(x)), ("LDA", lda.transform(x))):
+        for width in dict.fromkeys(min(w, rotated.shape[1]) for w in widths):
+            if name != "raw" or width < x.shape[1]:
+                found[f"{name} {width}d"] = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
+    return found
+
+
+def shuffled_tree(labels: Tensor, seed: int) -> Tensor:
+    """The labels (n, levels) if every subtype sat on the path of another: a tree of the same shape, without meaning."""
+    subtypes, first = np.unique(labels[:, -1].cpu().numpy(), return_index=True)
+    paths = labels[torch.from_numpy(first)]  # one row per subtype
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(subtypes)))
+    own = torch.from_numpy(np.searchsorted(subtypes, labels[:, -1].cpu().numpy()))
+    return torch.cat([paths[order][own][:, :-1], labels[:, -1:]], dim=1)
+
+
+def show(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def accuracy_table(rows: list[dict[str, Any]], protocol: str) -> str:
+    def cell(row: dict[str, Any], level: str) -> str:
+        low, high = row[f"{protocol}_interval"][level]
+        return f"{row[protocol][level]:.3f} ± {(high - low) / 2:.3f}"
+
     return table(
         ["Embedding", "Dims", *(level.capitalize() for level in LEVELS), "Sil"],
         [
             [
                 row["embedding"],
                 f"{row['dims']}d",
-                *(show(row[protocol][level]) for level in LEVELS),
+                *(cell(row, level) for level in LEVELS),
                 show(row["silhouette"]["system"]),
             ]
+            for row in rows
+        ],
+    )
+
+
+def level_table(rows: list[dict[str, Any]], key: str, more: dict[str, str] | None = None) -> str:
+    """One figure per level, `key`, and further columns: title -> key."""
+    more = more or {}
+    header = ["Embedding", *(level.capitalize() for level in LEVELS), *more]
+    return table(
+        header,
+        [
+            [row["embedding"], *(show(row[key][level]) for level in LEVELS), *(show(row[k], 2) for k in more.values())]
             for row in rows
         ],
     )
@@ -129,37 +205,68 @@ def accuracy_table(rows: list[dict[str, Any]], protocol: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
-    adapter, checkpoint = load(args.model_path, device)
-    config = checkpoint["config"]
-    train_rows, query_rows = choose_rows(checkpoint, args)
+    models = [load(path, device) for path in args.model_path]
+    train_rows, query_rows = choose_rows(models[0][1], args.model_path[0], args)
+    for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
+        if checkpoint.get("split") != models[0][1]["split"]:
+            raise InputError(f"{path}: was trained on other cells than {args.model_path[0]}; evaluate it by itself")
     cells = read_rows(args.input, np.concatenate([query_rows, train_rows]))  # one call: labels share their codes
     vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
+    distances = torch.from_numpy(term_distances(cells.classes[-1], load_graph(args.obo)))
 
     n = len(query_rows)
-    names = ["raw", *(f"prefix {j}" for j in range(1, config["num_levels"])), "full"]
-    embeddings = [vectors, *embed(adapter, vectors)]
-    rows = [
-        {"embedding": name, **score(e[:n], labels[:n], e[n:] if len(train_rows) else None, labels[n:])}
-        for name, e in zip(names, embeddings, strict=True)
-    ]
-    raw, *prefixes, full = rows
-    leaf = LEVELS[config["num_levels"] - 1]
-    terms = [prefixes[0]["loo"]["system"], full["loo"]["system"], full["loo"][leaf], prefixes[0]["loo"][leaf]]
-    steer = steerability(*terms)
+    bank_labels = labels[n:]
 
-    print(f"{args.model_path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
-    print(f"{n:,} test cells of {args.input}, {len(train_rows):,} training cells in the bank\n")
-    listed = [raw, full, *reversed(prefixes)]
-    print(f"5-NN accuracy, leave-one-out inside the test cells (loo)\n\n{accuracy_table(listed, 'loo')}\n")
+    def scored(name: str, embedding: Tensor) -> dict[str, Any]:
+        bank = embedding[n:] if len(train_rows) else None
+        return {"embedding": name, **score(embedding[:n], labels[:n], bank, bank_labels, distances)}
+
+    rows, steering, shuffled = [scored("raw", vectors)], [], []
+    widths = set()
+    mixed = shuffled_tree(labels[:n], args.seed)
+    for path, (adapter, checkpoint) in zip(args.model_path, models, strict=True):
+        config = checkpoint["config"]
+        own = "" if len(models) == 1 else f"{path.stem} "
+        names = ["full", *(f"prefix {j}" for j in reversed(range(1, config["num_levels"])))]
+        embeddings = list(reversed(embed(adapter, vectors)))
+        widths |= {e.shape[1] for e in embeddings}
+        full, *prefixes = [scored(own + name, e) for name, e in zip(names, embeddings, strict=True)]
+        rows += [full, *prefixes]
+        for name, e in zip(names, embeddings, strict=True):
+            values = [silhouette(e[:n], mixed[:, k]) for k in range(len(LEVELS))]
+            shuffled.append({"embedding": own + name, "silhouette": dict(zip(LEVELS, values, strict=True))})
+        leaf = LEVELS[config["num_levels"] - 1]
+        first = prefixes[-1]["loo"]
+        terms = [first["system"], full["loo"]["system"], full["loo"][leaf], first[leaf]]
+        steering.append((own, leaf, terms, steerability(*terms)))
+        print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
+    if args.controls and len(train_rows):
+        rows += [scored(k, v) for k, v in control_vectors(vectors, n, labels[:, -1], sorted(widths)).items()]
+    studies = models[0][1]["split"].get("test_studies")
+    print(f"{n:,} test cells of {args.input}, {len(train_rows):,} training cells in the bank")
+    print(f"held out: {'cells' if not studies else f'{len(studies)} whole studies'}\n")
+
+    protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if len(train_rows):
-        print(f"5-NN accuracy, neighbours from the training cells (bank)\n\n{accuracy_table(listed, 'bank')}\n")
-    matrix = [[row["embedding"], *(show(row["silhouette"][level]) for level in LEVELS)] for row in rows]
-    print("Silhouette (cosine) of each prefix at each level\n")
-    print(table(["Embedding", *(level.capitalize() for level in LEVELS)], matrix))
-    print(
-        f"\nSteerability S = (system at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
-        f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {steer:+.3f}"
-    )
+        protocols["bank"] = "neighbours from the training cells (bank)"
+    for protocol, title in protocols.items():
+        print(f"5-NN accuracy, {title}, ± half of a 95 % interval\n\n{accuracy_table(rows, protocol)}\n")
+    for protocol, title in protocols.items():
+        print(f"The same, every class counting alike (macro), {title};")
+        print("Steps: from the true subtype's term to the predicted one's in the Cell Ontology, mean over the cells\n")
+        print(level_table(rows, f"{protocol}_macro", {"Steps": f"{protocol}_distance"}) + "\n")
+    print("Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)\n")
+    print(level_table(rows, "zoom_agree", {"Of 50": "zoom_subtypes"}) + "\n")
+    print("Silhouette (cosine) of each embedding at each level\n")
+    print(level_table(rows, "silhouette"))
+    if args.controls:
+        print("\nThe same with the subtypes shuffled over the paths of the tree: no prefix should show a level\n")
+        print(level_table(shuffled, "silhouette"))
+    for own, leaf, terms, steer in steering:
+        print(
+            f"\n{own}Steerability S = (system at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
+            f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {steer:+.3f}"
+        )
 
     if args.rows_out:
         for name, numbers in (("train.npy", train_rows), ("queries.npy", query_rows)):
@@ -167,11 +274,12 @@ def main(argv: list[str] | None = None) -> None:
                 np.save(file, numbers)
     if args.json:
         result = {
-            "rows": listed,
-            "steerability": steer,
+            "rows": rows,
+            "steerability": steering[0][3] if len(steering) == 1 else {own.strip(): s for own, _, _, s in steering},
+            "shuffled_tree": shuffled,
             "num_queries": n,
             "num_bank": len(train_rows),
-            "config": config,
+            "config": [checkpoint["config"] for _, checkpoint in models],
         }
         with replacing(args.json) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +167,24 @@ def held_out(num_rows: int, ratio: float, seed: int) -> np.ndarray:
     return np.random.Philox(key=seed).random_raw(num_rows) < np.uint64(int(ratio * 2**64))
 
 
+def study_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:
+    """-> the study of every row (num_rows,) and the studies' names. Raises InputError for an atlas without studies."""
+    file = open_atlas(path)
+    if "study" not in file.schema_arrow.names:
+        raise InputError(f"{path}: has no column 'study', so no study can be held out; hold out cells instead")
+    with reading(path):
+        return text_codes(file.read(columns=["study"]), "study", path)
+
+
+def draw_studies(path: str | Path, ratio: float, seed: int) -> list[str]:
+    """Studies in random order, as many as it takes to hold `ratio` of the cells; never all of them."""
+    codes, names = study_codes(path)
+    order = np.random.default_rng(seed).permutation(len(names))
+    share = np.cumsum(np.bincount(codes)[order]) / len(codes)
+    count = min(int(np.searchsorted(share, ratio)) + 1, len(names) - 1)
+    return sorted(names[i] for i in order[:count])
+
+
 @dataclass(frozen=True)
 class Split:
     """Which rows of a file are trained on, validated on and tested on; the checkpoint carries it."""
@@ -177,14 +195,24 @@ class Split:
     test_ratio: float
     val_ratio: float
     max_samples: int  # 0: all rows that are not test rows
+    test_studies: list[str] = field(default_factory=list)  # whole studies are held out; none: cells are
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def is_test(self, path: str | Path) -> np.ndarray:
+        """(num_rows,) bool. Raises InputError for a study that the file does not have."""
+        if not self.test_studies:
+            return held_out(self.num_rows, self.test_ratio, self.seed)
+        codes, names = study_codes(path)
+        if unknown := sorted(set(self.test_studies) - set(names)):
+            raise InputError(f"{path}: has no study {', '.join(unknown)}; it has {', '.join(names[:20])}")
+        return np.isin(np.array(names, object), self.test_studies)[codes]
+
+    def rows(self, path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> training, validation and test rows, each ascending.
 
         Training and validation share the first `max_samples` rows that are no test rows; of a stratified file
         these are balanced over subtypes, while the test rows keep the file's own mix.
         """
-        is_test = held_out(self.num_rows, self.test_ratio, self.seed)
+        is_test = self.is_test(path)
         rest = np.flatnonzero(~is_test)[: self.max_samples or None]
         draw = np.random.default_rng(self.seed).permutation(len(rest))
         num_val = round(self.val_ratio * len(rest))

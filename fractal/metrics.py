@@ -33,16 +33,46 @@ def vote(labels: Tensor) -> Tensor:
     return labels.gather(1, winner)[:, 0]
 
 
-def knn_accuracy(
+def knn_predict(
     queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
-) -> list[float]:
-    """Share of the queries whose neighbours vote for their own label, per level.
+) -> Tensor:
+    """What the neighbours of each query vote for, per level -> (n, levels) int64.
 
     labels (n, levels) int64 and bank_labels (m, levels). Without a bank: leave-one-out among the queries.
     """
-    neighbours = nearest(queries, bank, k)
-    votes = (labels if bank_labels is None else bank_labels)[neighbours]  # (n, k, levels)
-    return [(vote(votes[:, :, i]) == labels[:, i]).float().mean().item() for i in range(labels.shape[1])]
+    votes = (labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)]  # (n, k, levels)
+    return torch.stack([vote(votes[:, :, i]) for i in range(labels.shape[1])], dim=1)
+
+
+def knn_accuracy(
+    queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
+) -> list[float]:
+    """Share of the queries whose neighbours vote for their own label, per level. Arguments as of `knn_predict`."""
+    return (knn_predict(queries, labels, bank, bank_labels, k) == labels).float().mean(0).tolist()
+
+
+def macro_accuracy(correct: Tensor, labels: Tensor) -> list[float]:
+    """Mean over the classes of the share that is right, per level; correct (n, levels) bool, labels (n, levels).
+
+    Every class counts the same, however many cells it has; scikit-learn calls it balanced accuracy.
+    """
+    found = []
+    for right, own in zip(correct.float().T, labels.T, strict=True):
+        _, own = own.unique(return_inverse=True)
+        found.append((own.bincount(weights=right) / own.bincount()).mean().item())
+    return found
+
+
+def zoom(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:
+    """What a neighbourhood shows: labels (n, levels), the last level the finest.
+
+    -> per level the share of the 5 nearest other cells that have a cell's own label, and how many labels of the
+    finest level occur among the `wide` nearest, both as means over the cells.
+    """
+    neighbours = labels[nearest(vectors, k=wide)]  # (n, wide, levels)
+    agree = (neighbours[:, :K] == labels[:, None]).float().mean((0, 1)).tolist()
+    finest = neighbours[:, :, -1].sort(1).values
+    return agree, (1 + (finest.diff(dim=1) != 0).sum(1).float()).mean().item()
 
 
 def silhouette(vectors: Tensor, labels: Tensor) -> float | None:

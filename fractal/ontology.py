@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import obonet
 
 from fractal.cli import InputError
@@ -184,3 +185,18 @@ def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "er
         else:
             rows.append(CellType(term, how, OTHER, OTHER, name, name, name))
     return rows
+
+
+def term_distances(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:
+    """(k, k) float64: steps along is_a edges, up or down, from the term of each name to that of each other.
+
+    NaN where one of the two is not in the graph. 1 is a parent or child, 2 a sibling or a grandparent.
+    """
+    terms = [term for term, _ in match_names(names, graph).values()]
+    both_ways = graph.to_undirected(as_view=True)
+    found = np.full((len(terms), len(terms)), np.nan)
+    for i, term in enumerate(terms):
+        if term in graph:
+            steps = nx.single_source_shortest_path_length(both_ways, term)
+            found[i] = [steps.get(other, np.nan) for other in terms]
+    return found

@@ -1,5 +1,6 @@
 """The Parquet contract: what is written is read back, row by row, and splits hold what they promise."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal import atlas
-from fractal.atlas import LEVEL_COLUMNS, Split, fingerprint, held_out, open_atlas, read_rows, writing
+from fractal.atlas import (
+    LEVEL_COLUMNS,
+    Split,
+    draw_studies,
+    fingerprint,
+    held_out,
+    open_atlas,
+    path_counts,
+    read_rows,
+    writing,
+)
 from fractal.cli import InputError
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
@@ -142,13 +153,13 @@ def test_plain_string_columns_are_read_too(tmp_path: Path):
 @given(st.integers(1, 5000), st.floats(0, 0.99), st.floats(0, 0.99), st.integers(0, 6000), st.integers(0, 2**32))
 def test_splits_never_overlap(n: int, test_ratio: float, val_ratio: float, max_samples: int, seed: int):
     split = Split("", n, seed, test_ratio, val_ratio, max_samples)
-    train, val, test = split.rows()
+    train, val, test = split.rows("unused")
     assert len(np.unique(np.concatenate([train, val, test]))) == len(train) + len(val) + len(test) <= n
     rest = np.setdiff1d(np.arange(n), test)
     expected = rest[:max_samples] if max_samples else rest
     assert np.array_equal(np.sort(np.concatenate([train, val])), expected)
     assert len(val) == round(val_ratio * len(expected))
-    again = Split("", n, seed, test_ratio, val_ratio, max_samples).rows()
+    again = Split("", n, seed, test_ratio, val_ratio, max_samples).rows("unused")
     assert all(np.array_equal(a, b) for a, b in zip((train, val, test), again, strict=True))
 
 
@@ -160,3 +171,40 @@ def test_a_row_is_a_test_row_whatever_the_length_of_the_file():
     # uniform over the file: each tenth of it holds its share
     assert np.abs(long.reshape(10, -1).mean(1) - 0.2).max() < 0.02
     assert not atlas.held_out(1_000, 0.0, 0).any()
+
+
+def write_studies(path: Path, studies: list[int], names: list[str] | None) -> None:
+    n, one = len(studies), np.zeros(len(studies), int)
+    columns = [(one, ["a"])] * 4 + ([(np.array(studies), names)] if names else [])
+    with writing(path, 2, names is not None, {}) as writer:
+        writer.append(np.ones((n, 2), np.float32), columns)
+
+
+def test_whole_studies_are_held_out(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    studies = [0, 1, 2, 3, 4] * 20
+    write_studies(path, studies, ["s0", "s1", "s2", "s3", "s4"])
+    drawn = draw_studies(path, 0.3, seed=1)
+    assert len(drawn) == 2  # one holds .2 of the cells, two hold .4
+    train, val, test = Split("", 100, 1, 0.3, 0.1, 0, drawn).rows(path)
+    assert {f"s{studies[row]}" for row in test} == set(drawn)
+    assert not {f"s{studies[row]}" for row in [*train, *val]} & set(drawn)
+    assert len(train) + len(val) + len(test) == 100
+    assert len({tuple(draw_studies(path, 0.3, seed)) for seed in range(20)}) > 3
+    assert len(draw_studies(path, 0.99, 0)) == 4  # never all
+
+
+def test_studies_that_are_not_there(tmp_path: Path):
+    write_studies(tmp_path / "none.parquet", [0, 0], None)
+    with pytest.raises(InputError, match="no column 'study'"):
+        draw_studies(tmp_path / "none.parquet", 0.2, 0)
+    write_studies(tmp_path / "a.parquet", [0, 1], ["x", "y"])
+    with pytest.raises(InputError, match="has no study z; it has x, y"):
+        Split("", 2, 0, 0.2, 0.1, 0, ["z"]).rows(tmp_path / "a.parquet")
+
+
+def test_path_counts_are_a_slow_count(tmp_path: Path):
+    _, labels = write(tmp_path / "a.parquet", [5, 9, 3])
+    keep = np.random.default_rng(1).random(17) < 0.6
+    expected = Counter(tuple(level[i] for level in labels) for i in np.flatnonzero(keep))
+    assert path_counts(tmp_path / "a.parquet", keep) == dict(expected)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from fractal.metrics import knn_accuracy, nearest, silhouette, steerability, vote
+from fractal.metrics import K, knn_accuracy, macro_accuracy, nearest, silhouette, steerability, vote, zoom
 
 
 def cells(n: int, dim: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +77,22 @@ def test_silhouette_of_one_class_is_none():
 def test_steerability_of_the_published_table():
     """Four levels x 32: system .941 at prefix 1, .943 at full; subtype .800 at full, .762 at prefix 1."""
     assert steerability(0.941, 0.943, 0.800, 0.762) == pytest.approx(0.036)
+
+
+def test_macro_accuracy_equals_scikit_learn():
+    _, labels = cells(80, 3, 5, 0)
+    _, predicted = cells(80, 3, 5, 1)
+    two = torch.stack([labels // 2, labels], 1)
+    expected = [balanced_accuracy_score(own, predicted // (2 - k)) for k, own in enumerate(two.T)]
+    assert macro_accuracy(torch.stack([predicted // 2, predicted], 1) == two, two) == pytest.approx(expected)
+
+
+def test_zoom_equals_a_slow_count():
+    x, labels = cells(60, 4, 6, 0)
+    two = torch.stack([labels // 2, labels], 1)
+    agree, distinct = zoom(x, two, wide=12)
+    neighbours = nearest(x, k=12).tolist()
+    for level in range(2):
+        share = [np.mean([two[o, level] == two[i, level] for o in row[:K]]) for i, row in enumerate(neighbours)]
+        assert agree[level] == pytest.approx(np.mean(share))
+    assert distinct == pytest.approx(np.mean([len({int(labels[o]) for o in row}) for row in neighbours]))

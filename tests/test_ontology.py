@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from fractal.cli import InputError
@@ -15,6 +16,7 @@ from fractal.ontology import (
     load_graph,
     match_names,
     place,
+    term_distances,
 )
 
 DATA = Path(__file__).parent.parent / "data"
@@ -213,3 +215,16 @@ def test_a_file_that_is_not_the_cell_ontology(tmp_path: Path, text: str):
 def test_a_missing_ontology(tmp_path: Path):
     with pytest.raises(InputError, match=r"none\.obo: cannot be read"):
         load_graph(tmp_path / "none.obo")
+
+
+def test_term_distances_are_steps_in_the_ontology(cl: nx.DiGraph):
+    names = ["T cell", "lymphocyte", "regulatory T cell", "neuron", "native cell", "no such cell"]
+    found = term_distances(names, cl)
+    assert found[0, 1] == 1  # a T cell is a lymphocyte
+    assert np.array_equal(found, found.T, equal_nan=True)
+    assert np.isnan(found[4:]).all()
+    ids = [term for term, _ in match_names(names, cl).values()]
+    undirected = cl.to_undirected()
+    for i in range(4):
+        for j in range(4):
+            assert found[i, j] == nx.shortest_path_length(undirected, ids[i], ids[j])

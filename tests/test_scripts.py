@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TYPES, clustered, write_release
+from scipy import stats
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
 
 import eval as evaluate
 import ingest
@@ -110,7 +113,10 @@ def test_train_and_eval(stratified: Path, tmp_path: Path, capsys, recipe: str):
         first["system"] - full["system"] + full["subtype"] - first["subtype"], abs=1e-9
     )
     printed = capsys.readouterr().out
-    assert "| Embedding | Dims | System | Lineage |  Type | Subtype |   Sil |" in printed
+    assert "| Embedding | Dims |        System |       Lineage |" in printed
+    for row in result["rows"]:
+        low, high = row["loo_interval"]["subtype"]
+        assert low <= row["loo"]["subtype"] <= high
     assert "Steerability" in printed
 
 
@@ -291,3 +297,64 @@ def test_real_atlases_end_to_end(real_release: Path, tmp_path: Path):
     assert full["loo"]["type"] > raw["loo"]["type"]
     assert full["loo"]["subtype"] > raw["loo"]["subtype"]
     assert full["silhouette"]["subtype"] > raw["silhouette"]["subtype"]
+
+
+def test_a_study_held_out_in_training_is_what_eval_asks(stratified: Path, tmp_path: Path, fails, capsys):
+    path = tmp_path / "study.pt"
+    argv = ["--input", str(stratified), "--output", str(path), "--epochs", "1", "--scale-dim", "4"]
+    train.main([*argv, "--holdout", "study", "--test-ratio", "0.3"])
+    assert "held out: 1 studies" in capsys.readouterr().out
+    evaluated(path, stratified, "--rows-out", str(tmp_path / "rows"))
+    study = np.array(pq.read_table(stratified, columns=["study"])["study"].to_pylist())
+    asked, bank = study[np.load(tmp_path / "rows" / "queries.npy")], study[np.load(tmp_path / "rows" / "train.npy")]
+    assert len(set(asked)) == 1
+    assert not set(asked) & set(bank)
+    train.main([*argv, "--test-studies", "s3"])
+    evaluated(path, stratified, "--rows-out", str(tmp_path / "rows"))
+    assert set(study[np.load(tmp_path / "rows" / "queries.npy")]) == {"s3"}
+    assert "has no study s9; it has s1, s2, s3" in fails(train.main, *argv, "--test-studies", "s9")
+
+
+def test_several_checkpoints_are_rows_of_one_table(stratified: Path, tmp_path: Path, fails):
+    argv = ["--input", str(stratified), "--epochs", "1", "--scale-dim", "4"]
+    one, two, other = (str(tmp_path / f"{name}.pt") for name in ("one", "two", "other"))
+    train.main([*argv, "--output", one])
+    train.main([*argv, "--output", two, "--num-levels", "2"])
+    train.main([*argv, "--output", other, "--seed", "1"])
+    evaluate.main(["--model-path", one, two, "--input", str(stratified), "--json", str(tmp_path / "a.json")])
+    result = json.loads((tmp_path / "a.json").read_text())
+    names = [row["embedding"] for row in result["rows"]]
+    assert names == ["raw", "one full", "one prefix 3", "one prefix 2", "one prefix 1", "two full", "two prefix 1"]
+    assert set(result["steerability"]) == {"one", "two"}
+    message = fails(evaluate.main, "--model-path", one, other, "--input", stratified)
+    assert "other.pt: was trained on other cells than" in message
+
+
+def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_path: Path):
+    result = evaluated(checkpoint, stratified, "--controls", "--rows-out", str(tmp_path))
+    rows = {row["embedding"]: row for row in result["rows"]}
+    assert {"raw 4d", "raw 8d", "PCA 4d", "PCA 16d", "LDA 4d", "LDA 5d"} <= set(rows)
+    bank, queries = (read_rows(stratified, np.load(tmp_path / f"{name}.npy")) for name in ("train", "queries"))
+    lda = LinearDiscriminantAnalysis().fit(bank.vectors, bank.labels[:, 3])
+    knn = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
+    knn.fit(lda.transform(bank.vectors)[:, :4], bank.labels[:, 3])
+    expected = knn.score(lda.transform(queries.vectors)[:, :4], queries.labels[:, 3])
+    assert rows["LDA 4d"]["bank"]["subtype"] == pytest.approx(expected, abs=0.02)  # ties are broken differently
+    assert len(result["shuffled_tree"]) == 4
+
+
+def test_the_interval_equals_scipys_bootstrap():
+    right = (np.random.default_rng(0).random(400) < 0.9).astype(float)
+    expected = stats.bootstrap((right,), np.mean, method="percentile", random_state=0).confidence_interval
+    assert evaluate.interval(right) == pytest.approx(tuple(expected), abs=0.004)
+
+
+def test_a_shuffled_tree_has_the_same_shape():
+    tree = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, 2], [1, 2, 3, 3], [1, 2, 3, 4]])
+    labels = tree[torch.randint(0, 5, (200,))]
+    mixed = evaluate.shuffled_tree(labels, seed=0)
+    assert torch.equal(mixed[:, 3], labels[:, 3])
+    assert not torch.equal(mixed, labels)
+    paths, before = {tuple(row[:3]) for row in mixed.tolist()}, {tuple(row[:3]) for row in labels.tolist()}
+    assert paths == before
+    assert len({tuple(row) for row in mixed.tolist()}) == 5  # one path per subtype
