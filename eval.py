@@ -73,6 +73,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file, unrounded")
     parser.add_argument(
+        "--cells-out", type=Path, help="also write right (True) or wrong per embedding, query and level to this .npz"
+    )
+    parser.add_argument(
         "--rows-out", type=Path, help="also write train.npy and queries.npy, row numbers, to this folder"
     )
     return parser
@@ -126,6 +129,7 @@ def score(
         predicted = knn_predict(vectors, labels, bank, bank_labels) if banked else knn_predict(vectors, labels)
         correct = predicted == labels
         row[protocol] = by_level(correct.float().mean(0).tolist())
+        row[f"{protocol}_right"] = correct.cpu().numpy()
         row[f"{protocol}_interval"] = by_level([interval(column) for column in correct.cpu().numpy().T])
         row[f"{protocol}_macro"] = by_level(macro_accuracy(correct.cpu(), labels.cpu()))
         steps = distances[labels[:, -1].cpu(), predicted[:, -1].cpu()]
@@ -151,9 +155,11 @@ def control_vectors(vectors: Tensor, num_queries: int, subtypes: Tensor, widths:
     pca = PCA(min(widths[-1], *x[train].shape), random_state=0).fit(x[train])
     lda = LinearDiscriminantAnalysis().fit(x[train], subtypes[train].cpu().numpy())
     for name, rotated in (("raw", x), ("PCA", pca.transform(x)), ("LDA", lda.transform(x))):
-        for width in dict.fromkeys(min(w, rotated.shape[1]) for w in widths):
-            if name != "raw" or width < x.shape[1]:
-                found[f"{name} {width}d"] = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
+        for width in (cuts := sorted({min(width, rotated.shape[1]) for width in widths})):
+            if name == "raw" and width == x.shape[1]:
+                continue  # the whole of it is there without controls
+            cut = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
+            found[name if name != "raw" and width == cuts[-1] else f"{name} {width}d"] = cut
     return found
 
 
@@ -272,6 +278,10 @@ def main(argv: list[str] | None = None) -> None:
         for name, numbers in (("train.npy", train_rows), ("queries.npy", query_rows)):
             with replacing(args.rows_out / name) as part, open(part, "wb") as file:
                 np.save(file, numbers)
+    right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
+    if args.cells_out:
+        with replacing(args.cells_out) as part, open(part, "wb") as file:
+            np.savez_compressed(file, **right)
     if args.json:
         result = {
             "rows": rows,

@@ -1,20 +1,23 @@
-"""The recipes side by side on real atlases, several seeds each; one table per atlas and figure.
+"""The recipes side by side on several data sets, several seeds each, with controls and paired differences.
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
     uv run python benchmarks/quality.py
 
-Every seed draws its own test cells, validation cells and starting weights. A run that is finished is kept in the
-output folder and not done again.
+Every seed draws its own test cells (or studies), validation cells and starting weights; `simulated` also makes another
+atlas per seed. Checkpoints and figures that are there are not made again, so a run that was cut off goes on; delete the
+output folder after a change of the code. Writes quality.json and quality.md beside them.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
@@ -22,15 +25,49 @@ import eval as evaluate
 import ingest
 import stratify
 import train
+from fractal import simulate
+from fractal.atlas import study_codes
 from fractal.cli import LEVELS, InputError, positive_int, run, table
+from fractal.files import replacing
 
-ATLASES = ("pbmc_tonsil", "fetal_organs")
 # fetal_organs has 1,600 training cells: 20 epochs of six steps leave the published recipe below the raw vectors.
-PUBLISHED = {"pbmc_tonsil": [], "fetal_organs": ["--epochs", "60", "--lr", "3e-4"]}
+PUBLISHED = {"fetal_organs": ["--epochs", "60", "--lr", "3e-4"]}
+SIMULATED_CELLS = 1_000_000
+SIMULATED_ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 PROTOCOLS = {
     "loo": "5-NN accuracy, leave-one-out inside the test cells",
     "bank": "5-NN accuracy, neighbours from the training cells",
     "silhouette": "Silhouette (cosine)",
+}
+
+
+def tonsil_and_blood(stratified: Path, seed: int) -> list[str]:
+    """Two blood and two tonsil donors of pbmc_tonsil."""
+    donors = study_codes(stratified)[1]
+    rng = np.random.default_rng(seed)
+    kinds = [[d for d in donors if ("tonsil" in d.lower()) == tonsil] for tonsil in (False, True)]
+    return ["--test-studies", *(str(d) for kind in kinds for d in rng.choice(kind, 2, replace=False))]
+
+
+def no_flags(stratified: Path, seed: int) -> list[str]:
+    return []
+
+
+def first_rows(stratified: Path, seed: int) -> list[str]:
+    return ["--max-samples", str(SIMULATED_ROWS)]
+
+
+def first_rows_of_studies(stratified: Path, seed: int) -> list[str]:
+    return ["--max-samples", str(SIMULATED_ROWS), "--holdout", "study"]
+
+
+# Data set -> the atlas it is made of, and what train.py is told about it.
+DATASETS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
+    "pbmc_tonsil": ("pbmc_tonsil", no_flags),
+    "pbmc_tonsil_donors": ("pbmc_tonsil", tonsil_and_blood),
+    "fetal_organs": ("fetal_organs", no_flags),
+    "simulated": ("simulated", first_rows),
+    "simulated_studies": ("simulated", first_rows_of_studies),
 }
 
 
@@ -40,10 +77,12 @@ def get_parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         default=os.environ.get("FRACTAL_REAL_DATA"),
-        help="folder with a release per atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
+        help="folder with a release per real atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
     )
-    parser.add_argument("--atlases", nargs="+", default=ATLASES, help="folders in it (default: both)")
-    parser.add_argument("--recipes", nargs="+", default=["published", "fractal"], choices=list(train.RECIPES))
+    parser.add_argument(
+        "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="which (default: all)"
+    )
+    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(train.RECIPES))
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/quality"), help="keeps files and finished runs (default: %(default)s)"
@@ -51,21 +90,43 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_once(atlas: str, recipe: str, seed: int, data: Path, folder: Path) -> list[dict[str, Any]]:
-    """The rows of eval.py for one recipe and seed."""
-    stratified, name = folder / atlas / "stratified.parquet", f"{recipe}_{seed}"
-    if not stratified.exists():
-        cells = folder / atlas / "cells.parquet"
-        ingest.main(["--model-dir", str(data / atlas / "model_v1.1"), "--output", str(cells)])
-        stratify.main(["--input", str(cells), "--output", str(stratified)])
-    result = folder / atlas / f"{name}.json"
-    if not result.exists():
-        model = folder / atlas / f"{name}.pt"
-        common = ["--input", str(stratified), "--seed", str(seed)]
-        flags = PUBLISHED.get(atlas, []) if recipe == "published" else []
-        train.main([*common, "--output", str(model), "--recipe", recipe, *flags])
-        evaluate.main([*common, "--model-path", str(model), "--json", str(result)])
-    return json.loads(result.read_text(encoding="utf-8"))["rows"]
+def prepare(atlas: str, seed: int, data: Path | None, folder: Path) -> Path:
+    """-> the stratified file of an atlas."""
+    simulated = atlas == "simulated"
+    folder = folder / (f"{atlas}_{seed}" if simulated else atlas)
+    stratified, cells = folder / "stratified.parquet", folder / "cells.parquet"
+    if stratified.exists():
+        return stratified
+    if simulated:
+        release = folder / "model_v1.1"
+        simulate.main(["--cells", str(SIMULATED_CELLS), "--seed", str(seed), "--output", str(release)])
+    elif data is None:
+        raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
+    else:
+        release = data / atlas / "model_v1.1"
+    ingest.main(["--model-dir", str(release), "--output", str(cells)])
+    stratify.main(["--input", str(cells), "--output", str(stratified)])
+    return stratified
+
+
+def run_once(dataset: str, recipes: list[str], seed: int, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """-> what eval.py writes of all recipes with one seed: its JSON, and right or wrong per query."""
+    atlas, flags = DATASETS[dataset]
+    stratified = prepare(atlas, seed, args.data, args.output)
+    folder = args.output / dataset / str(seed)
+    models = []
+    for recipe in recipes:
+        models.append(folder / f"{recipe}.pt")
+        if not models[-1].exists():
+            more = flags(stratified, seed) + (PUBLISHED.get(dataset, []) if recipe == "published" else [])
+            common = ["--input", str(stratified), "--seed", str(seed), "--recipe", recipe]
+            train.main([*common, "--output", str(models[-1]), *more])
+    figures, cells = (folder / f"{'_'.join(recipes)}.{suffix}" for suffix in ("json", "npz"))
+    if not figures.exists():
+        names = [str(model) for model in models]
+        common = ["--input", str(stratified), "--seed", str(seed), "--controls"]
+        evaluate.main([*common, "--model-path", *names, "--cells-out", str(cells), "--json", str(figures)])
+    return json.loads(figures.read_text(encoding="utf-8")), np.load(cells)
 
 
 def summary(values: list[float | None]) -> str:
@@ -73,25 +134,64 @@ def summary(values: list[float | None]) -> str:
     return f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "-"
 
 
+def paired(difference: np.ndarray) -> str:
+    """Mean of per-cell differences of 0 and 1, and its 95 % bootstrap interval over the cells."""
+    counts = [(difference == value).mean() for value in (-1, 0, 1)]
+    draws = np.random.default_rng(0).multinomial(len(difference), counts, size=10_000)
+    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(difference), [0.025, 0.975])
+    return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.data is None:
-        raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
-    tables = []
-    for atlas in args.atlases:
-        runs = {r: [run_once(atlas, r, s, args.data, args.output) for s in range(args.seeds)] for r in args.recipes}
+    tables, kept = [], {}
+    jobs = tqdm([(d, s) for d in args.datasets for s in range(args.seeds)], unit="run", desc="quality")
+    found = {job: run_once(*(job[0], args.recipes, job[1], args)) for job in jobs}
+    for dataset in args.datasets:
+        runs = [found[dataset, seed] for seed in range(args.seeds)]
+        kept[dataset] = [figures for figures, _ in runs]
+        first = runs[0][0]["rows"]
         for protocol, title in PROTOCOLS.items():
-            rows = []
-            for recipe, seeds in runs.items():
-                for i, row in enumerate(seeds[0]):
-                    if row["embedding"] == "raw" and recipe != args.recipes[0]:
-                        continue  # the same test cells, so the same figures
-                    name = "raw" if row["embedding"] == "raw" else f"{recipe} {row['embedding']}"
-                    cells = [summary([one[i][protocol][level] for one in seeds]) for level in LEVELS]
-                    rows.append([name, f"{row['dims']}d", *cells])
+            rows = [
+                [row["embedding"], f"{row['dims']}d"]
+                + [summary([figures["rows"][i][protocol][level] for figures, _ in runs]) for level in LEVELS]
+                for i, row in enumerate(first)
+            ]
             header = ["Embedding", "Dims", *(level.capitalize() for level in LEVELS)]
-            tables.append(f"{atlas}: {title}, mean ± sd of {args.seeds} seeds\n\n{table(header, rows)}\n")
-    print("\n" + "\n".join(tables))
+            tables.append(f"{dataset}: {title}, mean ± sd of {args.seeds} seeds\n\n{table(header, rows)}\n")
+        if "fractal" in args.recipes and len(args.recipes) > 1:
+            tables.append(f"{dataset}: {differences(runs)}")
+    text = "\n".join(tables)
+    for name, content in (("quality.md", text), ("quality.json", json.dumps(kept, indent=1))):
+        with replacing(args.output / name) as part:
+            part.write_text(content + "\n", encoding="utf-8")
+    print("\n" + text)
+
+
+def differences(runs: list[tuple[dict[str, Any], Any]]) -> str:
+    """Paired differences of `fractal full` to every other embedding of full length, and of its prefix j at level j."""
+    names = [row["embedding"] for row in runs[0][0]["rows"]]
+    rows = []
+    for protocol in ("loo", "bank"):
+
+        def right(name: str, protocol: str = protocol) -> np.ndarray:
+            return np.concatenate([cells[protocol][names.index(name)] for _, cells in runs]).astype(int)
+
+        full = right("fractal full")
+        others = [name for name in names if name.endswith(" full") or name.split()[0] in ("raw", "PCA", "LDA")]
+        for name in others:
+            if name != "fractal full":
+                values = full - right(name)
+                rows.append([f"{protocol}: fractal full - {name}", *(paired(column) for column in values.T)])
+        own = np.stack([right(f"fractal prefix {j + 1}")[:, j] for j in range(3)], axis=1) - full[:, :3]
+        rows.append([f"{protocol}: fractal prefix j at level j - full", *(paired(c) for c in own.T), "-"])
+    steering = [figures["steerability"] for figures, _ in runs]
+    steering = [value["fractal"] if isinstance(value, dict) else value for value in steering]
+    title = "paired differences, mean over cells and seeds, 95 % bootstrap interval over cells"
+    return (
+        f"{title}; S of fractal {summary(steering)}\n\n"
+        f"{table(['Difference', *(level.capitalize() for level in LEVELS)], rows)}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def test_several_checkpoints_are_rows_of_one_table(stratified: Path, tmp_path: P
 def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_path: Path):
     result = evaluated(checkpoint, stratified, "--controls", "--rows-out", str(tmp_path))
     rows = {row["embedding"]: row for row in result["rows"]}
-    assert {"raw 4d", "raw 8d", "PCA 4d", "PCA 16d", "LDA 4d", "LDA 5d"} <= set(rows)
+    assert {"raw 4d", "raw 8d", "PCA 4d", "PCA", "LDA 4d", "LDA"} <= set(rows)
     bank, queries = (read_rows(stratified, np.load(tmp_path / f"{name}.npy")) for name in ("train", "queries"))
     lda = LinearDiscriminantAnalysis().fit(bank.vectors, bank.labels[:, 3])
     knn = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
@@ -341,6 +341,10 @@ def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_pat
     expected = knn.score(lda.transform(queries.vectors)[:, :4], queries.labels[:, 3])
     assert rows["LDA 4d"]["bank"]["subtype"] == pytest.approx(expected, abs=0.02)  # ties are broken differently
     assert len(result["shuffled_tree"]) == 4
+    evaluated(checkpoint, stratified, "--cells-out", str(tmp_path / "cells.npz"))
+    right = np.load(tmp_path / "cells.npz")
+    for protocol in ("loo", "bank"):
+        assert right[protocol].mean(1)[1].tolist() == pytest.approx(list(rows["full"][protocol].values()))
 
 
 def test_the_interval_equals_scipys_bootstrap():
