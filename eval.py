@@ -81,13 +81,17 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def split_of(checkpoint: dict[str, Any], model: Path) -> Split:
+    try:
+        return Split(**checkpoint["split"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{model}: carries no split of train.py; train it again") from error
+
+
 def choose_rows(checkpoint: dict[str, Any], model: Path, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows, which are the bank, and the query rows. Raises InputError for another file."""
     file = open_atlas(args.input)
-    try:
-        split = Split(**checkpoint["split"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{model}: carries no split of train.py; train it again") from error
+    split = split_of(checkpoint, model)
     same_file = fingerprint(args.input) == split.fingerprint
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
@@ -214,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     models = [load(path, device) for path in args.model_path]
     train_rows, query_rows = choose_rows(models[0][1], args.model_path[0], args)
     for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
-        if checkpoint.get("split") != models[0][1]["split"]:
+        if split_of(checkpoint, path) != split_of(models[0][1], args.model_path[0]):
             raise InputError(f"{path}: was trained on other cells than {args.model_path[0]}; evaluate it by itself")
     cells = read_rows(args.input, np.concatenate([query_rows, train_rows]))  # one call: labels share their codes
     vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
@@ -248,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
     if args.controls and len(train_rows):
         rows += [scored(k, v) for k, v in control_vectors(vectors, n, labels[:, -1], sorted(widths)).items()]
-    studies = models[0][1]["split"].get("test_studies")
+    studies = split_of(models[0][1], args.model_path[0]).test_studies
     print(f"{n:,} test cells of {args.input}, {len(train_rows):,} training cells in the bank")
     print(f"held out: {'cells' if not studies else f'{len(studies)} whole studies'}\n")
 
