@@ -19,7 +19,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.atlas import LEVEL_COLUMNS, read_rows
+from fractal.atlas import LEVEL_COLUMNS, Cells, read_rows
 from fractal.cli import LEVELS
 from fractal.scimilarity import open_release
 
@@ -362,3 +362,18 @@ def test_a_shuffled_tree_has_the_same_shape():
     paths, before = {tuple(row[:3]) for row in mixed.tolist()}, {tuple(row[:3]) for row in labels.tolist()}
     assert paths == before
     assert len({tuple(row) for row in mixed.tolist()}) == 5  # one path per subtype
+
+
+def test_path_frequency_by_hand():
+    """Two training paths of levels (lineage, lineage, type); what training has not seen counts nowhere."""
+    classes = [["Immune"], ["L", "M"], ["B", "T", "mono"], ["b1", "m1", "t1"]]
+    cells = Cells(np.zeros((0, 2), np.float32), np.zeros((0, 4), np.int64), classes)
+    paths = torch.tensor([[0, 0, 1], [1, 1, 2]])
+    counts: dict[tuple[str, ...], int] = {
+        ("Immune", "L", "T", "t1"): 7,
+        ("Immune", "L", "T", "t2 that training never saw"): 2,
+        ("Immune", "M", "mono", "m1"): 5,
+        ("Immune", "L", "B", "b1"): 100,
+        ("Neural", "Glial", "x", "y"): 1_000,
+    }
+    assert train.path_frequency(counts, cells, [1, 1, 2], paths).tolist() == [9, 5]
