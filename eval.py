@@ -25,8 +25,8 @@ from fractal.adapter import embed, load, pick_device
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
 from fractal.files import replacing
-from fractal.metrics import knn_predict, macro_accuracy, silhouette, steerability, zoom
-from fractal.ontology import load_graph, term_distances
+from fractal.metrics import bootstrap_interval, knn_predict, macro_accuracy, silhouette, steerability, zoom
+from fractal.ontology import CL_SLIM, load_graph, term_distances
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
         "silhouettes on a shuffled tree",
     )
     parser.add_argument(
-        "--obo", default="data/cl-slim.obo", help="Cell Ontology for the distances: path or URL (default: %(default)s)"
+        "--obo", default=CL_SLIM, help="Cell Ontology for the distances, a path or a URL (default: the shipped one)"
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument(
@@ -88,30 +88,30 @@ def split_of(checkpoint: dict[str, Any], model: Path) -> Split:
         raise InputError(f"{model}: carries no split of train.py; train it again") from error
 
 
-def choose_rows(checkpoint: dict[str, Any], model: Path, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def choose_rows(
+    checkpoint: dict[str, Any], model: Path, path: Path, num_samples: int, seed: int, all_rows: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows, which are the bank, and the query rows. Raises InputError for another file."""
-    file = open_atlas(args.input)
+    file = open_atlas(path)
     split = split_of(checkpoint, model)
-    same_file = fingerprint(args.input) == split.fingerprint
+    same_file = fingerprint(path) == split.fingerprint
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
-        raise InputError(
-            f"{args.input}: its vectors have {dim} numbers, those of {model} {checkpoint['config']['dim']}"
-        )
-    if args.all_rows and same_file:
-        raise InputError(f"{args.input}: {model} was trained on it, so its cells are not new; drop --all-rows")
-    if args.all_rows:
+        raise InputError(f"{path}: its vectors have {dim} numbers, those of {model} {checkpoint['config']['dim']}")
+    if all_rows and same_file:
+        raise InputError(f"{path}: {model} was trained on it, so its cells are not new; drop --all-rows")
+    if all_rows:
         train, pool = np.arange(0), np.arange(file.metadata.num_rows)
     elif not same_file:
         raise InputError(
-            f"{args.input}: not the file that {model} was trained on, so which of its cells are held out is "
+            f"{path}: not the file that {model} was trained on, so which of its cells are held out is "
             "unknown; name that file, or say --all-rows if all its cells are new"
         )
     else:
-        train, _, pool = split.rows(args.input)
-    queries = np.random.default_rng(args.seed).permutation(pool)[: args.num_samples]
+        train, _, pool = split.rows(path)
+    queries = np.random.default_rng(seed).permutation(pool)[:num_samples]
     if len(queries) < 2:
-        raise InputError(f"{args.input}: {len(queries)} test cells are too few; train with a larger --test-ratio")
+        raise InputError(f"{path}: {len(queries)} test cells are too few; train with a larger --test-ratio")
     return train, queries
 
 
@@ -123,33 +123,24 @@ def score(
     def by_level(values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(LEVELS, values, strict=True))
 
-    row: dict[str, Any] = {"dims": vectors.shape[1]}
-    for protocol, banked in (("loo", False), ("bank", True)):
-        if banked and bank is None:
-            nothing = by_level([None] * len(LEVELS))
-            row |= {protocol: nothing, f"{protocol}_interval": nothing, f"{protocol}_macro": nothing}
-            row[f"{protocol}_distance"] = None
-            continue
-        predicted = knn_predict(vectors, labels, bank, bank_labels) if banked else knn_predict(vectors, labels)
-        correct = predicted == labels
-        row[protocol] = by_level(correct.float().mean(0).tolist())
-        row[f"{protocol}_right"] = correct.cpu().numpy()
-        row[f"{protocol}_interval"] = by_level([interval(column) for column in correct.cpu().numpy().T])
-        row[f"{protocol}_macro"] = by_level(macro_accuracy(correct.cpu(), labels.cpu()))
+    nothing = dict.fromkeys(LEVELS)
+    row: dict[str, Any] = {"bank": nothing, "bank_interval": nothing, "bank_macro": nothing, "bank_distance": None}
+    row["dims"] = vectors.shape[1]
+    protocols = {"loo": knn_predict(vectors, labels)}
+    if bank is not None:
+        protocols["bank"] = knn_predict(vectors, labels, bank, bank_labels)
+    for protocol, predicted in protocols.items():
+        right = (predicted == labels).cpu().numpy()
+        row[protocol] = by_level((predicted == labels).float().mean(0).tolist())
+        row[f"{protocol}_right"] = right
+        row[f"{protocol}_interval"] = by_level([bootstrap_interval(column) for column in right.T])
+        row[f"{protocol}_macro"] = by_level(macro_accuracy(predicted, labels))
         steps = distances[labels[:, -1].cpu(), predicted[:, -1].cpu()]
         row[f"{protocol}_distance"] = steps.nanmean().item() if steps.isfinite().any() else None
     row["silhouette"] = by_level([silhouette(vectors, labels[:, k]) for k in range(len(LEVELS))])
     agree, row["zoom_subtypes"] = zoom(vectors, labels)
     row["zoom_agree"] = by_level(agree)
     return row
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of right (1) and wrong (0): a resample's sum is binomial."""
-    n = len(values)
-    means = np.random.default_rng(0).binomial(n, values.mean(), 10_000) / n
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def control_vectors(vectors: Tensor, num_queries: int, subtypes: Tensor, widths: list[int]) -> dict[str, Tensor]:
@@ -216,10 +207,14 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
     models = [load(path, device) for path in args.model_path]
-    train_rows, query_rows = choose_rows(models[0][1], args.model_path[0], args)
+    first_path, first_checkpoint = args.model_path[0], models[0][1]
+    train_rows, query_rows = choose_rows(
+        first_checkpoint, first_path, args.input, args.num_samples, args.seed, args.all_rows
+    )
+    split = split_of(first_checkpoint, first_path)
     for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
-        if split_of(checkpoint, path) != split_of(models[0][1], args.model_path[0]):
-            raise InputError(f"{path}: was trained on other cells than {args.model_path[0]}; evaluate it by itself")
+        if split_of(checkpoint, path) != split:
+            raise InputError(f"{path}: was trained on other cells than {first_path}; evaluate it by itself")
     cells = read_rows(args.input, np.concatenate([query_rows, train_rows]))  # one call: labels share their codes
     vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
     distances = torch.from_numpy(term_distances(cells.classes[-1], load_graph(args.obo)))
@@ -242,9 +237,10 @@ def main(argv: list[str] | None = None) -> None:
         widths |= {e.shape[1] for e in embeddings}
         full, *prefixes = [scored(own + name, e) for name, e in zip(names, embeddings, strict=True)]
         rows += [full, *prefixes]
-        for name, e in zip(names, embeddings, strict=True):
-            values = [silhouette(e[:n], mixed[:, k]) for k in range(len(LEVELS))]
-            shuffled.append({"embedding": own + name, "silhouette": dict(zip(LEVELS, values, strict=True))})
+        if args.controls:
+            for name, e in zip(names, embeddings, strict=True):
+                values = [silhouette(e[:n], mixed[:, k]) for k in range(len(LEVELS))]
+                shuffled.append({"embedding": own + name, "silhouette": dict(zip(LEVELS, values, strict=True))})
         leaf = LEVELS[config["num_levels"] - 1]
         first = prefixes[-1]["loo"]
         terms = [first["system"], full["loo"]["system"], full["loo"][leaf], first[leaf]]
@@ -252,9 +248,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
     if args.controls and len(train_rows):
         rows += [scored(k, v) for k, v in control_vectors(vectors, n, labels[:, -1], sorted(widths)).items()]
-    studies = split_of(models[0][1], args.model_path[0]).test_studies
     print(f"{n:,} test cells of {args.input}, {len(train_rows):,} training cells in the bank")
-    print(f"held out: {'cells' if not studies else f'{len(studies)} whole studies'}\n")
+    print(f"held out: {f'{len(split.test_studies)} whole studies' if split.test_studies else 'cells'}\n")
 
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if len(train_rows):

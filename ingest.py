@@ -18,10 +18,16 @@ from tqdm import tqdm
 from fractal.atlas import writing
 from fractal.cli import LEVELS, run, table
 from fractal.files import replacing
-from fractal.ontology import LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, CellType, build_hierarchy, load_graph
+from fractal.ontology import (
+    CL_SLIM,
+    LINEAGE_ANCHORS,
+    STEM_ANCHOR,
+    SYSTEM_ANCHORS,
+    CellType,
+    build_hierarchy,
+    load_graph,
+)
 from fractal.scimilarity import Release, open_release
-
-CL_SLIM = Path(__file__).parent / "data" / "cl-slim.obo"
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -145,7 +145,10 @@ class Validator:
         accuracy = knn_accuracy(queries[-1], self.labels, bank[-1], self.bank_labels)
         scores = accuracy[: len(queries)]
         if self.own_level:
-            scores += [knn_accuracy(q, self.labels, b, self.bank_labels)[j] for j, (q, b) in enumerate(prefixes)]
+            scores += [
+                knn_accuracy(q, self.labels[:, [j]], b, self.bank_labels[:, [j]])[0]
+                for j, (q, b) in enumerate(prefixes)
+            ]
         finite = bool(queries[-1].isfinite().all())  # weights of 1e30 may be finite, their vectors are not
         return accuracy, sum(scores) / len(scores) if finite else math.nan
 
@@ -214,7 +217,9 @@ def main(argv: list[str] | None = None) -> None:
         paths, path = y[:, levels].unique(dim=0, return_inverse=True)
         config["paths"] = paths.tolist()
         adapter = build_adapter(config, cells.classes).to(device)
-        counts = path_counts(args.input, ~split.is_test(args.input))
+        keep = np.ones(num_rows, bool)
+        keep[test_rows] = False
+        counts = path_counts(args.input, keep)
         frequency = path_frequency(counts, cells, levels, paths).to(device)
         objective = PrefixObjective(cast(FractalAdapter, adapter), x, path, frequency)
     average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
+import eval as evaluate
 from fractal.adapter import embed, load
-from fractal.atlas import Split, read_rows
+from fractal.atlas import read_rows
 from fractal.cli import LEVELS, positive_int, run
 from fractal.files import replacing
 from fractal.metrics import knn_accuracy, silhouette
@@ -57,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     mpl.use("agg")
     adapter, checkpoint = load(args.model_path)
-    test = Split(**checkpoint["split"]).rows(args.input)[2]
-    rows = np.random.default_rng(0).permutation(test)[: args.num_samples]
+    _, rows = evaluate.choose_rows(checkpoint, args.model_path, args.input, args.num_samples, seed=0)
     cells = read_rows(args.input, rows)
     labels, vectors = torch.from_numpy(cells.labels), torch.from_numpy(cells.vectors)
     prefixes = embed(adapter, vectors)

@@ -29,6 +29,7 @@ from fractal import simulate
 from fractal.atlas import study_codes
 from fractal.cli import LEVELS, InputError, positive_int, run, table
 from fractal.files import replacing
+from fractal.metrics import bootstrap_interval
 
 # fetal_organs has 1,600 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.
@@ -50,25 +51,13 @@ def tonsil_and_blood(stratified: Path, seed: int) -> list[str]:
     return ["--test-studies", *(str(d) for kind in kinds for d in rng.choice(kind, 2, replace=False))]
 
 
-def no_flags(stratified: Path, seed: int) -> list[str]:
-    return []
-
-
-def first_rows(stratified: Path, seed: int) -> list[str]:
-    return ["--max-samples", str(SIMULATED_ROWS)]
-
-
-def first_rows_of_studies(stratified: Path, seed: int) -> list[str]:
-    return ["--max-samples", str(SIMULATED_ROWS), "--holdout", "study"]
-
-
-# Data set -> the atlas it is made of, and what train.py is told about it.
+# Data set -> the atlas it is made of, and what train.py is told, given the stratified file and the seed.
 DATASETS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
-    "pbmc_tonsil": ("pbmc_tonsil", no_flags),
+    "pbmc_tonsil": ("pbmc_tonsil", lambda *_: []),
     "pbmc_tonsil_donors": ("pbmc_tonsil", tonsil_and_blood),
-    "fetal_organs": ("fetal_organs", no_flags),
-    "simulated": ("simulated", first_rows),
-    "simulated_studies": ("simulated", first_rows_of_studies),
+    "fetal_organs": ("fetal_organs", lambda *_: []),
+    "simulated": ("simulated", lambda *_: ["--max-samples", str(SIMULATED_ROWS)]),
+    "simulated_studies": ("simulated", lambda *_: ["--max-samples", str(SIMULATED_ROWS), "--holdout", "study"]),
 }
 
 
@@ -110,19 +99,19 @@ def prepare(atlas: str, seed: int, data: Path | None, folder: Path) -> Path:
     return stratified
 
 
-def run_once(dataset: str, recipes: list[str], seed: int, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+def run_once(dataset: str, seed: int, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """-> what eval.py writes of all recipes with one seed: its JSON, and right or wrong per query."""
     atlas, flags = DATASETS[dataset]
     stratified = prepare(atlas, seed, args.data, args.output)
     folder = args.output / dataset / str(seed)
     models = []
-    for recipe in recipes:
+    for recipe in args.recipes:
         models.append(folder / f"{recipe}.pt")
         if not models[-1].exists():
             more = flags(stratified, seed) + (PUBLISHED.get(dataset, []) if recipe == "published" else [])
             common = ["--input", str(stratified), "--seed", str(seed), "--recipe", recipe]
             train.main([*common, "--output", str(models[-1]), *more])
-    figures, cells = (folder / f"{'_'.join(recipes)}.{suffix}" for suffix in ("json", "npz"))
+    figures, cells = (folder / f"{'_'.join(args.recipes)}.{suffix}" for suffix in ("json", "npz"))
     if not figures.exists():
         names = [str(model) for model in models]
         common = ["--input", str(stratified), "--seed", str(seed), "--controls"]
@@ -137,9 +126,7 @@ def summary(values: list[float | None]) -> str:
 
 def paired(difference: np.ndarray) -> str:
     """Mean of per-cell differences of 0 and 1, and its 95 % bootstrap interval over the cells."""
-    counts = [(difference == value).mean() for value in (-1, 0, 1)]
-    draws = np.random.default_rng(0).multinomial(len(difference), counts, size=10_000)
-    low, high = np.quantile((draws[:, 2] - draws[:, 0]) / len(difference), [0.025, 0.975])
+    low, high = bootstrap_interval(difference)
     return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
@@ -147,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     tables, kept = [], {}
     jobs = tqdm([(d, s) for d in args.datasets for s in range(args.seeds)], unit="run", desc="quality")
-    found = {job: run_once(*(job[0], args.recipes, job[1], args)) for job in jobs}
+    found = {(dataset, seed): run_once(dataset, seed, args) for dataset, seed in jobs}
     for dataset in args.datasets:
         runs = [found[dataset, seed] for seed in range(args.seeds)]
         kept[dataset] = [figures for figures, _ in runs]
@@ -186,8 +173,7 @@ def differences(runs: list[tuple[dict[str, Any], Any]]) -> str:
                 rows.append([f"{protocol}: fractal full - {name}", *(paired(column) for column in values.T)])
         own = np.stack([right(f"fractal prefix {j + 1}")[:, j] for j in range(3)], axis=1) - full[:, :3]
         rows.append([f"{protocol}: fractal prefix j at level j - full", *(paired(c) for c in own.T), "-"])
-    steering = [figures["steerability"] for figures, _ in runs]
-    steering = [value["fractal"] if isinstance(value, dict) else value for value in steering]
+    steering = [figures["steerability"]["fractal"] for figures, _ in runs]  # several recipes: one each
     title = "paired differences, mean over cells and seeds, 95 % bootstrap interval over cells"
     return (
         f"{title}; S of fractal {summary(steering)}\n\n"

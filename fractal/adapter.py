@@ -16,6 +16,11 @@ from fractal.cli import InputError
 from fractal.files import replacing
 
 
+def cut(blocks: Tensor, j: int) -> Tensor:
+    """Prefix j: the first j of the blocks (n, num_levels, scale_dim) -> (n, j * scale_dim), of length 1."""
+    return normalize(blocks[:, :j].flatten(1), dim=1)
+
+
 class Adapter(nn.Module):
     """What both have in common. Inputs are (n, dim) float32, blocks (n, num_levels, scale_dim)."""
 
@@ -28,7 +33,7 @@ class Adapter(nn.Module):
 
     def full(self, blocks: Tensor) -> Tensor:
         """Blocks -> the full vector (n, num_levels * scale_dim), of length 1."""
-        return normalize(blocks.flatten(1), dim=1)
+        return cut(blocks, self.num_levels)
 
     def encode(self, x: Tensor) -> Tensor:
         """(n, dim) -> the full vector."""
@@ -36,7 +41,7 @@ class Adapter(nn.Module):
 
     def prefix(self, x: Tensor, j: int) -> Tensor:
         """(n, dim) -> the first j blocks (n, j * scale_dim), of length 1. j = 1 tells the system."""
-        return normalize(self.blocks(x)[:, :j].flatten(1), dim=1)
+        return cut(self.blocks(x), j)
 
 
 TAU = 0.07  # temperature of cosine softmaxes
@@ -97,8 +102,8 @@ class FractalAdapter(Adapter):
     def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, dim) -> logits of the paths (n, num_paths), and the blocks.
 
-        No gradient goes from the blocks to the probabilities: they are trained as a classifier and nothing else, else
-        the blocks' losses would blur them.
+        No gradient goes from the blocks into the probabilities, else the blocks' losses would blur them; what is free
+        in a block shares the hidden layers with the classifier.
         """
         x = normalize(x, dim=1) * self.dim**0.5  # entries of about 1, whatever the length of the vectors
         if self.training:
@@ -160,8 +165,7 @@ class PublishedAdapter(Adapter):
 
     def padded_prefix(self, blocks: Tensor, j: int) -> Tensor:
         """The first j blocks, of length 1, with zeros behind: what the heads are given in training."""
-        cut = blocks[:, :j].flatten(1)
-        return normalize(pad(cut, (0, self.num_levels * self.scale_dim - cut.shape[1])), dim=1)
+        return normalize(pad(blocks[:, :j].flatten(1), (0, (self.num_levels - j) * self.scale_dim)), dim=1)
 
 
 def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
@@ -189,8 +193,7 @@ def embed(adapter: Adapter, vectors: Tensor, batch: int = 8_192) -> list[Tensor]
     parts = []
     for x in vectors.split(batch):
         blocks = adapter.blocks(x)
-        cuts = [normalize(blocks[:, :j].flatten(1), dim=1) for j in range(1, adapter.num_levels)]
-        parts.append([*cuts, adapter.full(blocks)])
+        parts.append([*(cut(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 

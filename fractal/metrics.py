@@ -1,6 +1,8 @@
 """How good a vector is: kNN accuracy, silhouette and steerability. Pure functions on tensors."""
 
+import numpy as np
 import torch
+from sklearn.metrics import recall_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -51,16 +53,26 @@ def knn_accuracy(
     return (knn_predict(queries, labels, bank, bank_labels, k) == labels).float().mean(0).tolist()
 
 
-def macro_accuracy(correct: Tensor, labels: Tensor) -> list[float]:
-    """Mean over the classes of the share that is right, per level; correct (n, levels) bool, labels (n, levels).
+def macro_accuracy(predicted: Tensor, labels: Tensor) -> list[float]:
+    """Mean over the classes of the share of their cells that is right, per level; both (n, levels) int64.
 
-    Every class counts the same, however many cells it has; scikit-learn calls it balanced accuracy.
+    Every class counts the same, however many cells it has; scikit-learn's balanced accuracy, without its warning for
+    a predicted class that no cell has.
     """
-    found = []
-    for right, own in zip(correct.float().T, labels.T, strict=True):
-        _, own = own.unique(return_inverse=True)
-        found.append((own.bincount(weights=right) / own.bincount()).mean().item())
-    return found
+    columns = zip(labels.cpu().numpy().T, predicted.cpu().numpy().T, strict=True)
+    return [float(recall_score(own, guess, labels=np.unique(own), average="macro")) for own, guess in columns]
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of (n,) values of which few differ, such as right and wrong.
+
+    How often each value is drawn in a resample is multinomial, so no resample is written out.
+    """
+    found, counts = np.unique(values, return_counts=True)
+    n = len(values)
+    means = np.random.default_rng(0).multinomial(n, counts / n, size=10_000) @ found / n
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def zoom(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from fractal.adapter import TAU, FractalAdapter
+from fractal.adapter import TAU, FractalAdapter, cut
 
 SMOOTHING = 0.05  # of the class targets: labels are noisy
 
@@ -61,8 +61,8 @@ class PrefixObjective(nn.Module):
         path = self.path[rows]
         loss = cross_entropy(logits + self.shift, path, label_smoothing=SMOOTHING)
         for j, (prototypes, shift) in enumerate(zip(self.prototypes, self.class_shift, strict=True)):
-            prefix, target = normalize(blocks[:, : j + 1].flatten(1), dim=1), adapter.paths[path, j]
-            logits = prefix @ normalize(prototypes, dim=1).T / TAU + shift
+            target = adapter.paths[path, j]
+            logits = cut(blocks, j + 1) @ normalize(prototypes, dim=1).T / TAU + shift
             loss = loss + cross_entropy(logits, target, label_smoothing=SMOOTHING)
         return loss
 

@@ -21,6 +21,8 @@ import obonet
 
 from fractal.cli import InputError
 
+CL_SLIM = Path(__file__).parent.parent / "data" / "cl-slim.obo"  # the shipped release
+
 SYSTEM_ANCHORS = {
     "CL:0000988": "Immune",
     "CL:0000066": "Epithelial",

@@ -21,6 +21,7 @@ import stratify
 import train
 from fractal.atlas import LEVEL_COLUMNS, Cells, read_rows
 from fractal.cli import LEVELS
+from fractal.metrics import bootstrap_interval
 from fractal.scimilarity import open_release
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +351,7 @@ def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_pat
 def test_the_interval_equals_scipys_bootstrap():
     right = (np.random.default_rng(0).random(400) < 0.9).astype(float)
     expected = stats.bootstrap((right,), np.mean, method="percentile", random_state=0).confidence_interval
-    assert evaluate.interval(right) == pytest.approx(tuple(expected), abs=0.004)
+    assert bootstrap_interval(right) == pytest.approx(tuple(expected), abs=0.004)
 
 
 def test_a_shuffled_tree_has_the_same_shape():
