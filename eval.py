@@ -73,7 +73,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="also write the figures to this file, unrounded")
     parser.add_argument(
-        "--cells-out", type=Path, help="also write right (True) or wrong per embedding, query and level to this .npz"
+        "--cells-out",
+        type=Path,
+        help="also write right (True) or wrong per embedding, query and level, and the row numbers, to this .npz",
     )
     parser.add_argument(
         "--rows-out", type=Path, help="also write train.npy and queries.npy, row numbers, to this folder"
@@ -280,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
     if args.cells_out:
         with replacing(args.cells_out) as part, open(part, "wb") as file:
-            np.savez_compressed(file, **right)
+            np.savez_compressed(file, rows=query_rows, **right)
     if args.json:
         result = {
             "rows": rows,

@@ -93,6 +93,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="what is set aside: cells drawn one by one, or whole studies until they hold --test-ratio of the cells "
         "(default: %(default)s)",
     )
+    rows.add_argument(
+        "--fold",
+        type=non_negative_int,
+        default=0,
+        help="which cells are set aside: the folds 0, 1, ... share none, for cross-validation (default: %(default)s)",
+    )
     rows.add_argument("--test-studies", nargs="+", metavar="STUDY", help="set these studies aside")
     rows.add_argument(
         "--val-ratio",
@@ -185,12 +191,23 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # once training has converged, numbers below 1e-38 slow a CPU down tenfold
 
     # Rows: the test rows are set aside first; training and validation share the first of the others.
+    if args.fold and (args.fold + 1) * args.test_ratio > 1.001:
+        raise InputError(
+            f"--fold {args.fold}: there are {int(1.001 / args.test_ratio)} of --test-ratio {args.test_ratio}"
+        )
     num_rows = open_atlas(args.input).metadata.num_rows
     studies = args.test_studies or []
     if args.holdout == "study" and not studies:
         studies = draw_studies(args.input, args.test_ratio, args.seed)
     split = Split(
-        fingerprint(args.input), num_rows, args.seed, args.test_ratio, args.val_ratio, args.max_samples, studies
+        fingerprint(args.input),
+        num_rows,
+        args.seed,
+        args.test_ratio,
+        args.val_ratio,
+        args.max_samples,
+        studies,
+        args.fold,
     )
     train_rows, val_rows, test_rows = split.rows(args.input)
     if studies:
@@ -225,7 +242,8 @@ def main(argv: list[str] | None = None) -> None:
     average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
     scored = cast(Adapter, average.module) if average is not None else adapter
     steps = len(batches(len(x), batch_size, recipe.min_steps))
-    optimizer = torch.optim.AdamW([*adapter.parameters(), *objective.parameters()], lr=lr, weight_decay=WEIGHT_DECAY)
+    weights = [*adapter.parameters(), *objective.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     scheduler: LRScheduler
     if args.recipe == "published":
         scheduler = CosineAnnealingLR(optimizer, args.epochs * steps)

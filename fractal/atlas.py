@@ -159,12 +159,14 @@ def fingerprint(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def held_out(num_rows: int, ratio: float, seed: int) -> np.ndarray:
+def held_out(num_rows: int, ratio: float, seed: int, fold: int = 0) -> np.ndarray:
     """(num_rows,) bool: which rows are set aside for testing, a uniform draw of about `ratio` < 1 of the file.
 
-    Philox is a counter-based generator: the number of row i is a hash of (seed, i), whatever the file's length.
+    Philox is a counter-based generator: the number of row i is a hash of (seed, i), whatever the file's length. The
+    folds 0, 1, ... below 1 / ratio share no row.
     """
-    return np.random.Philox(key=seed).random_raw(num_rows) < np.uint64(int(ratio * 2**64))
+    place = np.random.Philox(key=seed).random_raw(num_rows) * 2.0**-64  # in [0, 1]
+    return (place >= fold * ratio) & (place < (fold + 1) * ratio)
 
 
 def study_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -196,11 +198,12 @@ class Split:
     val_ratio: float
     max_samples: int  # 0: all rows that are not test rows
     test_studies: list[str] = field(default_factory=list)  # whole studies are held out; none: cells are
+    fold: int = 0  # which cells are: of a fifth each, the folds 0 to 4 hold every cell once
 
     def is_test(self, path: str | Path) -> np.ndarray:
         """(num_rows,) bool. Raises InputError for a study that the file does not have."""
         if not self.test_studies:
-            return held_out(self.num_rows, self.test_ratio, self.seed)
+            return held_out(self.num_rows, self.test_ratio, self.seed, self.fold)
         codes, names = study_codes(path)
         if unknown := sorted(set(self.test_studies) - set(names)):
             raise InputError(f"{path}: has no study {', '.join(unknown)}; it has {', '.join(names[:20])}")

@@ -7,7 +7,17 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from fractal.adapter import GAIN, FractalAdapter, PublishedAdapter, build_adapter, embed, load, pick_device, save
+from fractal.adapter import (
+    GAIN,
+    ByteDropout,
+    FractalAdapter,
+    PublishedAdapter,
+    build_adapter,
+    embed,
+    load,
+    pick_device,
+    save,
+)
 from fractal.cli import InputError
 
 PATHS = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 2], [1, 2, 0, 3]])
@@ -144,3 +154,14 @@ def test_the_last_block_is_partly_free_and_the_first_is_not(levels: int, free: i
     assert adapter.num_free == free
     assert adapter.free[0] == 0
     assert adapter.free[-1] > 0
+
+
+def test_byte_dropout_is_dropout():
+    torch.manual_seed(0)
+    layer, x = ByteDropout(0.2), torch.rand(501, 333) + 1  # 166,833 entries: the last random number is cut
+    y = layer(x)
+    assert (y == 0).float().mean().item() == pytest.approx(0.2, abs=0.005)
+    kept = y != 0
+    assert torch.allclose(y[kept] / x[kept], torch.tensor(256 / 205))  # 205 of 256 are kept
+    assert (y == 0).float().mean(0).std().item() < 0.03  # by entry, not by row or column: sd .018 if independent
+    assert torch.equal(layer.eval()(x), x)

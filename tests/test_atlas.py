@@ -180,6 +180,12 @@ def write_studies(path: Path, studies: list[int], names: list[str] | None) -> No
         writer.append(np.ones((n, 2), np.float32), columns)
 
 
+def test_the_folds_hold_every_row_once():
+    folds = np.stack([held_out(10_000, 0.2, 3, fold) for fold in range(5)])
+    assert (folds.sum(0) == 1).all()
+    assert folds.sum(1) == pytest.approx(np.full(5, 2_000), abs=200)
+
+
 def test_whole_studies_are_held_out(tmp_path: Path):
     path = tmp_path / "a.parquet"
     studies = [0, 1, 2, 3, 4] * 20

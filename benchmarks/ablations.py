@@ -1,0 +1,139 @@
+"""One row per idea: the `fractal` recipe with one thing changed, several seeds each.
+
+    export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
+    uv run python benchmarks/ablations.py
+
+The first rows change the shape (levels, numbers per block), the next ones leave a part out, the last one trains on a
+shuffled tree: every subtype is moved to the path of another, so the levels are as large as before but mean nothing.
+All rows are scored at the true levels. Finished runs are kept, as in quality.py, whose atlases are used.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
+
+from quality import DATASETS, get_parser, prepare, summary
+
+import eval as evaluate
+import train
+from fractal.adapter import FractalAdapter
+from fractal.atlas import Cells, read_rows
+from fractal.cli import LEVELS, run, table
+from fractal.files import replacing
+
+Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
+
+
+def without_adjustment(sampled: torch.Tensor, natural: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(sampled)
+
+
+def shuffled_rows(path: Path, rows: Any) -> Cells:
+    cells = read_rows(path, rows)
+    labels = evaluate.shuffled_tree(torch.from_numpy(cells.labels), seed=0)
+    return Cells(cells.vectors, labels.numpy(), cells.classes)
+
+
+def subtype_frequency(counts: dict, cells: Cells, levels: list[int], paths: torch.Tensor) -> torch.Tensor:
+    """`train.path_frequency` where the paths are not those of the file; the subtypes are."""
+    number = {names[-1]: count for names, count in counts.items()}
+    return torch.tensor([float(number[cells.classes[-1][code]]) for code in paths[:, -1].tolist()])
+
+
+def adapter(**arguments: Any) -> Patches:
+    return lambda: {"fractal.adapter.FractalAdapter": partial(FractalAdapter, **arguments)}
+
+
+ABLATIONS: dict[str, tuple[list[str], Patches]] = {
+    "4 x 32": ([], dict),
+    "4 x 8": (["--scale-dim", "8"], dict),
+    "4 x 16": (["--scale-dim", "16"], dict),
+    "4 x 64": (["--scale-dim", "64"], dict),
+    "3 x 32": (["--num-levels", "3"], dict),
+    "2 x 64": (["--num-levels", "2", "--scale-dim", "64"], dict),
+    "2 x 32": (["--num-levels", "2"], dict),
+    "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
+    "equal blocks, nothing free": ([], lambda: {"fractal.adapter.GAIN": [1.0] * 4, "fractal.adapter.FREE": [0.0] * 4}),
+    "no logit adjustment": ([], lambda: {"fractal.objective.log_ratio": without_adjustment}),
+    "no input noise": ([], adapter(noise=0.0)),
+    "no dropout": ([], adapter(dropout=0.0)),
+    "no label smoothing": ([], lambda: {"fractal.objective.SMOOTHING": 0.0}),
+    "no weight average": ([], lambda: {"train.AVERAGE": 0.0}),
+    "half as wide": ([], adapter(hidden=256)),
+    "shuffled tree": ([], lambda: {"train.read_rows": shuffled_rows, "train.path_frequency": subtype_frequency}),
+}
+# A set of its own size, so that all rows take minutes: 30,000 rows of the simulated atlases.
+MORE = {"simulated": ["--max-samples", "30000"]}
+
+
+def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path) -> dict[str, Any]:
+    """-> what eval.py writes: its JSON."""
+    flags, patches = ABLATIONS[name]
+    stem = output / "ablations" / dataset / str(seed) / name.replace(" ", "_")
+    model, figures = stem.with_suffix(".pt"), stem.with_suffix(".json")
+    if not figures.exists():
+        with ExitStack() as stack:
+            for target, value in patches().items():
+                stack.enter_context(patch(target, value))
+            common = ["--input", str(stratified), "--seed", str(seed)]
+            more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed)
+            train.main([*common, "--output", str(model), *more, *flags])
+            evaluate.main([*common, "--model-path", str(model), "--json", str(figures)])
+    return json.loads(figures.read_text(encoding="utf-8"))
+
+
+def figures_of(result: dict[str, Any]) -> list[float | None]:
+    """The row of the table: accuracies of the full vector, its subtype in bank, prefixes and silhouettes, S."""
+    rows = {row["embedding"]: row for row in result["rows"]}
+    full, levels = rows["full"], result["config"][0]["num_levels"]
+    prefixes = [rows[f"prefix {j + 1}"] if j + 1 < levels else full if j + 1 == levels else None for j in range(4)]
+    own = [row and row["loo"][level] for row, level in zip(prefixes[:3], LEVELS, strict=False)]
+    diagonal = [row and row["silhouette"][level] for row, level in zip(prefixes, LEVELS, strict=True)]
+    accuracy = [full["loo"][level] for level in LEVELS]
+    return [*accuracy, full["bank"]["subtype"], *own, *diagonal, full["silhouette"]["system"], result["steerability"]]
+
+
+HEADER = [
+    "Ablation", *LEVELS, "bank subtype", "p1 system", "p2 lineage", "p3 type",
+    *(f"sil {level}" for level in LEVELS), "sil system, full", "S",
+]  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = get_parser()
+    parser.description = __doc__
+    parser.set_defaults(datasets=["pbmc_tonsil", "fetal_organs", "simulated"])
+    parser.add_argument("--rows", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS), help="default: all")
+    args = parser.parse_args(argv)
+    jobs = [(name, dataset, seed) for dataset in args.datasets for seed in range(args.seeds) for name in args.rows]
+    found = {}
+    for name, dataset, seed in tqdm(jobs, unit="run", desc="ablations"):
+        stratified = prepare(DATASETS[dataset][0], seed, args.data, args.output)
+        found[name, dataset, seed] = figures_of(run_once(name, dataset, seed, stratified, args.output))
+    text = (
+        "5-NN accuracy of the full vector (leave-one-out; bank), of prefix j at its level (leave-one-out), silhouette\n"
+    )
+    text += f"of level j at prefix j and of the systems at full, steerability S; mean ± sd of {args.seeds} seeds\n"
+    for dataset in args.datasets:
+        rows = []
+        for name in args.rows:
+            columns = zip(*(found[name, dataset, seed] for seed in range(args.seeds)), strict=True)
+            rows.append([name, *(summary(list(column), args.seeds) for column in columns)])
+        text += f"\n{dataset}\n\n{table(HEADER, rows)}\n"
+    with replacing(args.output / "ablations.md") as part:
+        part.write_text(text, encoding="utf-8")
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    run(main)
