@@ -61,8 +61,8 @@ DATASETS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
     "simulated_studies": ("simulated", lambda *_: ["--max-samples", str(SIMULATED_ROWS), "--holdout", "study"]),
 }
 
-
 FOLDS = {"fetal_organs": 5}
+Run = tuple[dict[str, Any], Any]  # what eval.py writes: its JSON, and per query right or wrong
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -103,8 +103,8 @@ def prepare(atlas: str, seed: int, data: Path | None, folder: Path) -> Path:
     return stratified
 
 
-def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    """-> what eval.py writes of all recipes with one seed and fold: its JSON, and right or wrong per query."""
+def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Run:
+    """Train all recipes on one seed and fold, and score them side by side."""
     atlas, flags = DATASETS[dataset]
     stratified = prepare(atlas, seed, args.data, args.output)
     folder = args.output / dataset / f"{seed}.{fold}"
@@ -139,69 +139,95 @@ def paired(difference: np.ndarray, cells: np.ndarray) -> str:
     return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def differences(runs: list[Run], seeds: int, one_atlas_a_seed: bool) -> dict[str, list[str]]:
+    """Paired differences of `fractal full` to every other embedding of full length, and of its prefix j at level j.
+
+    -> name -> one text per level. Rows of the same number are the same cell in every run, unless there is
+    `one_atlas_a_seed`.
+    """
+    names = [row["embedding"] for row in runs[0][0]["rows"]]
+    per_seed = len(runs) // seeds
+    numbers = [right["rows"] + 10**9 * (i // per_seed) * one_atlas_a_seed for i, (_, right) in enumerate(runs)]
+    cells, found = np.concatenate(numbers), {}
+    for protocol in ("loo", "bank"):
+        right = {
+            name: np.concatenate([one[protocol][i] for _, one in runs]).astype(int) for i, name in enumerate(names)
+        }
+        full = right.pop("fractal full")
+        for name, values in right.items():
+            if name.endswith(" full") or name.split()[0] in ("raw", "PCA", "LDA"):
+                found[f"{protocol}: full - {name}"] = [paired(column, cells) for column in (full - values).T]
+        own = [right[f"fractal prefix {j + 1}"][:, j] - full[:, j] for j in range(3)]
+        found[f"{protocol}: prefix j at level j - full"] = [*(paired(column, cells) for column in own), "-"]
+    return found
+
+
+def level_means(runs: list[Run], embedding: str, key: str, seeds: int) -> list[str]:
+    rows = [next(row for row in figures["rows"] if row["embedding"] == embedding) for figures, _ in runs]
+    return [summary([row[key][level] for row in rows], seeds) for level in LEVELS]
+
+
+def in_brief(found: dict[str, list[Run]], paired_rows: dict[str, dict[str, list[str]]], seeds: int) -> str:
+    """The tables of the README: all data sets together, the most telling rows only."""
+    accuracy, gains, own, silhouettes = [], [], [], []
+    prefixes = ["fractal prefix 1", "fractal prefix 2", "fractal prefix 3", "fractal full"]
+    for dataset, runs in found.items():
+        for name in ("raw", "LDA", "published full", "mrl full", "fractal full"):
+            accuracy.append([dataset, name, *level_means(runs, name, "loo", seeds)])
+        every = [level_means(runs, name, "loo", seeds) for name in prefixes]
+        accuracy.append([dataset, "fractal prefix j at level j", *(every[j][j] for j in range(4))])
+        for protocol in ("loo", "bank"):
+            gains.append([dataset, protocol, *paired_rows[dataset][f"{protocol}: full - published full"]])
+            own.append([dataset, protocol, *paired_rows[dataset][f"{protocol}: prefix j at level j - full"][:3]])
+        every = [level_means(runs, name, "silhouette", seeds) for name in prefixes]
+        raw, steering = (
+            level_means(runs, "raw", "silhouette", seeds)[0],
+            [f["steerability"]["fractal"] for f, _ in runs],
+        )
+        silhouettes.append([dataset, *(every[j][j] for j in range(4)), every[3][0], raw, summary(steering, seeds)])
+    levels = [level.capitalize() for level in LEVELS]
+    tables = [
+        ("5-NN accuracy, leave-one-out", table(["Cells", "Embedding", *levels], accuracy)),
+        ("fractal full - published full, paired", table(["Cells", "Protocol", *levels], gains)),
+        ("fractal, prefix j at level j - full, paired", table(["Cells", "Protocol", *levels[:3]], own)),
+        (
+            "fractal: silhouette of each level at its own prefix, of the systems at full and in the raw vectors, and S",
+            table(["Cells", *levels, "System at full", "System raw", "S"], silhouettes),
+        ),
+    ]
+    return "\n\n".join(f"{title}\n\n{text}" for title, text in tables) + "\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    tables, kept = [], {}
     jobs = [(d, s, f) for d in args.datasets for s in range(args.seeds) for f in range(FOLDS.get(d, 1))]
-    found = {(d, s, f): run_once(d, s, f, args) for d, s, f in tqdm(jobs, unit="run", desc="quality")}
-    for dataset in args.datasets:
-        runs = [run for job, run in found.items() if job[0] == dataset]
-        kept[dataset] = [figures for figures, _ in runs]
-        first = runs[0][0]["rows"]
-        for protocol, title in PROTOCOLS.items():
+    found: dict[str, list[Run]] = {dataset: [] for dataset in args.datasets}
+    for dataset, seed, fold in tqdm(jobs, unit="run", desc="quality"):
+        found[dataset].append(run_once(dataset, seed, fold, args))
+    tables, paired_rows = [], {}
+    header = [level.capitalize() for level in LEVELS]
+    compared = set(args.recipes) >= {"published", "mrl", "fractal"}
+    for dataset, runs in found.items():
+        for key, title in PROTOCOLS.items():
             rows = [
-                [row["embedding"], f"{row['dims']}d"]
-                + [summary([f["rows"][i][protocol][level] for f, _ in runs], args.seeds) for level in LEVELS]
-                for i, row in enumerate(first)
+                [row["embedding"], f"{row['dims']}d", *level_means(runs, row["embedding"], key, args.seeds)]
+                for row in runs[0][0]["rows"]
             ]
-            header = ["Embedding", "Dims", *(level.capitalize() for level in LEVELS)]
-            tables.append(f"{dataset}: {title}, mean ± sd of {args.seeds} seeds\n\n{table(header, rows)}\n")
-        if "fractal" in args.recipes and len(args.recipes) > 1:
-            tables.append(f"{dataset}: {differences(runs, args.seeds, DATASETS[dataset][0] == 'simulated')}")
+            text = table(["Embedding", "Dims", *header], rows)
+            tables.append(f"{dataset}: {title}, mean ± sd of {args.seeds} seeds\n\n{text}\n")
+        if compared:
+            paired_rows[dataset] = differences(runs, args.seeds, DATASETS[dataset][0] == "simulated")
+            rows = [[name, *texts] for name, texts in paired_rows[dataset].items()]
+            title = f"{dataset}: paired differences of fractal, 95 % bootstrap interval over cells"
+            tables.append(f"{title}\n\n{table(['Difference', *header], rows)}\n")
+    if compared:
+        tables.insert(0, in_brief(found, paired_rows, args.seeds))
     text = "\n".join(tables)
+    kept = {dataset: [figures for figures, _ in runs] for dataset, runs in found.items()}
     for name, content in (("quality.md", text), ("quality.json", json.dumps(kept, indent=1))):
         with replacing(args.output / name) as part:
             part.write_text(content + "\n", encoding="utf-8")
     print("\n" + text)
-
-
-def differences(runs: list[tuple[dict[str, Any], Any]], seeds: int, one_atlas_a_seed: bool) -> str:
-    """Paired differences of `fractal full` to every other embedding of full length, and of its prefix j at level j.
-
-    Rows of the same number are the same cell in every run, unless there is `one_atlas_a_seed`.
-    """
-    names = [row["embedding"] for row in runs[0][0]["rows"]]
-    per_seed = len(runs) // seeds
-    numbers = [cells["rows"] + 10**9 * (i // per_seed) * one_atlas_a_seed for i, (_, cells) in enumerate(runs)]
-    cells_tested = np.concatenate(numbers)
-    rows = []
-    for protocol in ("loo", "bank"):
-
-        def right(name: str, protocol: str = protocol) -> np.ndarray:
-            return np.concatenate([cells[protocol][names.index(name)] for _, cells in runs]).astype(int)
-
-        full = right("fractal full")
-        others = [name for name in names if name.endswith(" full") or name.split()[0] in ("raw", "PCA", "LDA")]
-        for name in others:
-            if name != "fractal full":
-                values = full - right(name)
-                rows.append(
-                    [f"{protocol}: fractal full - {name}", *(paired(column, cells_tested) for column in values.T)]
-                )
-        own = np.stack([right(f"fractal prefix {j + 1}")[:, j] for j in range(3)], axis=1) - full[:, :3]
-        rows.append(
-            [
-                f"{protocol}: fractal prefix j at level j - full",
-                *(paired(column, cells_tested) for column in own.T),
-                "-",
-            ]
-        )
-    steering = [figures["steerability"]["fractal"] for figures, _ in runs]  # several recipes: one each
-    title = "paired differences, mean over seeds and cells, 95 % bootstrap interval over cells"
-    return (
-        f"{title}; S of fractal {summary(steering, seeds)}\n\n"
-        f"{table(['Difference', *(level.capitalize() for level in LEVELS)], rows)}\n"
-    )
 
 
 if __name__ == "__main__":
