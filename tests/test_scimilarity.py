@@ -143,6 +143,19 @@ def test_labels_that_are_not_a_numbering(tmp_path: Path):
         all_vectors(open_release(tmp_path / "m"))
 
 
+@pytest.mark.parametrize(("record", "label"), [(1, 0), (599, 0), (5, 600), (5, 2**63), (5, 2**64 - 1)])
+def test_labels_that_occur_twice_or_are_no_rows(release: Path, record: int, label: int):
+    path = release / "annotation" / "labelled_kNN.bin"
+    records = open_index(path)
+    writable = np.memmap(path, records.dtype, "r+", HEADER.itemsize, (len(records),))
+    if label == 0:  # whichever record holds label 0
+        record = (int(np.flatnonzero(records["label"] == 0)[0]) + record) % 600
+    writable["label"][record] = label
+    writable.flush()
+    with pytest.raises(InputError, match=r"labelled_kNN\.bin: its labels are not the numbers 0 to 599, each once"):
+        all_vectors(open_release(release))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_vectors_that_cannot_be_used(release: Path, value: float):
     path = release / "annotation" / "labelled_kNN.bin"
