@@ -71,7 +71,7 @@ def write_cells(path: Path, release: Release, rows: list[CellType], metadata: di
         writing(path, release.dim, release.study_codes is not None, metadata) as writer,
         tqdm(total=len(release), unit="cells", unit_scale=True, desc="ingest") as bar,
     ):
-        for chunk, vectors in release.chunks():
+        for chunk, vectors in release.chunks(scratch=path.parent):
             types = release.type_codes[chunk]
             columns = [(codes[types], level) for (_, codes), level in zip(levels, names, strict=True)]
             if release.study_codes is not None:

@@ -7,14 +7,15 @@ that has two, and so on. Which cell, and the order within a round, is drawn at r
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from fractal.atlas import LEVEL_COLUMNS, ROW_GROUP, open_atlas, read_vectors, reading, text_codes, writing
-from fractal.cli import non_negative_int, run
+from fractal.atlas import LEVEL_COLUMNS, ROW_GROUP, iter_vectors, open_atlas, read_codes, writing
+from fractal.cli import non_negative_int, num_bytes, run
+from fractal.reorder import reorder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=non_negative_int, default=0, help="of the order within a round (default: %(default)s)"
     )
+    parser.add_argument(
+        "--memory",
+        type=num_bytes,
+        default="1GB",
+        help="of vectors that are held at once, such as 500MB; the others wait in a temporary file beside the output, "
+        "which takes as much room as they do. The output is the same with any (default: %(default)s)",
+    )
     return parser
 
 
@@ -45,26 +53,40 @@ def round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(turn, kind="stable")]
 
 
+def with_places(path: Path, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read a file once, from first row to last -> (places in `order` (m,) int64, vectors (m, dim) float32)."""
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    start = 0
+    for vectors in iter_vectors(path):
+        yield place[start : start + len(vectors)], vectors
+        bar.update(len(vectors))
+        start += len(vectors)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     schema = open_atlas(args.input).schema_arrow
-    with reading(args.input):
-        cells = pq.read_table(args.input, memory_map=True)  # with its copies 12 GB for SCimilarity's 7.9 million cells
-    vectors = read_vectors(cells, args.input)
+    dim = schema.field("embedding").type.list_size
     names = [*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])]
-    columns = [text_codes(cells, name, args.input) for name in names]
+    columns = [read_codes(args.input, name) for name in names]
     subtypes = columns[LEVEL_COLUMNS.index("level4_subtype")]
     order = round_robin(subtypes[0], args.seed)
 
+    # The output is put together so many row groups at a time, while those before them are still being written.
+    held = max(1, args.memory // (2 * 4 * dim * ROW_GROUP))
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     with (
-        writing(args.output, vectors.shape[1], "study" in names, metadata) as writer,
-        tqdm(total=len(order), unit="cells", unit_scale=True, desc="stratify") as bar,
+        writing(args.output, dim, "study" in names, metadata) as writer,
+        tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
     ):
-        for start in range(0, len(order), ROW_GROUP):
-            rows = order[start : start + ROW_GROUP]
-            writer.append(vectors[rows], [(codes[rows], values) for codes, values in columns])
-            bar.update(len(rows))
+        source, start = with_places(args.input, order, bar), 0
+        for bucket in reorder(source, len(order), dim, held * ROW_GROUP, args.output.parent):
+            for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
+                rows = order[start : start + len(vectors)]
+                writer.append(vectors, [(codes[rows], values) for codes, values in columns])
+                bar.update(len(rows))
+                start += len(rows)
 
     rarest = int(np.bincount(subtypes[0]).min())
     print(

@@ -56,6 +56,14 @@ def ratio(text: str) -> float:
     return value
 
 
+def num_bytes(text: str) -> int:
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+    value = float(text[:-2]) * units[text[-2:].upper()] if text[-2:].upper() in units else float(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 500MB or 2GB")
+    return int(value)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, padded so that it also reads well in a terminal; all but the first column to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

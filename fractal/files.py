@@ -21,5 +21,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk neither Python nor Arrow says where it is
+        raise
     finally:
         part.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fractal.cli import InputError
+from fractal.reorder import reorder
 
 # hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.
 HEADER = np.dtype(
@@ -48,7 +49,6 @@ class Release:
     studies: list[str]
     study_codes: np.ndarray | None  # (n,) int32, into `studies`; None where the release names no studies
     records: np.ndarray  # (n,) memory map with fields `vector` (dim float32) and `label`
-    order: np.ndarray | None  # (n,) record of row i; None where the records already stand in label order
     index_path: Path
 
     @property
@@ -58,12 +58,15 @@ class Release:
     def __len__(self) -> int:
         return len(self.records)
 
-    def chunks(self, size: int = 65_536) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (rows, vectors (m, dim) float32) in row order. Raises InputError for NaN, inf or zero vectors."""
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
-            picked = self.records[rows] if self.order is None else self.records[self.order[rows]]
-            vectors = np.ascontiguousarray(picked["vector"])
+    def chunks(self, size: int = 65_536, scratch: str | Path | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (rows, vectors (m, dim) float32) in row order, whatever the order of the records, in one pass.
+
+        An index built with several threads holds its records nearly, but not quite, in row order: memory is two chunks
+        of `size` rows. Of records in another order most wait in a temporary file in `scratch` (see `reorder`).
+        Raises InputError for NaN, inf or zero vectors, and for index labels that are not the row numbers.
+        """
+        start = 0
+        for vectors in reorder(self._records_by_chunk(size), len(self), self.dim, size, scratch):
             norm = np.einsum("ij,ij->i", vectors, vectors)
             bad = np.flatnonzero(~np.isfinite(norm) | (norm == 0))
             if len(bad):
@@ -71,7 +74,23 @@ class Release:
                     f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; "
                     "the file is damaged, download it again"
                 )
-            yield rows, vectors
+            yield slice(start, start + len(vectors)), vectors
+            start += len(vectors)
+
+    def _records_by_chunk(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (labels (m,) int64, vectors (m, dim) float32) as they stand in the index."""
+        seen = np.zeros(len(self), bool)
+        for start in range(0, len(self), size):
+            # Each chunk has a map of its own: its pages are let go with it, and the whole file never counts as memory.
+            records = map_records(self.index_path, self.records.dtype, start, min(size, len(self) - start))
+            labels = records["label"]
+            if labels.max() >= len(self) or seen[labels].any() or len(np.unique(labels)) < len(labels):
+                raise InputError(
+                    f"{self.index_path}: its labels are not the numbers 0 to {len(self) - 1:,}, each once; "
+                    "row i of the label file must be label i of the index"
+                )
+            seen[labels] = True
+            yield labels.astype(np.int64), records["vector"]
 
 
 def open_release(model_dir: str | Path) -> Release:
@@ -100,7 +119,7 @@ def open_release(model_dir: str | Path) -> Release:
         )
     position = {name: code for code, name in enumerate(types)}
     type_codes = np.array([position[name] for name in names], np.int32)[label_codes]
-    return Release(types, type_codes, studies, study_codes, records, record_order(records, index_path), index_path)
+    return Release(types, type_codes, studies, study_codes, records, index_path)
 
 
 def read_types(path: Path) -> list[str]:
@@ -174,19 +193,8 @@ def open_index(path: Path) -> np.ndarray:
     )
     if header["count"] == 0:
         raise InputError(f"{path}: the index holds no vectors")
-    return np.memmap(path, record, "r", HEADER.itemsize, (header["count"],))
+    return map_records(path, record, 0, header["count"])
 
 
-def record_order(records: np.ndarray, path: Path) -> np.ndarray | None:
-    """(n,) the record that holds label i, or None if that is i everywhere.
-
-    An index built with several threads holds its records nearly, but not quite, in label order.
-    """
-    labels = records["label"]
-    rows = np.arange(len(labels), dtype=np.uint64)
-    if np.array_equal(labels, rows):
-        return None
-    order = np.argsort(labels, kind="stable")
-    if not np.array_equal(labels[order], rows):
-        raise InputError(f"{path}: its labels are not the numbers 0 to {len(labels) - 1:,}, each once")
-    return order
+def map_records(path: Path, record: np.dtype, start: int, count: int) -> np.ndarray:
+    return np.memmap(path, record, "r", HEADER.itemsize + start * record.itemsize, (count,))

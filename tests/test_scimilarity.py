@@ -37,7 +37,7 @@ def test_records_out_of_label_order(tmp_path: Path):
     index.add_items(vectors[order], order, num_threads=1)
     index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
     release = open_release(tmp_path / "m")
-    assert release.order is not None
+    assert np.array_equal(release.records["label"], order)
     assert np.array_equal(all_vectors(release), index.get_items(np.arange(len(labels)), return_type="numpy"))
 
 
@@ -140,7 +140,20 @@ def test_labels_that_are_not_a_numbering(tmp_path: Path):
     index.add_items(clustered(labels), np.arange(1, 13))
     index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
     with pytest.raises(InputError, match="its labels are not the numbers 0 to 11"):
-        open_release(tmp_path / "m")
+        all_vectors(open_release(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(("record", "label"), [(1, 0), (599, 0), (5, 600), (5, 2**63), (5, 2**64 - 1)])
+def test_labels_that_occur_twice_or_are_no_rows(release: Path, record: int, label: int):
+    path = release / "annotation" / "labelled_kNN.bin"
+    records = open_index(path)
+    writable = np.memmap(path, records.dtype, "r+", HEADER.itemsize, (len(records),))
+    if label == 0:  # whichever record holds label 0
+        record = (int(np.flatnonzero(records["label"] == 0)[0]) + record) % 600
+    writable["label"][record] = label
+    writable.flush()
+    with pytest.raises(InputError, match=r"labelled_kNN\.bin: its labels are not the numbers 0 to 599, each once"):
+        all_vectors(open_release(release))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fractal import simulate
 from fractal.cli import InputError
 from fractal.ontology import build_hierarchy, load_graph
-from fractal.scimilarity import open_release
+from fractal.scimilarity import HEADER, open_release
 from fractal.simulate import BLOCK, DATA, LEAST, SYSTEM_SHARES, Atlas, apportion, write_release
 
 FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
@@ -53,6 +53,26 @@ def test_hnswlib_reads_the_vectors_of_the_blocks(release: Path, atlas: Atlas) ->
     np.testing.assert_array_equal(np.array(index.get_items(np.arange(CELLS))), vectors)
 
 
+def test_the_index_is_as_long_as_hnswlibs_own_but_for_the_upper_layers(tmp_path: Path) -> None:
+    cells = 1_500
+    write_release(tmp_path / "m", cells, seed=0)
+    index = hnswlib.Index(space="cosine", dim=128)
+    index.init_index(max_elements=cells, M=16, ef_construction=20)
+    index.add_items(np.random.default_rng(0).normal(size=(cells, 128)).astype(np.float32))
+    index.save_index(str(tmp_path / "own.bin"))
+    own, ours = (tmp_path / "own.bin").read_bytes(), (tmp_path / "m" / FILES[2]).read_bytes()
+    sizes = [np.frombuffer(file, HEADER, 1)[list(HEADER.names or ())[1:6]] for file in (own, ours)]
+    assert sizes[0] == sizes[1]
+    # after the records, each element's upper links: their length in bytes as a u32, then the links
+    at, links = HEADER.itemsize + cells * int(sizes[0]["record_size"][0]), 0
+    for _ in range(cells):
+        length = int.from_bytes(own[at : at + 4], "little")
+        at, links = at + 4 + length, links + length
+    assert at == len(own)
+    assert links > 0
+    assert len(ours) == len(own) - links
+
+
 def test_vectors_are_finite_and_of_unit_norm(atlas: Atlas) -> None:
     vectors = atlas.block(0)[0]
     assert vectors.dtype == np.float32
@@ -70,7 +90,7 @@ def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, at
 def test_our_reader_reads_it_and_the_records_are_not_in_label_order(release: Path, atlas: Atlas) -> None:
     opened = open_release(release)
     assert opened.types == (DATA / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
-    assert opened.order is not None
+    assert not np.array_equal(opened.records["label"], np.arange(CELLS))
     np.testing.assert_array_equal(opened.type_codes, atlas.labels)
     np.testing.assert_array_equal(np.bincount(opened.type_codes), atlas.sizes)
 

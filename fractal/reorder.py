@@ -1,0 +1,62 @@
+"""Rows in another order, in flat memory: one pass over them, and what comes too early waits in a temporary file."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+PIECE = 65_536  # rows that are read back at once; 34 MB of 128-d vectors
+
+
+def reorder(
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], num_rows: int, dim: int, bucket: int, folder: str | Path | None
+) -> Iterator[np.ndarray]:
+    """Yield the rows 0 .. num_rows - 1, `bucket` of them at a time (m, dim) float32, from chunks in any order.
+
+    A chunk is (places (m,) integers, rows (m, dim) float32): its row i belongs at places[i]. All places together must
+    be the numbers 0 .. num_rows - 1, each once; the caller sees to that.
+
+    This is distribution sort (Knuth, The Art of Computer Programming 3, 5.2.5) with one bucket in memory, as a hybrid
+    hash join has it: rows of the bucket that is due go straight to their place, rows of later ones are appended to
+    their bucket's stretch of a file in `folder` (None: the system's folder for such files). Rows that come nearly in
+    order never touch the disk; rows in random order are written and read once more, 4 * dim bytes each. Memory: the
+    bucket that is due and the one that the caller still has, a chunk, and 8 bytes for each row in the file. The file
+    has no name, so even a killed process leaves none behind.
+    """
+    places_in_file = np.empty(num_rows, np.int64)  # pages of it that nothing is written to take no memory
+    waiting = np.zeros(-(-num_rows // bucket), np.int64)  # rows in the file, per bucket
+    with tempfile.TemporaryFile(dir=folder) as file:
+        source = parts(chunks, bucket)
+        for due in range(len(waiting)):
+            first = due * bucket
+            ready = np.empty((min(bucket, num_rows - first), dim), np.float32)
+            file.seek(first * 4 * dim)
+            for start in range(first, first + waiting[due], PIECE):
+                places = places_in_file[start : min(start + PIECE, first + waiting[due])]
+                rows = np.empty((len(places), dim), np.float32)
+                file.readinto(rows.data)
+                ready[places - first] = rows
+            missing = len(ready) - waiting[due]
+            while missing:
+                owner, places, rows = next(source)
+                if owner == due:
+                    ready[places - first] = rows
+                    missing -= len(places)
+                else:
+                    start = owner * bucket + waiting[owner]
+                    file.seek(start * 4 * dim)
+                    file.write(rows.data)
+                    places_in_file[start : start + len(places)] = places
+                    waiting[owner] += len(places)
+            yield ready
+
+
+def parts(chunks: Iterable[tuple[np.ndarray, np.ndarray]], bucket: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Split each chunk by bucket, the first bucket first, so that it may be complete when the next one's rows come."""
+    for places, rows in chunks:
+        owner = places // bucket
+        by_owner = np.argsort(owner, kind="stable")
+        owners, starts = np.unique(owner[by_owner], return_index=True)
+        for number, mine in zip(owners.tolist(), np.split(by_owner, starts[1:]), strict=True):
+            yield number, places[mine], np.ascontiguousarray(rows[mine], np.float32)
