@@ -6,25 +6,9 @@ from sklearn.metrics import recall_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fractal.search import nearest
+
 K = 5  # neighbours that vote, as published
-
-
-def nearest(queries: Tensor, bank: Tensor | None = None, k: int = K, chunk: int | None = None) -> Tensor:
-    """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
-
-    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm;
-    a block of `chunk` x m similarities is held at a time, 512 MB at most unless `chunk` is given.
-    """
-    queries = normalize(queries, dim=1)
-    others = queries if bank is None else normalize(bank, dim=1)
-    chunk = chunk or min(1_024, max(1, 2**27 // len(others)))
-    found = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ others.T
-        if bank is None:
-            similarity.diagonal(start).fill_(-torch.inf)
-        found.append(similarity.topk(min(k, len(others) - (bank is None)), dim=1).indices)
-    return torch.cat(found)
 
 
 def vote(labels: Tensor) -> Tensor:
