@@ -26,8 +26,12 @@ def knn_predict(
 
     labels (n, levels) int64 and bank_labels (m, levels). Without a bank: leave-one-out among the queries.
     """
-    votes = (labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)]  # (n, k, levels)
-    return torch.stack([vote(votes[:, :, i]) for i in range(labels.shape[1])], dim=1)
+    return majority((labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)])
+
+
+def majority(neighbours: Tensor) -> Tensor:
+    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels)."""
+    return torch.stack([vote(column) for column in neighbours.unbind(2)], dim=1)
 
 
 def knn_accuracy(

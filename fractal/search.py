@@ -12,6 +12,10 @@ from torch.nn.functional import normalize
 
 CHUNK, TILE = 512, 8_192  # queries x rows whose similarities are held at a time: 16 MB, which stay in the cache
 GROUP = 64  # columns; see `top`
+# A bank of up to so many rows is one tile. In a short prefix thousands of cells have the same similarity to the last
+# bit, and which of them come first depends on how the selection is split: so the tables of small atlases stay as
+# they were measured.
+WHOLE = 32_768
 
 
 def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,7 @@ def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     among all m (half the time of exact search went into it).
     """
     n, m = similarity.shape
-    if m % GROUP or m < 8 * k * GROUP:
+    if m != TILE or 8 * k * GROUP > TILE:
         values, columns = similarity.topk(min(k, m), dim=1)
         return values, columns
     groups = similarity.view(n, -1, GROUP)
@@ -41,7 +45,8 @@ class Nearest:
 
     def add(self, bank: Tensor) -> None:
         """Rows (m, dim), of any norm and any float type; they are numbered on from those added before."""
-        for tile in bank.split(TILE):
+        whole = self.added == 0 and len(bank) <= WHOLE
+        for tile in bank.split(WHOLE if whole else TILE):
             unit = normalize(tile.float(), dim=1)
             for i, queries in enumerate(self.queries):
                 similarity = queries @ unit.T
@@ -65,7 +70,8 @@ class Nearest:
 def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5) -> Tensor:
     """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
 
-    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm.
+    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm. Rows
+    of equal similarity come in no particular order.
     """
     found = Nearest(queries, k, leave_one_out=bank is None)
     found.add(queries if bank is None else bank)

@@ -42,7 +42,10 @@ def checked(vectors: np.ndarray, start: int, path: Path) -> np.ndarray:
 
 def read_parquet(path: Path) -> Source:
     """An atlas of ingest.py or stratify.py, one row group (34 MB) at a time."""
-    file = open_atlas(path)
+    checked_file = open_atlas(path)
+    schema, num_rows = checked_file.schema_arrow, checked_file.metadata.num_rows
+    # Not mapped, as open_atlas does: pages of a mapped file count as memory of the process until they are needed.
+    file = pq.ParquetFile(path)
 
     def chunks() -> Iterator[Chunk]:
         start = 0
@@ -52,9 +55,8 @@ def read_parquet(path: Path) -> Source:
             yield table.drop_columns("embedding"), checked(read_vectors(table, path), start, path)
             start += len(table)
 
-    schema = file.schema_arrow
     dim = schema.field("embedding").type.list_size
-    return Source(file.metadata.num_rows, dim, schema.remove(schema.get_field_index("embedding")), chunks)
+    return Source(num_rows, dim, schema.remove(schema.get_field_index("embedding")), chunks)
 
 
 def read_npy(path: Path) -> Source:
