@@ -43,13 +43,16 @@ class Nearest:
         self.k, self.leave_one_out, self.added = k, leave_one_out, 0
         self.found: list[tuple[Tensor, Tensor] | None] = [None] * len(self.queries)  # similarities and rows, per chunk
 
-    def add(self, bank: Tensor) -> None:
-        """Rows (m, dim), of any norm and any float type; they are numbered on from those added before."""
+    def add(self, bank: Tensor, unit: bool = False) -> None:
+        """Rows (m, dim) of any float type, numbered on from those added before.
+
+        They may be of any norm; `unit` says that theirs is 1, which saves half the time of a search with one query.
+        """
         whole = self.added == 0 and len(bank) <= WHOLE
         for tile in bank.split(WHOLE if whole else TILE):
-            unit = normalize(tile.float(), dim=1)
+            rescaled = tile.float() if unit else normalize(tile.float(), dim=1)
             for i, queries in enumerate(self.queries):
-                similarity = queries @ unit.T
+                similarity = queries @ rescaled.T
                 if self.leave_one_out:
                     similarity.diagonal(i * CHUNK - self.added).fill_(-torch.inf)
                 values, rows = top(similarity, self.k)
@@ -67,14 +70,14 @@ class Nearest:
         return rows[:, : self.added - self.leave_one_out]
 
 
-def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5) -> Tensor:
+def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool = False) -> Tensor:
     """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
 
-    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm. Rows
-    of equal similarity come in no particular order.
+    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm;
+    `unit` says that those of the bank have norm 1. Rows of equal similarity come in no particular order.
     """
     found = Nearest(queries, k, leave_one_out=bank is None)
-    found.add(queries if bank is None else bank)
+    found.add(queries if bank is None else bank, unit)
     return found.rows()
 
 
@@ -84,12 +87,14 @@ def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[in
     Stage i ranks by the cosine of queries[i] (n, d_i) and banks[i] (m, d_i), both of unit length, and leaves keep[i]
     rows; longer prefixes come later. Adaptive retrieval of Kusupati et al. 2022 (Matryoshka representation learning).
     """
-    rows = nearest(queries[0], banks[0], keep[0])
+    rows = nearest(queries[0], banks[0], keep[0], unit=True)
     for vectors, bank, k in zip(queries[1:], banks[1:], keep[1:], strict=True):
-        size = max(1, 2**24 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 64 MB of gathered rows
+        size = max(1, 2**18 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 1 MB of gathered rows
         ranked = []
         for some, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
-            similarity = torch.bmm(bank[shortlist].float(), some[:, :, None])[:, :, 0]
+            # index_select: three times as fast as bank[shortlist]
+            gathered = bank.index_select(0, shortlist.flatten()).float().view(*shortlist.shape, -1)
+            similarity = torch.bmm(gathered, some[:, :, None])[:, :, 0]
             ranked.append(shortlist.gather(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices))
         rows = torch.cat(ranked)
     return rows
