@@ -18,6 +18,11 @@ GROUP = 64  # columns; see `top`
 WHOLE = 32_768
 
 
+def in_groups(k: int) -> bool:
+    """Whether `top` takes two steps: a long shortlist would search most groups."""
+    return 8 * k * GROUP <= TILE
+
+
 def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row (n, m) -> their values and columns, both (n, min(k, m)), largest first.
 
@@ -25,7 +30,7 @@ def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     among all m (half the time of exact search went into it).
     """
     n, m = similarity.shape
-    if m != TILE or 8 * k * GROUP > TILE:
+    if m != TILE or not in_groups(k):
         values, columns = similarity.topk(min(k, m), dim=1)
         return values, columns
     groups = similarity.view(n, -1, GROUP)
@@ -49,7 +54,7 @@ class Nearest:
         They may be of any norm; `unit` says that theirs is 1, which saves half the time of a search with one query.
         """
         whole = self.added == 0 and len(bank) <= WHOLE
-        for tile in bank.split(WHOLE if whole else TILE):
+        for tile in bank.split(WHOLE if whole or not in_groups(self.k) else TILE):
             rescaled = tile.float() if unit else normalize(tile.float(), dim=1)
             for i, queries in enumerate(self.queries):
                 similarity = queries @ rescaled.T

@@ -33,11 +33,12 @@ def test_neighbours_equal_scikit_learn(small_tiles):
     assert np.array_equal(nearest(bank, None, 5), expected.kneighbors(return_distance=False))
 
 
-def test_a_bank_of_several_full_tiles_equals_a_sort_of_all():
+@pytest.mark.parametrize("k", [10, 300])  # in groups, and too many for it
+def test_a_bank_of_several_full_tiles_equals_a_sort_of_all(k: int):
     bank, queries = cells(WHOLE + TILE + 100, 4, 0), cells(40, 4, 1)
     similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
-    found = similarity.gather(1, nearest(queries, bank, 10))
-    assert torch.allclose(found, similarity.sort(1, descending=True).values[:, :10], atol=1e-6)
+    found = similarity.gather(1, nearest(queries, bank, k))
+    assert torch.allclose(found, similarity.sort(1, descending=True).values[:, :k], atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
