@@ -11,7 +11,7 @@ steerability. Several checkpoints, trained on the same cells, become rows of the
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
+from tqdm import tqdm
 
-from fractal.adapter import embed, load, pick_device
+from fractal.adapter import Adapter, embed, load, pick_device
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
 from fractal.files import replacing
-from fractal.metrics import bootstrap_interval, knn_predict, macro_accuracy, silhouette, steerability, zoom
+from fractal.metrics import K, bootstrap_interval, knn_predict, macro_accuracy, majority, silhouette, steerability, zoom
 from fractal.ontology import CL_SLIM, load_graph, term_distances
+from fractal.search import Nearest, nearest
+from fractal.vectors import open_vectors
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -54,6 +57,13 @@ def get_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=5_000,
         help="queries to draw from the test cells; all of them if there are fewer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bank",
+        choices=["train", "all"],
+        default="train",
+        help="where neighbours come from: the cells trained on, or all that are not set aside for testing, streamed "
+        "from the file (3 minutes per million on two cores) (default: %(default)s)",
     )
     parser.add_argument(
         "--controls",
@@ -117,10 +127,12 @@ def choose_rows(
     return train, queries
 
 
-def score(
-    vectors: Tensor, labels: Tensor, bank: Tensor | None, bank_labels: Tensor, distances: Tensor
-) -> dict[str, Any]:
-    """The figures of one embedding, all four levels each; distances (subtypes, subtypes) are those in the ontology."""
+def score(vectors: Tensor, labels: Tensor, neighbours: Tensor | None, distances: Tensor) -> dict[str, Any]:
+    """The figures of one embedding, all four levels each.
+
+    labels (n, levels), neighbours (n, 5, levels) the labels of those in the bank, distances (subtypes, subtypes) those
+    in the ontology.
+    """
 
     def by_level(values: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(LEVELS, values, strict=True))
@@ -129,8 +141,8 @@ def score(
     row: dict[str, Any] = {"bank": nothing, "bank_interval": nothing, "bank_macro": nothing, "bank_distance": None}
     row["dims"] = vectors.shape[1]
     protocols = {"loo": knn_predict(vectors, labels)}
-    if bank is not None:
-        protocols["bank"] = knn_predict(vectors, labels, bank, bank_labels)
+    if neighbours is not None:
+        protocols["bank"] = majority(neighbours)
     for protocol, predicted in protocols.items():
         right = (predicted == labels).cpu().numpy()
         row[protocol] = by_level((predicted == labels).float().mean(0).tolist())
@@ -145,19 +157,51 @@ def score(
     return row
 
 
-def control_vectors(vectors: Tensor, num_queries: int, subtypes: Tensor, widths: list[int]) -> dict[str, Tensor]:
-    """Name -> what one gets without an adapter, (n, dims) each. PCA and LDA are fitted on the training cells."""
-    x, train = vectors.cpu().numpy(), slice(num_queries, None)
-    found = {}
-    pca = PCA(min(widths[-1], *x[train].shape), random_state=0).fit(x[train])
-    lda = LinearDiscriminantAnalysis().fit(x[train], subtypes[train].cpu().numpy())
-    for name, rotated in (("raw", x), ("PCA", pca.transform(x)), ("LDA", lda.transform(x))):
-        for width in (cuts := sorted({min(width, rotated.shape[1]) for width in widths})):
-            if name == "raw" and width == x.shape[1]:
-                continue  # the whole of it is there without controls
-            cut = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
-            found[name if name != "raw" and width == cuts[-1] else f"{name} {width}d"] = cut
-    return found
+Encoder = Callable[[Tensor], dict[str, Tensor]]  # vectors (m, dim) -> name -> what becomes of them, (m, dims) each
+
+
+def adapter_encoder(adapter: Adapter, own: str) -> Encoder:
+    """The full vectors, then the prefixes, longest first; `own` comes before their names."""
+    names = [own + name for name in ("full", *(f"prefix {j}" for j in reversed(range(1, adapter.num_levels))))]
+    return lambda x: dict(zip(names, reversed(embed(adapter, x)), strict=True))
+
+
+def fit_controls(train: Tensor, subtypes: np.ndarray, widths: list[int]) -> Encoder:
+    """What one gets without an adapter. PCA and LDA are fitted on the training cells (m, dim), subtypes (m,)."""
+    x = train.cpu().numpy()
+    pca = PCA(min(widths[-1], *x.shape), random_state=0).fit(x)
+    lda = LinearDiscriminantAnalysis().fit(x, subtypes)
+
+    def controls(vectors: Tensor) -> dict[str, Tensor]:
+        x, found = vectors.cpu().numpy(), {}
+        for name, rotated in (("raw", x), ("PCA", pca.transform(x)), ("LDA", lda.transform(x))):
+            for width in (cuts := sorted({min(width, rotated.shape[1]) for width in widths})):
+                if name == "raw" and width == x.shape[1]:
+                    continue  # the whole of it is there without controls
+                cut = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
+                found[name if name != "raw" and width == cuts[-1] else f"{name} {width}d"] = cut
+        return found
+
+    return controls
+
+
+def search_file(path: Path, keep: np.ndarray, queries: Tensor, encoders: list[Encoder]) -> list[np.ndarray]:
+    """-> per embedding, in the order of the encoders: (n, 5) row numbers of the queries' nearest kept rows of a file.
+
+    `keep` is a mask (num_rows,). The file is read once, a row group (34 MB) at a time.
+    """
+    found = [[Nearest(vectors, K) for vectors in encode(queries).values()] for encode in encoders]
+    source, start = open_vectors(path), 0
+    with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
+        for _, vectors in source.chunks():
+            bank = torch.from_numpy(vectors[keep[start : start + len(vectors)]]).to(queries.device)
+            start += len(vectors)
+            for encode, group in zip(encoders, found, strict=True) if len(bank) else ():
+                for searched, embedding in zip(group, encode(bank).values(), strict=True):
+                    searched.add(embedding)
+            bar.update(len(vectors))
+    kept = np.flatnonzero(keep)
+    return [kept[searched.rows().cpu().numpy()] for group in found for searched in group]
 
 
 def shuffled_tree(labels: Tensor, seed: int) -> Tensor:
@@ -217,45 +261,64 @@ def main(argv: list[str] | None = None) -> None:
     for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
         if split_of(checkpoint, path) != split:
             raise InputError(f"{path}: was trained on other cells than {first_path}; evaluate it by itself")
-    cells = read_rows(args.input, np.concatenate([query_rows, train_rows]))  # one call: labels share their codes
-    vectors, labels = torch.from_numpy(cells.vectors).to(device), torch.from_numpy(cells.labels).to(device)
+    n, seen = len(query_rows), np.concatenate([query_rows, train_rows])
+    if args.bank == "all":
+        if args.all_rows:
+            raise InputError(f"{args.input}: all its cells are new, so none can be in the bank; drop --bank all")
+        seen = seen if args.controls else query_rows  # the controls are fitted on the training cells
+    cells = read_rows(args.input, seen)  # one call: labels share their codes
+    vectors = torch.from_numpy(cells.vectors).to(device)
+
+    several = len(models) > 1
+    encoders: list[Encoder] = [lambda x: {"raw": x}]
+    encoders += [
+        adapter_encoder(adapter, f"{path.stem} " if several else "")
+        for path, (adapter, _) in zip(args.model_path, models, strict=True)
+    ]
+    if args.controls and len(train_rows):
+        widths = sorted({e.shape[1] for adapter, _ in models for e in embed(adapter, vectors[:1])})
+        encoders.append(fit_controls(vectors[n:], cells.labels[n:, -1], widths))
+
+    num_bank = len(train_rows)
+    found: list[Tensor] = []  # per embedding (n, 5): where the labels of its neighbours in the bank stand in `labels`
+    if args.bank == "all":
+        keep = ~split.is_test(args.input)
+        num_bank = int(keep.sum())
+        bank_rows = np.stack(search_file(args.input, keep, vectors[:n], encoders))
+        numbers, where = np.unique(bank_rows, return_inverse=True)
+        found = list(n + torch.from_numpy(where.reshape(bank_rows.shape)).to(device))
+        cells = read_rows(args.input, np.concatenate([query_rows, numbers]))
+        vectors = vectors[:n]
+    labels = torch.from_numpy(cells.labels).to(device)
     distances = torch.from_numpy(term_distances(cells.classes[-1], load_graph(args.obo)))
 
-    n = len(query_rows)
-    bank_labels = labels[n:]
-
-    def scored(name: str, embedding: Tensor) -> dict[str, Any]:
-        bank = embedding[n:] if len(train_rows) else None
-        return {"embedding": name, **score(embedding[:n], labels[:n], bank, bank_labels, distances)}
-
-    rows, steering, shuffled = [scored("raw", vectors)], [], []
-    widths = set()
+    rows: list[dict[str, Any]] = []
+    steering, shuffled = [], []
     mixed = shuffled_tree(labels[:n], args.seed)
-    for path, (adapter, checkpoint) in zip(args.model_path, models, strict=True):
-        config = checkpoint["config"]
-        own = "" if len(models) == 1 else f"{path.stem} "
-        names = ["full", *(f"prefix {j}" for j in reversed(range(1, config["num_levels"])))]
-        embeddings = list(reversed(embed(adapter, vectors)))
-        widths |= {e.shape[1] for e in embeddings}
-        full, *prefixes = [scored(own + name, e) for name, e in zip(names, embeddings, strict=True)]
-        rows += [full, *prefixes]
-        if args.controls:
-            for name, e in zip(names, embeddings, strict=True):
+    for i, encode in enumerate(encoders):
+        start = len(rows)
+        for name, e in encode(vectors).items():
+            if args.bank == "train" and len(train_rows):
+                found.append(n + nearest(e[:n], e[n:], K))
+            neighbours = labels[found[len(rows)]] if found else None
+            rows.append({"embedding": name, **score(e[:n], labels[:n], neighbours, distances)})
+            if args.controls and 1 <= i <= len(models):
                 values = [silhouette(e[:n], mixed[:, k]) for k in range(len(LEVELS))]
-                shuffled.append({"embedding": own + name, "silhouette": dict(zip(LEVELS, values, strict=True))})
-        leaf = LEVELS[config["num_levels"] - 1]
-        first = prefixes[-1]["loo"]
-        terms = [first["system"], full["loo"]["system"], full["loo"][leaf], first[leaf]]
-        steering.append((own, leaf, terms, steerability(*terms)))
-        print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
-    if args.controls and len(train_rows):
-        rows += [scored(k, v) for k, v in control_vectors(vectors, n, labels[:, -1], sorted(widths)).items()]
-    print(f"{n:,} test cells of {args.input}, {len(train_rows):,} training cells in the bank")
+                shuffled.append({"embedding": name, "silhouette": dict(zip(LEVELS, values, strict=True))})
+        if 1 <= i <= len(models):  # raw comes before the checkpoints, controls after them
+            path, config = args.model_path[i - 1], models[i - 1][1]["config"]
+            full, first = rows[start]["loo"], rows[-1]["loo"]
+            leaf = LEVELS[config["num_levels"] - 1]
+            terms = [first["system"], full["system"], full[leaf], first[leaf]]
+            steering.append((f"{path.stem} " if several else "", leaf, terms, steerability(*terms)))
+            print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
+    words = {"train": "training", "all": "other"}
+    print(f"{n:,} test cells of {args.input}, {num_bank:,} {words[args.bank]} cells in the bank")
     print(f"held out: {f'{len(split.test_studies)} whole studies' if split.test_studies else 'cells'}\n")
 
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if len(train_rows):
-        protocols["bank"] = "neighbours from the training cells (bank)"
+        protocols["bank"] = f"neighbours from the {words[args.bank]} cells (bank)"
     for protocol, title in protocols.items():
         print(f"5-NN accuracy, {title}, ± half of a 95 % interval\n\n{accuracy_table(rows, protocol)}\n")
     for protocol, title in protocols.items():
@@ -289,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
             "steerability": steering[0][3] if len(steering) == 1 else {own.strip(): s for own, _, _, s in steering},
             "shuffled_tree": shuffled,
             "num_queries": n,
-            "num_bank": len(train_rows),
+            "num_bank": num_bank,
             "config": [checkpoint["config"] for _, checkpoint in models],
         }
         with replacing(args.json) as part:

@@ -6,25 +6,9 @@ from sklearn.metrics import recall_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fractal.search import nearest
+
 K = 5  # neighbours that vote, as published
-
-
-def nearest(queries: Tensor, bank: Tensor | None = None, k: int = K, chunk: int | None = None) -> Tensor:
-    """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
-
-    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm;
-    a block of `chunk` x m similarities is held at a time, 512 MB at most unless `chunk` is given.
-    """
-    queries = normalize(queries, dim=1)
-    others = queries if bank is None else normalize(bank, dim=1)
-    chunk = chunk or min(1_024, max(1, 2**27 // len(others)))
-    found = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ others.T
-        if bank is None:
-            similarity.diagonal(start).fill_(-torch.inf)
-        found.append(similarity.topk(min(k, len(others) - (bank is None)), dim=1).indices)
-    return torch.cat(found)
 
 
 def vote(labels: Tensor) -> Tensor:
@@ -42,8 +26,12 @@ def knn_predict(
 
     labels (n, levels) int64 and bank_labels (m, levels). Without a bank: leave-one-out among the queries.
     """
-    votes = (labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)]  # (n, k, levels)
-    return torch.stack([vote(votes[:, :, i]) for i in range(labels.shape[1])], dim=1)
+    return majority((labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)])
+
+
+def majority(neighbours: Tensor) -> Tensor:
+    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels)."""
+    return torch.stack([vote(column) for column in neighbours.unbind(2)], dim=1)
 
 
 def knn_accuracy(

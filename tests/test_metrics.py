@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from fractal.metrics import K, knn_accuracy, macro_accuracy, nearest, silhouette, steerability, vote, zoom
+from fractal.metrics import K, knn_accuracy, macro_accuracy, silhouette, steerability, vote, zoom
+from fractal.search import nearest
 
 
 def cells(n: int, dim: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,21 +24,6 @@ def cells(n: int, dim: int, classes: int, seed: int) -> tuple[torch.Tensor, torc
 def slow_vote(row: list[int]) -> int:
     count = Counter(row)
     return next(label for label in row if count[label] == max(count.values()))
-
-
-def test_neighbours_equal_scikit_learn():
-    bank, _ = cells(500, 20, 5, 0)
-    queries, _ = cells(130, 20, 5, 1)
-    expected = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(bank)
-    assert np.array_equal(nearest(queries, bank, 5, chunk=37), expected.kneighbors(queries, return_distance=False))
-    # leave-one-out: scikit-learn leaves the point itself out when it is given no queries
-    assert np.array_equal(nearest(bank, None, 5, chunk=37), expected.kneighbors(return_distance=False))
-
-
-def test_fewer_rows_than_neighbours():
-    x, _ = cells(4, 3, 2, 0)
-    assert nearest(x, None, 5).shape == (4, 3)
-    assert nearest(x, x, 5).shape == (4, 4)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=20))

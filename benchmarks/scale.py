@@ -1,0 +1,224 @@
+"""What a stage of the pipeline costs at each size: time, memory, files, and how far it is from the machine's limit.
+
+    uv run python benchmarks/scale.py --cells 100_000 1_000_000 7_913_892
+
+Each line is a process of its own, the start of Python included, on a SIMULATED release. Under a stage stand its peers:
+what does, with the same files, the least that the stage could do, or does it in the usual way. `x` is the stage's time
+over the peer's.
+
+read + write     read the index once and write the finished Parquet file's bytes once, flushed to disk
+hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells)
+Parquet copy     read and write the Parquet file with Arrow, row group by row group, flushed to disk
+
+RSS is the peak of all resident pages, with those of mapped files, which the system takes back when it needs them; anon
+is the peak of those that it can't take back. What a line reads is dropped from the page cache before it starts.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
+
+import ingest
+import stratify
+from fractal import simulate
+from fractal.atlas import open_atlas, writing
+from fractal.cli import InputError, positive_int, run, table
+from fractal.files import replacing
+
+INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
+BLOCK = 4 << 20  # bytes that are read and written at once
+ROOM = 2_400  # bytes of disk a cell: index, two Parquet files, and a temporary file or a copy
+EVERY = 0.02  # seconds between two looks at a process's memory
+
+
+def read_and_write(folder: Path) -> None:
+    block = bytearray(BLOCK)
+    with open(folder / INDEX, "rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+    left = (folder / CELLS).stat().st_size
+    with replacing(folder / "copy") as part, open(part, "wb", buffering=0) as file:
+        while left:
+            left -= file.write(block[:left])
+
+
+def hnswlib_items(folder: Path) -> None:
+    cells = open_atlas(folder / CELLS)
+    index = hnswlib.Index(space="cosine", dim=cells.schema_arrow.field("embedding").type.list_size)
+    index.load_index(str(folder / INDEX))
+    index.get_items(np.arange(cells.metadata.num_rows), return_type="numpy")
+
+
+def parquet_copy(folder: Path) -> None:
+    source = open_atlas(folder / CELLS)
+    schema = source.schema_arrow
+    dim = schema.field("embedding").type.list_size
+    with writing(folder / "copy", dim, "study" in schema.names, {}) as writer:
+        for group in range(source.num_row_groups):
+            writer.file.write_table(source.read_row_group(group).cast(writer.schema))
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    do: Callable[[Path], None]
+    reads: Sequence[str]
+    most: int = 2**63  # cells; not run above
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A script, and what its time is held against. A later stage may read any file of an earlier one."""
+
+    name: str
+    main: Callable[[list[str]], None]
+    flags: str  # {cells} and {folder} are filled in
+    reads: Sequence[str]
+    writes: str
+    peers: Sequence[Peer] = field(default_factory=tuple)
+
+
+STAGES = [
+    Stage("simulate", simulate.main, "--cells {cells} --output {folder}/model_v1.1", [], INDEX),
+    Stage(
+        "ingest",
+        ingest.main,
+        f"--model-dir {{folder}}/model_v1.1 --output {{folder}}/{CELLS}",
+        [INDEX],
+        CELLS,
+        [
+            Peer("read + write", read_and_write, [INDEX]),
+            Peer("hnswlib", hnswlib_items, [INDEX], most=1_000_000),
+        ],
+    ),
+    Stage(
+        "stratify",
+        stratify.main,
+        f"--input {{folder}}/{CELLS} --output {{folder}}/{STRATIFIED}",
+        [CELLS],
+        STRATIFIED,
+        [Peer("Parquet copy", parquet_copy, [CELLS])],
+    ),
+]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cells",
+        type=positive_int,
+        nargs="+",
+        default=[100_000, 1_000_000, 7_913_892],
+        help="sizes of the releases (default: 100_000 1_000_000 7_913_892, which is SCimilarity's)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("data/scale"),
+        help="where the files go, 2.4 GB for a million cells; a size's files are removed when it is done "
+        "(default: %(default)s)",
+    )
+    return parser
+
+
+def drop_from_cache(path: Path) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS, where every line finds its files in memory
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # only clean pages can be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def quietly(log: Path, do: Callable[..., None], *args: object) -> None:
+    """In a new process: what it prints goes into a file."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    run(lambda: do(*args))
+
+
+def memory_of(pid: int | None) -> dict[str, int]:
+    """VmHWM and RssAnon of a process in bytes; empty where there is no /proc, or the process has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {words[0][:-1]: int(words[1]) * 1024 for words in fields if words[0] in ("VmHWM:", "RssAnon:")}
+
+
+def measure(folder: Path, name: str, reads: Sequence[str], do: Callable[..., None], *args: object) -> dict[str, float]:
+    """Run `do(*args)` in a new process -> its seconds, and the peaks of its memory in bytes."""
+    for file in reads:
+        drop_from_cache(folder / file)
+    log = folder / f"{name}.log"
+    process = multiprocessing.get_context("spawn").Process(target=quietly, args=(log, do, *args))
+    peaks: dict[str, float] = {"VmHWM": float("nan"), "RssAnon": float("nan")}
+    began = time.perf_counter()
+    process.start()
+    while process.is_alive():
+        for key, value in memory_of(process.pid).items():
+            peaks[key] = value if np.isnan(peaks[key]) else max(peaks[key], value)
+        process.join(EVERY)
+    peaks["seconds"] = time.perf_counter() - began
+    if process.exitcode:
+        last = log.read_text().splitlines()[-1:]
+        raise InputError(f"{name} ended with exit code {process.exitcode}: {''.join(last)}")
+    return peaks
+
+
+def row(cells: int, name: str, result: dict[str, float], size: str, ratio: str) -> list[str]:
+    peaks = ["-" if np.isnan(result[key]) else f"{result[key] / 1e6:,.0f}" for key in ("VmHWM", "RssAnon")]
+    return [name, f"{cells:,}", f"{result['seconds']:.1f}", f"{cells / result['seconds']:,.0f}", *peaks, size, ratio]
+
+
+def measure_stages(cells: int, folder: Path, bar: tqdm) -> list[list[str]]:
+    """All lines of one size."""
+    rows = []
+    for stage in STAGES:
+        bar.set_postfix_str(f"{stage.name}, {cells:,} cells")
+        flags = [word.format(cells=cells, folder=folder) for word in stage.flags.split()]
+        own = measure(folder, stage.name, stage.reads, stage.main, flags)
+        rows.append(row(cells, stage.name, own, f"{(folder / stage.writes).stat().st_size / 1e6:,.0f}", ""))
+        bar.update()
+        for peer in stage.peers:
+            if cells <= peer.most:
+                other = measure(folder, peer.name, peer.reads, peer.do, folder)
+                rows.append(row(cells, f"- {peer.name}", other, "", f"{own['seconds'] / other['seconds']:.2f}"))
+            bar.update()
+        (folder / "copy").unlink(missing_ok=True)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(args.folder).free
+    if free < ROOM * max(args.cells):
+        raise InputError(
+            f"{args.folder}: has {free / 1e9:.1f} GB free, of {ROOM * max(args.cells) / 1e9:.1f} GB that are needed; "
+            "give another --folder, or fewer --cells"
+        )
+    rows = []
+    lines = len(args.cells) * sum(1 + len(stage.peers) for stage in STAGES)
+    with tqdm(total=lines, unit="line", desc="scale") as bar:
+        for cells in args.cells:
+            with tempfile.TemporaryDirectory(dir=args.folder) as name:
+                rows += measure_stages(cells, Path(name), bar)
+    print(table(["Stage", "Cells", "Seconds", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
+
+
+if __name__ == "__main__":
+    run(main)

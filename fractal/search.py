@@ -1,0 +1,105 @@
+"""Exact nearest neighbours by cosine, in bounded memory, and the funnel: a shortlist by a short prefix, re-ranked.
+
+Nothing is indexed: every similarity is computed, tile by tile, and the k nearest so far are kept. So the bank may come
+in pieces, and a file of millions of cells is searched without holding it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+CHUNK, TILE = 512, 8_192  # queries x rows whose similarities are held at a time: 16 MB, which stay in the cache
+GROUP = 64  # columns; see `top`
+# A bank of up to so many rows is one tile. In a short prefix thousands of cells have the same similarity to the last
+# bit, and which of them come first depends on how the selection is split: so the tables of small atlases stay as
+# they were measured.
+WHOLE = 32_768
+
+
+def in_groups(k: int) -> bool:
+    """Whether `top` takes two steps: a long shortlist would search most groups."""
+    return 8 * k * GROUP <= TILE
+
+
+def top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (n, m) -> their values and columns, both (n, min(k, m)), largest first.
+
+    The k largest lie in the k groups of 64 columns with the largest maxima, and maxima cost far less than a selection
+    among all m (half the time of exact search went into it).
+    """
+    n, m = similarity.shape
+    if m != TILE or not in_groups(k):
+        values, columns = similarity.topk(min(k, m), dim=1)
+        return values, columns
+    groups = similarity.view(n, -1, GROUP)
+    best = groups.amax(2).topk(k, dim=1).indices  # (n, k)
+    values, columns = groups.gather(1, best[:, :, None].expand(-1, -1, GROUP)).flatten(1).topk(k, dim=1)
+    return values, best.gather(1, columns // GROUP) * GROUP + columns % GROUP
+
+
+class Nearest:
+    """The k nearest by cosine among all the rows added so far, exact."""
+
+    def __init__(self, queries: Tensor, k: int, leave_one_out: bool = False) -> None:
+        """queries (n, dim) of any norm. `leave_one_out`: row i is query i, which is no neighbour of itself."""
+        self.queries = normalize(queries.float(), dim=1).split(CHUNK)
+        self.k, self.leave_one_out, self.added = k, leave_one_out, 0
+        self.found: list[tuple[Tensor, Tensor] | None] = [None] * len(self.queries)  # similarities and rows, per chunk
+
+    def add(self, bank: Tensor, unit: bool = False) -> None:
+        """Rows (m, dim) of any float type, numbered on from those added before.
+
+        They may be of any norm; `unit` says that theirs is 1, which saves half the time of a search with one query.
+        """
+        whole = self.added == 0 and len(bank) <= WHOLE
+        for tile in bank.split(WHOLE if whole or not in_groups(self.k) else TILE):
+            rescaled = tile.float() if unit else normalize(tile.float(), dim=1)
+            for i, queries in enumerate(self.queries):
+                similarity = queries @ rescaled.T
+                if self.leave_one_out:
+                    similarity.diagonal(i * CHUNK - self.added).fill_(-torch.inf)
+                values, rows = top(similarity, self.k)
+                rows += self.added
+                if (before := self.found[i]) is not None:
+                    values, rows = torch.cat([before[0], values], 1), torch.cat([before[1], rows], 1)
+                    values, columns = values.topk(min(self.k, values.shape[1]), dim=1)
+                    rows = rows.gather(1, columns)
+                self.found[i] = values, rows
+            self.added += len(tile)
+
+    def rows(self) -> Tensor:
+        """-> (n, k) int64, nearest first; fewer columns where there are fewer rows than k."""
+        rows = torch.cat([found[1] for found in self.found if found is not None])
+        return rows[:, : self.added - self.leave_one_out]
+
+
+def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool = False) -> Tensor:
+    """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
+
+    Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm;
+    `unit` says that those of the bank have norm 1. Rows of equal similarity come in no particular order.
+    """
+    found = Nearest(queries, k, leave_one_out=bank is None)
+    found.add(queries if bank is None else bank, unit)
+    return found.rows()
+
+
+def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
+    """Search in stages: all rows by the first vectors, what is left by the second, ... -> (n, keep[-1]) int64.
+
+    Stage i ranks by the cosine of queries[i] (n, d_i) and banks[i] (m, d_i), both of unit length, and leaves keep[i]
+    rows; longer prefixes come later. Adaptive retrieval of Kusupati et al. 2022 (Matryoshka representation learning).
+    """
+    rows = nearest(queries[0], banks[0], keep[0], unit=True)
+    for vectors, bank, k in zip(queries[1:], banks[1:], keep[1:], strict=True):
+        size = max(1, 2**18 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 1 MB of gathered rows
+        ranked = []
+        for some, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
+            # index_select: three times as fast as bank[shortlist]
+            gathered = bank.index_select(0, shortlist.flatten()).float().view(*shortlist.shape, -1)
+            similarity = torch.bmm(gathered, some[:, :, None])[:, :, 0]
+            ranked.append(shortlist.gather(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices))
+        rows = torch.cat(ranked)
+    return rows
