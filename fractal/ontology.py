@@ -177,6 +177,16 @@ def place(term: str, name: str, graph: nx.DiGraph, matched: str = "name") -> Cel
     return CellType(term, matched, system, lineage, parent, name, " > ".join(chain))
 
 
+def level_terms(row: CellType, graph: nx.DiGraph) -> tuple[str, str, str, str]:
+    """The CL ids of the four labels of a row, "" for what is no CL term (Other, and names that CL does not know)."""
+    if row.cl_id not in graph:
+        return "", "", row.cl_id, row.cl_id
+    distance = nx.single_source_shortest_path_length(graph, row.cl_id)
+    system = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR) or ""
+    parents = [term for term in graph.successors(row.cl_id) if graph.nodes[term]["name"] == row.type]
+    return system, nearest(distance, LINEAGE_ANCHORS) or system, (parents or [row.cl_id])[0], row.cl_id
+
+
 def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "error") -> list[CellType]:
     """The hierarchy of all `names`, in their order.
 
