@@ -170,10 +170,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
     if args.vectors:
         found = write_int8(adapter, args.vectors, args.obsm, args.int8_dir, args.recall_cells)
-        print(
-            f"\nint8 vectors in {args.int8_dir}, a quarter of the size of float32; recall of {NEIGHBOURS} neighbours\n"
-        )
-        print(table(["Prefix", "Recall", "Loss"], [[name, f"{r:.4f}", f"{1 - r:.4f}"] for name, r in found]))
+        print(f"\nint8 vectors in {args.int8_dir}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
+        rows = [[name, f"{again:.4f}", f"{1 - again:.4f}", f"{lost:.1e}"] for name, again, lost in found]
+        print(table(["Prefix", "Recall", "Recall lost", "Cosine lost"], rows))
 
 
 if __name__ == "__main__":
