@@ -137,12 +137,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference")
     labels = TYPES * 120
     path = write_h5ad(folder / "cells.h5ad", clustered(labels), kind=labels)
-    labelled = ["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind"]
-    bundle_input = ["--model-path", str(folder / "adapter.pt"), "--input", str(folder / "cells.parquet")]
-    ingest.main([*labelled, "--output", str(folder / "cells.parquet")])
-    train.main(["--input", str(folder / "cells.parquet"), "--output", str(folder / "adapter.pt"), "--epochs", "2", "--val-ratio", "0.3",
-                "--scale-dim", "4", "--device", "cpu"])  # fmt: skip
-    bundle.main([*bundle_input, "--output", str(folder / "ref"), "--device", "cpu"])
+    cells, model = str(folder / "cells.parquet"), str(folder / "adapter.pt")
+    ingest.main(["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", cells])
+    # short, and enough validation cells to calibrate on
+    quick = ["--epochs", "2", "--val-ratio", "0.3", "--scale-dim", "4", "--device", "cpu"]
+    train.main(["--input", cells, "--output", model, *quick])
+    bundle.main(["--model-path", model, "--input", cells, "--output", str(folder / "ref"), "--device", "cpu"])
     return folder
 
 
