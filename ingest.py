@@ -1,6 +1,7 @@
 """Step 1: a SCimilarity release -> Parquet, each cell with its four levels of the Cell Ontology.
 
     uv run python ingest.py --model-dir data/models/scimilarity/model_v1.1
+    uv run --extra h5ad python ingest.py --h5ad cells.h5ad --obsm X_pca --label-key cell_type   # or your own cells
 
 Writes the cells in the order of the release and, beside them, hierarchy.tsv: one row per cell type with its CL id,
 its four levels and the path that placed it.
@@ -10,11 +11,13 @@ import argparse
 import csv
 import hashlib
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from fractal.anndata_io import LabelledCells, open_labelled
 from fractal.atlas import writing
 from fractal.cli import LEVELS, run, table
 from fractal.files import replacing
@@ -32,6 +35,19 @@ from fractal.scimilarity import Release, open_release
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
+    own.add_argument(
+        "--h5ad", type=Path, help="an .h5ad file with an embedding and labels; cells without one are left out"
+    )
+    own.add_argument("--obsm", default="X_scimilarity", help="key of the embedding in its obsm (default: %(default)s)")
+    own.add_argument("--label-key", default="cell_type", help="column of obs, the type names (default: %(default)s)")
+    own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
+    own.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="TSV",
+        help="renames labels: own name<TAB>CL name on each line, no header; an empty CL name leaves its cells out",
+    )
     parser.add_argument(
         "--model-dir",
         type=Path,
@@ -63,7 +79,7 @@ def write_hierarchy(path: Path, rows: list[CellType]) -> None:
         writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
 
 
-def write_cells(path: Path, release: Release, rows: list[CellType], metadata: dict[str, str]) -> None:
+def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellType], metadata: dict[str, str]) -> None:
     # Per level: the names, and for each type the code of its name.
     levels = [np.unique([row.levels[k] for row in rows], return_inverse=True) for k in range(len(LEVELS))]
     names = [list(map(str, values)) for values, _ in levels]
@@ -82,7 +98,16 @@ def write_cells(path: Path, release: Release, rows: list[CellType], metadata: di
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    release = open_release(args.model_dir)
+    opened: AbstractContextManager[Release | LabelledCells]
+    if args.h5ad is None:
+        opened = nullcontext(open_release(args.model_dir))
+    else:
+        opened = open_labelled(args.h5ad, args.obsm, args.label_key, args.study_key, args.label_map)
+    with opened as release:
+        ingest(release, args)
+
+
+def ingest(release: Release | LabelledCells, args: argparse.Namespace) -> None:
     graph = load_graph(args.obo)
     rows = build_hierarchy(release.types, graph, args.unmapped)
 
@@ -99,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     metadata = {
         "cl_release": graph.graph["release"],
         "anchors_sha256": hashlib.sha256(anchors).hexdigest(),
-        "source": str(args.model_dir),
+        "source": str(args.h5ad or args.model_dir),
     }
     write_cells(args.output, release, rows, metadata)
     write_hierarchy(args.output.with_name("hierarchy.tsv"), rows)

@@ -10,6 +10,7 @@ Pure functions over one graph. The rules are the published ones of the fractal c
 first in the list wins.
 """
 
+import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,16 @@ def match_names(names: Iterable[str], graph: nx.DiGraph) -> dict[str, tuple[str,
     return {name: match(name) for name in names}
 
 
+def closest_names(names: Iterable[str], graph: nx.DiGraph, count: int = 3) -> dict[str, list[str]]:
+    """Name -> the CL names that are spelled most like it or like one of whose synonyms it is, best first."""
+    spelled = {data["name"].casefold(): data["name"] for _, data in graph.nodes(data=True)}
+    for _, data in graph.nodes(data=True):
+        for synonym in data["synonyms"]:
+            spelled.setdefault(synonym.casefold(), data["name"])
+    found = {name: difflib.get_close_matches(name.casefold(), spelled, 2 * count, 0.5) for name in names}
+    return {name: list(dict.fromkeys(spelled[key] for key in keys))[:count] for name, keys in found.items()}
+
+
 def nearest(distance: dict[str, int], anchors: Iterable[str]) -> str | None:
     """The anchor with the smallest distance, the earlier one on a tie; None if none is reachable."""
     return min((a for a in anchors if a in distance), key=distance.__getitem__, default=None)
@@ -166,6 +177,16 @@ def place(term: str, name: str, graph: nx.DiGraph, matched: str = "name") -> Cel
     return CellType(term, matched, system, lineage, parent, name, " > ".join(chain))
 
 
+def level_terms(row: CellType, graph: nx.DiGraph) -> tuple[str, str, str, str]:
+    """The CL ids of the four labels of a row, "" for what is no CL term (Other, and names that CL does not know)."""
+    if row.cl_id not in graph:
+        return "", "", row.cl_id, row.cl_id
+    distance = nx.single_source_shortest_path_length(graph, row.cl_id)
+    system = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR) or ""
+    parents = [term for term in graph.successors(row.cl_id) if graph.nodes[term]["name"] == row.type]
+    return system, nearest(distance, LINEAGE_ANCHORS) or system, (parents or [row.cl_id])[0], row.cl_id
+
+
 def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "error") -> list[CellType]:
     """The hierarchy of all `names`, in their order.
 
@@ -175,9 +196,11 @@ def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "er
     matches = match_names(names, graph)
     unknown = [name for name, (_, how) in matches.items() if how == "unmapped"]
     if unknown and unmapped == "error":
+        hints = closest_names(unknown[:50], graph)  # a tenth of a second each
+        listed = [f"{name} ({' or '.join(hints[name])}?)" if hints.get(name) else name for name in unknown]
         raise InputError(
-            f"{len(unknown)} type names are not in CL {graph.graph['release']}: {'; '.join(unknown)}. "
-            "Rename them, or file them under Other with --unmapped other"
+            f"{len(unknown)} type names are not in CL {graph.graph['release']}: {'; '.join(listed)}. "
+            "Rename them (--label-map does it for an .h5ad), or file them under Other with --unmapped other"
         )
     rows = []
     for name in names:

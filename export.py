@@ -1,0 +1,179 @@
+"""An adapter -> ONNX, with one output per prefix, for browsers and other languages; and vectors as int8.
+
+    uv run --extra onnx python export.py --model-path data/fractal_adapter_4L.pt --output data/fractal_adapter_4L.onnx
+    uv run --extra onnx python export.py --vectors cells.npy --int8-dir data/int8     # and these cells' vectors, int8
+
+Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
+length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
+
+int8 vectors are prefix values times 127 over the largest value of the prefix; cosines do not depend on that factor.
+"""
+
+import argparse
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fractal.adapter import Adapter, cut, embed, load
+from fractal.anndata_io import CHUNK, check_width, needs, open_vectors, usable
+from fractal.cli import InputError, positive_int, run, table
+from fractal.files import replacing
+from fractal.metrics import nearest
+
+OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
+TOLERANCE = 1e-5
+NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model-path",
+        type=Path,
+        default=Path("data/fractal_adapter_4L.pt"),
+        help="checkpoint of train.py (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, help=".onnx file to write (default: beside the checkpoint)")
+    vectors = parser.add_argument_group("int8 vectors")
+    vectors.add_argument("--vectors", type=Path, help="cells: .npy, Parquet, .h5ad or a TileDB array's folder")
+    vectors.add_argument("--obsm", default="X_scimilarity", help="of an .h5ad: key of its vectors")
+    vectors.add_argument(
+        "--int8-dir", type=Path, default=Path("data/int8"), help="folder for prefix_1.npy, ... (default: %(default)s)"
+    )
+    vectors.add_argument(
+        "--recall-cells",
+        type=positive_int,
+        default=5_000,
+        help="cells whose neighbours are compared, drawn at random (default: %(default)s)",
+    )
+    return parser
+
+
+def output_names(adapter: Adapter) -> list[str]:
+    return [*(f"prefix_{j}" for j in range(1, adapter.num_levels)), "full"]
+
+
+class Prefixes(nn.Module):
+    """The adapter as a module that returns all prefixes, as fractal.adapter.embed does."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        blocks = self.adapter.blocks(x)
+        return (*(cut(blocks, j) for j in range(1, self.adapter.num_levels)), self.adapter.full(blocks))
+
+
+def export(adapter: Adapter, path: Path) -> float:
+    """Write the ONNX file -> the largest difference between onnxruntime and torch on random cells of several batches.
+
+    Raises InputError, and leaves no file, if that is above TOLERANCE.
+    """
+    needs("onnxscript", "onnx")  # torch's exporter is written in it
+    runtime = needs("onnxruntime", "onnx")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here uses
+    module = Prefixes(adapter).eval()
+    example = torch.randn(3, adapter.dim, generator=torch.Generator().manual_seed(0))
+    with replacing(path) as part:
+        torch.onnx.export(
+            module,
+            (example,),
+            part,
+            input_names=["x"],
+            output_names=output_names(adapter),
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,  # one file
+            verbose=False,
+        )
+        session = runtime.InferenceSession(part, providers=["CPUExecutionProvider"])
+        worst = 0.0
+        for size in (1, 2, 257):
+            x = torch.randn(size, adapter.dim, generator=torch.Generator().manual_seed(size))
+            for ours, theirs in zip(embed(adapter, x), session.run(None, {"x": x.numpy()}), strict=True):
+                worst = max(worst, float(np.abs(ours.numpy() - theirs).max()))
+        if not worst <= TOLERANCE:
+            raise InputError(f"{path}: onnxruntime differs from torch by {worst:.1e}; try other versions of both")
+    return worst
+
+
+def quantize(vectors: np.ndarray, scale: float) -> np.ndarray:
+    """(n, dims) float32 -> int8, values beyond `scale` cut off."""
+    return np.clip(np.rint(vectors * (127 / scale)), -127, 127).astype(np.int8)
+
+
+def recall(exact: Tensor, int8: Tensor) -> tuple[float, float]:
+    """-> the mean share of a cell's 10 nearest other cells that int8 vectors find again, and the cosine that is lost.
+
+    The cells of a type lie so close together that which ten are nearest hangs on the last digits; the second figure,
+    how much farther away (by exact cosine) the ten are that int8 vectors find, tells whether that matters.
+    """
+    ours, theirs = nearest(exact, k=NEIGHBOURS), nearest(int8.float(), k=NEIGHBOURS)
+    again = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean().item()
+    near, found = (torch.einsum("nd,nkd->", exact, exact[rows]).item() / rows.numel() for rows in (ours, theirs))
+    return again, near - found
+
+
+def write_int8(
+    adapter: Adapter, path: Path, obsm: str, folder: Path, recall_cells: int
+) -> list[tuple[str, float, float]]:
+    """Write an int8 .npy per prefix, rows as in the source, zeros for unusable cells -> per prefix what `recall` says.
+
+    The source is read twice, first for the scale, the largest value among the drawn cells; it is never held.
+    """
+    names = output_names(adapter)
+    with open_vectors(path, obsm) as source, ExitStack() as stack:
+        check_width(source, adapter.dim)
+        is_drawn = np.zeros(source.n, bool)
+        is_drawn[np.random.default_rng(0).permutation(source.n)[:recall_cells]] = True
+        kept, start = [list[Tensor]() for _ in names], 0
+        for chunk in source.chunks(CHUNK):
+            rows = is_drawn[start : start + len(chunk)] & usable(chunk)
+            start += len(chunk)
+            for part, vectors in zip(kept, embed(adapter, torch.from_numpy(chunk[rows])), strict=True):
+                part.append(vectors)
+        samples = [torch.cat(part) for part in kept]
+        if len(samples[0]) <= NEIGHBOURS:
+            raise InputError(f"{path}: {len(samples[0])} usable cells are too few to measure recall on")
+        scales = [float(sample.abs().max()) for sample in samples]
+        files = []
+        for name, sample in zip(names, samples, strict=True):
+            part_path = stack.enter_context(replacing(folder / f"{name}.npy"))
+            files.append(stack.enter_context(open(part_path, "wb")))
+            header = {"descr": "|i1", "fortran_order": False, "shape": (source.n, sample.shape[1])}
+            np.lib.format.write_array_header_1_0(files[-1], header)
+        with tqdm(total=source.n, unit="cells", unit_scale=True, desc="int8") as bar:
+            for chunk in source.chunks(CHUNK):
+                good = usable(chunk)
+                prefixes = embed(adapter, torch.from_numpy(chunk[good]))
+                for file, prefix, scale in zip(files, prefixes, scales, strict=True):
+                    out = np.zeros((len(chunk), prefix.shape[1]), np.int8)
+                    out[good] = quantize(prefix.numpy(), scale)
+                    file.write(out.tobytes())
+                bar.update(len(chunk))
+    quantized = [torch.from_numpy(quantize(s.numpy(), scale)) for s, scale in zip(samples, scales, strict=True)]
+    return [(n, *recall(s, q)) for n, s, q in zip(names, samples, quantized, strict=True)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    adapter, _ = load(args.model_path)
+    output = args.output or args.model_path.with_suffix(".onnx")
+    worst = export(adapter, output)
+    print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
+    if args.vectors:
+        found = write_int8(adapter, args.vectors, args.obsm, args.int8_dir, args.recall_cells)
+        print(f"\nint8 vectors in {args.int8_dir}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
+        rows = [[name, f"{again:.4f}", f"{1 - again:.4f}", f"{lost:.1e}"] for name, again, lost in found]
+        print(table(["Prefix", "Recall", "Recall lost", "Cosine lost"], rows))
+
+
+if __name__ == "__main__":
+    run(main)
