@@ -32,16 +32,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
+import embed
+import eval as evaluate
 import ingest
 import stratify
+import train
 from fractal import simulate
 from fractal.atlas import open_atlas, writing
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import replacing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
+ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
 BLOCK = 4 << 20  # bytes that are read and written at once
-ROOM = 2_400  # bytes of disk a cell: index, two Parquet files, and a temporary file or a copy
+ROOM = 2_900  # bytes of disk a cell: index, three Parquet files, and a temporary file or a copy
 EVERY = 0.02  # seconds between two looks at a process's memory
 
 
@@ -113,6 +117,34 @@ STAGES = [
         STRATIFIED,
         [Peer("Parquet copy", parquet_copy, [CELLS])],
     ),
+    Stage(  # 100,000 cells to train on, where there are so many: 20 epochs at most
+        "train",
+        train.main,
+        f"--input {{folder}}/{STRATIFIED} --output {{folder}}/{ADAPTER} --max-samples 117647",
+        [STRATIFIED],
+        ADAPTER,
+    ),
+    Stage(
+        "train, all cells, 1 epoch",
+        train.main,
+        f"--input {{folder}}/{STRATIFIED} --output {{folder}}/all.pt --max-samples 0 --epochs 1",
+        [STRATIFIED],
+        "all.pt",
+    ),
+    Stage(
+        "eval",
+        evaluate.main,
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --json {{folder}}/{FIGURES}",
+        [STRATIFIED],
+        FIGURES,
+    ),
+    Stage(
+        "embed",
+        embed.main,
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",
+        [STRATIFIED],
+        EMBEDDED,
+    ),
 ]
 
 
@@ -129,7 +161,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--folder",
         type=Path,
         default=Path("data/scale"),
-        help="where the files go, 2.4 GB for a million cells; a size's files are removed when it is done "
+        help="where the files go, 2.9 GB for a million cells; a size's files are removed when it is done "
         "(default: %(default)s)",
     )
     return parser
