@@ -60,6 +60,7 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         prepare()
         run(lambda: importlib.import_module(script).main(flags))
         os._exit(0)
@@ -92,7 +93,7 @@ def at_operation(number: int, folder: Path, act: Callable[[], None]) -> Callable
 
         def hook(event: str, args: tuple) -> None:
             in_folder = any(str(arg).startswith(str(folder)) for arg in args if isinstance(arg, str | Path))
-            if event in ("open", "os.rename", "os.remove", "os.mkdir") and in_folder and next(seen, 0) == number:
+            if event in ("open", "os.rename", "os.remove", "os.mkdir") and in_folder and next(seen, -1) == number:
                 act()
 
         sys.addaudithook(hook)
@@ -138,7 +139,7 @@ class Bench:
         """The outputs of the run on the first inputs, or nothing; the faults happen to the one on the second inputs."""
         self.out.mkdir(parents=True, exist_ok=True)
         for name in self.good[0] if older else ():
-            (self.out / name).parent.mkdir(exist_ok=True)
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.base / "in0" / name, self.out / name)
 
     def judge(self, older: bool, code: int, graceful: bool) -> str:
@@ -229,8 +230,12 @@ def main(argv: list[str] | None = None) -> None:
     for script in SCRIPTS:
         importlib.import_module(script)
     bad, rows = ("wrong exit", "left over", "half-written", "failed rerun"), []
+    remaining = set(args.scripts)
     with TemporaryDirectory() as folder:
-        for script in SCRIPTS:  # all of them, for the inputs of the next
+        for script in SCRIPTS:  # the ones that are not asked for too, for the inputs of the next
+            if not remaining:
+                break
+            remaining.discard(script)
             bench = Bench(script, Path(folder))
             for fault in args.faults if script in args.scripts else ():
                 counts, rng, number = Counter[str](), random.Random(f"{args.seed} {script} {fault}"), 0

@@ -94,6 +94,11 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
+    for name in (*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])):
+        kind = schema.field(name).type
+        text = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if text not in (pa.string(), pa.large_string(), pa.string_view()):
+            raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: holds no cells")
     return file
@@ -105,7 +110,10 @@ def read_vectors(table: pa.Table, path: str | Path) -> np.ndarray:
     if column.null_count:
         raise InputError(f"{path}: {column.null_count} cells have no embedding; make it again with ingest.py")
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    numbers = column.flatten()
+    if numbers.null_count:
+        raise InputError(f"{path}: {numbers.null_count} numbers of the embeddings are missing; make it again")
+    return numbers.to_numpy().reshape(len(column), column.type.list_size)
 
 
 def iter_vectors(path: str | Path) -> Iterator[np.ndarray]:
@@ -125,11 +133,14 @@ def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray
     column = table[name]
     if column.null_count:
         raise InputError(f"{path}: {column.null_count} cells have no {name}; make it again with ingest.py")
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    column = column.unify_dictionaries().combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
+    with reading(path):
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        column = column.unify_dictionaries().combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
+    if not ((codes >= 0) & (codes < len(names))).all():  # Arrow does not look
+        raise InputError(f"{path}: damaged, some cells' {name} is none of the column's names; make it again")
     used = np.flatnonzero(np.bincount(codes, minlength=len(names))).tolist()
     used.sort(key=names.__getitem__)
     renumber = np.zeros(len(names), np.int32)

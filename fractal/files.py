@@ -18,6 +18,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
     new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place.
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
+    (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
     path = Path(os.path.realpath(path))  # a link stays a link
     if path.exists() and not path.is_file():

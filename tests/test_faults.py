@@ -1,0 +1,76 @@
+"""A few of the faults and damaged files of benchmarks/faults.py and benchmarks/fuzz.py, which do many."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fuzz
+
+ROOT = Path(__file__).parent.parent
+TARGETS = fuzz.targets()
+
+
+def test_killed_stopped_and_out_of_room():
+    """Its exit code is 1 if anything is half-written, left over, or can't be run again."""
+    faults = ["kill", "kill at each operation", "SIGINT", "file size limit"]
+    argv = ["--scripts", "stratify", "--faults", *faults, "--kills", "3", "--others", "2"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/faults.py", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| stratify: ")]
+    assert len(rows) == len(faults)
+
+
+IN_PLACE = """
+import contextlib, pathlib, sys
+sys.path.insert(0, ".")
+import fractal.files
+
+@contextlib.contextmanager
+def in_place(path):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    yield pathlib.Path(path)
+
+fractal.files.replacing = in_place
+from benchmarks import faults
+faults.main(["--scripts", "stratify", "--faults", "file size limit", "--others", "2"])
+"""
+
+
+def test_the_harness_sees_a_file_that_is_written_in_place():
+    """The oracle must be able to fail: without `replacing`, a script that meets a limit leaves half a file."""
+    done = subprocess.run([sys.executable, "-c", IN_PLACE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "stratify, file size limit 0: half-written" in done.stderr
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whole_files_are_read(name: str, tmp_path: Path):
+    target = TARGETS[name]
+    for seed in target.seeds:
+        assert fuzz.execute(target, target.wrap(seed), tmp_path / "a") == "accepted"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.xfail(
+                name.startswith("checkpoint"),
+                strict=True,
+                reason="fractal.adapter.load lets AssertionError, AttributeError, OSError and struct.error through",
+            ),
+        )
+        for name in TARGETS
+    ],
+)
+def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path):
+    target = TARGETS[name]
+    for i in range(250 if name.startswith("checkpoint") else 500):
+        data = target.wrap(fuzz.damage(random.Random(f"0 {name} {i}"), target.seeds))
+        assert fuzz.execute(target, data, tmp_path / "a") in ("accepted", "refused"), f"execution {i}"

@@ -1,0 +1,140 @@
+"""Outputs appear whole or not at all; whatever is left behind by a killed run goes away with the next."""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fractal.atlas import writing
+from fractal.cli import InputError
+from fractal.files import is_running, replacing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_the_leftovers_of_killed_runs_go(tmp_path: Path, dead: int):
+    kept = [f".b.txt.{dead}.part", f".a.txt.{os.getppid()}.part", ".a.txt.x1.part", f".a.txt.{dead}", ".a.txt.part"]
+    for name in [*kept, f".a.txt.{dead}.part", f".a.txt.{2**70}.part"]:
+        (tmp_path / name).write_text("half")
+    with replacing(tmp_path / "a.txt") as part:
+        part.write_text("whole")
+    assert names(tmp_path) == sorted([*kept, "a.txt"])
+    assert is_running(os.getpid())
+    assert is_running(1)  # of another user, for most
+    assert not is_running(dead)
+
+
+def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """First the file, then its new name, then the folder that holds the name."""
+    done: list[str] = []
+    real = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), real[0](fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"{a} -> {b}"), real[1](a, b)))
+    part = tmp_path / f".a.{os.getpid()}.part"
+    with replacing(tmp_path / "a") as path:
+        path.write_text("x")
+    assert done == [str(part), f"{part} -> {tmp_path / 'a'}", str(tmp_path)]
+
+
+def test_processes_that_write_the_same_place(tmp_path: Path):
+    children = []
+    for i in range(6):
+        if child := os.fork():
+            children.append(child)
+            continue
+        for _ in range(20):
+            with replacing(tmp_path / "a") as part:
+                part.write_bytes(bytes([i]) * 100_000)
+        os._exit(0)
+    seen = set()
+    while children:
+        done, status = os.waitpid(-1, os.WNOHANG)
+        if done:
+            assert status == 0
+            children.remove(done)
+        if (tmp_path / "a").exists():
+            content = (tmp_path / "a").read_bytes()
+            assert len(content) == 100_000
+            assert len(set(content)) == 1
+            seen.add(content[0])
+    assert seen
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path):
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "big disk" / "a")
+    for text in ("new", "newer"):
+        with replacing(tmp_path / "a") as part:
+            part.write_text(text)
+        assert (tmp_path / "big disk" / "a").read_text() == text
+    assert (tmp_path / "a").is_symlink()
+    assert names(tmp_path / "big disk") == ["a"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(InputError, match=f"{path}: is not a file"), replacing(path):
+            raise AssertionError("the work has begun")
+    assert names(tmp_path) == ["folder", "pipe"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 300 kB: writing fails then as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_parquet(path: Path) -> None:
+    with writing(path, 1_000, False, {}) as writer:
+        writer.append(np.ones((100, 1_000), np.float32), [(np.zeros(100, int), ["a"])] * 4)
+
+
+def write_with(function: Callable[[Path], object]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with replacing(path) as part:
+            function(part)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_parquet,
+        write_with(lambda part: torch.save(torch.ones(100_000), open(part, "wb"))),  # noqa: SIM115
+        write_with(lambda part: np.save(open(part, "wb"), np.ones(100_000))),  # noqa: SIM115
+        write_with(lambda part: part.write_text("x" * 400_000)),
+    ],
+    ids=["parquet", "torch", "numpy", "text"],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(
+    small_disk: None, tmp_path: Path, write: Callable[[Path], None], older: bool
+):
+    if older:
+        (tmp_path / "a").write_text("old")
+    with pytest.raises(InputError, match=r"/a: cannot be written, file too large; make room"):
+        write(tmp_path / "a")
+    assert names(tmp_path) == ["a"] * older
+    assert not older or (tmp_path / "a").read_text() == "old"
