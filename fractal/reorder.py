@@ -46,7 +46,7 @@ def reorder(
                 else:
                     start = owner * bucket + waiting[owner]
                     file.seek(start * 4 * dim)
-                    file.write(rows.data)
+                    file.write(np.ascontiguousarray(rows, np.float32).data)
                     places_in_file[start : start + len(places)] = places
                     waiting[owner] += len(places)
             yield ready
@@ -58,5 +58,8 @@ def parts(chunks: Iterable[tuple[np.ndarray, np.ndarray]], bucket: int) -> Itera
         owner = places // bucket
         by_owner = np.argsort(owner, kind="stable")
         owners, starts = np.unique(owner[by_owner], return_index=True)
+        if len(owners) == 1:  # the usual chunk of rows that come nearly in order: no copy
+            yield int(owners[0]), places, rows
+            continue
         for number, mine in zip(owners.tolist(), np.split(by_owner, starts[1:]), strict=True):
-            yield number, places[mine], np.ascontiguousarray(rows[mine], np.float32)
+            yield number, places[mine], rows[mine]
