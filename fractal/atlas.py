@@ -173,7 +173,7 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
         start = stop
     back = np.argsort(order)  # from ascending to the order asked for
     columns = [text_codes(pa.concat_tables(tables), name, path) for name in LEVEL_COLUMNS]
-    labels = np.stack([codes[back] for codes, _ in columns], axis=1)
+    labels = np.stack([codes[back] for codes, _ in columns], axis=1).astype(np.int64)
     return Cells(vectors, labels, [names for _, names in columns])
 
 
