@@ -48,9 +48,8 @@ def writing(path: str | Path, dim: int, has_study: bool, metadata: dict[str, str
     labels = [field.name for field in fields[1:]]
     with (
         replacing(path) as part,
-        # Vectors are stored as they are. Of simulated ones zstd saves 8 %, and 16 % after byte-stream-split, but takes
-        # half as long again to write and up to twice as long to read; nobody asks for their minima and maxima, which
-        # take a fifth of the writing. Labels compress well.
+        # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long
+        # to write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
         pq.ParquetWriter(
             part,
             schema,
