@@ -63,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["train", "all"],
         default="train",
         help="where neighbours come from: the cells trained on, or all that are not set aside for testing, streamed "
-        "from the file (3 minutes per million on two cores) (default: %(default)s)",
+        "from the file, two CPU minutes a million (default: %(default)s)",
     )
     parser.add_argument(
         "--controls",

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed, pick_device, save
 from fractal.atlas import Cells, Split, draw_studies, fingerprint, open_atlas, path_counts, read_rows
-from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, ratio, run
+from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, printable, ratio, run
 from fractal.metrics import knn_accuracy
 from fractal.objective import PrefixObjective, trained_levels
 from fractal.published import PublishedObjective
+from fractal.resume import TrainingState, noting_interrupts
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="Parquet file of stratify.py (default: %(default)s)",
     )
     files.add_argument("--output", type=Path, help="checkpoint to write (default: data/fractal_adapter_{N}L.pt)")
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last whole epoch of a stopped run with the same flags, whose state lies beside --output "
+        "in a file with .resume at its end; without one, start from the beginning",
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--recipe", choices=list(RECIPES), default="fractal", help="what to train, see above (default: %(default)s)"
@@ -211,7 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     train_rows, val_rows, test_rows = split.rows(args.input)
     if studies:
-        print(f"held out: {len(studies)} studies ({', '.join(studies[:10])}{', ...' if len(studies) > 10 else ''})")
+        names = printable(", ".join(studies[:10]))
+        print(f"held out: {len(studies)} studies ({names}{', ...' if len(studies) > 10 else ''})")
     if len(train_rows) < 2:
         raise InputError(
             f"{args.input}: {len(train_rows)} rows are left to train on; it takes more cells, or a larger --max-samples"
@@ -252,9 +260,21 @@ def main(argv: list[str] | None = None) -> None:
     validate = Validator(x, y, val_x, val_y, args.recipe == "fractal") if len(val_x) else None
 
     best_score, best_epoch, best_state, validation = -math.inf, 0, copy.deepcopy(scored.state_dict()), None
+    flags = {name: str(value) for name, value in vars(args).items() if name not in ("input", "output", "resume")}
+    flags |= {"lr": repr(lr), "batch_size": str(batch_size), "device": device.type, "input": split.fingerprint}
+    parts = {"adapter": adapter, "objective": objective, "optimizer": optimizer, "scheduler": scheduler}
+    state = TrainingState(output, flags, parts | ({"average": average} if average is not None else {}), device)
+    done = 0  # epochs
+    if state.path.exists() and args.resume:
+        done, best_score, best_epoch, best_state, validation = state.read()
+        print(f"resuming after epoch {done}")
+    elif state.path.exists() or args.resume:
+        found = "of a stopped run is replaced; --resume would go on with it" if state.path.exists() else "is not there"
+        print(f"{state.path} {found}: starting from the beginning")
     began = time.perf_counter()
-    with tqdm(total=args.epochs * steps, unit="step", desc="train", mininterval=0.5) as bar:
-        for epoch in range(1, args.epochs + 1):
+    bar = tqdm(total=args.epochs * steps, initial=done * steps, unit="step", desc="train", mininterval=0.5)
+    with noting_interrupts() as interrupts, bar:
+        for epoch in range(done + 1, args.epochs + 1):
             adapter.train()
             total = torch.zeros((), device=device)
             for rows in batches(len(x), batch_size, recipe.min_steps):
@@ -270,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
                 bar.update()
             mean_loss = total.item() / steps
             if not math.isfinite(mean_loss):
+                state.path.unlink(missing_ok=True)
                 raise InputError(
                     f"{args.input}: the loss is {mean_loss} in epoch {epoch}; give a lower --lr than {lr:g}"
                 )
@@ -278,18 +299,23 @@ def main(argv: list[str] | None = None) -> None:
             if validate is None:
                 best_epoch, best_state = epoch, copy.deepcopy(scored.state_dict())
                 bar.write(line)
+                state.write(epoch, best_score, best_epoch, best_state, validation)
                 continue
             accuracy, score = validate(scored)
             named = dict(zip(LEVELS, accuracy, strict=True))
             bar.write(f"{line}  validation 5-NN " + " ".join(f"{k} {v:.3f}" for k, v in named.items()))
             if score >= best_score:  # of equals the later one: it has been trained longer
-                best_score, best_epoch, validation = score, epoch, {**named, "score": score}
-                best_state = copy.deepcopy(scored.state_dict())
+                snapshot = copy.deepcopy(scored.state_dict())  # first, so that Ctrl-C can't come between the four
+                best_score, best_epoch, best_state, validation = score, epoch, snapshot, {**named, "score": score}
             elif epoch - best_epoch >= args.patience:
                 bar.write(f"no better for {args.patience} epochs: stopping")
                 break
+            state.write(epoch, best_score, best_epoch, best_state, validation)
 
+    if interrupts and not best_epoch:
+        raise interrupts[0]
     if not all(tensor.isfinite().all() for tensor in best_state.values()) or best_epoch == 0:
+        state.path.unlink(missing_ok=True)
         raise InputError(f"{args.input}: training diverged; give a lower --lr than {lr:g}")
     adapter.load_state_dict(best_state)
     training = {"epochs": args.epochs, "lr": lr, "batch_size": batch_size, "best_epoch": best_epoch}
@@ -304,6 +330,9 @@ def main(argv: list[str] | None = None) -> None:
         validation=validation,
         versions=versions,
     )
+    if interrupts:
+        raise type(interrupts[0])(f"epoch {best_epoch}, the best so far, written to {output}; --resume goes on")
+    state.path.unlink(missing_ok=True)
     print(f"epoch {best_epoch} kept, {time.perf_counter() - began:.0f} s, written to {output}")
 
 

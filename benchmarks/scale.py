@@ -4,10 +4,10 @@
 
 Each line is a process of its own, the start of Python included, on a SIMULATED release. Under a stage stand its peers:
 what does, with the same files, the least that the stage could do, or does it in the usual way. `x` is the stage's time
-over the peer's.
+over the peer's. CPU s is what the line has computed: where others use the machine too, it says more than the time.
 
 read + write     read the index once and write the finished Parquet file's bytes once, flushed to disk
-hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells)
+hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells, 6 GB)
 Parquet copy     read and write the Parquet file with Arrow, row group by row group, flushed to disk
 
 RSS is the peak of all resident pages, with those of mapped files, which the system takes back when it needs them; anon
@@ -17,6 +17,7 @@ is the peak of those that it can't take back. What a line reads is dropped from 
 import argparse
 import multiprocessing
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -31,16 +32,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
+import embed
+import eval as evaluate
 import ingest
 import stratify
+import train
 from fractal import simulate
 from fractal.atlas import open_atlas, writing
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import replacing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
+ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
 BLOCK = 4 << 20  # bytes that are read and written at once
-ROOM = 2_400  # bytes of disk a cell: index, two Parquet files, and a temporary file or a copy
+ROOM = 2_900  # bytes of disk a cell: index, three Parquet files, and a temporary file or a copy
 EVERY = 0.02  # seconds between two looks at a process's memory
 
 
@@ -112,6 +117,34 @@ STAGES = [
         STRATIFIED,
         [Peer("Parquet copy", parquet_copy, [CELLS])],
     ),
+    Stage(  # 100,000 cells to train on, where there are so many: 20 epochs at most
+        "train",
+        train.main,
+        f"--input {{folder}}/{STRATIFIED} --output {{folder}}/{ADAPTER} --max-samples 117647",
+        [STRATIFIED],
+        ADAPTER,
+    ),
+    Stage(
+        "train, all cells, 1 epoch",
+        train.main,
+        f"--input {{folder}}/{STRATIFIED} --output {{folder}}/all.pt --max-samples 0 --epochs 1",
+        [STRATIFIED],
+        "all.pt",
+    ),
+    Stage(
+        "eval",
+        evaluate.main,
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --json {{folder}}/{FIGURES}",
+        [STRATIFIED],
+        FIGURES,
+    ),
+    Stage(
+        "embed",
+        embed.main,
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",
+        [STRATIFIED],
+        EMBEDDED,
+    ),
 ]
 
 
@@ -128,7 +161,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--folder",
         type=Path,
         default=Path("data/scale"),
-        help="where the files go, 2.4 GB for a million cells; a size's files are removed when it is done "
+        help="where the files go, 2.9 GB for a million cells; a size's files are removed when it is done "
         "(default: %(default)s)",
     )
     return parser
@@ -159,20 +192,30 @@ def memory_of(pid: int | None) -> dict[str, int]:
     return {words[0][:-1]: int(words[1]) * 1024 for words in fields if words[0] in ("VmHWM:", "RssAnon:")}
 
 
+def cpu_of_children() -> float:
+    """Seconds that ended processes of ours have computed, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def measure(folder: Path, name: str, reads: Sequence[str], do: Callable[..., None], *args: object) -> dict[str, float]:
-    """Run `do(*args)` in a new process -> its seconds, and the peaks of its memory in bytes."""
+    """Run `do(*args)` in a new process -> seconds, seconds of computing, and the peaks of memory in bytes."""
     for file in reads:
         drop_from_cache(folder / file)
     log = folder / f"{name}.log"
     process = multiprocessing.get_context("spawn").Process(target=quietly, args=(log, do, *args))
     peaks: dict[str, float] = {"VmHWM": float("nan"), "RssAnon": float("nan")}
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), cpu_of_children()
     process.start()
-    while process.is_alive():
-        for key, value in memory_of(process.pid).items():
-            peaks[key] = value if np.isnan(peaks[key]) else max(peaks[key], value)
-        process.join(EVERY)
-    peaks["seconds"] = time.perf_counter() - began
+    try:
+        while process.is_alive():
+            for key, value in memory_of(process.pid).items():
+                peaks[key] = value if np.isnan(peaks[key]) else max(peaks[key], value)
+            process.join(EVERY)
+    finally:  # after Ctrl-C, nobody is left who writes
+        process.kill()
+        process.join()
+    peaks |= {"seconds": time.perf_counter() - began, "cpu": cpu_of_children() - spent}
     if process.exitcode:
         last = log.read_text().splitlines()[-1:]
         raise InputError(f"{name} ended with exit code {process.exitcode}: {''.join(last)}")
@@ -181,7 +224,8 @@ def measure(folder: Path, name: str, reads: Sequence[str], do: Callable[..., Non
 
 def row(cells: int, name: str, result: dict[str, float], size: str, ratio: str) -> list[str]:
     peaks = ["-" if np.isnan(result[key]) else f"{result[key] / 1e6:,.0f}" for key in ("VmHWM", "RssAnon")]
-    return [name, f"{cells:,}", f"{result['seconds']:.1f}", f"{cells / result['seconds']:,.0f}", *peaks, size, ratio]
+    times = [f"{result['seconds']:.1f}", f"{result['cpu']:.1f}", f"{cells / result['seconds']:,.0f}"]
+    return [name, f"{cells:,}", *times, *peaks, size, ratio]
 
 
 def measure_stages(cells: int, folder: Path, bar: tqdm) -> list[list[str]]:
@@ -217,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
         for cells in args.cells:
             with tempfile.TemporaryDirectory(dir=args.folder) as name:
                 rows += measure_stages(cells, Path(name), bar)
-    print(table(["Stage", "Cells", "Seconds", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
+    print(table(["Stage", "Cells", "Seconds", "CPU s", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
 
 
 if __name__ == "__main__":

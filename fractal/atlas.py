@@ -138,26 +138,31 @@ def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray
 
 
 def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
-    """Read the given rows, in the given order; only row groups that hold one of them are touched."""
+    """Read the given rows, in the given order; only row groups that hold one of them are touched.
+
+    Memory is that of the result and one row group. Raises InputError for vectors that are zero or not finite.
+    """
     file = open_atlas(path)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
-    pieces, start = [], 0
+    vectors = np.empty((len(rows), file.schema_arrow.field("embedding").type.list_size), np.float32)
+    tables, start = [], 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
         lo, hi = np.searchsorted(ascending, [start, stop])
         if hi > lo:
             with reading(path):
-                piece = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
-            pieces.append(piece.take(pa.array(ascending[lo:hi] - start)))
+                table = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
+            chosen = ascending[lo:hi] - start
+            found = read_vectors(table, path)[chosen]
+            if not np.isfinite(found).all() or not found.any(axis=1).all():
+                raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
+            vectors[order[lo:hi]] = found
+            tables.append(table.select(LEVEL_COLUMNS).take(pa.array(chosen)))
         start = stop
-    table = pa.concat_tables(pieces)
     back = np.argsort(order)  # from ascending to the order asked for
-    vectors = read_vectors(table, path)[back]
-    if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-        raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
-    columns = [text_codes(table, name, path) for name in LEVEL_COLUMNS]
-    labels = np.stack([codes[back] for codes, _ in columns], axis=1, dtype=np.int64)
+    columns = [text_codes(pa.concat_tables(tables), name, path) for name in LEVEL_COLUMNS]
+    labels = np.stack([codes[back] for codes, _ in columns], axis=1)
     return Cells(vectors, labels, [names for _, names in columns])
 
 

@@ -2,31 +2,59 @@
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 # The four levels, coarse to fine, in the words of tables and JSON.
 LEVELS = ("system", "lineage", "type", "subtype")
+MAX_LINE = 10_000  # characters of an error: it may list all types of a release, but not what a broken file holds
 
 
 class InputError(Exception):
     """The input cannot be used. The message is one line that names the file and the way out."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, what `kill` and cluster schedulers send, is answered like Ctrl-C."""
+
+
+def terminate(*_: object) -> None:
+    raise Terminated
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; exit 2 with one line on stderr for bad input or a file that can't be used, 130 on Ctrl-C."""
+    """Call `main`; what stops it is said in one line on stderr, whatever a name contains, and in the exit code.
+
+    2: bad input, or a file that can't be used; 130: Ctrl-C; 143: SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main()
+        sys.stdout.flush()
+        return
     except InputError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a name contains
-        sys.exit(2)
-    except OSError as error:  # no space, no permission, a folder where a file should be, ...
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
-        sys.exit(130)
+        line, code = f"error: {error}", 2
+    except OSError as error:  # no permission, a folder where a file should be, ...
+        line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
+    except MemoryError as error:
+        line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
+    except KeyboardInterrupt as stop:
+        line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
+        code = 143 if isinstance(stop, Terminated) else 130
+    print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or no room: else Python would complain once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """Control characters, escape sequences and undecodable bytes as \\x1b and the like: names come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def needs(package: str, extra: str) -> Any:
@@ -75,7 +103,11 @@ def num_bytes(text: str) -> int:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it also reads well in a terminal; all but the first column to the right."""
+    """A Markdown table, padded so that it also reads well in a terminal; all but the first column to the right.
+
+    Names come from files, so what Markdown would take for a column or for HTML is escaped.
+    """
+    header, *rows = [[escaped(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -87,3 +119,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def escaped(cell: str) -> str:
+    return printable(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<"))

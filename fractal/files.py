@@ -1,28 +1,69 @@
 """Outputs that appear whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fractal.cli import InputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, move it there, else remove it.
 
-    Missing folders are made. The file is flushed to disk before the rename, so after a crash `path` is the old
-    whole file, the new whole file, or nothing.
+    Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
+    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place.
+    Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link stays a link
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        if (pid := part_of(left.name, path.name)) and not is_running(pid):
+            left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        flush(part)
         part.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # of a full disk neither Python nor Arrow says where it is
+        flush(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk behind its own
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            raise InputError(f"{path}: cannot be written, {os.strerror(cause.errno).lower()}; make room") from error
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # neither Python nor Arrow says where
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(name: str, output: str) -> int:
+    """The process that wrote `name` as its temporary file for `output`; 0 for any other file."""
+    pid = name.removeprefix(f".{output}.").removesuffix(".part")
+    return int(pid) if name == f".{output}.{pid}.part" and pid.isdecimal() and pid.isascii() else 0
+
+
+def is_running(pid: int) -> bool:
+    """Of a process on this machine. A number that was given to a new process counts as running: nothing is lost."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
