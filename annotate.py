@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fractal.adapter import pick_device
-from fractal.anndata_io import CHUNK, add_obs, check_width, h5ad_copy, needs, open_vectors, usable
+from fractal.anndata_io import add_obs, h5ad_copy
 from fractal.annotate import Annotator, Answer, answer
 from fractal.bundle import Bundle, check_terms, choose_paths, read_bundle
-from fractal.cli import LEVELS, InputError, run, table
+from fractal.cli import LEVELS, InputError, needs, run, table
 from fractal.files import replacing
 from fractal.ontology import CL_SLIM, load_graph
+from fractal.vectors import CHUNK, open_vectors, usable
 
 DEPTHS = ("none", *LEVELS)
 STATUSES = ("ok", "unlike", "invalid")
@@ -184,12 +185,11 @@ def main(argv: list[str] | None = None) -> None:
     keep = choose_paths(bundle, graph, args.only, args.exclude)
 
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
-    with open_vectors(args.input, args.obsm) as vectors:
-        check_width(vectors, bundle.adapter.dim)
+    with open_vectors(args.input, args.obsm, bundle.adapter.dim) as vectors:
         annotator = bundle.annotator(keep)
         sink = h5ad_sink(args.input, args.output) if args.output.suffix == ".h5ad" else table_sink(args.output)
-        with sink as write, tqdm(total=vectors.n, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for chunk in vectors.chunks(CHUNK):
+        with sink as write, tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
+            for _, chunk in vectors.chunks(CHUNK):
                 columns = columns_of(*annotate(chunk, annotator, bundle, args.confidence), bundle)
                 write(columns)
                 levels.update(columns["level"])
@@ -198,10 +198,11 @@ def main(argv: list[str] | None = None) -> None:
                 bar.update(len(chunk))
 
     print(
-        f"{vectors.n:,} cells of {args.input} -> {args.output}: " + ", ".join(f"{statuses[s]:,} {s}" for s in STATUSES)
+        f"{vectors.num_rows:,} cells of {args.input} -> {args.output}: "
+        + ", ".join(f"{statuses[s]:,} {s}" for s in STATUSES)
     )
     print("deepest level answered: " + ", ".join(f"{levels[d]:,} {d}" for d in reversed(DEPTHS)) + "\n")
-    shown = [[label or "(none)", f"{n:,}", f"{100 * n / vectors.n:.1f}"] for label, n in labels.most_common(20)]
+    shown = [[label or "(none)", f"{n:,}", f"{100 * n / vectors.num_rows:.1f}"] for label, n in labels.most_common(20)]
     print(table(["Deepest label", "Cells", "%"], shown))
 
 

@@ -1,9 +1,12 @@
 """Apply an adapter to a whole file: the same cells, each with its fractal vector.
 
     uv run python embed.py --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
+    uv run --extra h5ad python embed.py --model-path data/own.pt --input cells.h5ad --obsm X_pca
 
 Parquet (of ingest.py or stratify.py) keeps all its other columns, and its metadata name the checkpoint, the recipe and
-the blocks. A .npy file, a float matrix (cells, dim), is taken and written as well.
+the blocks. An .h5ad is copied, to cells_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see
+fractal/anndata_io.py); a cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other
+scripts read. A .npy file, a float matrix (cells, dim), and a TileDB array's folder are taken as well.
 """
 
 import argparse
@@ -17,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, load, pick_device
+from fractal.anndata_io import embed_h5ad
 from fractal.atlas import fingerprint
 from fractal.cli import InputError, positive_int, run
-from fractal.vectors import open_vectors, writing_vectors
+from fractal.vectors import Append, Source, open_vectors, writing_vectors
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
 
@@ -34,15 +38,19 @@ def get_parser() -> argparse.ArgumentParser:
         help="checkpoint of train.py (default: %(default)s)",
     )
     files.add_argument(
-        "--input", type=Path, default=Path("data/stratified.parquet"), help="Parquet or .npy (default: %(default)s)"
+        "--input",
+        type=Path,
+        default=Path("data/stratified.parquet"),
+        help="Parquet, .npy, .h5ad or a TileDB array's folder (default: %(default)s)",
     )
+    files.add_argument("--obsm", default="X_scimilarity", help="of an .h5ad: key of its vectors (default: %(default)s)")
     files.add_argument(
         "--output",
         type=Path,
-        default=Path("data/fractal_embeddings.parquet"),
-        help="Parquet, or .npy for the vectors alone (default: %(default)s)",
+        help="Parquet, .npy for the vectors alone, or .h5ad for an .h5ad, which may be the input (default: "
+        "data/fractal_embeddings.parquet, or beside an .h5ad, its name with _fractal)",
     )
-    vectors = parser.add_argument_group("vectors")
+    vectors = parser.add_argument_group("vectors of Parquet and .npy; an .h5ad gets the full ones, to be cut later")
     vectors.add_argument(
         "--prefix", type=positive_int, help="keep this many blocks, of length 1 again (default: the full vector)"
     )
@@ -72,51 +80,59 @@ def embedded(adapter: Adapter, vectors: np.ndarray, prefix: int, device: torch.d
         yield (adapter.encode(x) if prefix == adapter.num_levels else adapter.prefix(x, prefix)).cpu()
 
 
-def block_widths(adapter: Adapter, device: torch.device) -> list[int]:
-    """Numbers of each block."""
-    probe = np.ones((1, adapter.dim), np.float32)
-    dims = [next(embedded(adapter, probe, j, device)).shape[1] for j in range(1, adapter.num_levels + 1)]
-    return np.diff(dims, prepend=0).tolist()
+def embed_chunks(adapter: Adapter, source: Source, prefix: int, device: torch.device, append: Append) -> None:
+    """Raises InputError for vectors that are zero or not finite: other scripts read what is written here."""
+    with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
+        for columns, vectors in source.chunks(strict=True):
+            batches = []
+            for batch in embedded(adapter, vectors, prefix, device):
+                batches.append(batch)
+                bar.update(len(batch))
+            append(columns, torch.cat(batches).numpy())
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
     adapter, checkpoint = load(args.model_path, device)
-    source = open_vectors(args.input)
-    config, levels = checkpoint["config"], adapter.num_levels
+    recipe, levels = checkpoint["config"]["recipe"], adapter.num_levels
+    from_h5ad = args.input.suffix == ".h5ad"
+    beside = args.input.with_name(f"{args.input.stem}_fractal.h5ad")
+    output = args.output or (beside if from_h5ad else Path("data/fractal_embeddings.parquet"))
+    to_h5ad = output.suffix == ".h5ad"
     prefix = args.prefix or levels
     if prefix > levels:
         raise InputError(f"{args.model_path}: has {levels} blocks, --prefix {prefix} asks for more")
-    if b"checkpoint_sha256" in (source.schema.metadata or {}):
-        raise InputError(f"{args.input}: its vectors come from embed.py; name the file that they were made of")
-    if source.dim != adapter.dim:
-        raise InputError(f"{args.input}: its vectors have {source.dim} numbers, {args.model_path} takes {adapter.dim}")
-    if args.output.exists() and args.output.samefile(args.input):
-        raise InputError(f"{args.output}: is the input; name another --output")
-    widths = block_widths(adapter, device)
-    dim, dtype = sum(widths[:prefix]), np.dtype(args.dtype)
-    metadata = {
-        "checkpoint_sha256": fingerprint(args.model_path),
-        "recipe": config["recipe"],
-        "num_levels": str(levels),
-        "block_widths": json.dumps(widths),
-        "prefix": str(prefix),
-    }
-    with (
-        writing_vectors(args.output, source, dim, dtype, metadata) as append,
-        tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="embed") as bar,
-    ):
-        for columns, vectors in source.chunks():
-            out, row = np.empty((len(vectors), dim), dtype), 0
-            for batch in embedded(adapter, vectors, prefix, device):
-                out[row : row + len(batch)] = batch.numpy()
-                row += len(batch)
-                bar.update(len(batch))
-            append(columns, out)
+    if to_h5ad and not from_h5ad:
+        raise InputError(f"{output}: an .h5ad is only written for an .h5ad --input; name a .parquet or .npy")
+    if to_h5ad and (args.prefix or args.dtype != "float32"):
+        raise InputError(
+            f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.anndata_io.cut_prefix, or name a "
+            ".parquet or .npy with --output"
+        )
+    if not to_h5ad and output.exists() and output.samefile(args.input):
+        raise InputError(f"{output}: is the input; name another --output")
+    sha256 = fingerprint(args.model_path)
+    with open_vectors(args.input, args.obsm, adapter.dim) as source:
+        if b"checkpoint_sha256" in (source.schema.metadata or {}) or (from_h5ad and args.obsm.startswith("X_fractal")):
+            raise InputError(f"{args.input}: its vectors come from embed.py; name those that they were made of")
+        dim, invalid = prefix * adapter.scale_dim, 0
+        if to_h5ad:
+            invalid = embed_h5ad(adapter, recipe, sha256, args.input, args.obsm, output)
+        else:
+            metadata = {
+                "checkpoint_sha256": sha256,
+                "recipe": recipe,
+                "num_levels": str(levels),
+                "block_widths": json.dumps([adapter.scale_dim] * levels),
+                "prefix": str(prefix),
+            }
+            with writing_vectors(output, source, dim, np.dtype(args.dtype), metadata) as append:
+                embed_chunks(adapter, source, prefix, device, append)
     print(
-        f"{source.num_rows:,} cells, {'full vectors' if prefix == levels else f'prefix {prefix}'} of recipe "
-        f"{config['recipe']}, {dim} numbers each as {dtype}, written to {args.output}"
+        f"{source.num_rows:,} cells, {'full vectors' if prefix == levels else f'prefix {prefix}'} of recipe {recipe}, "
+        f"{dim} numbers each as {args.dtype}, written to {output}"
+        + (f"; NaN for {invalid:,} cells whose vector is zero or not finite" if invalid else "")
     )
 
 

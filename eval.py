@@ -191,9 +191,9 @@ def search_file(path: Path, keep: np.ndarray, queries: Tensor, encoders: list[En
     `keep` is a mask (num_rows,). The file is read once, a row group (34 MB) at a time.
     """
     found = [[Nearest(vectors, K) for vectors in encode(queries).values()] for encode in encoders]
-    source, start = open_vectors(path), 0
-    with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
-        for _, vectors in source.chunks():
+    start = 0
+    with open_vectors(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
+        for _, vectors in source.chunks(strict=True):
             bank = torch.from_numpy(vectors[keep[start : start + len(vectors)]]).to(queries.device)
             start += len(vectors)
             for encode, group in zip(encoders, found, strict=True) if len(bank) else ():

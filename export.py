@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, cut, embed, load
-from fractal.anndata_io import CHUNK, check_width, needs, open_vectors, usable
-from fractal.cli import InputError, positive_int, run, table
+from fractal.cli import InputError, needs, positive_int, run, table
 from fractal.files import replacing
 from fractal.metrics import nearest
+from fractal.vectors import CHUNK, open_vectors, usable
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
@@ -129,12 +129,11 @@ def write_int8(
     The source is read twice, first for the scale, the largest value among the drawn cells; it is never held.
     """
     names = output_names(adapter)
-    with open_vectors(path, obsm) as source, ExitStack() as stack:
-        check_width(source, adapter.dim)
-        is_drawn = np.zeros(source.n, bool)
-        is_drawn[np.random.default_rng(0).permutation(source.n)[:recall_cells]] = True
+    with open_vectors(path, obsm, adapter.dim) as source, ExitStack() as stack:
+        is_drawn = np.zeros(source.num_rows, bool)
+        is_drawn[np.random.default_rng(0).permutation(source.num_rows)[:recall_cells]] = True
         kept, start = [list[Tensor]() for _ in names], 0
-        for chunk in source.chunks(CHUNK):
+        for _, chunk in source.chunks(CHUNK):
             rows = is_drawn[start : start + len(chunk)] & usable(chunk)
             start += len(chunk)
             for part, vectors in zip(kept, embed(adapter, torch.from_numpy(chunk[rows])), strict=True):
@@ -147,10 +146,10 @@ def write_int8(
         for name, sample in zip(names, samples, strict=True):
             part_path = stack.enter_context(replacing(folder / f"{name}.npy"))
             files.append(stack.enter_context(open(part_path, "wb")))
-            header = {"descr": "|i1", "fortran_order": False, "shape": (source.n, sample.shape[1])}
+            header = {"descr": "|i1", "fortran_order": False, "shape": (source.num_rows, sample.shape[1])}
             np.lib.format.write_array_header_1_0(files[-1], header)
-        with tqdm(total=source.n, unit="cells", unit_scale=True, desc="int8") as bar:
-            for chunk in source.chunks(CHUNK):
+        with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="int8") as bar:
+            for _, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
                 prefixes = embed(adapter, torch.from_numpy(chunk[good]))
                 for file, prefix, scale in zip(files, prefixes, scales, strict=True):

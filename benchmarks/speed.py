@@ -98,7 +98,8 @@ def silhouettes(name: str, _: argparse.Namespace) -> Prepared:
 
 
 def embedding(name: str, args: argparse.Namespace) -> Prepared:
-    rows = open_vectors(args.input).num_rows
+    with open_vectors(args.input) as source:
+        rows = source.num_rows
     adapter, _ = load(args.model_path)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         adapter.encode(torch.ones(1_000, adapter.dim))

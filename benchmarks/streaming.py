@@ -22,8 +22,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
 from fractal.adapter import FractalAdapter
-from fractal.anndata_io import CHUNK, add_obsm, embed_h5ad, open_h5ad
+from fractal.anndata_io import add_obsm, embed_h5ad
 from fractal.cli import positive_int, run
+from fractal.vectors import CHUNK, open_h5ad
 
 DIM, SUBTYPES = 128, 203
 

@@ -1,6 +1,6 @@
-"""Vectors in and out of the files that single-cell people have: .h5ad (AnnData), .npy, Parquet and TileDB arrays.
+"""What is AnnData's own: the labels in an .h5ad, and what is written back to one.
 
-Everything streams: one chunk of rows is in memory, whatever the number of cells. Written back to an .h5ad are
+Everything streams: one chunk of rows is in memory, whatever the number of cells. Written back are
 
     obsm["X_fractal"]          (n, dims) float32, the full vector, of length 1; NaN where the input is not usable
     obsm["X_fractal_blocks"]   (n, dims) float32, recipe `published` only, whose prefixes are no cuts of the full vector
@@ -10,150 +10,23 @@ and `cut_prefix` cuts a prefix out of these as it should be cut.
 """
 
 import csv
-import importlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
 from fractal.adapter import Adapter
-from fractal.atlas import open_atlas, read_vectors, reading
-from fractal.cli import LEVELS, InputError
+from fractal.cli import LEVELS, InputError, needs
 from fractal.files import replacing
-
-CHUNK = 16_384  # rows; 8 MB of 128-d vectors
-
-
-def needs(package: str, extra: str) -> Any:
-    """Import an optional package. Raises InputError that names the extra it comes with."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f"the package {package} is missing; say `uv run --extra {extra} ...`") from error
-
+from fractal.vectors import CHUNK, Source, from_obsm, open_h5ad, open_vectors, refuse, usable
 
 # --- in --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """An open source of n vectors of `dim` numbers; `chunks(size)` yields (m, dim) float32 in the order of the file."""
-
-    path: Path
-    n: int
-    dim: int
-    chunks: Callable[[int], Iterator[np.ndarray]]
-
-
-@contextmanager
-def open_vectors(path: str | Path, obsm: str = "X_scimilarity") -> Iterator[Vectors]:
-    """Open an .h5ad (its `obsm` key), an .npy, the folder of a TileDB array, or an atlas in Parquet.
-
-    Raises InputError for a file that is missing, damaged or empty, or that does not hold cells x numbers.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        with open_tiledb(path) as array:
-            yield from_array(array, path)
-    elif path.suffix == ".h5ad":
-        with open_h5ad(path) as file:
-            yield from_array(obsm_array(file, path, obsm), path)
-    elif path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{path}: not an array of numpy, or damaged ({error})") from error
-        yield from_array(array, path)
-    else:
-        atlas = open_atlas(path)
-
-        def batches(size: int) -> Iterator[np.ndarray]:
-            with reading(path):
-                for batch in atlas.iter_batches(size, columns=["embedding"]):
-                    yield read_vectors(pa.Table.from_batches([batch]), path)
-
-        yield Vectors(path, atlas.metadata.num_rows, atlas.schema_arrow.field("embedding").type.list_size, batches)
-
-
-def from_array(array: Any, path: Path) -> Vectors:
-    """Vectors of anything with a shape, a dtype and slices: a memory map, an HDF5 dataset, a TileDB array."""
-    shape = tuple(map(int, array.shape))
-    if len(shape) != 2 or np.dtype(array.dtype).kind not in "fiu":
-        raise InputError(f"{path}: holds {array.dtype} of shape {shape}, expected numbers, cells x dims")
-    if 0 in shape:
-        raise InputError(f"{path}: holds no cells (its array is {shape[0]} x {shape[1]})")
-
-    def chunks(size: int) -> Iterator[np.ndarray]:
-        for start in range(0, shape[0], size):
-            yield np.asarray(array[start : min(start + size, shape[0])], np.float32)
-
-    return Vectors(path, *shape, chunks)
-
-
-class TileDBRows:
-    """The one attribute of a dense TileDB array, cells x dims, as far as it is written, with slices of rows."""
-
-    def __init__(self, array: Any) -> None:
-        self.array, self.name = array, array.attr(0).name
-        self.dtype = array.attr(0).dtype
-        written = array.nonempty_domain()
-        rows = 0 if written is None else int(written[0][1]) + 1
-        self.shape = (rows, *array.shape[1:])
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        found = self.array[rows.start : rows.stop]
-        return found[self.name] if isinstance(found, Mapping) else found  # an attribute without a name comes bare
-
-
-@contextmanager
-def open_tiledb(path: Path) -> Iterator[TileDBRows]:
-    """Open a dense TileDB array such as SCimilarity's cellsearch/cell_embedding."""
-    tiledb = needs("tiledb", "tiledb")
-    try:
-        array = tiledb.open(str(path))
-    except tiledb.TileDBError as error:
-        raise InputError(f"{path}: not a TileDB array, or damaged ({error})") from error
-    with array:
-        if array.schema.sparse or array.schema.nattr != 1:
-            raise InputError(f"{path}: not a dense TileDB array with one attribute, such as cell_embedding")
-        yield TileDBRows(array)
-
-
-@contextmanager
-def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
-    """The h5py.File of an .h5ad. Raises InputError if it is damaged, or written by an AnnData older than 0.7."""
-    h5py = needs("h5py", "h5ad")
-    try:
-        file = h5py.File(path, mode)
-    except OSError as error:
-        raise InputError(f"{path}: not an .h5ad file, or damaged ({error})") from error
-    with file:
-        if not all(isinstance(file.get(name), h5py.Group) for name in ("obs", "obsm")):
-            raise InputError(
-                f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
-                "write it again with anndata.read_h5ad(...).write_h5ad(...)"
-            )
-        yield file
-
-
-def obsm_array(file: Any, path: Path, key: str) -> Any:
-    found = file["obsm"].get(key)
-    if found is None:
-        raise InputError(
-            f"{path}: has no obsm '{key}'; it has {', '.join(file['obsm']) or 'none'}: name one with --obsm"
-        )
-    if not hasattr(found, "shape"):  # a data frame or a sparse matrix
-        raise InputError(f"{path}: obsm '{key}' is not a dense array; write it again with .to_numpy() or .toarray()")
-    return found
 
 
 def obs_codes(file: Any, path: Path, key: str) -> tuple[np.ndarray, list[str]]:
@@ -179,7 +52,7 @@ class LabelledCells:
     studies: list[str]
     study_codes: np.ndarray | None  # (n,) int64
     keep: np.ndarray  # (cells of the file,) bool: which have a label
-    vectors: Vectors
+    vectors: Source
 
     @property
     def dim(self) -> int:
@@ -194,14 +67,9 @@ class LabelledCells:
         Raises InputError for NaN, inf or zero vectors.
         """
         done = seen = 0
-        for chunk in self.vectors.chunks(size):
+        for _, chunk in self.vectors.chunks(size):
             keep = self.keep[seen : seen + len(chunk)]
-            bad = np.flatnonzero(keep & ~usable(chunk))
-            if len(bad):
-                raise InputError(
-                    f"{self.vectors.path}: the vector of cell {seen + bad[0]} is zero or not finite; take such cells "
-                    "out, or their labels"
-                )
+            refuse(keep & ~usable(chunk), seen, self.vectors.path)
             yield slice(done, done + keep.sum()), chunk[keep]
             done, seen = done + keep.sum(), seen + len(chunk)
 
@@ -211,10 +79,8 @@ def open_labelled(
     path: Path, obsm: str, label_key: str, study_key: str | None, label_map: Path | None
 ) -> Iterator[LabelledCells]:
     """Open the cells of an .h5ad that have a label; `label_map` is a TSV of own name and CL name, see `read_map`."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     with open_h5ad(path) as file:
-        vectors = from_array(obsm_array(file, path, obsm), path)
+        vectors = from_obsm(file, path, obsm)
         codes, names = obs_codes(file, path, label_key)
         translation = read_map(label_map) if label_map else {}
         if unknown := sorted(set(translation) - set(names)):
@@ -242,12 +108,6 @@ def read_map(path: Path) -> dict[str, str]:
             return {own: name for own, name in csv.reader(file, delimiter="\t")}  # noqa: C416 (checks the width)
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: expected two columns, own name<TAB>CL name, on every line ({error})") from error
-
-
-def usable(vectors: np.ndarray) -> np.ndarray:
-    """(n,) bool: finite and not zero."""
-    norm = np.einsum("ij,ij->i", vectors, vectors)
-    return np.isfinite(norm) & (norm > 0)
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -327,16 +187,15 @@ def embed_h5ad(adapter: Adapter, recipe: str, adapter_sha256: str, source: Path,
 
     Raises InputError if the vectors are not as wide as the adapter's input.
     """
-    with open_vectors(source, obsm) as vectors, h5ad_copy(source, target) as file:
-        check_width(vectors, adapter.dim)
+    with open_vectors(source, obsm, adapter.dim) as vectors, h5ad_copy(source, target) as file:
         dims = adapter.num_levels * adapter.scale_dim
-        outputs = [add_obsm(file, "X_fractal", vectors.n, dims)]
+        outputs = [add_obsm(file, "X_fractal", vectors.num_rows, dims)]
         if recipe == "published":
-            outputs.append(add_obsm(file, "X_fractal_blocks", vectors.n, dims))
+            outputs.append(add_obsm(file, "X_fractal_blocks", vectors.num_rows, dims))
         needs("anndata", "h5ad").io.write_elem(file["uns"], "fractal", facts(adapter, recipe, adapter_sha256))
         start = invalid = 0
-        with tqdm(total=vectors.n, unit="cells", unit_scale=True, desc="embed") as bar:
-            for found in embed_chunks(adapter.eval(), vectors.chunks(CHUNK)):
+        with tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
+            for found in embed_chunks(adapter.eval(), (chunk for _, chunk in vectors.chunks(CHUNK))):
                 stop = start + len(found[0])
                 for output, values in zip(outputs, found, strict=False):
                     output[start:stop] = values
@@ -344,8 +203,3 @@ def embed_h5ad(adapter: Adapter, recipe: str, adapter_sha256: str, source: Path,
                 start = stop
                 bar.update(len(found[0]))
     return invalid
-
-
-def check_width(vectors: Vectors, dim: int) -> None:
-    if vectors.dim != dim:
-        raise InputError(f"{vectors.path}: its vectors have {vectors.dim} numbers, the adapter takes {dim}")

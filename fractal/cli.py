@@ -1,10 +1,12 @@
-"""What the scripts share on the command line: errors in one line, and tables that can be pasted."""
+"""What the scripts share on the command line: errors in one line, optional packages, tables that can be pasted."""
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # The four levels, coarse to fine, in the words of tables and JSON.
 LEVELS = ("system", "lineage", "type", "subtype")
@@ -53,6 +55,14 @@ def run(main: Callable[[], None]) -> None:
 def printable(text: str) -> str:
     """Control characters, escape sequences and undecodable bytes as \\x1b and the like: names come from files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def needs(package: str, extra: str) -> Any:
+    """Import an optional package. Raises InputError that names the extra it comes with."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"the package {package} is missing; say `uv run --extra {extra} ...`") from error
 
 
 def positive_int(text: str) -> int:

@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import anndata
 import hnswlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -53,6 +55,21 @@ def clustered(labels: Sequence[str], dim: int = 16, spread: float = 0.5, seed: i
     names, codes = np.unique(labels, return_inverse=True)
     vectors = rng.normal(size=(len(names), dim))[codes] + spread * rng.normal(size=(len(labels), dim))
     return vectors.astype(np.float32)
+
+
+def write_h5ad(path: Path, vectors: np.ndarray, **obs: object) -> Path:
+    data = anndata.AnnData(np.zeros((len(vectors), 1), np.float32), obs=pd.DataFrame(obs).set_axis(
+        [f"cell {i}" for i in range(len(vectors))]), obsm={"X_pca": vectors})  # fmt: skip
+    data.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def h5ad(tmp_path: Path) -> Path:
+    """60 cells of 6 types; one without a label."""
+    labels = [*TYPES * 10]
+    labels[7] = None  # type: ignore[call-overload]
+    return write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=labels, donor=["a", "b"] * 30)
 
 
 @pytest.fixture

@@ -3,18 +3,23 @@
 import json
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import TYPES, clustered, write_h5ad
 from test_atlas import write
+from test_vectors import write_tiledb
 
 import embed
 import eval as evaluate
 import train
 from fractal import adapter as adapters
+from fractal import anndata_io
 from fractal.adapter import load
+from fractal.anndata_io import cut_prefix
 from fractal.atlas import fingerprint, read_rows
 
 
@@ -76,17 +81,56 @@ def test_row_groups_stay_as_they_are(tmp_path: Path, checkpoint: Path):
     assert [meta.row_group(i).num_rows for i in range(3)] == [5, 3_000, 7]
 
 
-def test_npy_gives_the_same_vectors(checkpoint: Path, stratified: Path, tmp_path: Path):
-    np.save(tmp_path / "x.npy", read_rows(stratified, np.arange(600)).vectors.astype(np.float64))
+def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp_path: Path):
+    x = read_rows(stratified, np.arange(600)).vectors
+    np.save(tmp_path / "x.npy", x.astype(np.float64))
+    write_h5ad(tmp_path / "x.h5ad", x)
+    write_tiledb(tmp_path / "tiledb", x)
     expected = vectors_of(embedded(checkpoint, stratified, tmp_path / "a.parquet"))
-    for out in ("b.npy", "c.parquet"):
-        embedded(checkpoint, tmp_path / "x.npy", tmp_path / out)
-    found = np.load(tmp_path / "b.npy")
-    assert found.dtype == np.float32
-    assert np.allclose(found, expected, atol=1e-6)
-    assert np.allclose(vectors_of(tmp_path / "c.parquet"), expected, atol=1e-6)
-    assert pq.read_schema(tmp_path / "c.parquet").names == ["embedding"]
+    for name in ("x.npy", "x.h5ad", "tiledb"):
+        found = np.load(embedded(checkpoint, tmp_path / name, tmp_path / "b.npy", "--obsm", "X_pca"))
+        assert found.dtype == np.float32
+        assert np.allclose(found, expected, atol=1e-6)
+    out = embedded(checkpoint, tmp_path / "tiledb", tmp_path / "c.parquet")
+    assert np.allclose(vectors_of(out), expected, atol=1e-6)
+    assert pq.read_schema(out).names == ["embedding"]
     assert np.array_equal(np.load(embedded(checkpoint, stratified, tmp_path / "d.npy")), found)
+
+
+def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(anndata_io, "CHUNK", 13)  # several chunks, the last one short
+    x = clustered(TYPES * 10)
+    x[20], x[41, 2] = 0, np.nan
+    source, out = write_h5ad(tmp_path / "cells.h5ad", x, kind=TYPES * 10), tmp_path / "cells_fractal.h5ad"
+    base = ["--model-path", str(checkpoint), "--obsm", "X_pca", "--device", "cpu"]
+    embed.main([*base, "--input", str(source)])
+    first = anndata.read_h5ad(out)
+    embed.main([*base, "--input", str(out), "--output", str(out)])  # in place
+    assert capsys.readouterr().out.count("NaN for 2 cells") == 2
+
+    data, (adapter, _) = anndata.read_h5ad(out), load(checkpoint)
+    assert np.array_equal(data.obsm["X_fractal"], first.obsm["X_fractal"], equal_nan=True)
+    assert list(data.obs["kind"]) == TYPES * 10
+    facts = data.uns["fractal"]
+    assert list(facts["levels"]) == ["system", "lineage", "type", "subtype"]
+    assert (facts["recipe"], facts["block_width"], list(facts["prefix_ends"])) == (checkpoint.stem, 4, [4, 8, 12, 16])
+    assert facts["adapter_sha256"] == fingerprint(checkpoint)
+    good = ~np.isin(np.arange(60), [20, 41])
+    assert np.isnan(data.obsm["X_fractal"][~good]).all()
+    with torch.inference_mode():
+        given = torch.from_numpy(x[good])
+        assert np.allclose(data.obsm["X_fractal"][good], adapter.encode(given), atol=1e-6)
+        for j in (1, 2, 3):
+            assert np.allclose(cut_prefix(data.obsm, facts, j)[good], adapter.prefix(given, j), atol=1e-6)
+    assert np.allclose(cut_prefix(data.obsm, facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
+    for j in (0, 5):
+        with pytest.raises(ValueError, match="of 4"):
+            cut_prefix(data.obsm, facts, j)
+    if checkpoint.stem == "published":  # what the helper is there for: a cut of the full vector is something else
+        cut = torch.nn.functional.normalize(torch.from_numpy(data.obsm["X_fractal"][good, :4]), dim=1)
+        assert not np.allclose(cut, cut_prefix(data.obsm, facts, 1)[good], atol=1e-2)
+        with pytest.raises(ValueError, match="X_fractal_blocks"):
+            cut_prefix({"X_fractal": data.obsm["X_fractal"]}, facts, 1)
 
 
 def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp_path: Path):
@@ -98,11 +142,6 @@ def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp
         return text
 
     assert "has 4 blocks, --prefix 5 asks for more" in message(stratified, "--prefix", 5)
-    assert "none.npy: no such file" in message(tmp_path / "none.npy")
-    (tmp_path / "bad.npy").write_bytes(b"hello")
-    assert "bad.npy: not a .npy file" in message(tmp_path / "bad.npy")
-    np.save(tmp_path / "ints.npy", np.zeros((3, 16), int))
-    assert "ints.npy: holds int64 of shape (3, 16)" in message(tmp_path / "ints.npy")
     np.save(tmp_path / "narrow.npy", np.ones((3, 5)))
     assert "narrow.npy: its vectors have 5 numbers" in message(tmp_path / "narrow.npy")
     x = np.ones((70_000, 16), np.float32)
@@ -111,6 +150,17 @@ def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp
     assert "nan.npy: the vector of cell 69999 is zero or not finite" in message(tmp_path / "nan.npy")
     again = embedded(checkpoint, stratified, tmp_path / "once.parquet")
     assert "its vectors come from embed.py" in message(again)
+
+    cells = write_h5ad(tmp_path / "cells.h5ad", x[-9:])
+    assert "vector of cell 8 is zero or not finite" in message(cells, "--obsm", "X_pca")  # a file for other scripts
+    out = out.with_suffix(".h5ad")
+    assert "only written for an .h5ad" in message(tmp_path / "nan.npy")
+    assert "has no obsm 'X_scimilarity'; it has X_pca" in message(cells)
+    assert "has no obsm 'X_fractal'" in message(cells, "--obsm", "X_fractal")
+    for more in (["--prefix", 2], ["--dtype", "float16"]):
+        assert "full float32 vectors; cut them" in message(cells, "--obsm", "X_pca", *more)
+    write_h5ad(tmp_path / "narrow.h5ad", x[:, :5])
+    assert "its vectors have 5 numbers" in message(tmp_path / "narrow.h5ad", "--obsm", "X_pca")
     before = stratified.read_bytes()
     argv = ["--model-path", checkpoint, "--input", stratified, "--output", stratified]
     assert "is the input" in fails(embed.main, *argv)
@@ -124,7 +174,7 @@ def test_an_interrupted_run_leaves_the_old_file(checkpoint: Path, stratified: Pa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embedded", lambda *a: stop() if len(a[1]) > 1 else iter([torch.ones(1, 4 * a[2])]))
+    monkeypatch.setattr(embed, "embedded", stop)
     with pytest.raises(KeyboardInterrupt):
         embedded(checkpoint, stratified, out)
     assert out.read_bytes() == old
