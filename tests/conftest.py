@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hnswlib
@@ -53,6 +53,13 @@ def clustered(labels: Sequence[str], dim: int = 16, spread: float = 0.5, seed: i
     names, codes = np.unique(labels, return_inverse=True)
     vectors = rng.normal(size=(len(names), dim))[codes] + spread * rng.normal(size=(len(labels), dim))
     return vectors.astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """train.py turns them off for the whole process, and hypothesis then refuses to draw floats."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
