@@ -44,6 +44,7 @@ SCRIPTS = {
     "eval": "--model-path {in}/a.pt --input {in}/stratified.parquet --device cpu --json {out}/a.json",
 }
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")
+STOPS = {signal.SIGINT, signal.SIGTERM}
 Files = dict[str, str]  # path in the folder -> sha256
 
 
@@ -54,7 +55,9 @@ def contents(folder: Path) -> Files:
 
 def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
     """Run a script's main in a forked process, which saves the imports -> its process id."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the script has begun
     if child := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         return child
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -62,7 +65,7 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         prepare()
-        run(lambda: importlib.import_module(script).main(flags))
+        run(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS), importlib.import_module(script).main(flags))[1])
         os._exit(0)
     except SystemExit as stop:
         sys.stdout.flush()

@@ -4,7 +4,6 @@
 `PublishedAdapter` is the published reference, kept for comparison.
 """
 
-import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -235,6 +234,15 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
         torch.save({"config": config, "classes": classes, "state": state, **facts}, file)
 
 
+def check_sizes(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Raise ValueError if a config asks for sizes that none of the weights has: it may ask for gigabytes."""
+    asked = {config["dim"], config["scale_dim"]}
+    asked |= {max(codes) + 1 for codes in zip(*config.get("paths", []), strict=True)}
+    there = {size for tensor in state.values() for size in tensor.shape}
+    if config["num_levels"] not in (2, 3, 4) or not asked <= there:
+        raise ValueError(f"sizes {sorted(asked)} are not those of the weights")
+
+
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
@@ -244,8 +252,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter,
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
+        check_sizes(checkpoint["config"], checkpoint["state"])
         adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
         adapter.load_state_dict(checkpoint["state"])
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged file makes torch and its modules raise
         raise InputError(f"{path}: not a checkpoint of train.py, or damaged; train it again") from error
     return adapter.to(device).eval(), checkpoint

@@ -96,10 +96,12 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
     for name in (*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])):
         kind = schema.field(name).type
         text = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if text not in (pa.string(), pa.large_string(), pa.string_view()):
+        if text not in (pa.string(), pa.large_string()):
             raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: holds no cells")
+    if file.metadata.num_rows != sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)):
+        raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
     return file
 
 

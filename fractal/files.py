@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fractal.cli import InputError
@@ -26,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
         if (pid := part_of(left.name, path.name)) and not is_running(pid):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # another run was faster, or it is another user's
+                left.unlink()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -35,8 +36,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         flush(path.parent)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk behind its own
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            raise InputError(f"{path}: cannot be written, {os.strerror(cause.errno).lower()}; make room") from error
+        if isinstance(cause, OSError) and (
+            cause.errno is None or cause.errno in FULL
+        ):  # numpy only says how far it got
+            reason = os.strerror(cause.errno).lower() if cause.errno else cause
+            raise InputError(f"{path}: cannot be written ({reason}); make room") from error
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)  # neither Python nor Arrow says where
         raise

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import anndata
@@ -70,6 +70,13 @@ def h5ad(tmp_path: Path) -> Path:
     labels = [*TYPES * 10]
     labels[7] = None  # type: ignore[call-overload]
     return write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=labels, donor=["a", "b"] * 30)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """train.py turns them off for the whole process, and hypothesis then refuses to draw floats."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fuzz
 import pytest
-
-from benchmarks import fuzz
 
 ROOT = Path(__file__).parent.parent
 TARGETS = fuzz.targets()
@@ -27,7 +26,7 @@ def test_killed_stopped_and_out_of_room():
 
 IN_PLACE = """
 import contextlib, pathlib, sys
-sys.path.insert(0, ".")
+sys.path[:0] = [".", "benchmarks"]
 import fractal.files
 
 @contextlib.contextmanager
@@ -36,7 +35,7 @@ def in_place(path):
     yield pathlib.Path(path)
 
 fractal.files.replacing = in_place
-from benchmarks import faults
+import faults
 faults.main(["--scripts", "stratify", "--faults", "file size limit", "--others", "2"])
 """
 
@@ -55,20 +54,7 @@ def test_whole_files_are_read(name: str, tmp_path: Path):
         assert fuzz.execute(target, target.wrap(seed), tmp_path / "a") == "accepted"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                name.startswith("checkpoint"),
-                strict=True,
-                reason="fractal.adapter.load lets AssertionError, AttributeError, OSError and struct.error through",
-            ),
-        )
-        for name in TARGETS
-    ],
-)
+@pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path):
     target = TARGETS[name]
     for i in range(250 if name.startswith("checkpoint") else 500):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fractal.atlas import writing
-from fractal.cli import InputError
+from fractal.cli import InputError, run
 from fractal.files import is_running, replacing
 
 
@@ -42,9 +42,18 @@ def test_the_leftovers_of_killed_runs_go(tmp_path: Path, dead: int):
 def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """First the file, then its new name, then the folder that holds the name."""
     done: list[str] = []
-    real = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), real[0](fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"{a} -> {b}"), real[1](a, b)))
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def noting_replace(old: Path, new: Path) -> None:
+        done.append(f"{old} -> {new}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
     part = tmp_path / f".a.{os.getpid()}.part"
     with replacing(tmp_path / "a") as path:
         path.write_text("x")
@@ -130,11 +139,16 @@ def write_with(function: Callable[[Path], object]) -> Callable[[Path], None]:
 )
 @pytest.mark.parametrize("older", [False, True])
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(
-    small_disk: None, tmp_path: Path, write: Callable[[Path], None], older: bool
+    small_disk: None, tmp_path: Path, write: Callable[[Path], None], older: bool, capsys
 ):
     if older:
         (tmp_path / "a").write_text("old")
-    with pytest.raises(InputError, match=r"/a: cannot be written, file too large; make room"):
-        write(tmp_path / "a")
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: write(tmp_path / "a"))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {tmp_path}/a: cannot be written (")
+    assert line.endswith("); make room\n")
+    assert line.count("\n") == 1
     assert names(tmp_path) == ["a"] * older
     assert not older or (tmp_path / "a").read_text() == "old"
