@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fuzz
 import pytest
-
-from benchmarks import fuzz
 
 ROOT = Path(__file__).parent.parent
 TARGETS = fuzz.targets()
@@ -27,7 +26,7 @@ def test_killed_stopped_and_out_of_room():
 
 IN_PLACE = """
 import contextlib, pathlib, sys
-sys.path.insert(0, ".")
+sys.path[:0] = [".", "benchmarks"]
 import fractal.files
 
 @contextlib.contextmanager
@@ -36,7 +35,7 @@ def in_place(path):
     yield pathlib.Path(path)
 
 fractal.files.replacing = in_place
-from benchmarks import faults
+import faults
 faults.main(["--scripts", "stratify", "--faults", "file size limit", "--others", "2"])
 """
 

@@ -42,9 +42,18 @@ def test_the_leftovers_of_killed_runs_go(tmp_path: Path, dead: int):
 def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """First the file, then its new name, then the folder that holds the name."""
     done: list[str] = []
-    real = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), real[0](fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"{a} -> {b}"), real[1](a, b)))
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def noting_replace(old: Path, new: Path) -> None:
+        done.append(f"{old} -> {new}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
     part = tmp_path / f".a.{os.getpid()}.part"
     with replacing(tmp_path / "a") as path:
         path.write_text("x")

@@ -31,7 +31,7 @@ def killed(stratified: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     """Train, and die in the epoch after the second, as by kill -9: nothing is tidied up."""
 
     def start(output: Path, *more: str) -> Path:
-        written = []
+        written: list[tuple[object, ...]] = []
         write = TrainingState.write
 
         def dying(self: TrainingState, *progress: object) -> None:
@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_the_best_epoch_and_the_way_on(stratified: Path, tmp_path: 
 
     monkeypatch.setattr(train.Validator, "__call__", interrupted)
     with pytest.raises(SystemExit) as stop:
-        run(lambda: trained(stratified, tmp_path / "a.pt"))
+        run(lambda: train.main(["--input", str(stratified), "--output", str(tmp_path / "a.pt"), *FLAGS]))
     assert stop.value.code == 130
     best = torch.load(tmp_path / "a.pt", weights_only=True)["training"]["best_epoch"]
     line = f"interrupted: epoch {best}, the best so far, written to {tmp_path}/a.pt; --resume goes on"
@@ -113,7 +113,7 @@ def test_ctrl_c_in_the_first_epoch_leaves_nothing(stratified: Path, tmp_path: Pa
     monkeypatch.setattr(train.Validator, "__call__", interrupted)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit):
-        run(lambda: trained(stratified, tmp_path / "a.pt"))
+        run(lambda: train.main(["--input", str(stratified), "--output", str(tmp_path / "a.pt"), *FLAGS]))
     assert "interrupted: nothing half-written was left behind\n" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
