@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 
 import ingest
 import stratify
 
+settings.register_profile("patient", deadline=None)  # its 200 ms an example fail on a busy machine
+settings.load_profile("patient")
 torch.set_num_threads(1)  # the tensors are tiny: a second thread would mostly wait for the first
 
 TYPES = [

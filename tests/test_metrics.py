@@ -45,7 +45,7 @@ def test_accuracy_equals_a_slow_count():
     assert knn_accuracy(queries, labels[:, None])[0] == pytest.approx(np.mean(np.array(votes) == labels.numpy()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(3, 80), st.integers(1, 10), st.integers(2, 12), st.integers(0, 10**6))
 def test_silhouette_equals_scikit_learn(n: int, dim: int, classes: int, seed: int):
     x, labels = cells(n, dim, classes, seed)

@@ -41,7 +41,7 @@ def test_a_bank_of_several_full_tiles_equals_a_sort_of_all(k: int):
     assert torch.allclose(found, similarity.sort(1, descending=True).values[:, :k], atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(1, 12), st.booleans(), st.integers(0, 99))
 def test_a_bank_in_pieces_equals_the_whole(sizes: list[int], k: int, halves: bool, seed: int):
     bank, queries = cells(sum(sizes), 6, seed), cells(9, 6, seed + 1)
@@ -55,7 +55,7 @@ def test_a_bank_in_pieces_equals_the_whole(sizes: list[int], k: int, halves: boo
 
 
 @given(st.integers(1, 16), st.integers(0, 4), st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_largest_in_two_steps_equal_topk(k: int, spread: int, seed: int):
     """Few distinct values make many ties, within groups and between them: values agree, and columns hold them."""
     torch.manual_seed(seed)

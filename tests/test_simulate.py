@@ -158,7 +158,7 @@ def test_studies_shift_their_cells() -> None:
     extra=st.integers(0, 10_000),
     least=st.integers(0, 9),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_apportion(weights: list[float], extra: int, least: int) -> None:
     total = least * len(weights) + extra
     sizes = apportion(np.array(weights), total, np.full(len(weights), least))
