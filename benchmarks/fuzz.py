@@ -136,7 +136,8 @@ def read_parquet(path: Path) -> None:
     atlas.path_counts(path, np.ones(file.metadata.num_rows, bool))
     for _ in atlas.iter_vectors(path):
         pass
-    atlas.study_codes(path)
+    if "study" in file.schema_arrow.names:
+        atlas.study_codes(path)
 
 
 def parquet_file(sizes: list[int], has_study: bool) -> bytes:
