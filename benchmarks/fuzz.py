@@ -151,10 +151,10 @@ def parquet_file(sizes: list[int], has_study: bool) -> bytes:
 
 
 def foreign_parquet_file() -> bytes:
-    """The same columns as another program may write them: plain strings, snappy, no metadata."""
+    """The same columns as another program may write them: plain strings, snappy, no metadata of ours."""
     file = io.BytesIO()
-    own = pq.read_table(io.BytesIO(parquet_file([9], True)))
-    pq.write_table(own.set_column(1, "level1_system", own["level1_system"].cast("string")), file, store_schema=False)
+    own = pq.read_table(io.BytesIO(parquet_file([9], True))).replace_schema_metadata()
+    pq.write_table(own.set_column(1, "level1_system", own["level1_system"].cast("string")), file)
     return file.getvalue()
 
 

@@ -25,7 +25,8 @@ CLASSES = [["a", "b"], ["a", "b", "c"], ["x"], ["p", "q", "r", "s"]]
 
 
 def config(recipe: str, levels: int = 4) -> dict:
-    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5, "paths": PATHS[:, :levels].tolist()}
+    paths = {} if recipe == "published" else {"paths": PATHS[:, :levels].tolist()}
+    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5, **paths}
 
 
 @pytest.mark.parametrize("recipe", ["fractal", "mrl", "published"])
