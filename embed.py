@@ -11,6 +11,7 @@ scripts read. A .npy file, a float matrix (cells, dim), and a TileDB array's fol
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fractal.adapter import Adapter, load, pick_device
 from fractal.anndata_io import embed_h5ad
 from fractal.atlas import fingerprint
 from fractal.cli import InputError, positive_int, run
+from fractal.files import replacing
 from fractal.vectors import Append, Source, open_vectors, writing_vectors
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
@@ -49,6 +51,12 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         help="Parquet, .npy for the vectors alone, or .h5ad for an .h5ad, which may be the input (default: "
         "data/fractal_embeddings.parquet, or beside an .h5ad, its name with _fractal)",
+    )
+    files.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the vectors of finished row groups in a folder beside --output, with .resume at its end, until all "
+        "are done; a stopped run that had this flag goes on with them (Parquet and .npy)",
     )
     vectors = parser.add_argument_group("vectors of Parquet and .npy; an .h5ad gets the full ones, to be cut later")
     vectors.add_argument(
@@ -80,15 +88,37 @@ def embedded(adapter: Adapter, vectors: np.ndarray, prefix: int, device: torch.d
         yield (adapter.encode(x) if prefix == adapter.num_levels else adapter.prefix(x, prefix)).cpu()
 
 
-def embed_chunks(adapter: Adapter, source: Source, prefix: int, device: torch.device, append: Append) -> None:
-    """Raises InputError for vectors that are zero or not finite: other scripts read what is written here."""
+def embed_chunks(
+    adapter: Adapter, source: Source, prefix: int, device: torch.device, append: Append, finished: Path | None
+) -> None:
+    """Raises InputError for vectors that are zero or not finite: other scripts read what is written here.
+
+    `finished`: a folder that keeps the vectors of each chunk, and from which they are taken if they are there.
+    """
     with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
-        for columns, vectors in source.chunks(strict=True):
+        for number, (columns, vectors) in enumerate(source.chunks(strict=True)):
+            kept = finished / f"{number}.npy" if finished else None
+            if kept and kept.exists():
+                append(columns, np.load(kept, allow_pickle=False))
+                bar.update(len(vectors))
+                continue
             batches = []
             for batch in embedded(adapter, vectors, prefix, device):
                 batches.append(batch)
                 bar.update(len(batch))
-            append(columns, torch.cat(batches).numpy())
+            found = torch.cat(batches).numpy()
+            if kept:
+                with replacing(kept) as part, open(part, "wb") as file:
+                    np.save(file, found)
+            append(columns, found)
+
+
+def folder_of_finished(output: Path, *run: str) -> Path:
+    """Where a run with --resume keeps what it has done: a folder of its own for each checkpoint, input and prefix."""
+    folder = output.with_name(output.name + ".resume") / "-".join(run)
+    if done := len(list(folder.glob("*.npy"))):
+        print(f"resuming after {done} row groups")
+    return folder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.model_path}: has {levels} blocks, --prefix {prefix} asks for more")
     if to_h5ad and not from_h5ad:
         raise InputError(f"{output}: an .h5ad is only written for an .h5ad --input; name a .parquet or .npy")
+    if args.resume and (to_h5ad or args.input.is_dir()):
+        raise InputError(f"{output}: --resume goes from a file to a .parquet or .npy; leave it out")
     if to_h5ad and (args.prefix or args.dtype != "float32"):
         raise InputError(
             f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.anndata_io.cut_prefix, or name a "
@@ -127,8 +159,13 @@ def main(argv: list[str] | None = None) -> None:
                 "block_widths": json.dumps([adapter.scale_dim] * levels),
                 "prefix": str(prefix),
             }
+            finished = None
+            if args.resume:
+                finished = folder_of_finished(output, sha256[:16], fingerprint(args.input)[:16], str(prefix))
             with writing_vectors(output, source, dim, np.dtype(args.dtype), metadata) as append:
-                embed_chunks(adapter, source, prefix, device, append)
+                embed_chunks(adapter, source, prefix, device, append, finished)
+            if finished:
+                shutil.rmtree(finished.parent)
     print(
         f"{source.num_rows:,} cells, {'full vectors' if prefix == levels else f'prefix {prefix}'} of recipe {recipe}, "
         f"{dim} numbers each as {args.dtype}, written to {output}"

@@ -42,6 +42,10 @@ SCRIPTS = {
     "stratify": "--input {in}/cells.parquet --output {out}/stratified.parquet",
     "train": "--input {in}/stratified.parquet --output {out}/a.pt --epochs 3 --scale-dim 4 --device cpu --resume",
     "eval": "--model-path {in}/a.pt --input {in}/stratified.parquet --device cpu --json {out}/a.json",
+    "embed": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/e.parquet --device cpu --resume",
+    "bundle": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
+    "annotate": "--reference {in}/reference --input {in}/cells.parquet --output {out}/labels.tsv --device cpu",
+    "export": "--model-path {in}/a.pt --output {out}/a.onnx",
 }
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")
 STOPS = {signal.SIGINT, signal.SIGTERM}
@@ -148,7 +152,7 @@ class Bench:
     def judge(self, older: bool, code: int, graceful: bool) -> str:
         """What the fault left behind: "old", "new", "nothing", "mixed" (all whole), "best so far", or a failure."""
         found = contents(self.out)
-        state = {name for name in found if name.endswith(".resume")}
+        state = {name for name in found if ".resume" in name}
         if graceful and (code not in (0, 2, 130, 143) or "Traceback" in self.log.read_text()):
             return "wrong exit"
         if graceful and (found.keys() - state - self.good[1].keys()):

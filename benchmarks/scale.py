@@ -139,6 +139,13 @@ STAGES = [
         FIGURES,
     ),
     Stage(
+        "eval, all cells as bank",
+        evaluate.main,
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --bank all --json {{folder}}/all.json",
+        [STRATIFIED],
+        "all.json",
+    ),
+    Stage(
         "embed",
         embed.main,
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",

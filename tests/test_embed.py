@@ -181,6 +181,52 @@ def test_an_interrupted_run_leaves_the_old_file(checkpoint: Path, stratified: Pa
     assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")]
 
 
+def test_a_stopped_run_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch):
+    write(tmp_path / "cells.parquet", [5, 9, 7, 3], dim=16)
+    whole = embedded(checkpoint, tmp_path / "cells.parquet", tmp_path / "whole.parquet")
+    real, done = embed.embedded, []
+
+    def stop_at_the_third(adapter, vectors, *more):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(len(vectors))
+        return real(adapter, vectors, *more)
+
+    monkeypatch.setattr(embed, "embedded", stop_at_the_third)
+    out = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
+    assert done == [5, 9]
+    assert not out.exists()
+    monkeypatch.setattr(embed, "embedded", lambda *given: done.append(len(given[1])) or real(*given))
+    embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
+    assert done == [5, 9, 7, 3]  # each row group once
+    assert out.read_bytes() == whole.read_bytes()
+    assert not Path(f"{out}.resume").exists()
+
+
+def test_what_is_kept_belongs_to_one_run(checkpoint: Path, tmp_path: Path, monkeypatch, fails):
+    """Another prefix, or another input, takes nothing of what a stopped run has kept."""
+    for name, rows in (("a", [5, 4]), ("b", [4, 5])):
+        write(tmp_path / f"{name}.parquet", rows, dim=16)
+    expected = {
+        name: embedded(
+            checkpoint, tmp_path / f"{name}.parquet", tmp_path / f"{name}{j}.npy", "--prefix", j
+        ).read_bytes()
+        for name, j in (("a", "1"), ("b", "2"))
+    }
+    out = tmp_path / "out.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(embed.shutil, "rmtree", lambda _: None)  # killed just before it tidies up
+        embedded(checkpoint, tmp_path / "a.parquet", out, "--prefix", "2", "--resume")
+        for name, j in (("a", "1"), ("b", "2")):
+            found = embedded(checkpoint, tmp_path / f"{name}.parquet", out, "--prefix", j, "--resume")
+            assert found.read_bytes() == expected[name]
+    cells = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES), kind=TYPES)
+    argv = ["--model-path", checkpoint, "--input", cells, "--obsm", "X_pca", "--resume"]
+    assert "--resume goes from a file to a .parquet or .npy" in fails(embed.main, *argv)
+
+
 def test_eval_takes_neighbours_from_all_but_the_test_cells(stratified: Path, tmp_path: Path, fails):
     """--bank all equals --bank train of a checkpoint whose training rows are all but the test rows."""
     argv = ["--input", str(stratified), "--epochs", "1", "--scale-dim", "4", "--val-ratio", "0", "--device", "cpu"]
