@@ -12,10 +12,6 @@ from torch.nn.functional import normalize
 
 CHUNK, TILE = 512, 8_192  # queries x rows whose similarities are held at a time: 16 MB, which stay in the cache
 GROUP = 64  # columns; see `top`
-# A bank of up to so many rows is one tile. In a short prefix thousands of cells have the same similarity to the last
-# bit, and which of them come first depends on how the selection is split: so the tables of small atlases stay as
-# they were measured.
-WHOLE = 32_768
 
 
 def in_groups(k: int) -> bool:
@@ -53,8 +49,7 @@ class Nearest:
 
         They may be of any norm; `unit` says that theirs is 1, which saves half the time of a search with one query.
         """
-        whole = self.added == 0 and len(bank) <= WHOLE
-        for tile in bank.split(WHOLE if whole or not in_groups(self.k) else TILE):
+        for tile in bank.split(TILE if in_groups(self.k) else 4 * TILE):  # fewer merges of long shortlists
             rescaled = tile.float() if unit else normalize(tile.float(), dim=1)
             for i, queries in enumerate(self.queries):
                 similarity = queries @ rescaled.T
@@ -79,7 +74,8 @@ def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool 
     """The k nearest rows of `bank` by cosine, nearest first -> (n, k) int64, exact.
 
     Without a bank: leave-one-out, the neighbours are the other queries. Vectors (n, dim) and (m, dim) of any norm;
-    `unit` says that those of the bank have norm 1. Rows of equal similarity come in no particular order.
+    `unit` says that those of the bank have norm 1. Rows of equal similarity come in no particular order; in a short
+    prefix thousands of cells may have the same one to the last bit.
     """
     found = Nearest(queries, k, leave_one_out=bank is None)
     found.add(queries if bank is None else bank, unit)

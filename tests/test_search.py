@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
 from fractal import search
-from fractal.search import TILE, WHOLE, Nearest, funnel, nearest, top
+from fractal.search import TILE, Nearest, funnel, nearest, top
 
 
 def cells(n: int, dim: int, seed: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def cells(n: int, dim: int, seed: int) -> torch.Tensor:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch):
     """Tiles of 37 queries x 1,024 rows, so that small banks have many, in two steps each."""
-    for name, value in {"CHUNK": 37, "TILE": 1_024, "GROUP": 16, "WHOLE": 100}.items():
+    for name, value in {"CHUNK": 37, "TILE": 1_024, "GROUP": 16}.items():
         monkeypatch.setattr(search, name, value)
 
 
@@ -35,7 +35,7 @@ def test_neighbours_equal_scikit_learn(small_tiles):
 
 @pytest.mark.parametrize("k", [10, 300])  # in groups, and too many for it
 def test_a_bank_of_several_full_tiles_equals_a_sort_of_all(k: int):
-    bank, queries = cells(WHOLE + TILE + 100, 4, 0), cells(40, 4, 1)
+    bank, queries = cells(5 * TILE + 100, 4, 0), cells(40, 4, 1)
     similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
     found = similarity.gather(1, nearest(queries, bank, k))
     assert torch.allclose(found, similarity.sort(1, descending=True).values[:, :k], atol=1e-6)
