@@ -15,6 +15,7 @@ is the peak of those that it can't take back. What a line reads is dropped from 
 """
 
 import argparse
+import importlib
 import multiprocessing
 import os
 import resource
@@ -32,12 +33,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
-import embed
-import eval as evaluate
-import ingest
-import stratify
-import train
-from fractal import simulate
 from fractal.atlas import open_atlas, writing
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import replacing
@@ -89,7 +84,7 @@ class Stage:
     """A script, and what its time is held against. A later stage may read any file of an earlier one."""
 
     name: str
-    main: Callable[[list[str]], None]
+    module: str  # imported in its own process only: torch is 400 MB and some seconds
     flags: str  # {cells} and {folder} are filled in
     reads: Sequence[str]
     writes: str
@@ -97,10 +92,10 @@ class Stage:
 
 
 STAGES = [
-    Stage("simulate", simulate.main, "--cells {cells} --output {folder}/model_v1.1", [], INDEX),
+    Stage("simulate", "fractal.simulate", "--cells {cells} --output {folder}/model_v1.1", [], INDEX),
     Stage(
         "ingest",
-        ingest.main,
+        "ingest",
         f"--model-dir {{folder}}/model_v1.1 --output {{folder}}/{CELLS}",
         [INDEX],
         CELLS,
@@ -111,7 +106,7 @@ STAGES = [
     ),
     Stage(
         "stratify",
-        stratify.main,
+        "stratify",
         f"--input {{folder}}/{CELLS} --output {{folder}}/{STRATIFIED}",
         [CELLS],
         STRATIFIED,
@@ -119,35 +114,35 @@ STAGES = [
     ),
     Stage(  # 100,000 cells to train on, where there are so many: 20 epochs at most
         "train",
-        train.main,
+        "train",
         f"--input {{folder}}/{STRATIFIED} --output {{folder}}/{ADAPTER} --max-samples 117647",
         [STRATIFIED],
         ADAPTER,
     ),
     Stage(
         "train, all cells, 1 epoch",
-        train.main,
+        "train",
         f"--input {{folder}}/{STRATIFIED} --output {{folder}}/all.pt --max-samples 0 --epochs 1",
         [STRATIFIED],
         "all.pt",
     ),
     Stage(
         "eval",
-        evaluate.main,
+        "eval",
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --json {{folder}}/{FIGURES}",
         [STRATIFIED],
         FIGURES,
     ),
     Stage(
         "eval, all cells as bank",
-        evaluate.main,
+        "eval",
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --bank all --json {{folder}}/all.json",
         [STRATIFIED],
         "all.json",
     ),
     Stage(
         "embed",
-        embed.main,
+        "embed",
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",
         [STRATIFIED],
         EMBEDDED,
@@ -165,6 +160,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="sizes of the releases (default: 100_000 1_000_000 7_913_892, which is SCimilarity's)",
     )
     parser.add_argument(
+        "--until",
+        choices=[stage.name for stage in STAGES],
+        default=STAGES[-1].name,
+        help="the last stage (default: %(default)s)",
+    )
+    parser.add_argument(
         "--folder",
         type=Path,
         default=Path("data/scale"),
@@ -179,6 +180,10 @@ def drop_from_cache(path: Path) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # only clean pages can be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def start_script(module: str, flags: list[str]) -> None:
+    importlib.import_module(module).main(flags)
 
 
 def quietly(log: Path, do: Callable[..., None], *args: object) -> None:
@@ -235,13 +240,13 @@ def row(cells: int, name: str, result: dict[str, float], size: str, ratio: str) 
     return [name, f"{cells:,}", *times, *peaks, size, ratio]
 
 
-def measure_stages(cells: int, folder: Path, bar: tqdm) -> list[list[str]]:
+def measure_stages(stages: list[Stage], cells: int, folder: Path, bar: tqdm) -> list[list[str]]:
     """All lines of one size."""
     rows = []
-    for stage in STAGES:
+    for stage in stages:
         bar.set_postfix_str(f"{stage.name}, {cells:,} cells")
         flags = [word.format(cells=cells, folder=folder) for word in stage.flags.split()]
-        own = measure(folder, stage.name, stage.reads, stage.main, flags)
+        own = measure(folder, stage.name, stage.reads, start_script, stage.module, flags)
         rows.append(row(cells, stage.name, own, f"{(folder / stage.writes).stat().st_size / 1e6:,.0f}", ""))
         bar.update()
         for peer in stage.peers:
@@ -262,12 +267,13 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.folder}: has {free / 1e9:.1f} GB free, of {ROOM * max(args.cells) / 1e9:.1f} GB that are needed; "
             "give another --folder, or fewer --cells"
         )
-    rows = []
-    lines = len(args.cells) * sum(1 + len(stage.peers) for stage in STAGES)
+    rows: list[list[str]] = []
+    stages = STAGES[: [stage.name for stage in STAGES].index(args.until) + 1]
+    lines = len(args.cells) * sum(1 + len(stage.peers) for stage in stages)
     with tqdm(total=lines, unit="line", desc="scale") as bar:
         for cells in args.cells:
             with tempfile.TemporaryDirectory(dir=args.folder) as name:
-                rows += measure_stages(cells, Path(name), bar)
+                rows += measure_stages(stages, cells, Path(name), bar)
     print(table(["Stage", "Cells", "Seconds", "CPU s", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
 
 

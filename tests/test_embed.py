@@ -184,7 +184,8 @@ def test_an_interrupted_run_leaves_the_old_file(checkpoint: Path, stratified: Pa
 def test_a_stopped_run_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch):
     write(tmp_path / "cells.parquet", [5, 9, 7, 3], dim=16)
     whole = embedded(checkpoint, tmp_path / "cells.parquet", tmp_path / "whole.parquet")
-    real, done = embed.embedded, []
+    real = embed.embedded
+    done: list[int] = []
 
     def stop_at_the_third(adapter, vectors, *more):
         if len(done) == 2:
@@ -198,7 +199,12 @@ def test_a_stopped_run_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch):
         embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
     assert done == [5, 9]
     assert not out.exists()
-    monkeypatch.setattr(embed, "embedded", lambda *given: done.append(len(given[1])) or real(*given))
+
+    def count(adapter, vectors, *more):
+        done.append(len(vectors))
+        return real(adapter, vectors, *more)
+
+    monkeypatch.setattr(embed, "embedded", count)
     embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
     assert done == [5, 9, 7, 3]  # each row group once
     assert out.read_bytes() == whole.read_bytes()
