@@ -241,12 +241,13 @@ def main(argv: list[str] | None = None) -> None:
         levels = trained_levels(y, args.num_levels, args.recipe)
         paths, path = y[:, levels].unique(dim=0, return_inverse=True)
         config["paths"] = paths.tolist()
-        adapter = build_adapter(config, cells.classes).to(device)
+        adapter = cast(FractalAdapter, build_adapter(config, cells.classes).to(device))
+        adapter.fit_axes(x)
         keep = np.ones(num_rows, bool)
         keep[test_rows] = False
         counts = path_counts(args.input, keep)
         frequency = path_frequency(counts, cells, levels, paths).to(device)
-        objective = PrefixObjective(cast(FractalAdapter, adapter), x, path, frequency)
+        objective = PrefixObjective(adapter, x, path, frequency)
     average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
     scored = cast(Adapter, average.module) if average is not None else adapter
     steps = len(batches(len(x), batch_size, recipe.min_steps))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.functional import normalize
 
 from fractal.adapter import (
     GAIN,
+    INPUT,
     ByteDropout,
     FractalAdapter,
     PublishedAdapter,
@@ -149,12 +151,23 @@ def test_the_blocks_send_no_gradient_to_the_probabilities():
     assert adapter.path_anchors.grad is None
 
 
-@pytest.mark.parametrize(("levels", "free"), [(2, 1), (3, 1), (4, 2)])
-def test_the_last_block_is_partly_free_and_the_first_is_not(levels: int, free: int):
-    adapter = FractalAdapter(24, levels, 5, PATHS[:, :levels])
-    assert adapter.num_free == free
-    assert adapter.free[0] == 0
-    assert adapter.free[-1] > 0
+@pytest.mark.parametrize("dim", [24, 7, 3])
+def test_the_later_blocks_show_the_principal_components(dim: int):
+    """The last one the first 5, the one before it the next 5; what the input does not have is zero."""
+    torch.manual_seed(0)
+    x = torch.randn(300, dim) * torch.linspace(3, 1, dim) + 1
+    adapter = FractalAdapter(dim, 4, 5, PATHS).eval()
+    without = adapter.blocks(x)
+    adapter.fit_axes(x)
+    unit = normalize(x, dim=1).numpy()
+    components = torch.from_numpy(PCA(min(10, dim)).fit(unit).transform(unit))
+    shown = (adapter.blocks(x) - without) / torch.tensor(GAIN)[:, None]
+    assert not shown[:, :2].any()
+    for j, expected in ((3, components[:, :5]), (2, components[:, 5:])):
+        found, n = shown[:, j], expected.shape[1]
+        assert not found[:, n:].any()
+        if n:
+            assert torch.allclose(found[:, :n], INPUT[j] * normalize(expected, dim=1), atol=1e-4)
 
 
 def test_byte_dropout_is_dropout():
