@@ -71,8 +71,8 @@ class ByteDropout(nn.Dropout):
 TAU = 0.07  # temperature of cosine softmaxes
 # Per block; the last block takes the last entry, whatever the number of levels. Chosen on simulated atlases of other
 # seeds than those reported, so that each level is best separated by its own prefix.
-GAIN = (1.6, 0.8, 1.2, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
-INPUT = (0.0, 0.0, 0.5, 0.6)  # length of the part that shows the input itself, beside 1 of what the classes dictate
+GAIN = (1.7, 0.8, 1.2, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
+INPUT = (0.1, 0.25, 0.5, 0.6)  # length of the part that shows the input itself, beside 1 of what the classes dictate
 AXES_ROWS = 100_000  # training rows that the principal axes are found in: 50 MB at 128-d
 ORDER = 28.0  # divides the log-probabilities, whose range is 2 / TAU = 28 or more
 
@@ -83,10 +83,12 @@ class FractalAdapter(Adapter):
     A perceptron with two hidden layers and a linear map beside it tell how likely each path of the hierarchy is: a
     cosine softmax over one learned unit vector per path. Summed over the paths through a class, that is the class's
     probability, so that all levels agree. Block j is the mean of the classes' anchors (learned unit vectors), weighted
-    with these probabilities, and a little of their logarithms, which keep apart the cells of one class. Earlier blocks
-    hold nothing else: that is why they forget what lies below their level. The last block adds the direction of the
-    input's first `scale_dim` principal components, the one before it that of the next ones, so that the full vector
-    also shows what the labels don't name, and neighbours stay right where the classifier has not seen such cells.
+    with these probabilities, and a little of their logarithms, which keep apart the cells of one class.
+
+    A smaller part of each block shows the input itself: the direction of its first `scale_dim` principal components in
+    the last block, of the next ones in the block before, and so on. The full vector thus also shows what the labels
+    don't name, so neighbours stay right where the classifier has not seen such cells; in the first blocks, which get
+    what varies least, cells of one class are not put in the order of the classifier's certainty.
 
     Labels are noisy and small atlases have 2,000 cells, so training is held back twice: by dropout, and by noise on
     the input, `noise` long beside a vector of length 1, which teaches that cells so close together are the same.
@@ -122,16 +124,18 @@ class FractalAdapter(Adapter):
         self.anchors = nn.ParameterList(torch.randn(int(k.max()) + 1, scale_dim) for k in paths.T)
         self.register_buffer("paths", paths)
         self.register_buffer("mean", torch.zeros(dim))  # of the inputs, and their principal axes: see fit_axes
-        self.register_buffer("axes", torch.zeros(2 * scale_dim, dim))
+        self.register_buffer("axes", torch.zeros(num_levels, scale_dim, dim))
         for j, k in enumerate(paths.T):  # (num_paths, classes): sums the paths through each class
             self.register_buffer(f"through{j}", one_hot(k).float(), persistent=False)
 
     def fit_axes(self, x: Tensor) -> None:
         """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
         x = normalize(x[:AXES_ROWS], dim=1)
-        pca = PCA(min(len(self.axes), *x.shape)).fit(x.cpu().numpy())
+        pca = PCA(min(self.num_levels * self.scale_dim, *x.shape)).fit(x.cpu().numpy())
         self.mean.copy_(torch.from_numpy(pca.mean_))
-        self.axes[: pca.n_components_].copy_(torch.from_numpy(pca.components_))
+        axes = torch.zeros(self.num_levels * self.scale_dim, self.dim)
+        axes[: pca.n_components_] = torch.from_numpy(pca.components_)
+        self.axes.copy_(axes.view_as(self.axes).flip(0))
 
     def blocks(self, x: Tensor) -> Tensor:
         return self.logits_and_blocks(x)[1]
@@ -149,15 +153,13 @@ class FractalAdapter(Adapter):
         query = normalize(self.linear(x) + hidden, dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
         path_probability = logits.detach().softmax(1)
-        later, last = ((x / self.dim**0.5 - self.mean) @ self.axes.T).split(self.scale_dim, dim=1)[::-1]
+        centred = x / self.dim**0.5 - self.mean
         blocks = []
         for j, anchors in enumerate(self.anchors):
             probability = path_probability @ self.get_buffer(f"through{j}")
             order = (probability + 1e-6).log() / ORDER
             block = (probability + order - order.mean(1, keepdim=True)) @ normalize(anchors, dim=1)
-            if self.input[j]:
-                own = last if j == self.num_levels - 1 else later
-                block = block + self.input[j] * normalize(own, dim=1)
+            block = block + self.input[j] * normalize(centred @ self.axes[j].T, dim=1)
             blocks.append(self.gain[j] * block)
         return logits, torch.stack(blocks, 1)
 
