@@ -101,7 +101,7 @@ def write_cells(path: Path, release: "Release | LabelledCells", rows: list[CellT
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    opened: AbstractContextManager["Release | LabelledCells"]
+    opened: AbstractContextManager[Release | LabelledCells]
     if args.h5ad is None:
         opened = nullcontext(open_release(args.model_dir))
     else:
