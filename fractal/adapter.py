@@ -131,7 +131,7 @@ class FractalAdapter(Adapter):
     def fit_axes(self, x: Tensor) -> None:
         """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
         x = normalize(x[:AXES_ROWS], dim=1)
-        pca = PCA(min(self.num_levels * self.scale_dim, *x.shape)).fit(x.cpu().numpy())
+        pca = PCA(min(self.num_levels * self.scale_dim, *x.shape), random_state=0).fit(x.cpu().numpy())
         self.mean.copy_(torch.from_numpy(pca.mean_))
         axes = torch.zeros(self.num_levels * self.scale_dim, self.dim)
         axes[: pca.n_components_] = torch.from_numpy(pca.components_)
