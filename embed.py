@@ -99,17 +99,17 @@ def embed_chunks(
         for number, (columns, vectors) in enumerate(source.chunks(strict=True)):
             kept = finished / f"{number}.npy" if finished else None
             if kept and kept.exists():
-                append(columns, np.load(kept, allow_pickle=False))
+                found = np.load(kept, allow_pickle=False)
                 bar.update(len(vectors))
-                continue
-            batches = []
-            for batch in embedded(adapter, vectors, prefix, device):
-                batches.append(batch)
-                bar.update(len(batch))
-            found = torch.cat(batches).numpy()
-            if kept:
-                with replacing(kept) as part, open(part, "wb") as file:
-                    np.save(file, found)
+            else:
+                batches = []
+                for batch in embedded(adapter, vectors, prefix, device):
+                    batches.append(batch)
+                    bar.update(len(batch))
+                found = torch.cat(batches).numpy()
+                if kept:
+                    with replacing(kept) as part, open(part, "wb") as file:
+                        np.save(file, found)
             append(columns, found)
 
 

@@ -13,7 +13,6 @@ import hashlib
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from fractal.atlas import writing
 from fractal.cli import LEVELS, run, table
 from fractal.files import replacing
+from fractal.labelled import LabelledCells, open_labelled
 from fractal.ontology import (
     CL_SLIM,
     LINEAGE_ANCHORS,
@@ -31,9 +31,6 @@ from fractal.ontology import (
     load_graph,
 )
 from fractal.scimilarity import Release, open_release
-
-if TYPE_CHECKING:
-    from fractal.anndata_io import LabelledCells
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -82,7 +79,7 @@ def write_hierarchy(path: Path, rows: list[CellType]) -> None:
         writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
 
 
-def write_cells(path: Path, release: "Release | LabelledCells", rows: list[CellType], metadata: dict[str, str]) -> None:
+def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellType], metadata: dict[str, str]) -> None:
     # Per level: the names, and for each type the code of its name.
     levels = [np.unique([row.levels[k] for row in rows], return_inverse=True) for k in range(len(LEVELS))]
     names = [list(map(str, values)) for values, _ in levels]
@@ -105,14 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.h5ad is None:
         opened = nullcontext(open_release(args.model_dir))
     else:
-        from fractal.anndata_io import open_labelled  # only here: it brings torch, 7 s and 450 MB
-
         opened = open_labelled(args.h5ad, args.obsm, args.label_key, args.study_key, args.label_map)
     with opened as release:
         ingest(release, args)
 
 
-def ingest(release: "Release | LabelledCells", args: argparse.Namespace) -> None:
+def ingest(release: Release | LabelledCells, args: argparse.Namespace) -> None:
     graph = load_graph(args.obo)
     rows = build_hierarchy(release.types, graph, args.unmapped)
 

@@ -152,7 +152,7 @@ class Bench:
     def judge(self, older: bool, code: int, graceful: bool) -> str:
         """What the fault left behind: "old", "new", "nothing", "mixed" (all whole), "best so far", or a failure."""
         found = contents(self.out)
-        state = {name for name in found if ".resume" in name}
+        state = {name for name in found if any(part.endswith(".resume") for part in Path(name).parts)}
         if graceful and (code not in (0, 2, 130, 143) or "Traceback" in self.log.read_text()):
             return "wrong exit"
         if graceful and (found.keys() - state - self.good[1].keys()):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot, pad
 
@@ -130,6 +129,8 @@ class FractalAdapter(Adapter):
 
     def fit_axes(self, x: Tensor) -> None:
         """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
+        from sklearn.decomposition import PCA  # only here: 3 s that applying an adapter can do without
+
         x = normalize(x[:AXES_ROWS], dim=1)
         pca = PCA(min(self.num_levels * self.scale_dim, *x.shape), random_state=0).fit(x.cpu().numpy())
         self.mean.copy_(torch.from_numpy(pca.mean_))
