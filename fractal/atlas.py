@@ -93,6 +93,7 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
     kind = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
+    dim, groups = kind.list_size, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     for name in (*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])):
         kind = schema.field(name).type
         text = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -100,8 +101,11 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
             raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: holds no cells")
-    if file.metadata.num_rows != sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)):
+    if file.metadata.num_rows != sum(group.num_rows for group in groups):
         raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    if dim > sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.startswith("embedding.")):
+        raise InputError(f"{path}: damaged, it holds fewer numbers than one vector of {dim:,}; make it again")
     return file
 
 

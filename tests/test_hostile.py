@@ -1,5 +1,6 @@
 """Broken and hostile files: each is refused in one line, or has a sane result that is written down here."""
 
+import base64
 import os
 import pickle
 from pathlib import Path
@@ -213,6 +214,21 @@ def test_a_footer_that_lies_about_the_number_of_rows(stratified: Path):
     assert pq.read_metadata(stratified).num_rows == 601
     with pytest.raises(InputError, match="damaged, its row groups do not add up"):
         read_rows(stratified, np.array([600]))
+
+
+def test_a_schema_that_lies_about_the_width(tmp_path: Path):
+    """Found by fuzzing: 12 GB were asked for, to hold 3 cells."""
+    path, honest, lie = tmp_path / "a", (251).to_bytes(4, "little"), (2**30).to_bytes(4, "little")
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2 * 251), pa.float32()), 251)
+    pq.write_table(table(embedding=vectors), path)
+    written = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    assert base64.b64decode(written).count(honest) == 1
+    path.write_bytes(
+        path.read_bytes().replace(written, base64.b64encode(base64.b64decode(written).replace(honest, lie)))
+    )
+    assert pq.read_schema(path).field("embedding").type.list_size == 2**30
+    with pytest.raises(InputError, match="damaged, it holds fewer numbers than one vector of 1,073,741,824"):
+        read_rows(path, np.array([0, 1]))
 
 
 # A checkpoint
