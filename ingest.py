@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fractal.ahead import ahead
 from fractal.atlas import writing
 from fractal.cli import LEVELS, run, table
 from fractal.files import replacing
@@ -87,7 +88,7 @@ def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellTyp
         writing(path, release.dim, release.study_codes is not None, metadata) as writer,
         tqdm(total=len(release), unit="cells", unit_scale=True, desc="ingest") as bar,
     ):
-        for chunk, vectors in release.chunks(scratch=path.parent):
+        for chunk, vectors in ahead(release.chunks(scratch=path.parent)):
             types = release.type_codes[chunk]
             columns = [(codes[types], level) for (_, codes), level in zip(levels, names, strict=True)]
             if release.study_codes is not None:

@@ -1,7 +1,7 @@
 """The labelled cells of an .h5ad, for ingest.py. No torch here: it takes seconds to load."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class LabelledCells:
     def __len__(self) -> int:
         return len(self.type_codes)
 
-    def chunks(self, size: int = CHUNK, scratch: Path | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    def chunks(self, size: int = CHUNK, scratch: Path | None = None) -> Generator[tuple[slice, np.ndarray], None, None]:
         """Yield (rows, vectors (m, dim) float32); `scratch` is not needed here.
 
         Raises InputError for NaN, inf or zero vectors.

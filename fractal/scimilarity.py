@@ -9,7 +9,7 @@ layout is simple, so we map it and read the vectors where they lie, bit for bit 
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,9 @@ class Release:
     def __len__(self) -> int:
         return len(self.records)
 
-    def chunks(self, size: int = 65_536, scratch: str | Path | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    def chunks(
+        self, size: int = 65_536, scratch: str | Path | None = None
+    ) -> Generator[tuple[slice, np.ndarray], None, None]:
         """Yield (rows, vectors (m, dim) float32) in row order, whatever the order of the records, in one pass.
 
         An index built with several threads holds its records nearly, but not quite, in row order: memory is two chunks
