@@ -49,7 +49,7 @@ RECIPES = {
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 AVERAGE = 0.98  # decay of the moving average: it looks back about 50 steps
-VAL_QUERIES, VAL_BANK = 2_000, 20_000  # enough for a standard error of .01, and a tenth of a second
+VAL_QUERIES, VAL_BANK = 2_000, 10_000  # enough for a standard error of .01, and a third of a second
 
 
 def get_parser() -> argparse.ArgumentParser:

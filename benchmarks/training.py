@@ -69,14 +69,15 @@ def step_times(flags: list[str]) -> list[float]:
 def step_operations(adapter: FractalAdapter, batch: int) -> int:
     """Operations of a step: 2 per weight and row in each product, once forward and twice backward.
 
-    The products are those of the linear layers, of the paths' anchors, and of each prefix with its prototypes; the
-    blocks are made of detached probabilities, so their anchors cost one product back.
+    The products are those of the linear layers, of the paths' anchors, and of each prefix with its prototypes. What
+    is multiplied with the input, or with probabilities that are detached, costs one product back.
     """
     linear = sum(layer.weight.numel() for layer in adapter.modules() if isinstance(layer, torch.nn.Linear))
-    prototypes = sum(len(a) * (j + 1) * a.shape[1] for j, a in enumerate(adapter.anchors))
-    through = sum(len(adapter.paths) * len(a) for a in adapter.anchors)  # forward only
-    anchors = sum(a.numel() for a in adapter.anchors)  # forward, and back into the anchors
-    return 2 * batch * (3 * (linear + adapter.path_anchors.numel() + prototypes) + through + 2 * anchors)
+    first = adapter.linear.weight.numel() + next(adapter.mlp.parameters()).numel()
+    prototypes = sum(k * (j + 1) * adapter.scale_dim for j, k in enumerate(adapter.classes))
+    shown = adapter.through.numel() + adapter.axes.numel()  # forward only
+    anchors = adapter.anchors.numel()  # forward, and back into the anchors
+    return 2 * batch * (3 * (linear + adapter.path_anchors.numel() + prototypes) - first + shown + 2 * anchors)
 
 
 def whole_run(flags: list[str], source: Path, model: Path) -> tuple[float, dict[str, Any]]:

@@ -64,7 +64,8 @@ class ByteDropout(nn.Dropout):
             return super().forward(x)
         kept = 256 - round(256 * self.p)
         numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        return x * (numbers.view(torch.uint8)[: x.numel()].view(x.shape) < kept) * (256 / kept)
+        keep = numbers.view(torch.uint8)[: x.numel()].view(x.shape) < kept
+        return x * (keep.to(x.dtype) * (256 / kept))
 
 
 TAU = 0.07  # temperature of cosine softmaxes
@@ -99,6 +100,9 @@ class FractalAdapter(Adapter):
     paths: Tensor
     mean: Tensor
     axes: Tensor
+    through: Tensor
+    gain: Tensor
+    input: Tensor
 
     def __init__(
         self,
@@ -112,7 +116,6 @@ class FractalAdapter(Adapter):
     ) -> None:
         super().__init__(dim, num_levels, scale_dim)
         self.noise, self.query_dim = noise, 128
-        self.gain, self.input = ([*part[: num_levels - 1], part[-1]] for part in (GAIN, INPUT))
         self.linear = nn.Linear(dim, self.query_dim, bias=False)
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden), nn.GELU(), ByteDropout(dropout),
@@ -120,23 +123,26 @@ class FractalAdapter(Adapter):
             nn.Linear(hidden, self.query_dim),
         )  # fmt: skip
         self.path_anchors = nn.Parameter(torch.randn(len(paths), self.query_dim))
-        self.anchors = nn.ParameterList(torch.randn(int(k.max()) + 1, scale_dim) for k in paths.T)
+        self.classes = [int(k.max()) + 1 for k in paths.T]  # per level
+        self.anchors = nn.Parameter(torch.randn(sum(self.classes), scale_dim))  # one level after the other
         self.register_buffer("paths", paths)
         self.register_buffer("mean", torch.zeros(dim))  # of the inputs, and their principal axes: see fit_axes
-        self.register_buffer("axes", torch.zeros(num_levels, scale_dim, dim))
-        for j, k in enumerate(paths.T):  # (num_paths, classes): sums the paths through each class
-            self.register_buffer(f"through{j}", one_hot(k).float(), persistent=False)
+        self.register_buffer("axes", torch.zeros(num_levels * scale_dim, dim))
+        # (num_paths, classes of all levels): sums the paths through each class
+        self.register_buffer("through", torch.cat([one_hot(k) for k in paths.T], 1).float(), persistent=False)
+        for name, part in ("gain", GAIN), ("input", INPUT):  # (num_levels, 1)
+            column = torch.tensor([*part[: num_levels - 1], part[-1]])[:, None]
+            self.register_buffer(name, column, persistent=False)
 
     def fit_axes(self, x: Tensor) -> None:
         """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
-        from sklearn.decomposition import PCA  # only here: 3 s that applying an adapter can do without
-
-        x = normalize(x[:AXES_ROWS], dim=1)
-        pca = PCA(min(self.num_levels * self.scale_dim, *x.shape), random_state=0).fit(x.cpu().numpy())
-        self.mean.copy_(torch.from_numpy(pca.mean_))
-        axes = torch.zeros(self.num_levels * self.scale_dim, self.dim)
-        axes[: pca.n_components_] = torch.from_numpy(pca.components_)
-        self.axes.copy_(axes.view_as(self.axes).flip(0))
+        x = normalize(x[:AXES_ROWS].cpu().double(), dim=1)
+        self.mean.copy_(x.mean(0))
+        axes = torch.zeros(len(self.axes), self.dim)
+        components = torch.linalg.eigh(torch.cov(x.T, correction=0)).eigenvectors.T.flip(0)  # most varying first
+        n = min(len(axes), *x.shape)
+        axes[:n] = components[:n]
+        self.axes.copy_(axes.view(self.num_levels, -1, self.dim).flip(0).flatten(0, 1))
 
     def blocks(self, x: Tensor) -> Tensor:
         return self.logits_and_blocks(x)[1]
@@ -146,23 +152,20 @@ class FractalAdapter(Adapter):
 
         No gradient goes from the blocks into the probabilities, else the blocks' losses would blur them.
         """
-        x = normalize(x, dim=1) * self.dim**0.5  # entries of about 1, whatever the length of the vectors
+        unit = normalize(x, dim=1)
         if self.training:
-            x = x + self.noise * torch.randn_like(x)
+            unit = unit + self.noise / self.dim**0.5 * torch.randn_like(unit)
+        x = unit * self.dim**0.5  # entries of about 1, whatever the length of the vectors
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and bf16_pays(x.device)):
             hidden = self.mlp(x).float()
         query = normalize(self.linear(x) + hidden, dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
-        path_probability = logits.detach().softmax(1)
-        centred = x / self.dim**0.5 - self.mean
-        blocks = []
-        for j, anchors in enumerate(self.anchors):
-            probability = path_probability @ self.get_buffer(f"through{j}")
-            order = (probability + 1e-6).log() / ORDER
-            block = (probability + order - order.mean(1, keepdim=True)) @ normalize(anchors, dim=1)
-            block = block + self.input[j] * normalize(centred @ self.axes[j].T, dim=1)
-            blocks.append(self.gain[j] * block)
-        return logits, torch.stack(blocks, 1)
+        probability = logits.detach().softmax(1) @ self.through  # of the classes of all levels
+        order = (probability + 1e-6).log() / ORDER
+        levels = (part.split(self.classes, -1) for part in (probability, order, normalize(self.anchors, dim=1).T))
+        told = [(p + o - o.mean(1, keepdim=True)) @ anchors.T for p, o, anchors in zip(*levels, strict=True)]
+        shown = ((unit - self.mean) @ self.axes.T).unflatten(1, (self.num_levels, -1))
+        return logits, self.gain * (torch.stack(told, 1) + self.input * normalize(shown, dim=2))
 
 
 class PublishedAdapter(Adapter):
@@ -253,7 +256,8 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
 def check_sizes(config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Raise ValueError if a config asks for sizes that none of the weights has: it may ask for gigabytes."""
     asked = {config["dim"], config["scale_dim"]}
-    asked |= {max(codes) + 1 for codes in zip(*config.get("paths", []), strict=True)}
+    if config["recipe"] != "published":
+        asked.add(sum(max(codes) + 1 for codes in zip(*config["paths"], strict=True)))
     there = {size for tensor in state.values() for size in tensor.shape}
     if config["num_levels"] not in (2, 3, 4) or not asked <= there:
         raise ValueError(f"sizes {sorted(asked)} are not those of the weights")

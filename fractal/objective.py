@@ -16,9 +16,9 @@ what Matryoshka representation learning does (Kusupati et al. 2022).
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
-from fractal.adapter import TAU, FractalAdapter, cut
+from fractal.adapter import TAU, FractalAdapter
 
 SMOOTHING = 0.05  # of the class targets: labels are noisy
 
@@ -46,25 +46,26 @@ class PrefixObjective(nn.Module):
     def __init__(self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor) -> None:
         super().__init__()
         self.x, self.path = x, path
-        sampled, natural = path.bincount(minlength=len(frequency)).float(), frequency.float()
-        self.shift, self.class_shift = log_ratio(sampled, natural), []
-        self.prototypes = nn.ParameterList()
-        for j, classes in enumerate(adapter.paths.T):
-            total = torch.zeros(2, int(classes.max()) + 1, device=x.device)
-            total.index_add_(1, classes, torch.stack([sampled, natural]))
-            self.class_shift.append(log_ratio(*total))
-            self.prototypes.append(torch.randn(total.shape[1], (j + 1) * adapter.scale_dim, device=x.device))
+        sampled = path.bincount(minlength=len(frequency)).float()
+        # The softmaxes: one over the paths, and one over the classes of each level.
+        members = [torch.eye(len(frequency), device=x.device), *adapter.through.split(adapter.classes, 1)]
+        self.shifts = [log_ratio(sampled @ member, frequency.float() @ member) for member in members]
+        smoothed = [(1 - SMOOTHING) * member + SMOOTHING / member.shape[1] for member in members]
+        self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): what is asked of a cell of a path
+        levels = torch.arange(adapter.num_levels, device=x.device)
+        level = levels.repeat_interleave(torch.tensor(adapter.classes, device=x.device))
+        self.reach = (levels <= level[:, None]).repeat_interleave(adapter.scale_dim, 1)  # blocks up to the class's own
+        self.prototypes = nn.Parameter(torch.randn(self.reach.shape, device=x.device))
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
         logits, blocks = adapter.logits_and_blocks(self.x[rows])  # one forward pass serves all prefixes
-        path = self.path[rows]
-        loss = cross_entropy(logits + self.shift, path, label_smoothing=SMOOTHING)
-        for j, (prototypes, shift) in enumerate(zip(self.prototypes, self.class_shift, strict=True)):
-            target = adapter.paths[path, j]
-            logits = cut(blocks, j + 1) @ normalize(prototypes, dim=1).T / TAU + shift
-            loss = loss + cross_entropy(logits, target, label_smoothing=SMOOTHING)
-        return loss
+        products = blocks.flatten(1) @ normalize(self.prototypes * self.reach, dim=1).T / TAU
+        lengths = blocks.square().sum(2).cumsum(1).sqrt()  # (b, num_levels): of the prefixes
+        own = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)
+        scores = [logits, *(product / length for product, length in own)]
+        found = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.shifts, strict=True)]
+        return -(torch.cat(found, 1) * self.targets[self.path[rows]]).sum() / len(rows)
 
 
 def log_ratio(sampled: Tensor, natural: Tensor) -> Tensor:
