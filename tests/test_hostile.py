@@ -227,7 +227,7 @@ def test_a_schema_that_lies_about_the_width(tmp_path: Path):
         path.read_bytes().replace(written, base64.b64encode(base64.b64decode(written).replace(honest, lie)))
     )
     assert pq.read_schema(path).field("embedding").type.list_size == 2**30
-    with pytest.raises(InputError, match="damaged, it holds fewer numbers than one vector of 1,073,741,824"):
+    with pytest.raises(InputError, match="damaged, it is too short for one vector of 1,073,741,824"):
         read_rows(path, np.array([0, 1]))
 
 
