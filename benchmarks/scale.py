@@ -39,6 +39,7 @@ from fractal.files import replacing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
+REFERENCE, LABELS = "reference/reference.parquet", "labels.parquet"
 BLOCK = 4 << 20  # bytes that are read and written at once
 ROOM = 2_900  # bytes of disk a cell: index, three Parquet files, and a temporary file or a copy
 EVERY = 0.02  # seconds between two looks at a process's memory
@@ -89,6 +90,7 @@ class Stage:
     reads: Sequence[str]
     writes: str
     peers: Sequence[Peer] = field(default_factory=tuple)
+    most: int = 2**63  # cells; not run above
 
 
 STAGES = [
@@ -146,6 +148,22 @@ STAGES = [
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",
         [STRATIFIED],
         EMBEDDED,
+    ),
+    Stage(
+        "bundle",
+        "bundle",
+        f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/reference",
+        [STRATIFIED],
+        REFERENCE,
+        most=1_000_000,
+    ),
+    Stage(  # each cell is compared with the 100,000 of the reference
+        "annotate",
+        "annotate",
+        f"--input {{folder}}/{CELLS} --reference {{folder}}/reference --output {{folder}}/{LABELS}",
+        [CELLS],
+        LABELS,
+        most=1_000_000,
     ),
 ]
 
@@ -244,6 +262,9 @@ def measure_stages(stages: list[Stage], cells: int, folder: Path, bar: tqdm) -> 
     """All lines of one size."""
     rows = []
     for stage in stages:
+        if cells > stage.most:
+            bar.update(1 + len(stage.peers))
+            continue
         bar.set_postfix_str(f"{stage.name}, {cells:,} cells")
         flags = [word.format(cells=cells, folder=folder) for word in stage.flags.split()]
         own = measure(folder, stage.name, stage.reads, start_script, stage.module, flags)
