@@ -6,7 +6,8 @@ Prints 5-NN accuracy twice, each with a 95 % bootstrap interval over the test ce
 every query against the other queries. `bank` takes the neighbours from the training cells, which is what annotating
 new cells does. Then the same with every class counting alike, how far the predicted subtype is from the true one in
 the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of every prefix at every level, and
-steerability. Several checkpoints, trained on the same cells, become rows of the same tables.
+steerability. Several checkpoints, trained on the same cells, become rows of the same tables. `--search` adds what a
+shorter vector buys in search.
 """
 
 import argparse
@@ -29,7 +30,10 @@ from fractal.files import replacing
 from fractal.metrics import K, bootstrap_interval, knn_predict, macro_accuracy, majority, silhouette, steerability, zoom
 from fractal.ontology import CL_SLIM, load_graph, term_distances
 from fractal.search import Nearest, nearest
+from fractal.truncation import RECALL, search_table
 from fractal.vectors import open_vectors
+
+SEARCHES = 2_000  # queries of --search
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -70,6 +74,12 @@ def get_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also score raw vectors cut short, PCA and LDA (both fitted on the training cells), and the prefixes' "
         "silhouettes on a shuffled tree",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="also show what a shorter vector buys: recall of the full vectors' neighbours among the training cells, "
+        "time per query and bytes per cell, for every prefix, for funnels and for hnswlib indexes; some minutes",
     )
     parser.add_argument(
         "--obo", default=CL_SLIM, help="Cell Ontology for the distances, a path or a URL (default: the shipped one)"
@@ -262,6 +272,8 @@ def main(argv: list[str] | None = None) -> None:
         if split_of(checkpoint, path) != split:
             raise InputError(f"{path}: was trained on other cells than {first_path}; evaluate it by itself")
     n, seen = len(query_rows), np.concatenate([query_rows, train_rows])
+    if args.search and (args.bank == "all" or len(train_rows) < RECALL):
+        raise InputError(f"{args.input}: --search looks among the training cells; drop --bank all and --all-rows")
     if args.bank == "all":
         if args.all_rows:
             raise InputError(f"{args.input}: all its cells are new, so none can be in the bank; drop --bank all")
@@ -337,6 +349,12 @@ def main(argv: list[str] | None = None) -> None:
             f"\n{own}Steerability S = (system at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
             f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {steer:+.3f}"
         )
+
+    for path, (adapter, _) in zip(args.model_path, models, strict=True) if args.search else ():
+        asked = min(n, SEARCHES)
+        queries, bank = embed(adapter, vectors[:asked]), embed(adapter, vectors[n:])
+        print(f"\nSearch with {path}: {asked:,} test cells against {num_bank:,} training cells\n")
+        print(search_table(queries, bank, labels[:asked], labels[n:]))
 
     if args.rows_out:
         for name, numbers in (("train.npy", train_rows), ("queries.npy", query_rows)):

@@ -331,6 +331,16 @@ def test_several_checkpoints_are_rows_of_one_table(stratified: Path, tmp_path: P
     assert "other.pt: was trained on other cells than" in message
 
 
+def test_search_is_a_table_of_eval(checkpoint: Path, stratified: Path, capsys, fails):
+    argv = ["--model-path", str(checkpoint), "--input", str(stratified), "--device", "cpu", "--search"]
+    evaluate.main(argv)
+    text = capsys.readouterr().out
+    assert "Recall@10" in text
+    full = next(line.split("|") for line in text.splitlines() if line.startswith("| exact, full "))
+    assert float(full[6]) == 1
+    assert "drop --bank all" in fails(evaluate.main, *argv, "--bank", "all")
+
+
 def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_path: Path):
     result = evaluated(checkpoint, stratified, "--controls", "--rows-out", str(tmp_path))
     rows = {row["embedding"]: row for row in result["rows"]}
