@@ -17,7 +17,7 @@ import numpy as np
 from fractal.adapter import Adapter, load, pick_device
 from fractal.annotate import Annotator, Calibration, Tree, answer, calibrate, calibration_error, reliability
 from fractal.atlas import Split, fingerprint, open_atlas, path_counts, read_rows
-from fractal.bundle import VERSION, Bundle, path_codes, write_bundle
+from fractal.bundle import VERSION, Bundle, check_place, path_codes, write_bundle
 from fractal.cli import LEVELS, InputError, positive_int, run, table
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph
 
@@ -76,12 +76,19 @@ def fit(
     codes = path_codes(cells.labels, cells.classes, tree, path)
     m = len(train_rows)
     annotator = Annotator(adapter, cells.vectors[:m], codes[:m], tree)
-    # Validation rows are balanced over subtypes as the training rows are; weights bring back the file's own mix.
-    counts = path_counts(path, np.ones(split.num_rows, bool))
-    natural = np.array([counts[names] for names in tree.paths])
-    weight = (natural / np.maximum(np.bincount(codes[m:], minlength=len(natural)), 1))[codes[m:]]
+    weight = natural_weight(codes[m:], tree, split, path)
     calibration = calibrate(annotator(cells.vectors[m:]), codes[m:], tree, weight)
     return annotator, calibration, cells.vectors[:m], codes[:m]
+
+
+def natural_weight(codes: np.ndarray, tree: Tree, split: Split, path: Path) -> np.ndarray:
+    """Weights (n,) that make validation cells with these paths (n,), balanced over subtypes, count as the file's mix.
+
+    As that of its cells that are no test cells: how common those are is not known beforehand.
+    """
+    counts = path_counts(path, ~split.is_test(path))
+    natural = np.array([counts[names] for names in tree.paths])
+    return (natural / np.maximum(np.bincount(codes, minlength=len(natural)), 1))[codes]
 
 
 def report(annotator: Annotator, calibration: Calibration, split: Split, path: Path) -> dict[str, Any]:
@@ -147,9 +154,10 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     adapter, checkpoint = load(args.model_path, pick_device(args.device))
     file = open_atlas(args.input)
-    split = Split(**checkpoint["split"])
+    split = Split.of(checkpoint, args.model_path)
     if fingerprint(args.input) != split.fingerprint:
         raise InputError(f"{args.input}: not the file that {args.model_path} was trained on; name that one")
+    check_place(args.output)
     graph = load_graph(args.obo)
     annotator, calibration, vectors, path = fit(adapter, split, args.input, args.reference_cells)
     tree = annotator.tree

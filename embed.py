@@ -10,6 +10,7 @@ scripts read. A .npy file, a float matrix (cells, dim), and a TileDB array's fol
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def embed_chunks(
 
 
 def folder_of_finished(output: Path, *run: str) -> Path:
-    """Where a run with --resume keeps what it has done: a folder of its own for each checkpoint, input and prefix."""
+    """Where a run with --resume keeps what it has done: a folder for each checkpoint, input, obsm and prefix."""
     folder = output.with_name(output.name + ".resume") / "-".join(run)
     if done := len(list(folder.glob("*.npy"))):
         print(f"resuming after {done} row groups")
@@ -161,7 +162,9 @@ def main(argv: list[str] | None = None) -> None:
             }
             finished = None
             if args.resume:
-                finished = folder_of_finished(output, sha256[:16], fingerprint(args.input)[:16], str(prefix))
+                key = hashlib.sha256(args.obsm.encode() if from_h5ad else b"").hexdigest()
+                names = sha256[:16], fingerprint(args.input)[:16], key[:16], str(prefix)
+                finished = folder_of_finished(output, *names)
             with writing_vectors(output, source, dim, np.dtype(args.dtype), metadata) as append:
                 embed_chunks(adapter, source, prefix, device, append, finished)
             if finished:

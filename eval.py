@@ -26,7 +26,7 @@ from tqdm import tqdm
 from fractal.adapter import Adapter, embed, load, pick_device
 from fractal.atlas import Split, fingerprint, open_atlas, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
-from fractal.files import replacing
+from fractal.files import check_output, replacing
 from fractal.metrics import K, bootstrap_interval, knn_predict, macro_accuracy, majority, silhouette, steerability, zoom
 from fractal.ontology import CL_SLIM, load_graph, term_distances
 from fractal.search import Nearest, nearest
@@ -103,19 +103,12 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_of(checkpoint: dict[str, Any], model: Path) -> Split:
-    try:
-        return Split(**checkpoint["split"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{model}: carries no split of train.py; train it again") from error
-
-
 def choose_rows(
     checkpoint: dict[str, Any], model: Path, path: Path, num_samples: int, seed: int, all_rows: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows, which are the bank, and the query rows. Raises InputError for another file."""
     file = open_atlas(path)
-    split = split_of(checkpoint, model)
+    split = Split.of(checkpoint, model)
     same_file = fingerprint(path) == split.fingerprint
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
@@ -261,15 +254,17 @@ def level_table(rows: list[dict[str, Any]], key: str, more: dict[str, str] | Non
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    for output in filter(None, (args.json, args.cells_out)):
+        check_output(output)
     device = pick_device(args.device)
     models = [load(path, device) for path in args.model_path]
     first_path, first_checkpoint = args.model_path[0], models[0][1]
     train_rows, query_rows = choose_rows(
         first_checkpoint, first_path, args.input, args.num_samples, args.seed, args.all_rows
     )
-    split = split_of(first_checkpoint, first_path)
+    split = Split.of(first_checkpoint, first_path)
     for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
-        if split_of(checkpoint, path) != split:
+        if Split.of(checkpoint, path) != split:
             raise InputError(f"{path}: was trained on other cells than {first_path}; evaluate it by itself")
     n, seen = len(query_rows), np.concatenate([query_rows, train_rows])
     if args.search and (args.bank == "all" or len(train_rows) < RECALL):
@@ -325,8 +320,11 @@ def main(argv: list[str] | None = None) -> None:
             steering.append((f"{path.stem} " if several else "", leaf, terms, steerability(*terms)))
             print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
     words = {"train": "training", "all": "other"}
-    print(f"{n:,} test cells of {args.input}, {num_bank:,} {words[args.bank]} cells in the bank")
-    print(f"held out: {f'{len(split.test_studies)} whole studies' if split.test_studies else 'cells'}\n")
+    if args.all_rows:
+        print(f"{n:,} cells of {args.input}, which are all new\n")
+    else:
+        print(f"{n:,} test cells of {args.input}, {num_bank:,} {words[args.bank]} cells in the bank")
+        print(f"held out: {f'{len(split.test_studies)} whole studies' if split.test_studies else 'cells'}\n")
 
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if len(train_rows):

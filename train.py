@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed, pick_device, save
 from fractal.atlas import Cells, Split, draw_studies, fingerprint, open_atlas, path_counts, read_rows
 from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, printable, ratio, run
+from fractal.files import check_output
 from fractal.metrics import knn_accuracy
 from fractal.objective import PrefixObjective, trained_levels
 from fractal.published import PublishedObjective
@@ -119,7 +120,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--patience",
         type=positive_int,
         default=5,
-        help="stop after so many epochs without a better validation score (default: %(default)s)",
+        help="stop after so many epochs that scored worse in validation than the best one (default: %(default)s)",
     )
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
     training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = RECIPES[args.recipe]
     lr, batch_size = args.lr or recipe.lr, args.batch_size or recipe.batch_size
     output = args.output or Path(f"data/fractal_adapter_{args.num_levels}L.pt")
+    check_output(output)
     device = pick_device(args.device)
     print(f"recipe {args.recipe}: {args.num_levels} levels x {args.scale_dim}, lr {lr:g}, batch {batch_size}, {device}")
     torch.manual_seed(args.seed)
@@ -204,6 +206,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     num_rows = open_atlas(args.input).metadata.num_rows
     studies = args.test_studies or []
+    if args.fold and (args.holdout == "study" or studies):
+        raise InputError(f"--fold {args.fold}: folds are of cells, and studies are held out; leave it out")
     if args.holdout == "study" and not studies:
         studies = draw_studies(args.input, args.test_ratio, args.seed)
     split = Split(

@@ -105,7 +105,7 @@ def trained(folder: Path, seed: int, i: int) -> tuple[FractalAdapter, Split, Pat
         flags = tonsil_and_blood(folder / "without_0.parquet", seed)
         train.main(["--input", str(path), "--output", str(model), "--seed", str(seed), *flags])
     adapter, checkpoint = load(model)
-    return cast(FractalAdapter, adapter), Split(**checkpoint["split"]), path
+    return cast(FractalAdapter, adapter), Split.of(checkpoint, model), path
 
 
 def rivals(
@@ -155,6 +155,7 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     id_of = {data["name"]: term for term, data in graph.nodes(data=True)}
     above = np.array([np.isin([id_of[t] for t in names], [own, *nx.descendants(graph, own)]) for own in terms[:, -1]])
 
+    weight = bundle.natural_weight(codes[:v], tree, split, path)
     found: dict[str, dict[str, np.ndarray]] = {}
     methods: dict[str, list[Raw]] = {OURS: [annotator(cells.vectors)]}
     methods |= rivals(adapter, annotator, x, reference, cells.vectors)
@@ -164,7 +165,8 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
             held_out, test = (
                 Raw(*(field[rows] for field in vars(raw).values())) for rows in (slice(v), slice(v, None))
             )
-            answers.append(answer(test, calibration if name == OURS else calibrate(held_out, codes[:v], tree)))
+            own = calibration if name == OURS else calibrate(held_out, codes[:v], tree, weight)
+            answers.append(answer(test, own))
         per_level = answers if len(answers) > 1 else answers * len(LEVELS)
         probability = np.stack([a.probability[:, k] for k, a in enumerate(per_level)], axis=1)
         right = np.stack([tree.nodes[a.path, k] == tree.nodes[codes[v:], k] for k, a in enumerate(per_level)], axis=1)

@@ -35,10 +35,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
-from fractal import atlas, ontology, scimilarity
+from fractal import atlas, ontology, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
+from fractal.annotate import Calibration, Tree
+from fractal.bundle import Bundle, read_bundle, write_bundle
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import replacing
+from fractal.labelled import read_map
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
@@ -170,7 +173,48 @@ def checkpoint_file(recipe: str, zipped: bool = True) -> bytes:
         return path.read_bytes()
 
 
-def targets() -> dict[str, Target]:
+def npy_file(dtype: str) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ones((5, 3), dtype))
+    return file.getvalue()
+
+
+def read_npy(path: Path) -> None:
+    if (source := vectors.read_npy(path)).num_rows <= 1_000:
+        for _ in source.chunks(2):
+            pass
+
+
+def make_bundle(folder: Path) -> None:
+    paths = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]]}
+    adapter, rows = build_adapter(config, [["a"], ["b"], ["c"], ["d", "e"]]), np.arange(6) % 2
+    calibration = Calibration([([0.0, 1.0], [0.0, 1.0])] * 4, *[[0.0, 1.0]] * 3)
+    facts = {"config": config, "classes": [], "cl_release": "2025-07-30"}
+    ids, x = np.full((2, 4), "CL:0000000"), np.ones((6, 8), np.float32)
+    write_bundle(folder, Bundle(adapter, Tree.of(paths), ids, x, rows, calibration, facts), "card")
+
+
+def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
+    """A reader of one file of a bundle whose hashes agree, as those of a hostile one do."""
+    whole = json.loads((folder / "bundle.json").read_text())
+
+    def read(path: Path) -> None:
+        (folder / name).write_bytes(path.read_bytes())
+        if name != "bundle.json":
+            hashes = {**whole["sha256"], name: atlas.fingerprint(path)}
+            (folder / "bundle.json").write_text(json.dumps({**whole, "sha256": hashes}))
+        read_bundle(folder)
+
+    return read
+
+
+def targets(scratch: Path) -> dict[str, Target]:
+    """The readers; in `scratch` they keep what they need."""
+    bundles = {}
+    for name in ("bundle.json", "calibration.json", "hierarchy.tsv", "adapter.safetensors"):
+        make_bundle(scratch / name)
+        bundles[name] = Target([(scratch / name / name).read_bytes()], reads_bundle(scratch / name, name), 5)
     checkpoint = checkpoint_file("fractal")
     with zipfile.ZipFile(io.BytesIO(checkpoint)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -191,11 +235,14 @@ def targets() -> dict[str, Target]:
     return {
         "index": Target([index_file(12, 4), index_file(3, 16)], read_index, 350),
         "labels": Target(labels, scimilarity.read_labels, 250),
-        "types": Target(types, scimilarity.read_types, 300),
+        "types": Target(types, scimilarity.read_types, 230),
+        "map": Target([b"B\tB cell\nT\t\n", "ü\ta\r\nb\tc\r\n".encode()], read_map, 30),
+        "npy": Target([npy_file("f4"), npy_file("f2"), npy_file(">f8")], read_npy, 20),
         "obo": Target([obo_file()], read_obo, 30),
         "parquet": Target(parquets, read_parquet, 40),
         "checkpoint": Target(checkpoints, load, 10),
         "checkpoint pickle": Target([members[pickle_name]], load, 20, with_pickle),
+        **bundles,
     }
 
 
@@ -310,7 +357,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    known = targets()
+    scratch = TemporaryDirectory()
+    known = targets(Path(scratch.name))
     if unknown := set(args.only or []) - set(known):
         raise InputError(f"--only: there is no target {', '.join(unknown)}; there are {', '.join(known)}")
     rows = []

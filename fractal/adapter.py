@@ -62,9 +62,9 @@ class ByteDropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        kept = 256 - round(256 * self.p)
+        kept = max(1, 256 - round(256 * self.p))
         numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        keep = numbers.view(torch.uint8)[: x.numel()].view(x.shape) < kept
+        keep = numbers.view(torch.uint8)[: x.numel()].view(x.shape) <= kept - 1  # 256 is no byte
         return x * (keep.to(x.dtype) * (256 / kept))
 
 
@@ -74,7 +74,7 @@ TAU = 0.07  # temperature of cosine softmaxes
 GAIN = (2.0, 0.8, 1.6, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
 INPUT = (0.1, 0.25, 0.4, 0.6)  # length of the part that shows the input itself, beside 1 of what the classes dictate
 AXES_ROWS = 100_000  # training rows that the principal axes are found in: 50 MB at 128-d
-ORDER = 28.0  # divides the log-probabilities, whose range is 2 / TAU = 28 or more
+ORDER = 28.0  # divides the log-probabilities: what they add ranges over half a class's probability
 
 
 class FractalAdapter(Adapter):
@@ -139,7 +139,8 @@ class FractalAdapter(Adapter):
         x = normalize(x[:AXES_ROWS].cpu().double(), dim=1)
         self.mean.copy_(x.mean(0))
         axes = torch.zeros(len(self.axes), self.dim)
-        components = torch.linalg.eigh(torch.cov(x.T, correction=0)).eigenvectors.T.flip(0)  # most varying first
+        covariance = torch.atleast_2d(torch.cov(x.T, correction=0))
+        components = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)  # most varying first
         n = min(len(axes), *x.shape)
         axes[:n] = components[:n]
         self.axes.copy_(axes.view(self.num_levels, -1, self.dim).flip(0).flatten(0, 1))
@@ -214,6 +215,9 @@ class PublishedAdapter(Adapter):
         return normalize(pad(blocks[:, :j].flatten(1), (0, (self.num_levels - j) * self.scale_dim)), dim=1)
 
 
+RECIPES = ("fractal", "published", "mrl")
+
+
 def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
     """A new adapter for a checkpoint's config (recipe, dim, num_levels, scale_dim, paths) and class names per level."""
     shape = config["dim"], config["num_levels"], config["scale_dim"]
@@ -254,7 +258,12 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
 
 
 def check_sizes(config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Raise ValueError if a config asks for sizes that none of the weights has: it may ask for gigabytes."""
+    """Raise ValueError if a config asks for sizes that none of the weights has: it may ask for gigabytes.
+
+    Or for a recipe that there is not, whose name would be shown.
+    """
+    if config["recipe"] not in RECIPES:
+        raise ValueError(f"there is no recipe {config['recipe']!r}")
     asked = {config["dim"], config["scale_dim"]}
     if config["recipe"] != "published":
         asked.add(sum(max(codes) + 1 for codes in zip(*config["paths"], strict=True)))

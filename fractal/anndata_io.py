@@ -104,7 +104,9 @@ def embed_h5ad(adapter: Adapter, recipe: str, adapter_sha256: str, source: Path,
         outputs = [add_obsm(file, "X_fractal", vectors.num_rows, dims)]
         if recipe == "published":
             outputs.append(add_obsm(file, "X_fractal_blocks", vectors.num_rows, dims))
-        needs("anndata", "h5ad").io.write_elem(file["uns"], "fractal", facts(adapter, recipe, adapter_sha256))
+        needs("anndata", "h5ad").io.write_elem(
+            file.require_group("uns"), "fractal", facts(adapter, recipe, adapter_sha256)
+        )
         start = invalid = 0
         with tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
             for found in embed_chunks(adapter.eval(), (chunk for _, chunk in vectors.chunks(CHUNK))):

@@ -14,7 +14,7 @@ are as odd or odder. The adapter squeezes unknown cells into known types, which 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ NEIGHBOURS = 30
 TAU = 0.1  # a vote's weight is exp(cosine / TAU), so that 5 near cells of a rare type outweigh 25 far ones
 UNLIKE = 0.03  # typicality below this: the cell is flagged
 CAUTION = 0.08  # typicality below this: no label deeper than the lineage
+CHUNK = 4_096  # cells whose neighbours' vectors are held at a time: 63 MB at 4 x 32
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Annotator:
     def __init__(self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree) -> None:
         self.adapter, self.tree = adapter, tree
         self.device = next(adapter.parameters()).device
-        self.path = torch.from_numpy(path).to(self.device)
+        self.path = torch.from_numpy(path)
         self.bank = embed(adapter, torch.from_numpy(vectors).to(self.device))[-1]
         x = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         used, row = np.unique(path, return_inverse=True)
@@ -108,17 +109,21 @@ class Annotator:
 
     def __call__(self, vectors: np.ndarray) -> Raw:
         """vectors (n, dim) float32, finite and not zero."""
+        parts = [self.ask(vectors[start : start + CHUNK]) for start in range(0, max(len(vectors), 1), CHUNK)]
+        return Raw(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Raw)))
+
+    def ask(self, vectors: np.ndarray) -> Raw:
         x = torch.from_numpy(vectors).to(self.device)
         full = embed(self.adapter, x)[-1]
         k = min(NEIGHBOURS, len(self.bank))
         found = nearest(full, self.bank, k) if len(x) else torch.zeros(0, k, dtype=torch.int64)
-        cosine = torch.einsum("nd,nkd->nk", full, self.bank[found])
-        votes = torch.zeros(len(x), len(self.tree.paths), dtype=torch.float64, device=self.device)
-        votes.scatter_add_(1, self.path[found], (cosine / TAU).double().softmax(1))
-        path, share = descend(votes.cpu().numpy(), self.tree.nodes)
+        cosine = torch.einsum("nd,nkd->nk", full, self.bank[found]).cpu().double()  # Apple's MPS has no float64
+        votes = torch.zeros(len(x), len(self.tree.paths), dtype=torch.float64)
+        votes.scatter_add_(1, self.path[found.cpu()], (cosine / TAU).softmax(1))
+        path, share = descend(votes.numpy(), self.tree.nodes)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        return Raw(path, share, mahalanobis, (1 - cosine[:, 0]).clamp(min=0).double().cpu().numpy())
+        return Raw(path, share, mahalanobis, (1 - cosine[:, 0]).clamp(min=0).numpy())
 
 
 def descend(votes: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

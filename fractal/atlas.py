@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -121,6 +122,12 @@ def read_vectors(table: pa.Table, path: str | Path) -> np.ndarray:
     return numbers.to_numpy().reshape(len(column), column.type.list_size)
 
 
+def usable(vectors: np.ndarray) -> np.ndarray:
+    """(n,) bool: finite and not zero, and so is the square of the length."""
+    norm = np.einsum("ij,ij->i", vectors, vectors)
+    return np.isfinite(norm) & (norm > 0)
+
+
 def iter_vectors(path: str | Path) -> Iterator[np.ndarray]:
     """The whole embedding column in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
     metadata = open_atlas(path).metadata
@@ -171,7 +178,7 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
                 table = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
             chosen = ascending[lo:hi] - start
             found = read_vectors(table, path)[chosen]
-            if not np.isfinite(found).all() or not found.any(axis=1).all():
+            if not usable(found).all():
                 raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
             vectors[order[lo:hi]] = found
             tables.append(table.select(LEVEL_COLUMNS).take(pa.array(chosen)))
@@ -224,6 +231,8 @@ def study_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:
 def draw_studies(path: str | Path, ratio: float, seed: int) -> list[str]:
     """Studies in random order, as many as it takes to hold `ratio` of the cells; never all of them."""
     codes, names = study_codes(path)
+    if len(names) < 2:
+        raise InputError(f"{path}: all its cells are of one study, so none can be held out; hold out cells instead")
     order = np.random.default_rng(seed).permutation(len(names))
     share = np.cumsum(np.bincount(codes)[order]) / len(codes)
     count = min(int(np.searchsorted(share, ratio)) + 1, len(names) - 1)
@@ -242,6 +251,14 @@ class Split:
     max_samples: int  # 0: all rows that are not test rows
     test_studies: list[str] = field(default_factory=list)  # whole studies are held out; none: cells are
     fold: int = 0  # which cells are: of a fifth each, the folds 0 to 4 hold every cell once
+
+    @staticmethod
+    def of(checkpoint: dict[str, Any], model: Path) -> "Split":
+        """That of a checkpoint. Raises InputError for one without."""
+        try:
+            return Split(**checkpoint["split"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{model}: carries no split of train.py; train it again") from error
 
     def is_test(self, path: str | Path) -> np.ndarray:
         """(num_rows,) bool. Raises InputError for a study that the file does not have."""

@@ -12,9 +12,6 @@ The full fractal vectors are not kept: the adapter makes 100,000 in a second or 
 
 import csv
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,13 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from fractal.adapter import Adapter, build_adapter
+from fractal.adapter import Adapter, build_adapter, check_sizes
 from fractal.annotate import Annotator, Calibration, Tree
-from fractal.atlas import ROW_GROUP, fingerprint, read_rows, writing
+from fractal.atlas import ROW_GROUP, fingerprint, open_atlas, read_rows, writing
 from fractal.cli import LEVELS, InputError
+from fractal.files import replacing_folder
 from fractal.ontology import MANUAL
 
 VERSION = 1
@@ -52,24 +49,15 @@ class Bundle:
         return Annotator(self.adapter, self.vectors[rows], self.path[rows], self.tree)
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its place when the block ends well; only a bundle is replaced."""
+def check_place(path: Path) -> None:
+    """Raises InputError for an output that is there and no bundle: only a bundle is replaced."""
     if path.exists() and not (path / "bundle.json").is_file():
         raise InputError(f"{path}: is there, and no bundle; name another --output")
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(path, ignore_errors=True)
-        part.replace(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_bundle(path: Path, bundle: Bundle, card: str) -> None:
     """Write all files; `facts` are completed with the version and the hashes."""
+    check_place(path)
     with replacing_folder(path) as part:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
         (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
@@ -94,25 +82,32 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
     """Raises InputError for a folder that is no bundle, is of another version, or whose files were changed."""
     try:
         facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        version, hashes = facts.get("version"), dict(facts.get("sha256", {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a bundle (bundle.json cannot be read); make one with bundle.py") from error
-    if facts.get("version") != VERSION:
-        raise InputError(f"{path}: a bundle of version {facts.get('version')}, this reads {VERSION}; make it again")
+    if version != VERSION:
+        raise InputError(f"{path}: a bundle of version {version}, this reads {VERSION}; make it again")
     for name in FILES:
-        if not (path / name).is_file() or fingerprint(path / name) != facts.get("sha256", {}).get(name):
+        if not (path / name).is_file() or fingerprint(path / name) != hashes.get(name):
             raise InputError(f"{path / name}: missing, or not the file that the bundle was made with; make it again")
+    reference = path / "reference.parquet"
     try:
+        state = load_file(path / "adapter.safetensors")
+        check_sizes(facts["config"], state)
         adapter = build_adapter(facts["config"], facts["classes"])
-        adapter.load_state_dict(load_file(path / "adapter.safetensors"))
+        adapter.load_state_dict(state)
         with open(path / "hierarchy.tsv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         tree = Tree.of([tuple(row[level] for level in LEVELS) for row in rows])
         cl_ids = np.array([[row[column] for column in ID_COLUMNS] for row in rows])
         calibration = Calibration(**json.loads((path / "calibration.json").read_text(encoding="utf-8")))
-    except (RuntimeError, KeyError, IndexError, TypeError, ValueError, SafetensorError) as error:
+        calibration.probability(np.zeros((1, len(LEVELS))))  # both fail if it holds something else than numbers
+        calibration.typicality(np.zeros(1), np.zeros(1))
+        cells = read_rows(reference, np.arange(open_atlas(reference).metadata.num_rows))
+    except InputError:
+        raise
+    except Exception as error:  # whatever damaged files make torch, json and numpy raise
         raise InputError(f"{path}: a damaged bundle; make it again with bundle.py") from error
-    reference = path / "reference.parquet"
-    cells = read_rows(reference, np.arange(facts["reference_cells"]))
     codes = path_codes(cells.labels, cells.classes, tree, reference)
     return Bundle(adapter.to(device).eval(), tree, cl_ids, cells.vectors, codes, calibration, facts)
 

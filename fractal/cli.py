@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,9 @@ def run(main: Callable[[], None]) -> None:
         line, code = f"error: {error}", 2
     except OSError as error:  # no permission, a folder where a file should be, ...
         line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU without memory
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
         line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
     except KeyboardInterrupt as stop:
         line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,13 +22,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
     path = Path(os.path.realpath(path))  # a link stays a link
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.iterdir():
-        if (pid := part_of(left.name, path.name)) and not is_running(pid):
-            with suppress(OSError):  # another run was faster, or it is another user's
-                left.unlink()
+    remove_leftovers(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -46,6 +43,47 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: yield an empty one, which takes the place of `path` when the block ends well.
+
+    A folder cannot take another's place in one step: killed between two renames, there is nothing.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    new, old = part / "new", part / "old"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in (*new.iterdir(), new):
+            flush(file)
+        if path.exists():
+            path.replace(old)
+        new.replace(path)
+        flush(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(path: str | Path) -> None:
+    """Raises InputError for an output that can't be a file, so that a script may say so before it works for it."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Of runs that wrote `path` and were killed."""
+    for left in path.parent.iterdir():
+        if (pid := part_of(left.name, path.name)) and not is_running(pid):
+            with suppress(OSError):  # another run was faster, or it is another user's
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def part_of(name: str, output: str) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fractal.atlas import usable
 from fractal.cli import InputError, needs
-from fractal.vectors import CHUNK, Source, from_obsm, open_h5ad, refuse, usable
+from fractal.vectors import CHUNK, Source, from_obsm, open_h5ad, refuse
 
 
 def obs_codes(file: Any, path: Path, key: str) -> tuple[np.ndarray, list[str]]:
@@ -54,7 +55,8 @@ class LabelledCells:
         for _, chunk in self.vectors.chunks(size):
             keep = self.keep[seen : seen + len(chunk)]
             refuse(keep & ~usable(chunk), seen, self.vectors.path)
-            yield slice(done, done + keep.sum()), chunk[keep]
+            if keep.any():
+                yield slice(done, done + keep.sum()), chunk[keep]
             done, seen = done + keep.sum(), seen + len(chunk)
 
 

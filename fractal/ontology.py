@@ -20,7 +20,7 @@ import networkx as nx
 import numpy as np
 import obonet
 
-from fractal.cli import InputError
+from fractal.cli import InputError, printable
 
 CL_SLIM = Path(__file__).parent.parent / "data" / "cl-slim.obo"  # the shipped release
 
@@ -82,7 +82,8 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{obo}: cannot be read as OBO ({reason}); data/cl-slim.obo is a good one") from error
     # "cl/releases/2025-07-30", "releases/2025-07-30/cl.owl", ... by product and year
-    release = str(full.graph.get("data-version", "unknown")).rpartition("releases/")[2].partition("/")[0]
+    version = printable(str(full.graph.get("data-version", "unknown")))
+    release = version.rpartition("releases/")[2].partition("/")[0]
     graph = nx.DiGraph(release=release)
     for term, data in full.nodes(data=True):
         if term.startswith("CL:") and "name" in data:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from fractal.atlas import usable
 from fractal.cli import InputError
 from fractal.reorder import reorder
 
@@ -69,8 +70,7 @@ class Release:
         """
         start = 0
         for vectors in reorder(self._records_by_chunk(size), len(self), self.dim, size, scratch):
-            norm = np.einsum("ij,ij->i", vectors, vectors)
-            bad = np.flatnonzero(~np.isfinite(norm) | (norm == 0))
+            bad = np.flatnonzero(~usable(vectors))
             if len(bad):
                 raise InputError(
                     f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; "

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fractal.atlas import ROW_GROUP, open_atlas, read_vectors, reading
+from fractal.atlas import ROW_GROUP, open_atlas, read_vectors, reading, usable
 from fractal.cli import InputError, needs
 from fractal.files import replacing
 
@@ -46,12 +46,6 @@ class Source:
                 refuse(~usable(vectors), start, self.path)
             yield columns, vectors
             start += len(vectors)
-
-
-def usable(vectors: np.ndarray) -> np.ndarray:
-    """(n,) bool: finite and not zero."""
-    norm = np.einsum("ij,ij->i", vectors, vectors)
-    return np.isfinite(norm) & (norm > 0)
 
 
 def refuse(bad: np.ndarray, start: int, path: Path) -> None:
@@ -98,8 +92,8 @@ def read_npy(path: Path) -> Source:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        matrix = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects
+    except Exception as error:  # whatever a damaged header makes numpy's parser raise
         raise InputError(f"{path}: not a .npy file, or damaged ({str(error).splitlines()[0]})") from error
     return from_matrix(path, matrix.shape, matrix.dtype, matrix.__getitem__)
 
@@ -209,17 +203,14 @@ def write_parquet(path: Path, source: Source, dim: int, dtype: np.dtype, metadat
 @contextmanager
 def write_npy(path: Path, source: Source, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
     """The vectors alone, (n, dim): the format has no place for columns or metadata."""
-    with replacing(path) as part:
-        matrix = np.lib.format.open_memmap(part, "w+", dtype, (source.num_rows, dim))
-        rows = 0
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (source.num_rows, dim)}
+    with replacing(path) as part, open(part, "wb") as file:  # not mapped: a full disk would end the process
+        np.lib.format.write_array_header_1_0(file, header)
 
         def append(_: pa.Table, vectors: np.ndarray) -> None:
-            nonlocal rows
-            matrix[rows : rows + len(vectors)] = vectors
-            rows += len(vectors)
+            file.write(np.ascontiguousarray(vectors, dtype).data)
 
         yield append
-        matrix.flush()
 
 
 def writing_vectors(

@@ -152,7 +152,7 @@ def test_the_blocks_send_no_gradient_to_the_probabilities():
     assert adapter.path_anchors.grad is None
 
 
-@pytest.mark.parametrize("dim", [24, 17, 3])
+@pytest.mark.parametrize("dim", [24, 17, 3, 1])
 def test_the_blocks_show_the_principal_components(dim: int):
     """The last one the first 5, the one before it the next 5, ...; what the input does not have is zero."""
     torch.manual_seed(0)
@@ -180,3 +180,6 @@ def test_byte_dropout_is_dropout():
     assert torch.allclose(y[kept] / x[kept], torch.tensor(256 / 205))  # 205 of 256 are kept
     assert (y == 0).float().mean(0).std().item() < 0.03  # by entry, not by row or column: sd .018 if independent
     assert torch.equal(layer.eval()(x), x)
+    for p in (0.0, 0.001):  # less than one 256th
+        assert torch.equal(ByteDropout(p)(x), x)
+    assert (ByteDropout(1.0)(x) == 0).float().mean().item() == pytest.approx(255 / 256, abs=0.001)

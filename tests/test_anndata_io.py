@@ -52,6 +52,16 @@ def test_bad_keys(tmp_path: Path, h5ad: Path, fails, flags: list[str], words: st
     assert not (tmp_path / "out.parquet").exists()
 
 
+def test_many_cells_in_a_row_without_a_label(tmp_path: Path, monkeypatch):
+    """A chunk without any labelled cell, as in joined data sets of which one is labelled."""
+    monkeypatch.setattr("fractal.labelled.LabelledCells.chunks.__defaults__", (4, None))
+    kinds = [None] * 9 + TYPES
+    path = write_h5ad(tmp_path / "a.h5ad", clustered(["B cell"] * 9 + TYPES), kind=kinds)
+    argv = ["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", str(tmp_path / "o.parquet")]
+    ingest.main(argv)
+    assert pq.read_table(tmp_path / "o.parquet")["level4_subtype"].to_pylist() == TYPES
+
+
 def test_bad_maps_and_cells(tmp_path: Path, h5ad: Path, fails):
     (tmp_path / "map.tsv").write_text("B cell\n", encoding="utf-8")
     base = ["--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o"]

@@ -62,6 +62,7 @@ def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
     path = np.tile(np.arange(6), 30)
     adapter = FractalAdapter(8, 4, 4, torch.from_numpy(TREE.nodes)).eval()
     queries = clustered(names * 2, dim=8, seed=1)
+    monkeypatch.setattr("fractal.annotate.CHUNK", 5)  # of 12
     raw = Annotator(adapter, x, path, TREE)(queries)
     bank, full = (embed(adapter, torch.from_numpy(v))[-1].numpy() for v in (x, queries))
     distance, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank).kneighbors(full)
@@ -258,6 +259,10 @@ def test_bad_bundles(reference: Path, tmp_path: Path, fails):
 
     assert "a bundle of version 0, this reads 1" in line(edit(version=0))
     assert "not a bundle" in line(lambda folder: (folder / "bundle.json").unlink())
+    assert "not a bundle" in line(lambda folder: (folder / "bundle.json").write_text("[]"))
+    assert "not a bundle" in line(edit(sha256=5))
+    config = json.loads((reference / "ref" / "bundle.json").read_text())["config"]
+    assert "a damaged bundle" in line(edit(config={**config, "dim": 2**30}))
     for name in ("adapter.safetensors", "reference.parquet", "hierarchy.tsv", "calibration.json"):
         with_more = lambda folder, name=name: open(folder / name, "ab").write(b" ")  # noqa: E731, SIM115
         assert f"{name}: missing, or not the file" in line(with_more)

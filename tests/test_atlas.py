@@ -204,6 +204,13 @@ def test_studies_that_are_not_there(tmp_path: Path):
     write_studies(tmp_path / "none.parquet", [0, 0], None)
     with pytest.raises(InputError, match="no column 'study'"):
         draw_studies(tmp_path / "none.parquet", 0.2, 0)
+
+
+def test_the_only_study_cannot_be_held_out(tmp_path: Path):
+    with writing(tmp_path / "one.parquet", 2, True, {}) as writer:
+        writer.append(np.ones((3, 2), np.float32), [(np.zeros(3, int), ["a"])] * 5)
+    with pytest.raises(InputError, match="one.parquet: all its cells are of one study"):
+        draw_studies(tmp_path / "one.parquet", 0.2, 0)
     write_studies(tmp_path / "a.parquet", [0, 1], ["x", "y"])
     with pytest.raises(InputError, match="has no study z; it has x, y"):
         Split("", 2, 0, 0.2, 0.1, 0, ["z"]).rows(tmp_path / "a.parquet")

@@ -47,6 +47,12 @@ def send(number: int) -> Callable[[], None]:
         (stopped_by(InputError("a\x1b[31m\x07\u202eb\udcff: bad")), 2, "error: a\\x1b[31m\\x07\\u202eb\\udcff: bad"),
         (stopped_by(OSError(13, "Permission denied", "/x/y")), 2, "error: /x/y: Permission denied"),
         (stopped_by(MemoryError()), 2, "error: out of memory (); take fewer cells or a larger machine"),
+        (
+            stopped_by(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to")),
+            2,
+            "error: out of memory ([enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to); "
+            "take fewer cells or a larger machine",
+        ),
         (stopped_by(KeyboardInterrupt()), 130, "interrupted: nothing half-written was left behind"),
         (stopped_by(KeyboardInterrupt("epoch 3 kept")), 130, "interrupted: epoch 3 kept"),
         (send(signal.SIGINT), 130, "interrupted: nothing half-written was left behind"),
@@ -58,6 +64,11 @@ def test_what_stops_a_script_is_one_line(main, code: int, line: str, capsys: pyt
         run(main)
     assert stop.value.code == code
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_other_errors_are_ours_and_keep_their_trace():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(stopped_by(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
 
 def test_an_error_as_long_as_a_broken_file_is_cut(capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -229,6 +230,13 @@ def test_what_is_kept_belongs_to_one_run(checkpoint: Path, tmp_path: Path, monke
             found = embedded(checkpoint, tmp_path / f"{name}.parquet", out, "--prefix", j, "--resume")
             assert found.read_bytes() == expected[name]
     cells = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES), kind=TYPES)
+    with h5py.File(cells, "r+") as file:
+        file["obsm/X_other"] = file["obsm/X_pca"][:][::-1]
+    other = embedded(checkpoint, cells, tmp_path / "other.npy", "--obsm", "X_other").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(embed.shutil, "rmtree", lambda _: None)
+        embedded(checkpoint, cells, out, "--obsm", "X_pca", "--resume")
+        assert embedded(checkpoint, cells, out, "--obsm", "X_other", "--resume").read_bytes() == other
     argv = ["--model-path", checkpoint, "--input", cells, "--obsm", "X_pca", "--resume"]
     assert "--resume goes from a file to a .parquet or .npy" in fails(embed.main, *argv)
 

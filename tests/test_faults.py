@@ -4,12 +4,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import fuzz
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = fuzz.targets()
+SCRATCH = TemporaryDirectory()
+TARGETS = fuzz.targets(Path(SCRATCH.name))
 
 
 def test_killed_stopped_and_out_of_room():

@@ -12,7 +12,7 @@ import torch
 
 from fractal.atlas import writing
 from fractal.cli import InputError, run
-from fractal.files import is_running, replacing
+from fractal.files import is_running, replacing, replacing_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -94,6 +94,36 @@ def test_a_link_stays_a_link(tmp_path: Path):
         assert (tmp_path / "big disk" / "a").read_text() == text
     assert (tmp_path / "a").is_symlink()
     assert names(tmp_path / "big disk") == ["a"]
+
+
+def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path, dead: int):
+    for name in ("a", f".a.{dead}.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.txt").write_text("old")
+    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "a") as new:
+        (new / "missing" / "new.txt").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old.txt"]
+    with replacing_folder(tmp_path / "a") as new:
+        (new / "new.txt").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["new.txt"]
+
+
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old.txt").write_text("old")
+    replace = Path.replace
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("no")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replacing_folder(tmp_path / "a"):
+        patch.setattr(Path, "replace", fails)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old.txt"]
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path):

@@ -16,6 +16,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
+from fractal.adapter import load
 from fractal.atlas import LEVEL_COLUMNS, read_rows, text_codes
 from fractal.cli import InputError
 from fractal.ontology import CL_SLIM, build_hierarchy, load_graph
@@ -122,7 +123,8 @@ def test_a_folder_that_is_read_only(fails, release: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("script", ["ingest", "stratify", "train", "eval"])
-def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, tmp_path: Path, script: str):
+def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, monkeypatch, tmp_path: Path, script: str):
+    """Said before the work is done, not after it."""
     (tmp_path / "taken").mkdir()
     model = ["--epochs", "1", "--scale-dim", "4"]
     if script == "ingest":
@@ -135,10 +137,24 @@ def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, tmp_p
         if script == "eval":
             train.main(["--input", str(data), "--output", str(tmp_path / "a.pt"), *model])
             argv = [evaluate.main, "--model-path", tmp_path / "a.pt", "--input", data, "--json", tmp_path / "taken"]
+        for work in ("train.PrefixObjective", "eval.nearest"):
+            monkeypatch.setattr(work, lambda *_: pytest.fail("too late"))
     assert "taken: is not a file" in fails(*argv)
 
 
 # An ontology
+
+
+def test_names_from_files_do_not_reach_the_terminal_as_they_are(stratified: Path, tmp_path: Path):
+    text = CL_SLIM.read_text(encoding="utf-8").replace("releases/2025-07-30", "releases/2025\x1b[2J", 1)
+    (tmp_path / "a.obo").write_text(text, encoding="utf-8")
+    assert load_graph(tmp_path / "a.obo").graph["release"] == "2025\\x1b[2J"
+    train.main(["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"])
+    checkpoint = torch.load(tmp_path / "a.pt", weights_only=True)
+    checkpoint["config"]["recipe"] = "fractal\x1b[2J"
+    torch.save(checkpoint, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load(tmp_path / "a.pt")
 
 
 def obo(*terms: str) -> str:

@@ -64,6 +64,12 @@ def test_bad_files(tmp_path: Path):
     for name in ("junk.h5ad", "junk.npy", "junk.parquet"):
         (tmp_path / name).write_bytes(b"junk")
     (tmp_path / "folder").mkdir()
+    np.savez(tmp_path / "several", np.zeros((3, 4)))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    whole = tmp_path / "whole.npy"
+    np.save(whole, np.zeros((3, 4)))
+    (tmp_path / "header.npy").write_bytes(whole.read_bytes().replace(b"{'descr'", b"{'de\"cr'"))
+    (tmp_path / "short.npy").write_bytes(whole.read_bytes()[:-1])
     for name, array in {"flat": np.zeros(3), "none": np.zeros((0, 3)), "ints": np.zeros((3, 4), int)}.items():
         np.save(tmp_path / f"{name}.npy", array)
     with h5py.File(tmp_path / "old.h5ad", "w") as file:  # obs was one compound dataset before AnnData 0.7
@@ -72,7 +78,9 @@ def test_bad_files(tmp_path: Path):
     write_h5ad(tmp_path / "x.h5ad", clustered(TYPES))
     for name, words in {
         "absent.npy": "no such file", "absent.h5ad": "no such file", "absent.parquet": "no such file",
-        "junk.h5ad": "not an .h5ad", "junk.npy": "not a .npy file", "junk.parquet": "not a Parquet file",
+        "junk.h5ad": "not an .h5ad", "junk.npy": "not a .npy file",
+        "several.npy": "not a .npy file", "header.npy": "not a .npy file", "short.npy": "not a .npy file",
+        "junk.parquet": "not a Parquet file",
         "folder": "not a TileDB array", "flat.npy": "cells x dims", "none.npy": "at least one cell",
         "ints.npy": r"holds int64 of shape \(3, 4\)", "ints": "holds int64", "old.h5ad": "before 0.7",
         "x.h5ad": "has no obsm 'X_umap'; it has X_pca",
