@@ -6,7 +6,8 @@
 Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
 length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
 
-int8 vectors are prefix values times 127 over the largest value of the prefix; cosines do not depend on that factor.
+int8 vectors are prefix values times 127 over the largest value of that prefix among the --recall-cells; larger ones are
+cut off there. Cosines do not depend on the factor.
 """
 
 import argparse

@@ -157,7 +157,7 @@ STAGES = [
         REFERENCE,
         most=1_000_000,
     ),
-    Stage(  # each cell is compared with the 100,000 of the reference
+    Stage(  # each cell is compared with the 50,000 of the reference
         "annotate",
         "annotate",
         f"--input {{folder}}/{CELLS} --reference {{folder}}/reference --output {{folder}}/{LABELS}",
