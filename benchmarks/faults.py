@@ -63,6 +63,7 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
     if child := os.fork():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         return child
+    code = 1
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
@@ -70,13 +71,14 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         prepare()
         run(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS), importlib.import_module(script).main(flags))[1])
-        os._exit(0)
+        code = 0
     except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
         sys.stdout.flush()
-        os._exit(stop.code if isinstance(stop.code, int) else 1)
     except BaseException:
         traceback.print_exc()
-    os._exit(1)
+    finally:  # also where the log takes no more: what lies above in the stack is the parent's business
+        os._exit(code)
 
 
 def wait(child: int) -> int:

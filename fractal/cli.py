@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 # The four levels, coarse to fine, in the words of tables and JSON.
@@ -47,7 +48,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stop:
         line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
         code = 143 if isinstance(stop, Terminated) else 130
-    print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr)
+    with suppress(OSError):  # nobody reads it, or no room
+        print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads it, or no room: else Python would complain once more on its way out
