@@ -116,7 +116,7 @@ def rivals(
     nothing = np.zeros(len(queries))  # no rival flags odd cells
 
     def raw(probability: np.ndarray) -> Raw:
-        return Raw(*descend(probability, nodes), nothing, nothing)
+        return Raw(*descend(probability, nodes), nothing, nothing, nothing)
 
     def neighbours(q: torch.Tensor, bank: torch.Tensor, k: int) -> Raw:
         found = path[nearest(q, bank, k).numpy()]

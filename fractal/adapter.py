@@ -29,6 +29,10 @@ class Adapter(nn.Module):
         self.dim, self.num_levels, self.scale_dim = dim, num_levels, scale_dim
 
     def blocks(self, x: Tensor) -> Tensor:
+        return self.logits_and_blocks(x)[1]
+
+    def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, dim) -> scores of the finest classes that it knows (n, classes), before the softmax, and the blocks."""
         raise NotImplementedError
 
     def full(self, blocks: Tensor) -> Tensor:
@@ -145,9 +149,6 @@ class FractalAdapter(Adapter):
         axes[:n] = components[:n]
         self.axes.copy_(axes.view(self.num_levels, -1, self.dim).flip(0).flatten(0, 1))
 
-    def blocks(self, x: Tensor) -> Tensor:
-        return self.logits_and_blocks(x)[1]
-
     def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, dim) -> logits of the paths (n, num_paths), and the blocks.
 
@@ -206,6 +207,10 @@ class PublishedAdapter(Adapter):
             h = h + self.ffn(self.norm2(h)) + first * (0.1 / (1 + 0.3 * i))
             blocks.append(scale(h))
         return torch.stack(blocks, 1)
+
+    def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        blocks = self.blocks(x)
+        return self.leaf(self.full(blocks)), blocks
 
     def full(self, blocks: Tensor) -> Tensor:
         return normalize(self.norm_full(blocks.flatten(1)), dim=1)

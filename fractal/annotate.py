@@ -8,9 +8,10 @@ is below the confidence asked for.
 
 Votes say nothing about types that the reference lacks: such a cell still has 30 nearest. So a cell is also compared
 with the predicted type in two ways: the Mahalanobis distance of its input vector from the type's mean, under the
-covariance that all types share (Lee et al. 2018), and the cosine distance of its fractal vector from the nearest
-reference cell. Both become conformal p-values, joined as Fisher did; `typicality` is the share of held-out cells that
-are as odd or odder. The adapter squeezes unknown cells into known types, which is why its vectors alone do not do.
+covariance that all types share (Lee et al. 2018), and the largest logit that the adapter has for any path (Hendrycks et
+al. 2022): unknown cells get a low one. Both become conformal p-values, joined as Fisher did; `typicality` is the share
+of held-out cells that are as odd or odder. Distances between fractal vectors say less: the adapter squeezes unknown
+cells into known types.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ from fractal.metrics import nearest
 # Chosen on other draws of donors (seeds 10 and 11) than those that benchmarks/annotation.py reports.
 NEIGHBOURS = 30
 TAU = 0.1  # a vote's weight is exp(cosine / TAU), so that 5 near cells of a rare type outweigh 25 far ones
-UNLIKE = 0.03  # typicality below this: the cell is flagged
-CAUTION = 0.08  # typicality below this: no label deeper than the lineage
+UNLIKE = 0.035  # typicality below this: the cell is flagged
+CAUTION = 0.09  # typicality below this: no label deeper than the lineage
 CHUNK = 4_096  # cells whose neighbours' vectors are held at a time: 63 MB at 4 x 32
 
 
@@ -55,7 +56,7 @@ class Calibration:
 
     votes: list[tuple[list[float], list[float]]]  # per level: knots (votes, probability), ascending, interpolated
     mahalanobis: list[float]  # of the held-out cells, ascending
-    distance: list[float]
+    doubt: list[float]
     oddness: list[float]  # both joined
 
     def probability(self, votes: np.ndarray) -> np.ndarray:
@@ -63,9 +64,9 @@ class Calibration:
         columns = [np.interp(column, *knots) for column, knots in zip(votes.T, self.votes, strict=True)]
         return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
 
-    def typicality(self, mahalanobis: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    def typicality(self, mahalanobis: np.ndarray, doubt: np.ndarray) -> np.ndarray:
         """(n,) and (n,) -> (n,) in (0, 1]."""
-        return tail(fisher(tail(mahalanobis, self.mahalanobis), tail(distance, self.distance)), self.oddness)
+        return tail(fisher(tail(mahalanobis, self.mahalanobis), tail(doubt, self.doubt)), self.oddness)
 
 
 def tail(values: np.ndarray, held_out: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -85,6 +86,7 @@ class Raw:
     path: np.ndarray  # (n,) int64, a path that runs through all four labels
     votes: np.ndarray  # (n, 4) float64, the share of the votes for each label
     mahalanobis: np.ndarray  # (n,) from the predicted subtype's mean
+    doubt: np.ndarray  # (n,) minus the largest logit
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
 
 
@@ -114,7 +116,9 @@ class Annotator:
 
     def ask(self, vectors: np.ndarray) -> Raw:
         x = torch.from_numpy(vectors).to(self.device)
-        full = embed(self.adapter, x)[-1]
+        with torch.inference_mode():
+            logits, blocks = self.adapter.logits_and_blocks(x)
+            full, doubt = self.adapter.full(blocks), -logits.max(1).values
         k = min(NEIGHBOURS, len(self.bank))
         found = nearest(full, self.bank, k) if len(x) else torch.zeros(0, k, dtype=torch.int64)
         cosine = torch.einsum("nd,nkd->nk", full, self.bank[found]).cpu().double()  # Apple's MPS has no float64
@@ -123,7 +127,7 @@ class Annotator:
         path, share = descend(votes.numpy(), self.tree.nodes)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        return Raw(path, share, mahalanobis, (1 - cosine[:, 0]).clamp(min=0).numpy())
+        return Raw(path, share, mahalanobis, doubt.cpu().numpy(), (1 - cosine[:, 0]).clamp(min=0).numpy())
 
 
 def descend(votes: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,9 +152,9 @@ def calibrate(raw: Raw, true_path: np.ndarray, tree: Tree, weight: np.ndarray | 
     for k in range(len(LEVELS)):
         fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw.votes[:, k], right[:, k], weight)
         knots.append((fit.X_thresholds_.tolist(), fit.y_thresholds_.tolist()))
-    mahalanobis, distance = np.sort(raw.mahalanobis), np.sort(raw.distance)
-    oddness = np.sort(fisher(tail(raw.mahalanobis, mahalanobis), tail(raw.distance, distance)))
-    return Calibration(knots, mahalanobis.tolist(), distance.tolist(), oddness.tolist())
+    mahalanobis, doubt = np.sort(raw.mahalanobis), np.sort(raw.doubt)
+    oddness = np.sort(fisher(tail(raw.mahalanobis, mahalanobis), tail(raw.doubt, doubt)))
+    return Calibration(knots, mahalanobis.tolist(), doubt.tolist(), oddness.tolist())
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ class Answer:
 def answer(raw: Raw, calibration: Calibration, confidence: float = 0.8) -> Answer:
     """Back off to the deepest level whose probability is at least `confidence`, and to the lineage in odd cells."""
     probability = calibration.probability(raw.votes)
-    typicality = calibration.typicality(raw.mahalanobis, raw.distance)
+    typicality = calibration.typicality(raw.mahalanobis, raw.doubt)
     depth = (probability >= confidence).sum(1)  # probabilities fall from level to level
     depth = np.where(typicality < CAUTION, np.minimum(depth, 2), depth)
     return Answer(raw.path, probability, depth, raw.distance, typicality, typicality < UNLIKE)

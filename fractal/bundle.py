@@ -28,7 +28,7 @@ from fractal.cli import LEVELS, InputError
 from fractal.files import replacing_folder
 from fractal.ontology import MANUAL
 
-VERSION = 1
+VERSION = 2  # 1: typicality by distance, before the adapter's logits were asked
 FILES = ("adapter.safetensors", "reference.parquet", "hierarchy.tsv", "calibration.json")
 ID_COLUMNS = tuple(f"{level}_cl_id" for level in LEVELS)
 

@@ -25,7 +25,7 @@ import export
 import ingest
 import train
 from fractal.adapter import FractalAdapter, PublishedAdapter, embed
-from fractal.annotate import Annotator, Raw, Tree, answer, calibrate, calibration_error, descend, tail
+from fractal.annotate import CAUTION, UNLIKE, Annotator, Raw, Tree, answer, calibrate, calibration_error, descend, tail
 from fractal.bundle import choose_paths, read_bundle
 from fractal.cli import LEVELS, InputError
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
@@ -78,6 +78,8 @@ def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
         away = unit_q[i] - unit[path == p[0]].mean(0)
         assert raw.mahalanobis[i] == pytest.approx(np.sqrt(away @ precision @ away), rel=1e-3)
         assert raw.distance[i] == pytest.approx(distance[i, 0], abs=1e-5)
+        logits = adapter.logits_and_blocks(torch.from_numpy(queries[i : i + 1]))[0]
+        assert raw.doubt[i] == pytest.approx(-max(logits[0].tolist()), rel=1e-4)
 
 
 def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
@@ -86,7 +88,7 @@ def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
     true, votes = rng.integers(0, 4, n), np.sort(rng.random((n, 4)), axis=1)[:, ::-1]
     wrong = rng.random(n) > votes[:, 3] ** 2
     path = np.where(wrong, (true + 1) % 4, true)
-    return Raw(path, votes, rng.random(n), rng.random(n)), true
+    return Raw(path, votes, rng.random(n), rng.random(n), rng.random(n)), true
 
 
 def test_probabilities_are_calibrated_and_fall():
@@ -97,10 +99,10 @@ def test_probabilities_are_calibrated_and_fall():
     assert calibration_error(raw.votes[:, 3], right[:, 3]) > 0.1
     assert calibration_error(found.probability[:, 3], right[:, 3]) < 0.03
     assert (np.diff(found.probability, axis=1) <= 0).all()
-    odd = found.typicality < 0.08
+    odd = found.typicality < CAUTION
     assert np.array_equal(found.depth[~odd], (found.probability[~odd] >= 0.6).sum(1))
     assert (found.depth[odd] <= 2).all()
-    assert np.mean(found.unlike) == pytest.approx(0.03, abs=0.01)  # of cells like the held-out ones
+    assert np.mean(found.unlike) == pytest.approx(UNLIKE, abs=0.01)  # of cells like the held-out ones
 
 
 def test_calibration_error_is_that_of_equal_mass_bins():
@@ -257,7 +259,7 @@ def test_bad_bundles(reference: Path, tmp_path: Path, fails):
 
         return change
 
-    assert "a bundle of version 0, this reads 1" in line(edit(version=0))
+    assert "a bundle of version 0, this reads 2" in line(edit(version=0))
     assert "not a bundle" in line(lambda folder: (folder / "bundle.json").unlink())
     assert "not a bundle" in line(lambda folder: (folder / "bundle.json").write_text("[]"))
     assert "not a bundle" in line(edit(sha256=5))
