@@ -96,7 +96,10 @@ def test_a_link_stays_a_link(tmp_path: Path):
     assert names(tmp_path / "big disk") == ["a"]
 
 
-def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path, dead: int):
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path, dead: int, monkeypatch, in_one_step: bool):
+    if not in_one_step:
+        monkeypatch.setattr("fractal.files.exchange", lambda *_: False)
     for name in ("a", f".a.{dead}.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old.txt").write_text("old")
@@ -120,8 +123,10 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkey
             raise OSError("no")
         return replace(path, target)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replacing_folder(tmp_path / "a"):
-        patch.setattr(Path, "replace", fails)
+    monkeypatch.setattr("fractal.files.exchange", lambda *_: False)  # a system that can't
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no"), replacing_folder(tmp_path / "a"):
+        pass
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
 
