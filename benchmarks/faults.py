@@ -20,6 +20,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -69,6 +70,7 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
         os.dup2(output, 1)
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        tqdm.set_lock(threading.RLock())  # its own is shared with the parent: killed while it is held, all would wait
         prepare()
         run(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS), importlib.import_module(script).main(flags))[1])
         code = 0
