@@ -24,7 +24,7 @@ from fractal.adapter import Adapter, cut, embed, load
 from fractal.cli import InputError, needs, positive_int, run, table
 from fractal.files import replacing
 from fractal.metrics import nearest
-from fractal.vectors import CHUNK, open_vectors, usable
+from fractal.vectors import CHUNK, open_vectors, usable, write_npy
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
@@ -143,20 +143,18 @@ def write_int8(
         if len(samples[0]) <= NEIGHBOURS:
             raise InputError(f"{path}: {len(samples[0])} usable cells are too few to measure recall on")
         scales = [float(sample.abs().max()) for sample in samples]
-        files = []
-        for name, sample in zip(names, samples, strict=True):
-            part_path = stack.enter_context(replacing(folder / f"{name}.npy"))
-            files.append(stack.enter_context(open(part_path, "wb")))
-            header = {"descr": "|i1", "fortran_order": False, "shape": (source.num_rows, sample.shape[1])}
-            np.lib.format.write_array_header_1_0(files[-1], header)
+        appends = [
+            stack.enter_context(write_npy(folder / f"{name}.npy", source, sample.shape[1], np.dtype(np.int8), {}))
+            for name, sample in zip(names, samples, strict=True)
+        ]
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="int8") as bar:
-            for _, chunk in source.chunks(CHUNK):
+            for columns, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
                 prefixes = embed(adapter, torch.from_numpy(chunk[good]))
-                for file, prefix, scale in zip(files, prefixes, scales, strict=True):
+                for append, prefix, scale in zip(appends, prefixes, scales, strict=True):
                     out = np.zeros((len(chunk), prefix.shape[1]), np.int8)
                     out[good] = quantize(prefix.numpy(), scale)
-                    file.write(out.tobytes())
+                    append(columns, out)
                 bar.update(len(chunk))
     quantized = [torch.from_numpy(quantize(s.numpy(), scale)) for s, scale in zip(samples, scales, strict=True)]
     return [(n, *recall(s, q)) for n, s, q in zip(names, samples, quantized, strict=True)]

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fractal.cli import InputError
+from fractal.cli import InputError, reason
 from fractal.files import replacing
 
 LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
@@ -77,7 +77,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a Parquet file, or damaged ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not a Parquet file, or damaged ({reason(error)})") from error
 
 
 def open_atlas(path: str | Path) -> pq.ParquetFile:

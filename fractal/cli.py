@@ -57,6 +57,11 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(code)
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what a library says of a damaged file; its kind where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def printable(text: str) -> str:
     """Control characters, escape sequences and undecodable bytes as \\x1b and the like: names come from files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -20,7 +20,7 @@ import networkx as nx
 import numpy as np
 import obonet
 
-from fractal.cli import InputError, printable
+from fractal.cli import InputError, printable, reason
 
 CL_SLIM = Path(__file__).parent.parent / "data" / "cl-slim.obo"  # the shipped release
 
@@ -79,8 +79,7 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
     try:
         full = obonet.read_obo(obo)
     except Exception as error:  # obonet raises what its parser, urllib or the decompressor happen to raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{obo}: cannot be read as OBO ({reason}); data/cl-slim.obo is a good one") from error
+        raise InputError(f"{obo}: cannot be read as OBO ({reason(error)}); data/cl-slim.obo is a good one") from error
     # "cl/releases/2025-07-30", "releases/2025-07-30/cl.owl", ... by product and year
     version = printable(str(full.graph.get("data-version", "unknown")))
     release = version.rpartition("releases/")[2].partition("/")[0]

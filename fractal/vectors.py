@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fractal.atlas import ROW_GROUP, open_atlas, read_vectors, reading, usable
-from fractal.cli import InputError, needs
+from fractal.cli import InputError, needs, reason
 from fractal.files import replacing
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
@@ -94,7 +94,7 @@ def read_npy(path: Path) -> Source:
     try:
         matrix = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects
     except Exception as error:  # whatever a damaged header makes numpy's parser raise
-        raise InputError(f"{path}: not a .npy file, or damaged ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not a .npy file, or damaged ({reason(error)})") from error
     return from_matrix(path, matrix.shape, matrix.dtype, matrix.__getitem__)
 
 

@@ -171,6 +171,16 @@ def test_the_blocks_show_the_principal_components(dim: int):
         assert torch.allclose(found[:, :n], INPUT[j] * signs * normalize(expected, dim=1), atol=1e-4)
 
 
+def test_the_axes_are_the_same_every_time():
+    """Of few rows and fewer axes than numbers, which randomised methods find otherwise each time."""
+    x, axes = torch.randn(600, 100), []
+    for _ in range(2):
+        adapter = FractalAdapter(100, 4, 5, PATHS)
+        adapter.fit_axes(x)
+        axes.append(adapter.axes)
+    assert torch.equal(*axes)
+
+
 def test_byte_dropout_is_dropout():
     torch.manual_seed(0)
     layer, x = ByteDropout(0.2), torch.rand(501, 333) + 1  # 166,833 entries: the last random number is cut
