@@ -59,13 +59,13 @@ class PrefixObjective(nn.Module):
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
-        logits, blocks = adapter.logits_and_blocks(self.x[rows])  # one forward pass serves all prefixes
+        logits, blocks = adapter.logits_and_blocks(self.x.index_select(0, rows))  # one forward pass serves all prefixes
         products = blocks.flatten(1) @ normalize(self.prototypes * self.reach, dim=1).T / TAU
         lengths = blocks.square().sum(2).cumsum(1).sqrt()  # (b, num_levels): of the prefixes
         own = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)
         scores = [logits, *(product / length for product, length in own)]
         found = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.shifts, strict=True)]
-        return -(torch.cat(found, 1) * self.targets[self.path[rows]]).sum() / len(rows)
+        return -(torch.cat(found, 1) * self.targets.index_select(0, self.path[rows])).sum() / len(rows)
 
 
 def log_ratio(sampled: Tensor, natural: Tensor) -> Tensor:
