@@ -13,13 +13,13 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed, pick_device, save
@@ -252,11 +252,10 @@ def main(argv: list[str] | None = None) -> None:
         counts = path_counts(args.input, keep)
         frequency = path_frequency(counts, cells, levels, paths).to(device)
         objective = PrefixObjective(adapter, x, path, frequency)
-    average = AveragedModel(adapter, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)) if recipe.averaged else None
-    scored = cast(Adapter, average.module) if average is not None else adapter
+    scored = copy.deepcopy(adapter) if recipe.averaged else adapter
+    weights, averages = list(adapter.parameters()), list(scored.parameters())
     steps = len(batches(len(x), batch_size, recipe.min_steps))
-    weights = [*adapter.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW([*weights, *objective.parameters()], lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
     scheduler: LRScheduler
     if args.recipe == "published":
         scheduler = CosineAnnealingLR(optimizer, args.epochs * steps)
@@ -267,8 +266,9 @@ def main(argv: list[str] | None = None) -> None:
     best_score, best_epoch, best_state, validation = -math.inf, 0, copy.deepcopy(scored.state_dict()), None
     flags = {name: str(value) for name, value in vars(args).items() if name not in ("input", "output", "resume")}
     flags |= {"lr": repr(lr), "batch_size": str(batch_size), "device": device.type, "input": split.fingerprint}
-    parts = {"adapter": adapter, "objective": objective, "optimizer": optimizer, "scheduler": scheduler}
-    state = TrainingState(output, flags, parts | ({"average": average} if average is not None else {}), device)
+    parts: dict[str, Any] = {"adapter": adapter, "average": scored, "objective": objective}
+    parts |= {"optimizer": optimizer, "scheduler": scheduler}
+    state = TrainingState(output, flags, parts, device)
     done = 0  # epochs
     if state.path.exists() and args.resume:
         done, best_score, best_epoch, best_state, validation = state.read()
@@ -282,15 +282,16 @@ def main(argv: list[str] | None = None) -> None:
         for epoch in range(done + 1, args.epochs + 1):
             adapter.train()
             total = torch.zeros((), device=device)
-            for rows in batches(len(x), batch_size, recipe.min_steps):
+            for step, rows in enumerate(batches(len(x), batch_size, recipe.min_steps)):
                 loss = objective(adapter, rows.to(device))
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(adapter.parameters(), CLIP)
+                nn.utils.clip_grad_norm_(weights, CLIP)
                 optimizer.step()
                 scheduler.step()
-                if average is not None:
-                    average.update_parameters(adapter)
+                if recipe.averaged:  # AveragedModel would copy the buffers as well, in every step
+                    decay = AVERAGE if step or epoch > 1 else 0.0  # the first step's weights are taken as they are
+                    get_ema_multi_avg_fn(decay)(averages, weights, None)
                 total += loss.detach()
                 bar.update()
             mean_loss = total.item() / steps
