@@ -27,11 +27,11 @@ from fractal.adapter import Adapter, embed
 from fractal.cli import LEVELS
 from fractal.metrics import nearest
 
-# Chosen on other draws of donors (seeds 10 and 11) than those that benchmarks/annotation.py reports.
+# Chosen on other draws of donors (seeds 10 and 11; CAUTION also 0 to 2) than those that benchmarks/annotation.py reports.
 NEIGHBOURS = 30
 TAU = 0.1  # a vote's weight is exp(cosine / TAU), so that 5 near cells of a rare type outweigh 25 far ones
 UNLIKE = 0.035  # typicality below this: the cell is flagged
-CAUTION = 0.09  # typicality below this: no label deeper than the lineage
+CAUTION = 0.12  # typicality below this: no label deeper than the lineage
 CHUNK = 4_096  # cells whose neighbours' vectors are held at a time: 63 MB at 4 x 32
 
 
