@@ -215,7 +215,7 @@ class Bench:
             time.sleep(rng.random() * self.duration)
             os.kill(child, stop)
         code = wait(child)
-        outcome = self.judge(older, code, fault)
+        outcome, said = self.judge(older, code, fault), self.log.read_text()
         counts["runs"] += 1
         counts[outcome] += 1
         if fault == "full disk":
@@ -225,7 +225,7 @@ class Bench:
             tqdm.write(f"{self.script}, {fault} {number}: {wrong}", file=sys.stderr)
         if outcome in ("wrong exit", "left over", "half-written"):
             tqdm.write(f"{self.script}, {fault} {number}: {outcome}, exit code {code}", file=sys.stderr)
-            tqdm.write(self.log.read_text()[-1500:], file=sys.stderr)
+            tqdm.write(said[-1500:], file=sys.stderr)
         shutil.rmtree(self.out)
         happened = self.reached.exists()
         self.reached.unlink(missing_ok=True)

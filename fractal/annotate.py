@@ -27,7 +27,7 @@ from fractal.adapter import Adapter, embed
 from fractal.cli import LEVELS
 from fractal.metrics import nearest
 
-# Chosen on other draws of donors (seeds 10 and 11; CAUTION also 0 to 2) than those that benchmarks/annotation.py reports.
+# Chosen on other draws of donors (10 and 11, CAUTION also on 0 to 2) than those that benchmarks/annotation.py reports.
 NEIGHBOURS = 30
 TAU = 0.1  # a vote's weight is exp(cosine / TAU), so that 5 near cells of a rare type outweigh 25 far ones
 UNLIKE = 0.035  # typicality below this: the cell is flagged

@@ -27,6 +27,18 @@ def terminate(*_: object) -> None:
     raise Terminated
 
 
+def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an error is due to: stopped while it imports, torch ends with an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch has no class of its own for a CPU without memory."""
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; what stops it is said in one line on stderr, whatever a name contains, and in the exit code.
 
@@ -37,17 +49,18 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
         return
-    except InputError as error:
-        line, code = f"error: {error}", 2
-    except OSError as error:  # no permission, a folder where a file should be, ...
-        line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
-    except (MemoryError, RuntimeError) as error:  # torch has no class of its own for a CPU without memory
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", str(error)):
+    except (Exception, KeyboardInterrupt) as error:
+        if stop := interrupt_behind(error):
+            line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
+            code = 143 if isinstance(stop, Terminated) else 130
+        elif isinstance(error, InputError):
+            line, code = f"error: {error}", 2
+        elif isinstance(error, OSError):  # no permission, a folder where a file should be, ...
+            line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
+        elif isinstance(error, MemoryError) or out_of_memory(error):
+            line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
+        else:
             raise
-        line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
-    except KeyboardInterrupt as stop:
-        line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
-        code = 143 if isinstance(stop, Terminated) else 130
     with suppress(OSError):  # nobody reads it, or no room
         print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
     try:

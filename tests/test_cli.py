@@ -40,6 +40,21 @@ def send(number: int) -> Callable[[], None]:
     return main
 
 
+def misread(number: int) -> Callable[[], None]:
+    """A library that makes an error of its own of Ctrl-C, as torch.onnx does, and a script that makes a line of it."""
+
+    def main() -> None:
+        try:
+            try:
+                send(number)()
+            except KeyboardInterrupt:
+                raise AttributeError("module 'torch._dynamo' has no attribute 'exc'")  # noqa: B904
+        except Exception as error:
+            raise InputError("a.pt: damaged") from error
+
+    return main
+
+
 @pytest.mark.parametrize(
     ("main", "code", "line"),
     [
@@ -57,6 +72,8 @@ def send(number: int) -> Callable[[], None]:
         (stopped_by(KeyboardInterrupt("epoch 3 kept")), 130, "interrupted: epoch 3 kept"),
         (send(signal.SIGINT), 130, "interrupted: nothing half-written was left behind"),
         (send(signal.SIGTERM), 143, "interrupted: nothing half-written was left behind"),
+        (misread(signal.SIGINT), 130, "interrupted: nothing half-written was left behind"),
+        (misread(signal.SIGTERM), 143, "interrupted: nothing half-written was left behind"),
     ],
 )
 def test_what_stops_a_script_is_one_line(main, code: int, line: str, capsys: pytest.CaptureFixture[str]):
