@@ -1,9 +1,10 @@
-"""Does an .h5ad of 1 million cells x 128 stream in bounded memory? Peak memory of embedding it, and a smaller file.
+"""Does an .h5ad of 1 million cells x 128 stream in bounded memory? Peaks of embedding and annotating it, and a tenth.
 
-    uv run --extra h5ad python benchmarks/streaming.py
+    uv run --extra h5ad python benchmarks/streaming.py --reference FOLDER
 
-Random vectors, an untrained adapter of the default size: memory and speed do not depend on their values. Each size runs
-in a process of its own, since a peak never falls again.
+Random vectors; embedded by an untrained adapter of the default size, annotated with a reference of bundle.py for
+vectors of 128 numbers. Memory and speed do not depend on their values. Each run is a process of its own, since a peak
+never falls again.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata
@@ -21,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
+import annotate
 from fractal.adapter import FractalAdapter
 from fractal.anndata_io import add_obsm, embed_h5ad
 from fractal.cli import positive_int, run
@@ -38,11 +41,17 @@ def get_parser() -> argparse.ArgumentParser:
         default=[100_000, 1_000_000],
         help="sizes of the files; 1 million cells take 1 GB of disk (default: 100000 1000000)",
     )
+    parser.add_argument("--reference", type=Path, help="also annotate, with this folder of bundle.py")
+    parser.add_argument("--only", choices=["embed", "annotate"], help=argparse.SUPPRESS)  # in a process of its own
     return parser
 
 
-def measure(cells: int) -> None:
+def embed(source: Path, target: Path) -> None:
     adapter = FractalAdapter(DIM, 4, 32, torch.arange(SUBTYPES)[:, None].expand(SUBTYPES, 4)).eval()
+    embed_h5ad(adapter, "fractal", "untrained", source, "X_raw", target)
+
+
+def measure(cells: int, name: str, do: Callable[[Path, Path], None]) -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.h5ad", Path(folder) / "out.h5ad"
@@ -52,20 +61,27 @@ def measure(cells: int) -> None:
             for start in range(0, cells, CHUNK):
                 array[start : start + CHUNK] = rng.standard_normal((min(CHUNK, cells - start), DIM), np.float32)
         began = time.perf_counter()
-        embed_h5ad(adapter, "fractal", "untrained", source, "X_raw", target)
+        do(source, target)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
         size = target.stat().st_size / 2**20
-        print(f"{cells:,} cells: {seconds:.0f} s, peak {peak:,.0f} MiB, file {size:,.0f} MiB", flush=True)
+        print(f"{name}, {cells:,} cells: {seconds:.0f} s, peak {peak:,.0f} MiB, file {size:,.0f} MiB", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if len(args.cells) == 1:
-        measure(args.cells[0])
+    if args.only:
+        flags = ["--reference", str(args.reference), "--obsm", "X_raw"]
+
+        def label(source: Path, target: Path) -> None:
+            annotate.main([*flags, "--input", str(source), "--output", str(target)])
+
+        measure(args.cells[0], args.only, embed if args.only == "embed" else label)
         return
-    for cells in args.cells:
-        subprocess.run([sys.executable, __file__, "--cells", str(cells)], check=True)
+    more = ["--reference", str(args.reference)] if args.reference else []
+    for name in ("embed", "annotate") if args.reference else ("embed",):
+        for cells in args.cells:
+            subprocess.run([sys.executable, __file__, "--cells", str(cells), "--only", name, *more], check=True)
 
 
 if __name__ == "__main__":
