@@ -22,11 +22,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
     check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path, part = beside(path)
     try:
         yield part
         flush(part)
@@ -52,10 +49,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     On Linux in one step; elsewhere a run killed between two renames leaves nothing, and the next run the new one.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path, part = beside(path)
     new, old = part / "new", part / "old"
     new.mkdir(parents=True)
     try:
@@ -85,6 +79,14 @@ def check_output(path: str | Path) -> None:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
+
+
+def beside(path: str | Path) -> tuple[Path, Path]:
+    """-> where `path` leads (a link stays a link), and a temporary path beside it, whose folder is made and tidied."""
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    return path, path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def remove_leftovers(path: Path) -> None:
