@@ -74,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="folder with a release per real atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
     )
     parser.add_argument(
-        "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="which (default: all)"
+        "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: %(default)s)"
     )
     parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(train.RECIPES))
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")

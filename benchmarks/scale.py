@@ -7,7 +7,7 @@ what does, with the same files, the least that the stage could do, or does it in
 over the peer's. CPU s is what the line has computed: where others use the machine too, it says more than the time.
 
 read + write     read the index once and write the finished Parquet file's bytes once, flushed to disk
-hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells, 6 GB)
+hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells, 7 GB)
 Parquet copy     read and write the Parquet file with Arrow, row group by row group, flushed to disk
 
 RSS is the peak of all resident pages, with those of mapped files, which the system takes back when it needs them; anon
