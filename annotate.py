@@ -30,7 +30,7 @@ from fractal.anndata_io import add_obs, h5ad_copy
 from fractal.annotate import Annotator, Answer, answer
 from fractal.bundle import Bundle, check_terms, choose_paths, read_bundle
 from fractal.cli import LEVELS, InputError, needs, run, table
-from fractal.files import replacing
+from fractal.files import check_output, replacing
 from fractal.ontology import CL_SLIM, load_graph
 from fractal.vectors import CHUNK, open_vectors, usable
 
@@ -177,6 +177,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
     if args.output.suffix == ".h5ad" and args.input.suffix != ".h5ad":
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
+    if args.output.suffix != ".h5ad":
+        check_output(args.output, args.input)
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
     bundle = read_bundle(args.reference, pick_device(args.device))

@@ -25,7 +25,7 @@ from fractal.adapter import Adapter, load, pick_device
 from fractal.anndata_io import embed_h5ad
 from fractal.atlas import fingerprint
 from fractal.cli import InputError, positive_int, run
-from fractal.files import replacing
+from fractal.files import check_output, replacing
 from fractal.vectors import Append, Source, open_vectors, writing_vectors
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
@@ -99,8 +99,8 @@ def embed_chunks(
     with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
         for number, (columns, vectors) in enumerate(source.chunks(strict=True)):
             kept = finished / f"{number}.npy" if finished else None
-            if kept and kept.exists():
-                found = np.load(kept, allow_pickle=False)
+            found = read_finished(kept, (len(vectors), prefix * adapter.scale_dim)) if kept else None
+            if found is not None:
                 bar.update(len(vectors))
             else:
                 batches = []
@@ -112,6 +112,15 @@ def embed_chunks(
                     with replacing(kept) as part, open(part, "wb") as file:
                         np.save(file, found)
             append(columns, found)
+
+
+def read_finished(kept: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The vectors of a chunk; None where they are not there or damaged, so that they are made again."""
+    try:
+        found = np.load(kept, allow_pickle=False)
+    except Exception:  # whatever damage makes numpy raise
+        return None
+    return found if found.shape == shape and found.dtype == np.float32 else None
 
 
 def folder_of_finished(output: Path, *run: str) -> Path:
@@ -143,12 +152,10 @@ def main(argv: list[str] | None = None) -> None:
             f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.anndata_io.cut_prefix, or name a "
             ".parquet or .npy with --output"
         )
-    if not to_h5ad and output.exists() and output.samefile(args.input):
-        raise InputError(f"{output}: is the input; name another --output")
+    if not to_h5ad:
+        check_output(output, args.input, args.model_path)
     sha256 = fingerprint(args.model_path)
     with open_vectors(args.input, args.obsm, adapter.dim) as source:
-        if b"checkpoint_sha256" in (source.schema.metadata or {}) or (from_h5ad and args.obsm.startswith("X_fractal")):
-            raise InputError(f"{args.input}: its vectors come from embed.py; name those that they were made of")
         dim, invalid = prefix * adapter.scale_dim, 0
         if to_h5ad:
             invalid = embed_h5ad(adapter, recipe, sha256, args.input, args.obsm, output)

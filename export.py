@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fractal.adapter import Adapter, cut, embed, load
 from fractal.cli import InputError, needs, positive_int, run, table
-from fractal.files import replacing
+from fractal.files import check_output, replacing
 from fractal.metrics import nearest
 from fractal.vectors import CHUNK, open_vectors, usable, write_npy
 
@@ -164,6 +164,12 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     adapter, _ = load(args.model_path)
     output = args.output or args.model_path.with_suffix(".onnx")
+    check_output(output, args.model_path)
+    if args.vectors:  # what is wrong with them is said before anything is written
+        for name in output_names(adapter):
+            check_output(args.int8_dir / f"{name}.npy", args.vectors)
+        with open_vectors(args.vectors, args.obsm, adapter.dim):
+            pass
     worst = export(adapter, output)
     print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
     if args.vectors:

@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = RECIPES[args.recipe]
     lr, batch_size = args.lr or recipe.lr, args.batch_size or recipe.batch_size
     output = args.output or Path(f"data/fractal_adapter_{args.num_levels}L.pt")
-    check_output(output)
+    check_output(output, args.input)
     device = pick_device(args.device)
     print(f"recipe {args.recipe}: {args.num_levels} levels x {args.scale_dim}, lr {lr:g}, batch {batch_size}, {device}")
     torch.manual_seed(args.seed)
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     studies = args.test_studies or []
     if args.fold and (args.holdout == "study" or studies):
         raise InputError(f"--fold {args.fold}: folds are of cells, and studies are held out; leave it out")
-    if args.holdout == "study" and not studies:
+    if args.holdout == "study" and not studies and args.test_ratio:
         studies = draw_studies(args.input, args.test_ratio, args.seed)
     split = Split(
         fingerprint(args.input),

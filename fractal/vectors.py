@@ -81,7 +81,10 @@ def from_matrix(path: Path, shape: tuple[int, ...], dtype: Any, rows: Callable[[
 
     def chunks(size: int) -> Iterator[Chunk]:
         for start in range(0, shape[0], size):
-            vectors = np.ascontiguousarray(rows(slice(start, min(start + size, shape[0]))), np.float32)
+            try:
+                vectors = np.ascontiguousarray(rows(slice(start, min(start + size, shape[0]))), np.float32)
+            except OSError as error:  # a damaged block of an .h5ad
+                raise InputError(f"{path}: damaged ({reason(error)})") from error
             yield pa.table({"row": np.arange(len(vectors))}).select([]), vectors  # no column, yet it has m rows
 
     return Source(path, *shape, pa.schema([]), chunks)
@@ -129,7 +132,8 @@ def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{path}: not an .h5ad file, or damaged ({error})") from error
     with file:
-        if not all(isinstance(file.get(name), h5py.Group) for name in ("obs", "obsm")):
+        groups = [file.get(name) for name in ("obs", "obsm")]
+        if not all(isinstance(group, h5py.Group) for group in groups) or "column-order" not in groups[0].attrs:
             raise InputError(
                 f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
                 "write it again with anndata.read_h5ad(...).write_h5ad(...)"
@@ -159,8 +163,8 @@ def read_h5ad(path: Path, obsm: str) -> Iterator[Source]:
 def open_vectors(path: str | Path, obsm: str = "X_scimilarity", dim: int | None = None) -> Iterator[Source]:
     """Open a file of vectors; `obsm` is the key of an .h5ad's, `dim` the width that an adapter takes.
 
-    Raises InputError for a file that is missing, damaged or empty, or that does not hold cells x dims; while its
-    chunks are read as well.
+    Raises InputError for a file that is missing, damaged or empty, that does not hold cells x dims, or holds what an
+    adapter has made where one is to be applied; while its chunks are read as well.
     """
     path = Path(path)
     opened: AbstractContextManager[Source]
@@ -173,6 +177,9 @@ def open_vectors(path: str | Path, obsm: str = "X_scimilarity", dim: int | None 
     with opened as source:
         if dim not in (None, source.dim):
             raise InputError(f"{path}: its vectors have {source.dim} numbers, the adapter takes {dim}")
+        made = b"checkpoint_sha256" in (source.schema.metadata or {})
+        if dim is not None and (made or (path.suffix == ".h5ad" and obsm.startswith("X_fractal"))):
+            raise InputError(f"{path}: its vectors come from embed.py; name those that they were made of")
         yield source
 
 

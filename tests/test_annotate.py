@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import anndata
+import h5py
 import networkx as nx
 import numpy as np
 import onnxruntime
@@ -21,6 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import annotate
 import bundle
+import embed as embed_script
 import export
 import ingest
 import train
@@ -344,3 +346,54 @@ def test_a_confidence_out_of_range(tmp_path: Path, fails):
     assert "only written for an .h5ad" in fails(annotate.main, *base, "--output", tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="not a bundle"):
         read_bundle(tmp_path)
+
+
+def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path, tmp_path: Path, fails):
+    cells, model = tmp_path / "cells.parquet", tmp_path / "adapter.pt"
+    shutil.copyfile(reference / "cells.parquet", cells)
+    shutil.copyfile(reference / "adapter.pt", model)
+    x = tmp_path / "int8" / "full.npy"
+    x.parent.mkdir()
+    np.save(x, clustered(TYPES * 50))
+    before = {path: path.read_bytes() for path in (cells, model, x)}
+    own = ["--model-path", model, "--output"]
+    for main, *argv in (
+        (annotate.main, "--reference", reference / "ref", "--input", cells, "--output", cells),
+        (train.main, "--input", cells, "--output", cells),
+        (export.main, *own, model),
+        (export.main, *own, tmp_path / "a.onnx", "--vectors", x, "--int8-dir", x.parent),
+    ):
+        assert "is the input; name another output" in fails(main, *argv)
+    # 4 x 4 numbers, as wide as the vectors that the adapter takes
+    embed_script.main(["--model-path", str(model), "--input", str(cells), "--output", str(tmp_path / "made.parquet")])
+    made = ["--input", tmp_path / "made.parquet", "--output", tmp_path / "out.tsv"]
+    assert "come from embed.py" in fails(annotate.main, "--reference", reference / "ref", *made)
+    assert "come from embed.py" in fails(
+        export.main, *own, tmp_path / "a.onnx", "--vectors", tmp_path / "made.parquet", "--int8-dir", tmp_path
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "a.onnx").exists()  # nothing is written before the vectors are looked at
+
+
+def test_a_damaged_block_of_an_h5ad_is_not_a_full_disk(reference: Path, tmp_path: Path, fails):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 50))
+    with h5py.File(path, "a") as file:
+        x = file["obsm/X_pca"][:]
+        del file["obsm/X_pca"]
+        array = file["obsm"].create_dataset("X_pca", data=x, chunks=(100, 16), compression="gzip")
+        place = array.id.get_chunk_info(1)
+    with open(path, "r+b") as raw:
+        raw.seek(place.byte_offset)
+        raw.write(bytes(place.size))
+    argv = ["--reference", reference / "ref", "--input", path, "--obsm", "X_pca", "--output"]
+    for name in ("out.tsv", "out.h5ad"):
+        assert f"{path}: damaged" in fails(annotate.main, *argv, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_an_obs_without_an_order_of_columns_is_refused_before_the_work(reference: Path, tmp_path: Path, fails):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 5))
+    with h5py.File(path, "a") as file:
+        del file["obs"].attrs["column-order"]
+    argv = ["--reference", reference / "ref", "--input", path, "--obsm", "X_pca", "--output", tmp_path / "out.h5ad"]
+    assert f"{path}: not an .h5ad file" in fails(annotate.main, *argv)

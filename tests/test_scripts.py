@@ -314,6 +314,8 @@ def test_a_study_held_out_in_training_is_what_eval_asks(stratified: Path, tmp_pa
     evaluated(path, stratified, "--rows-out", str(tmp_path / "rows"))
     assert set(study[np.load(tmp_path / "rows" / "queries.npy")]) == {"s3"}
     assert "has no study s9; it has s1, s2, s3" in fails(train.main, *argv, "--test-studies", "s9")
+    train.main([*argv, "--holdout", "study", "--test-ratio", "0"])
+    assert " 0 test cells" in capsys.readouterr().out
 
 
 def test_several_checkpoints_are_rows_of_one_table(stratified: Path, tmp_path: Path, fails):
