@@ -255,7 +255,7 @@ def level_table(rows: list[dict[str, Any]], key: str, more: dict[str, str] | Non
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     for output in filter(None, (args.json, args.cells_out)):
-        check_output(output)
+        check_output(output, args.input, *args.model_path)
     device = pick_device(args.device)
     models = [load(path, device) for path in args.model_path]
     first_path, first_checkpoint = args.model_path[0], models[0][1]

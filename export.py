@@ -164,10 +164,10 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     adapter, _ = load(args.model_path)
     output = args.output or args.model_path.with_suffix(".onnx")
-    check_output(output, args.model_path)
+    int8 = [args.int8_dir / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
+    for path in (output, *int8):
+        check_output(path, args.model_path, args.vectors)
     if args.vectors:  # what is wrong with them is said before anything is written
-        for name in output_names(adapter):
-            check_output(args.int8_dir / f"{name}.npy", args.vectors)
         with open_vectors(args.vectors, args.obsm, adapter.dim):
             pass
     worst = export(adapter, output)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fractal.ahead import ahead
 from fractal.atlas import writing
 from fractal.cli import LEVELS, run, table
-from fractal.files import replacing
+from fractal.files import check_output, replacing
 from fractal.labelled import LabelledCells, open_labelled
 from fractal.ontology import (
     CL_SLIM,
@@ -99,6 +99,7 @@ def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellTyp
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    check_output(args.output, args.h5ad, args.label_map)
     opened: AbstractContextManager[Release | LabelledCells]
     if args.h5ad is None:
         opened = nullcontext(open_release(args.model_dir))

@@ -1,4 +1,4 @@
-"""Does an .h5ad of 1 million cells x 128 stream in bounded memory? Peaks of embedding and annotating it, and a tenth.
+"""Does an .h5ad of 1 million cells x 128 stream in bounded memory? Peaks of embedding and annotating, at two sizes.
 
     uv run --extra h5ad python benchmarks/streaming.py --reference FOLDER
 

@@ -36,7 +36,8 @@ def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """torch has no class of its own for a CPU without memory."""
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate memory", str(error)))
+    said = re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -57,7 +58,7 @@ def run(main: Callable[[], None]) -> None:
             line, code = f"error: {error}", 2
         elif isinstance(error, OSError):  # no permission, a folder where a file should be, ...
             line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
-        elif isinstance(error, MemoryError) or out_of_memory(error):
+        elif out_of_memory(error):
             line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
         else:
             raise

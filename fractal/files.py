@@ -74,12 +74,12 @@ def exchange(one: Path, other: Path) -> bool:
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
-def check_output(path: str | Path, *inputs: Path) -> None:
+def check_output(path: str | Path, *inputs: Path | None) -> None:
     """Raises InputError for an output that can't be a file, or is an input: a script says so before it works for it."""
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
-    if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+    if path.exists() and any(source and source.exists() and path.samefile(source) for source in inputs):
         raise InputError(f"{path}: is the input; name another output")
 
 

@@ -23,6 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 import annotate
 import bundle
 import embed as embed_script
+import eval as evaluate
 import export
 import ingest
 import train
@@ -355,12 +356,18 @@ def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path
     x = tmp_path / "int8" / "full.npy"
     x.parent.mkdir()
     np.save(x, clustered(TYPES * 50))
-    before = {path: path.read_bytes() for path in (cells, model, x)}
+    h5ad = tmp_path / "cells.h5ad"
+    shutil.copyfile(reference / "cells.h5ad", h5ad)
+    before = {path: path.read_bytes() for path in (cells, model, x, h5ad)}
     own = ["--model-path", model, "--output"]
     for main, *argv in (
         (annotate.main, "--reference", reference / "ref", "--input", cells, "--output", cells),
         (train.main, "--input", cells, "--output", cells),
+        (ingest.main, "--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", h5ad),
+        (evaluate.main, "--model-path", model, "--input", cells, "--json", cells),
+        (evaluate.main, "--model-path", model, "--input", cells, "--cells-out", model),
         (export.main, *own, model),
+        (export.main, *own, x, "--vectors", x),
         (export.main, *own, tmp_path / "a.onnx", "--vectors", x, "--int8-dir", x.parent),
     ):
         assert "is the input; name another output" in fails(main, *argv)
