@@ -24,12 +24,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, embed, load, pick_device
-from fractal.atlas import Split, fingerprint, open_atlas, read_rows
-from fractal.cli import LEVELS, InputError, non_negative_int, positive_int, run, table
-from fractal.files import check_output, replacing
-from fractal.metrics import K, bootstrap_interval, knn_predict, macro_accuracy, majority, silhouette, steerability, zoom
+from fractal.atlas import LEVELS, fingerprint, open_atlas, read_rows
+from fractal.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.files import atomic_write, check_output
+from fractal.metrics import (
+    K,
+    bootstrap_interval,
+    knn_predict,
+    macro_accuracy,
+    majority,
+    neighbourhood_purity,
+    silhouette,
+    steerability,
+)
 from fractal.ontology import CL_SLIM, load_graph, term_distances
 from fractal.search import Nearest, nearest
+from fractal.split import Split
 from fractal.truncation import RECALL, search_table
 from fractal.vectors import open_vectors
 
@@ -155,7 +165,7 @@ def score(vectors: Tensor, labels: Tensor, neighbours: Tensor | None, distances:
         steps = distances[labels[:, -1].cpu(), predicted[:, -1].cpu()]
         row[f"{protocol}_distance"] = steps.nanmean().item() if steps.isfinite().any() else None
     row["silhouette"] = by_level([silhouette(vectors, labels[:, k]) for k in range(len(LEVELS))])
-    agree, row["zoom_subtypes"] = zoom(vectors, labels)
+    agree, row["zoom_subtypes"] = neighbourhood_purity(vectors, labels)
     row["zoom_agree"] = by_level(agree)
     return row
 
@@ -356,11 +366,11 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.rows_out:
         for name, numbers in (("train.npy", train_rows), ("queries.npy", query_rows)):
-            with replacing(args.rows_out / name) as part, open(part, "wb") as file:
+            with atomic_write(args.rows_out / name) as part, open(part, "wb") as file:
                 np.save(file, numbers)
     right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
     if args.cells_out:
-        with replacing(args.cells_out) as part, open(part, "wb") as file:
+        with atomic_write(args.cells_out) as part, open(part, "wb") as file:
             np.savez_compressed(file, rows=query_rows, **right)
     if args.json:
         result = {
@@ -371,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
             "num_bank": num_bank,
             "config": [checkpoint["config"] for _, checkpoint in models],
         }
-        with replacing(args.json) as part:
+        with atomic_write(args.json) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Step 1: a SCimilarity release -> Parquet, each cell with its four levels of the Cell Ontology.
 
     uv run python ingest.py --model-dir data/models/scimilarity/model_v1.1
-    uv run --extra h5ad python ingest.py --h5ad cells.h5ad --obsm X_pca --label-key cell_type   # or your own cells
+    uv run python ingest.py --h5ad cells.h5ad --obsm X_pca --label-key cell_type   # or your own cells
 
 Writes the cells in the order of the release and, beside them, hierarchy.tsv: one row per cell type with its CL id,
 its four levels and the path that placed it.
@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fractal.ahead import ahead
-from fractal.atlas import writing
-from fractal.cli import LEVELS, run, table
-from fractal.files import check_output, replacing
+from fractal.atlas import LEVELS, writing
+from fractal.cli import run, table
+from fractal.files import atomic_write, check_output
 from fractal.labelled import LabelledCells, open_labelled
 from fractal.ontology import (
     CL_SLIM,
@@ -31,6 +30,7 @@ from fractal.ontology import (
     build_hierarchy,
     load_graph,
 )
+from fractal.prefetch import prefetch
 from fractal.scimilarity import Release, open_release
 
 
@@ -74,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def write_hierarchy(path: Path, rows: list[CellType]) -> None:
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["cl_id", *LEVELS, "path"])
         writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
@@ -88,7 +88,7 @@ def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellTyp
         writing(path, release.dim, release.study_codes is not None, metadata) as writer,
         tqdm(total=len(release), unit="cells", unit_scale=True, desc="ingest") as bar,
     ):
-        for chunk, vectors in ahead(release.chunks(scratch=path.parent)):
+        for chunk, vectors in prefetch(release.chunks(scratch=path.parent)):
             types = release.type_codes[chunk]
             columns = [(codes[types], level) for (_, codes), level in zip(levels, names, strict=True)]
             if release.study_codes is not None:

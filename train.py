@@ -23,13 +23,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed, pick_device, save
-from fractal.atlas import Cells, Split, draw_studies, fingerprint, open_atlas, path_counts, read_rows
-from fractal.cli import LEVELS, InputError, non_negative_int, positive_float, positive_int, printable, ratio, run
+from fractal.atlas import LEVELS, Cells, fingerprint, open_atlas, path_counts, read_rows
+from fractal.cli import InputError, non_negative_int, positive_float, positive_int, printable, ratio, run
 from fractal.files import check_output
 from fractal.metrics import knn_accuracy
 from fractal.objective import PrefixObjective, trained_levels
 from fractal.published import PublishedObjective
 from fractal.resume import TrainingState, noting_interrupts
+from fractal.split import Split, draw_studies
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ class Recipe:
     lr: float
     batch_size: int
     min_steps: int  # per epoch: small atlases are gone through several times
-    averaged: bool  # score and save an exponential moving average of the weights
+    ema: bool  # score and save an exponential moving average of the weights
 
 
 RECIPES = {
-    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=30, averaged=True),
-    "published": Recipe(lr=1e-4, batch_size=256, min_steps=1, averaged=False),
-    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=30, averaged=True),
+    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=30, ema=True),
+    "published": Recipe(lr=1e-4, batch_size=256, min_steps=1, ema=False),
+    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=30, ema=True),
 }
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
-AVERAGE = 0.98  # decay of the moving average: it looks back about 50 steps
+EMA_DECAY = 0.98  # decay of the moving average: it looks back about 50 steps
 VAL_QUERIES, VAL_BANK = 2_000, 10_000  # enough for a standard error of .01, and a third of a second
 
 
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         counts = path_counts(args.input, keep)
         frequency = path_frequency(counts, cells, levels, paths).to(device)
         objective = PrefixObjective(adapter, x, path, frequency)
-    scored = copy.deepcopy(adapter) if recipe.averaged else adapter
+    scored = copy.deepcopy(adapter) if recipe.ema else adapter
     weights, averages = list(adapter.parameters()), list(scored.parameters())
     steps = len(batches(len(x), batch_size, recipe.min_steps))
     optimizer = torch.optim.AdamW([*weights, *objective.parameters()], lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
@@ -289,8 +290,8 @@ def main(argv: list[str] | None = None) -> None:
                 nn.utils.clip_grad_norm_(weights, CLIP)
                 optimizer.step()
                 scheduler.step()
-                if recipe.averaged:  # AveragedModel would copy the buffers as well, in every step
-                    decay = AVERAGE if step or epoch > 1 else 0.0  # the first step's weights are taken as they are
+                if recipe.ema:  # AveragedModel would copy the buffers as well, in every step
+                    decay = EMA_DECAY if step or epoch > 1 else 0.0  # the first step's weights are taken as they are
                     get_ema_multi_avg_fn(decay)(averages, weights, None)
                 total += loss.detach()
                 bar.update()

@@ -1,7 +1,7 @@
 """One row per idea: the `fractal` recipe with one thing changed, several seeds each.
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
-    uv run python benchmarks/ablations.py
+    uv run python -m benchmarks.ablations
 
 The first rows change the shape (levels, numbers per block), the next ones leave a part out, the last one trains on a
 shuffled tree: every subtype is moved to the path of another, so the levels are as large as before but mean nothing.
@@ -9,7 +9,6 @@ All rows are scored at the true levels. Finished runs are kept, as in quality.py
 """
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -20,16 +19,13 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
-from quality import DATASETS, get_parser, prepare, summary
-
 import eval as evaluate
 import train
+from benchmarks.quality import DATASETS, get_parser, prepare, summary
 from fractal.adapter import FractalAdapter
-from fractal.atlas import Cells, read_rows
-from fractal.cli import LEVELS, run, table
-from fractal.files import replacing
+from fractal.atlas import LEVELS, Cells, read_rows
+from fractal.cli import run, table
+from fractal.files import atomic_write
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
 
@@ -63,13 +59,13 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "2 x 64": (["--num-levels", "2", "--scale-dim", "64"], dict),
     "2 x 32": (["--num-levels", "2"], dict),
     "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
-    "equal blocks": ([], lambda: {"fractal.adapter.GAIN": [1.0] * 4}),
+    "equal blocks": ([], lambda: {"fractal.adapter.BLOCK_SCALE": [1.0] * 4}),
     "input not shown": ([], lambda: {"fractal.adapter.INPUT": [0.0] * 4}),
     "no logit adjustment": ([], lambda: {"fractal.objective.log_ratio": without_adjustment}),
     "no input noise": ([], adapter(noise=0.0)),
     "no dropout": ([], adapter(dropout=0.0)),
     "no label smoothing": ([], lambda: {"fractal.objective.SMOOTHING": 0.0}),
-    "no weight average": ([], lambda: {"train.AVERAGE": 0.0}),
+    "no weight average": ([], lambda: {"train.EMA_DECAY": 0.0}),
     "half as wide": ([], adapter(hidden=256)),
     "shuffled tree": ([], lambda: {"train.read_rows": shuffled_rows, "train.path_frequency": subtype_frequency}),
 }
@@ -131,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             columns = zip(*(found[name, dataset, seed] for seed in range(args.seeds)), strict=True)
             rows.append([name, *(summary(list(column), args.seeds) for column in columns)])
         text += f"\n{dataset}\n\n{table(HEADER, rows)}\n"
-    with replacing(args.output / "ablations.md") as part:
+    with atomic_write(args.output / "ablations.md") as part:
         part.write_text(text, encoding="utf-8")
     print("\n" + text)
 

@@ -1,7 +1,7 @@
 """Annotating the cells of donors that nothing has seen: accuracy, coverage, calibration, and types that are missing.
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ (README: Real cells)
-    uv run python benchmarks/annotation.py
+    uv run python -m benchmarks.annotation
 
 Every seed holds two blood and two tonsil donors of pbmc_tonsil out. One adapter is trained on all types, and one more
 per type of at least 50 cells, on a file from which that type was taken out before anything else. Adapters that are
@@ -16,7 +16,6 @@ j for level j.
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,23 +25,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from quality import tonsil_and_blood
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
-import bundle
 import ingest
 import stratify
 import train
+from benchmarks.quality import tonsil_and_blood
 from fractal.adapter import FractalAdapter, embed, load
-from fractal.annotate import (
+from fractal.atlas import LEVELS, read_rows
+from fractal.cli import InputError, non_negative_int, run, table
+from fractal.commands import reference as bundle
+from fractal.files import atomic_write
+from fractal.metrics import K, bootstrap_interval, nearest
+from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
+from fractal.reference.annotator import (
     CAUTION,
     NEIGHBOURS,
-    UNLIKE,
+    NOVEL,
     Annotator,
     Raw,
     answer,
@@ -50,12 +52,8 @@ from fractal.annotate import (
     calibration_error,
     descend,
 )
-from fractal.atlas import Split, read_rows
-from fractal.bundle import path_codes
-from fractal.cli import LEVELS, InputError, non_negative_int, run, table
-from fractal.files import replacing
-from fractal.metrics import K, bootstrap_interval, nearest
-from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
+from fractal.reference.bundle import path_codes
+from fractal.split import Split
 
 MIN_CELLS = 50  # rarer types are not taken out
 OURS = "fractal, neighbours of full"
@@ -290,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     text, figures = known_tables(runs)
     text += (
         "\n\nTypes that the reference lacks, in the held-out donors, mean of the draws: the answer is flagged "
-        f"(typicality below {UNLIKE}), or its deepest label is a true ancestor (below {CAUTION} it is at most a "
+        f"(typicality below {NOVEL}), or its deepest label is a true ancestor (below {CAUTION} it is at most a "
         "lineage). Subtype forced: share of the cells whose forced subtype is a true ancestor:\n\n"
         f"{missing_table(missing)}\n"
     )
@@ -298,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         ("annotation.md", text),
         ("annotation.json", json.dumps([figures, missing], indent=1) + "\n"),
     ):
-        with replacing(args.output / file) as part:
+        with atomic_write(args.output / file) as part:
             part.write_text(content, encoding="utf-8")
     print("\n" + text)
 

@@ -1,6 +1,6 @@
 """Does the simulated release score like the real one? The raw vectors beside the published row, and the room above.
 
-    uv run python benchmarks/calibration.py
+    uv run python -m benchmarks.calibration
 
 Every seed is a whole simulated atlas. The protocol is the published one: 5-NN by cosine, leave-one-out inside
 queries that are drawn uniformly from all cells, so with the natural mix of types.
@@ -15,17 +15,14 @@ label-noise ceiling
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
-from fractal.cli import LEVELS, InputError, run, table
+from fractal.atlas import LEVELS
+from fractal.cli import InputError, run, table
 from fractal.metrics import knn_accuracy, silhouette
 from fractal.simulate import BLOCK, Atlas
 from stratify import round_robin

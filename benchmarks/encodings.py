@@ -1,12 +1,11 @@
 """How to store float32 vectors in Parquet: seconds of computing to write and read them, and the size of the file.
 
-    uv run python benchmarks/encodings.py
+    uv run python -m benchmarks.encodings
 
 The vectors are SIMULATED; "Arrow's default" is snappy with a dictionary. fractal/atlas.py writes the second line's way.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
 from fractal.atlas import ROW_GROUP
 from fractal.cli import positive_int, run, table

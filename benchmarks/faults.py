@@ -1,6 +1,6 @@
 """Break each script while it runs: is every output then the old whole file, the new whole file, or nothing?
 
-    uv run python benchmarks/faults.py
+    uv run python -m benchmarks.faults
 
 Each script runs on 2,000 simulated cells, in a forked process, into a folder that is empty or holds the outputs of
 another run. It is killed at random moments, and before each of its file operations; the operations fail one by one; it
@@ -27,11 +27,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
 
 from fractal.adapter import load
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
@@ -44,13 +43,19 @@ SCRIPTS = {
     "train": "--input {in}/stratified.parquet --output {out}/a.pt --epochs 3 --scale-dim 4 --device cpu --resume",
     "eval": "--model-path {in}/a.pt --input {in}/stratified.parquet --device cpu --json {out}/a.json",
     "embed": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/e.parquet --device cpu --resume",
-    "bundle": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
+    "reference": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
     "annotate": "--reference {in}/reference --input {in}/cells.parquet --output {out}/labels.tsv --device cpu",
     "export": "--model-path {in}/a.pt --output {out}/a.onnx",
 }
+PIPELINE = ("ingest", "stratify", "train", "eval")  # scripts; the others are commands, `fractal NAME`
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")
 STOPS = {signal.SIGINT, signal.SIGTERM}
 Files = dict[str, str]  # path in the folder -> sha256
+
+
+def module(script: str) -> ModuleType:
+    """The module of a script, or of a command."""
+    return importlib.import_module(script if script in PIPELINE or "." in script else f"fractal.commands.{script}")
 
 
 def contents(folder: Path) -> Files:
@@ -72,7 +77,7 @@ def start(script: str, flags: list[str], log: Path, prepare: Callable[[], None] 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         tqdm.set_lock(threading.RLock())  # its own is shared with the parent: killed while it is held, all would wait
         prepare()
-        run(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS), importlib.import_module(script).main(flags))[1])
+        run(lambda: (signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS), module(script).main(flags))[1])
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -248,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     torch.set_num_threads(1)  # a forked process has no other threads
     for script in SCRIPTS:
-        importlib.import_module(script)
+        module(script)
     bad, rows = ("wrong exit", "left over", "half-written", "failed rerun"), []
     remaining = set(args.scripts)
     with TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Feed damaged files to every reader: each must be read, or be refused with an InputError.
 
-    uv run python benchmarks/fuzz.py --executions 1000 --scale
+    uv run python -m benchmarks.fuzz --executions 1000 --scale
 
 Small valid files are damaged at random (bits flipped, bytes overwritten, cut out, doubled, swapped between files,
 numbers replaced by extreme ones) and read again. An execution fails if anything but InputError is raised, if the
@@ -33,15 +33,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
 from fractal import atlas, ontology, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
-from fractal.annotate import Calibration, Tree
-from fractal.bundle import Bundle, read_bundle, write_bundle
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
-from fractal.files import replacing
+from fractal.files import atomic_write
 from fractal.labelled import read_map
+from fractal.reference.annotator import Calibration, Tree
+from fractal.reference.bundle import Bundle, read_bundle, write_bundle
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
@@ -385,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
                     max(total.growth, found.growth),
                     total.cpu + found.cpu,
                 )
-                with replacing(log) as part:
+                with atomic_write(log) as part:
                     part.write_text(json.dumps(asdict(total)))
                 bar.update(found.executions)
         for what, where in total.failures.items():

@@ -1,13 +1,12 @@
 """The picture of the README: the same test cells at every prefix, and accuracy and silhouette as matrices.
 
-    uv run python benchmarks/picture.py --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
+    uv run python -m benchmarks.picture --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
 
 Above, each prefix's vectors laid out in the plane by t-SNE (scikit-learn), coloured by its own level: where the next
 prefix splits an island, its level's classes come apart. Below, leave-one-out 5-NN accuracy and cosine silhouette.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -19,13 +18,11 @@ from matplotlib import pyplot as plt
 from sklearn.manifold import TSNE
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
 import eval as evaluate
 from fractal.adapter import embed, load
-from fractal.atlas import read_rows
-from fractal.cli import LEVELS, positive_int, run
-from fractal.files import replacing
+from fractal.atlas import LEVELS, read_rows
+from fractal.cli import positive_int, run
+from fractal.files import atomic_write
 from fractal.metrics import knn_accuracy, silhouette
 
 
@@ -79,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     widths = [[silhouette(e, labels[:, k]) for k in range(len(LEVELS))] for e in rows_shown]
     matrix(right, widths, all_names, "silhouette (cosine)", -1)
     figure.suptitle(args.title or f"{len(rows):,} test cells of {args.input}", fontsize=11)
-    with replacing(args.output) as part:
+    with atomic_write(args.output) as part:
         figure.savefig(part, format="png", dpi=110)
     print(f"written to {args.output}")
 

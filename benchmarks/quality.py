@@ -1,7 +1,7 @@
 """The recipes side by side on several data sets, several seeds each, with controls and paired differences.
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
-    uv run python benchmarks/quality.py
+    uv run python -m benchmarks.quality
 
 Every seed draws its own test cells (or studies), validation cells and starting weights; `simulated` also makes another
 atlas per seed. Checkpoints and figures that are there are not made again, so a run that was cut off goes on; delete the
@@ -12,7 +12,6 @@ cells are cross-fitted: five trainings a seed, each with another fifth held out,
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
 import eval as evaluate
 import ingest
 import stratify
 import train
 from fractal import simulate
-from fractal.atlas import study_codes
-from fractal.cli import LEVELS, InputError, positive_int, run, table
-from fractal.files import replacing
+from fractal.atlas import LEVELS, study_codes
+from fractal.cli import InputError, positive_int, run, table
+from fractal.files import atomic_write
 from fractal.metrics import bootstrap_interval
 
 # fetal_organs has 1,600 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
@@ -225,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     text = "\n".join(tables)
     kept = {dataset: [figures for figures, _ in runs] for dataset, runs in found.items()}
     for name, content in (("quality.md", text), ("quality.json", json.dumps(kept, indent=1))):
-        with replacing(args.output / name) as part:
+        with atomic_write(args.output / name) as part:
             part.write_text(content + "\n", encoding="utf-8")
     print("\n" + text)
 

@@ -1,6 +1,6 @@
 """What a stage of the pipeline costs at each size: time, memory, files, and how far it is from the machine's limit.
 
-    uv run python benchmarks/scale.py --cells 100_000 1_000_000 7_913_892
+    uv run python -m benchmarks.scale --cells 100_000 1_000_000 7_913_892
 
 Each line is a process of its own, the start of Python included, on a SIMULATED release. Under a stage stand its peers:
 what does, with the same files, the least that the stage could do, or does it in the usual way. `x` is the stage's time
@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,11 +30,9 @@ import hnswlib
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
 from fractal.atlas import open_atlas, writing
 from fractal.cli import InputError, positive_int, run, table
-from fractal.files import replacing
+from fractal.files import atomic_write
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
@@ -51,7 +48,7 @@ def read_and_write(folder: Path) -> None:
         while file.readinto(block):
             pass
     left = (folder / CELLS).stat().st_size
-    with replacing(folder / "copy") as part, open(part, "wb", buffering=0) as file:
+    with atomic_write(folder / "copy") as part, open(part, "wb", buffering=0) as file:
         while left:
             left -= file.write(block[:left])
 

@@ -30,11 +30,9 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
-import embed
 from fractal.adapter import load
 from fractal.cli import positive_int, run, table
+from fractal.commands import embed
 from fractal.metrics import silhouette
 from fractal.search import nearest
 from fractal.vectors import open_vectors

@@ -21,12 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
-import annotate
 from fractal.adapter import FractalAdapter
-from fractal.anndata_io import add_obsm, embed_h5ad
 from fractal.cli import positive_int, run
+from fractal.commands import annotate
+from fractal.h5ad import add_obsm, embed_h5ad
 from fractal.vectors import CHUNK, open_h5ad
 
 DIM, SUBTYPES = 128, 203

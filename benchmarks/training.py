@@ -1,7 +1,7 @@
 """How fast training is: a step beside the floor of its own matrix work, and whole runs beside the published recipe's.
 
-    uv run python benchmarks/quality.py --datasets simulated --seeds 1     # makes the atlas
-    uv run python benchmarks/training.py --input data/quality/simulated_0/stratified.parquet
+    uv run python -m benchmarks.quality --datasets simulated --seeds 1     # makes the atlas
+    uv run python -m benchmarks.training --input data/quality/simulated_0/stratified.parquet
 
 A step's floor is its floating-point operations in linear layers and similarity products, forward and backward, over the
 rate of a 4096-cubed float32 product, which is timed in between. `--yardstick` names another program that takes --input,
@@ -24,12 +24,11 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds its own folder only
-
 import eval as evaluate
 import train
 from fractal.adapter import FractalAdapter, load
-from fractal.cli import LEVELS, positive_int, run, table
+from fractal.atlas import LEVELS
+from fractal.cli import positive_int, run, table
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 
@@ -81,7 +80,7 @@ def step_operations(adapter: FractalAdapter, batch: int) -> int:
     linear = sum(layer.weight.numel() for layer in adapter.modules() if isinstance(layer, torch.nn.Linear))
     first = adapter.linear.weight.numel() + next(adapter.mlp.parameters()).numel()
     prototypes = sum(k * (j + 1) * adapter.scale_dim for j, k in enumerate(adapter.classes))
-    shown = adapter.through.numel() + adapter.axes.numel()  # forward only
+    shown = adapter.path_to_class.numel() + adapter.axes.numel()  # forward only
     anchors = adapter.anchors.numel()  # forward, and back into the anchors
     return 2 * batch * (3 * (linear + adapter.path_anchors.numel() + prototypes) - first + shown + 2 * anchors)
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot, pad
 
 from fractal.cli import InputError
-from fractal.files import replacing
+from fractal.files import atomic_write
 
 
-def cut(blocks: Tensor, j: int) -> Tensor:
+def truncate_blocks(blocks: Tensor, j: int) -> Tensor:
     """Prefix j: the first j of the blocks (n, num_levels, scale_dim) -> (n, j * scale_dim), of length 1."""
     return normalize(blocks[:, :j].flatten(1), dim=1)
 
@@ -37,7 +37,7 @@ class Adapter(nn.Module):
 
     def full(self, blocks: Tensor) -> Tensor:
         """Blocks -> the full vector (n, num_levels * scale_dim), of length 1."""
-        return cut(blocks, self.num_levels)
+        return truncate_blocks(blocks, self.num_levels)
 
     def encode(self, x: Tensor) -> Tensor:
         """(n, dim) -> the full vector."""
@@ -45,7 +45,7 @@ class Adapter(nn.Module):
 
     def prefix(self, x: Tensor, j: int) -> Tensor:
         """(n, dim) -> the first j blocks (n, j * scale_dim), of length 1. j = 1 tells the system."""
-        return cut(self.blocks(x), j)
+        return truncate_blocks(self.blocks(x), j)
 
 
 @cache
@@ -76,8 +76,13 @@ class ByteDropout(nn.Dropout):
 TAU = 0.07  # temperature of cosine softmaxes
 # Per block; the last block takes the last entry, whatever the number of levels. Chosen on simulated atlases of other
 # seeds than those reported, so that each level is best separated by its own prefix.
-GAIN = (2.0, 0.8, 1.6, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
-INPUT = (0.1, 0.25, 0.4, 0.6)  # length of the part that shows the input itself, beside 1 of what the classes dictate
+BLOCK_SCALE = (2.0, 0.8, 1.6, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
+RESIDUAL_SCALE = (
+    0.1,
+    0.25,
+    0.4,
+    0.6,
+)  # length of the part that shows the input itself, beside 1 of what the classes dictate
 AXES_ROWS = 100_000  # training rows that the principal axes are found in: 50 MB at 128-d
 ORDER = 28.0  # divides the log-probabilities: what they add ranges over half a class's probability
 
@@ -105,9 +110,9 @@ class FractalAdapter(Adapter):
     paths: Tensor
     mean: Tensor
     axes: Tensor
-    through: Tensor
-    gain: Tensor
-    input: Tensor
+    path_to_class: Tensor
+    block_scale: Tensor
+    residual_scale: Tensor
 
     def __init__(
         self,
@@ -134,8 +139,8 @@ class FractalAdapter(Adapter):
         self.register_buffer("mean", torch.zeros(dim))  # of the inputs, and their principal axes: see fit_axes
         self.register_buffer("axes", torch.zeros(num_levels * scale_dim, dim))
         # (num_paths, classes of all levels): sums the paths through each class
-        self.register_buffer("through", torch.cat([one_hot(k) for k in paths.T], 1).float(), persistent=False)
-        for name, part in ("gain", GAIN), ("input", INPUT):  # (num_levels, 1)
+        self.register_buffer("path_to_class", torch.cat([one_hot(k) for k in paths.T], 1).float(), persistent=False)
+        for name, part in ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE):  # (num_levels, 1)
             column = torch.tensor([*part[: num_levels - 1], part[-1]])[:, None]
             self.register_buffer(name, column, persistent=False)
 
@@ -163,12 +168,12 @@ class FractalAdapter(Adapter):
             hidden = self.mlp(x).float()
         query = normalize(self.linear(x) + hidden, dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
-        probability = logits.detach().softmax(1) @ self.through  # of the classes of all levels
+        probability = logits.detach().softmax(1) @ self.path_to_class  # of the classes of all levels
         order = (probability + 1e-6).log() / ORDER
         levels = (part.split(self.classes, -1) for part in (probability, order, normalize(self.anchors, dim=1).T))
         told = [(p + o - o.mean(1, keepdim=True)) @ anchors.T for p, o, anchors in zip(*levels, strict=True)]
         shown = ((unit - self.mean) @ self.axes.T).unflatten(1, (self.num_levels, -1))
-        return logits, self.gain * (torch.stack(told, 1) + self.input * normalize(shown, dim=2))
+        return logits, self.block_scale * (torch.stack(told, 1) + self.residual_scale * normalize(shown, dim=2))
 
 
 class PublishedAdapter(Adapter):
@@ -249,7 +254,7 @@ def embed(adapter: Adapter, vectors: Tensor, batch: int = 2_048) -> list[Tensor]
     parts = []
     for x in vectors.split(batch):
         blocks = adapter.blocks(x)
-        parts.append([*(cut(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)])
+        parts.append([*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
@@ -259,7 +264,7 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
     `facts`: what else belongs to the run (split, versions, validation scores).
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in adapter.state_dict().items()}
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         torch.save({"config": config, "classes": classes, "state": state, **facts}, file)
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-# The four levels, coarse to fine, in the words of tables and JSON.
-LEVELS = ("system", "lineage", "type", "subtype")
 MAX_LINE = 10_000  # characters of an error: it may list all types of a release, but not what a broken file holds
 
 

@@ -64,7 +64,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def zoom(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:
+def neighbourhood_purity(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:
     """What a neighbourhood shows: labels (n, levels), the last level the finest.
 
     -> per level the share of the 5 nearest other cells that have a cell's own label, and how many labels of the

@@ -48,8 +48,8 @@ class PrefixObjective(nn.Module):
         self.x, self.path = x, path
         sampled = path.bincount(minlength=len(frequency)).float()
         # The softmaxes: one over the paths, and one over the classes of each level.
-        members = [torch.eye(len(frequency), device=x.device), *adapter.through.split(adapter.classes, 1)]
-        self.shifts = [log_ratio(sampled @ member, frequency.float() @ member) for member in members]
+        members = [torch.eye(len(frequency), device=x.device), *adapter.path_to_class.split(adapter.classes, 1)]
+        self.logit_adjustment = [log_ratio(sampled @ member, frequency.float() @ member) for member in members]
         smoothed = [(1 - SMOOTHING) * member + SMOOTHING / member.shape[1] for member in members]
         self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): what is asked of a cell of a path
         levels = torch.arange(adapter.num_levels, device=x.device)
@@ -64,7 +64,7 @@ class PrefixObjective(nn.Module):
         lengths = blocks.square().sum(2).cumsum(1).sqrt()  # (b, num_levels): of the prefixes
         own = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)
         scores = [logits, *(product / length for product, length in own)]
-        found = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.shifts, strict=True)]
+        found = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.logit_adjustment, strict=True)]
         return -(torch.cat(found, 1) * self.targets.index_select(0, self.path[rows])).sum() / len(rows)
 
 

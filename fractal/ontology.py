@@ -22,7 +22,11 @@ import obonet
 
 from fractal.cli import InputError, printable, reason
 
-CL_SLIM = Path(__file__).parent.parent / "data" / "cl-slim.obo"  # the shipped release
+# What is shipped: beside this file in an installed package, in data/ of a checkout.
+SHIPPED = next(
+    folder for folder in (Path(__file__).parent / "data", Path(__file__).parent.parent / "data") if folder.is_dir()
+)
+CL_SLIM = SHIPPED / "cl-slim.obo"
 
 SYSTEM_ANCHORS = {
     "CL:0000988": "Immune",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fractal.cli import InputError
-from fractal.files import replacing
+from fractal.files import atomic_write
 
 
 class TrainingState:
@@ -29,7 +29,7 @@ class TrainingState:
             "random": [generator.get_rng_state() for generator in self.generators],
             "progress": progress,
         }
-        with replacing(self.path) as part, open(part, "wb") as file:
+        with atomic_write(self.path) as part, open(part, "wb") as file:
             torch.save(state, file)
 
     def read(self) -> tuple[Any, ...]:

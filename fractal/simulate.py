@@ -13,7 +13,7 @@ What it imitates, in the order in which it happens:
             runs continuous programs, may be a doublet; its study shifts it
   encoder   a curved map to 128 dimensions whose curvature moves with the study, then the unit sphere
 
-The constants in `Knobs` make the raw vectors score like the published ones (benchmarks/calibration.py shows
+The constants in `SimulationParams` make the raw vectors score like the published ones (benchmarks/calibration.py shows
 it). No figure measured on such a release says anything about real cells.
 """
 
@@ -30,11 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from fractal.cli import InputError, run
-from fractal.files import replacing
-from fractal.ontology import build_hierarchy, load_graph
+from fractal.files import atomic_write
+from fractal.ontology import SHIPPED, build_hierarchy, load_graph
 from fractal.scimilarity import HEADER
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 SYSTEM_SHARES = {  # published
     "Immune": 0.544,
     "Epithelial": 0.121,
@@ -51,7 +50,7 @@ DIM, LATENT, HIDDEN, MODES, PROGRAMS, STUDIES, TISSUES = 128, 48, 96, 5, 32, 72,
 
 
 @dataclass(frozen=True)
-class Knobs:
+class SimulationParams:
     """The calibrated constants. Lengths are in units of the latent space, rates are shares of the cells."""
 
     size_sd: float = 1.6  # of the log cell counts inside a system: how long the tail is
@@ -80,7 +79,7 @@ class Knobs:
     coarse: float = 0.08  # share of studies that label coarsely
 
 
-KNOBS = Knobs()
+KNOBS = SimulationParams()
 
 
 class Draw:
@@ -122,8 +121,8 @@ class Atlas:
     blocks           how many blocks of BLOCK rows there are
     """
 
-    def __init__(self, cells: int, seed: int = 0, knobs: Knobs = KNOBS) -> None:
-        self.types = (DATA / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
+    def __init__(self, cells: int, seed: int = 0, knobs: SimulationParams = KNOBS) -> None:
+        self.types = (SHIPPED / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
         self.studies = [f"simulated-{i:02d}" for i in range(STUDIES)]
         least = LEAST * len(self.types)
         if not least <= cells < 2**32:  # hnswlib counts in 32 bits
@@ -131,7 +130,7 @@ class Atlas:
         if seed < 0:
             raise InputError(f"--seed {seed}: must not be negative")
         self.cells, self.seed, self.knobs, self.blocks = cells, seed, knobs, math.ceil(cells / BLOCK)
-        graph = load_graph(DATA / "cl-slim.obo")
+        graph = load_graph(SHIPPED / "cl-slim.obo")
         rows = build_hierarchy(self.types, graph)
         columns = zip(*(row.levels for row in rows), strict=True)
         self.levels = np.stack([np.unique(column, return_inverse=True)[1] for column in columns], axis=1)
@@ -293,9 +292,9 @@ def write_release(directory: str | Path, cells: int, seed: int = 0) -> None:
     """
     atlas, directory = Atlas(cells, seed), Path(directory)
     with (
-        replacing(directory / "label_ints.csv") as types,
-        replacing(directory / "annotation" / "reference_labels.tsv") as labels,
-        replacing(directory / "annotation" / "labelled_kNN.bin") as index,
+        atomic_write(directory / "label_ints.csv") as types,
+        atomic_write(directory / "annotation" / "reference_labels.tsv") as labels,
+        atomic_write(directory / "annotation" / "labelled_kNN.bin") as index,
     ):
         with open(types, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([("", 0), *enumerate(atlas.types)])

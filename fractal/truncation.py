@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fractal.cli import LEVELS, table
+from fractal.atlas import LEVELS
+from fractal.cli import table
 from fractal.metrics import K, majority
 from fractal.search import funnel, nearest
 

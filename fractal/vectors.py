@@ -1,7 +1,7 @@
 """Files of vectors, read and written a piece at a time.
 
 Read are an atlas (Parquet), a .npy matrix, an array of an .h5ad's obsm, and the folder of a dense TileDB array such as
-SCimilarity's cellsearch/cell_embedding. Parquet and .npy are written here, .h5ad by fractal.anndata_io. The end of a
+SCimilarity's cellsearch/cell_embedding. Parquet and .npy are written here, .h5ad by fractal.h5ad. The end of a
 file's name says what it is; where nothing else fits, it is Parquet.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fractal.atlas import ROW_GROUP, open_atlas, read_vectors, reading, usable
 from fractal.cli import InputError, needs, reason
-from fractal.files import replacing
+from fractal.files import atomic_write
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
 
@@ -195,7 +195,7 @@ def write_parquet(path: Path, source: Source, dim: int, dtype: np.dtype, metadat
     schema = pa.schema([field, *source.schema], metadata={**known, **metadata, "dim": str(dim)})
     compression = {"embedding.list.element": "none"} | dict.fromkeys(others, "zstd")  # as fractal.atlas.writing
     with (
-        replacing(path) as part,
+        atomic_write(path) as part,
         pq.ParquetWriter(part, schema, use_dictionary=others, compression=compression) as file,
     ):
 
@@ -211,7 +211,7 @@ def write_parquet(path: Path, source: Source, dim: int, dtype: np.dtype, metadat
 def write_npy(path: Path, source: Source, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
     """The vectors alone, (n, dim): the format has no place for columns or metadata."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": (source.num_rows, dim)}
-    with replacing(path) as part, open(part, "wb") as file:  # not mapped: a full disk would end the process
+    with atomic_write(path) as part, open(part, "wb") as file:  # not mapped: a full disk would end the process
         np.lib.format.write_array_header_1_0(file, header)
 
         def append(_: pa.Table, vectors: np.ndarray) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from fractal.adapter import (
-    GAIN,
-    INPUT,
+    BLOCK_SCALE,
+    RESIDUAL_SCALE,
     ByteDropout,
     FractalAdapter,
     PublishedAdapter,
@@ -143,7 +143,7 @@ def test_blocks_are_made_of_class_probabilities_by_hand():
             order = [torch.log(torch.as_tensor(p) + 1e-6) / 28 for p in probability]
             mean = sum(order) / len(order)
             expected = sum((p + o - mean) * a for p, o, a in zip(probability, order, anchors, strict=True))
-            assert torch.allclose(blocks[cell, j], expected * GAIN[j], atol=1e-5)
+            assert torch.allclose(blocks[cell, j], expected * BLOCK_SCALE[j], atol=1e-5)
 
 
 def test_the_blocks_send_no_gradient_to_the_probabilities():
@@ -162,13 +162,13 @@ def test_the_blocks_show_the_principal_components(dim: int):
     adapter.fit_axes(x)
     unit = normalize(x, dim=1).numpy()
     components = torch.from_numpy(PCA(min(20, dim)).fit(unit).transform(unit))
-    shown = (adapter.blocks(x) - without) / torch.tensor(GAIN)[:, None]
+    shown = (adapter.blocks(x) - without) / torch.tensor(BLOCK_SCALE)[:, None]
     for j in range(4):
         expected, found = components[:, 5 * (3 - j) : 5 * (4 - j)], shown[:, j]
         n = expected.shape[1]
         assert not found[:, n:].any()
         signs = (expected * found[:, :n]).sum(0).sign()  # an axis may point either way
-        assert torch.allclose(found[:, :n], INPUT[j] * signs * normalize(expected, dim=1), atol=1e-4)
+        assert torch.allclose(found[:, :n], RESIDUAL_SCALE[j] * signs * normalize(expected, dim=1), atol=1e-4)
 
 
 def test_the_axes_are_the_same_every_time():

@@ -20,18 +20,29 @@ from sklearn.calibration import calibration_curve
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-import annotate
-import bundle
-import embed as embed_script
 import eval as evaluate
-import export
 import ingest
 import train
 from fractal.adapter import FractalAdapter, PublishedAdapter, embed
-from fractal.annotate import CAUTION, UNLIKE, Annotator, Raw, Tree, answer, calibrate, calibration_error, descend, tail
-from fractal.bundle import choose_paths, read_bundle
-from fractal.cli import LEVELS, InputError
+from fractal.atlas import LEVELS
+from fractal.cli import InputError
+from fractal.commands import annotate, export
+from fractal.commands import embed as embed_script
+from fractal.commands import reference as bundle
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
+from fractal.reference.annotator import (
+    CAUTION,
+    NOVEL,
+    Annotator,
+    Raw,
+    Tree,
+    answer,
+    calibrate,
+    calibration_error,
+    descend,
+    tail,
+)
+from fractal.reference.bundle import choose_paths, read_bundle
 
 SMALL = [("I", "L", "T", name) for name in "abc"] + [("I", "L", "B", "d"), ("I", "M", "m", "e"), ("S", "L", "f", "g")]
 TREE = Tree.of(SMALL)
@@ -58,14 +69,14 @@ def test_two_lineages_of_one_name_are_two_nodes():
 
 
 def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
-    monkeypatch.setattr("fractal.annotate.NEIGHBOURS", 7)
+    monkeypatch.setattr("fractal.reference.annotator.NEIGHBOURS", 7)
     torch.manual_seed(0)
     names = [SMALL[i][3] for i in range(6)]
     x = clustered(names * 30, dim=8)
     path = np.tile(np.arange(6), 30)
     adapter = FractalAdapter(8, 4, 4, torch.from_numpy(TREE.nodes)).eval()
     queries = clustered(names * 2, dim=8, seed=1)
-    monkeypatch.setattr("fractal.annotate.CHUNK", 5)  # of 12
+    monkeypatch.setattr("fractal.reference.annotator.CHUNK", 5)  # of 12
     raw = Annotator(adapter, x, path, TREE)(queries)
     bank, full = (embed(adapter, torch.from_numpy(v))[-1].numpy() for v in (x, queries))
     distance, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank).kneighbors(full)
@@ -82,7 +93,7 @@ def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
         assert raw.mahalanobis[i] == pytest.approx(np.sqrt(away @ precision @ away), rel=1e-3)
         assert raw.distance[i] == pytest.approx(distance[i, 0], abs=1e-5)
         logits = adapter.logits_and_blocks(torch.from_numpy(queries[i : i + 1]))[0]
-        assert raw.doubt[i] == pytest.approx(-max(logits[0].tolist()), rel=1e-4)
+        assert raw.neg_max_logit[i] == pytest.approx(-max(logits[0].tolist()), rel=1e-4)
 
 
 def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
@@ -105,7 +116,7 @@ def test_probabilities_are_calibrated_and_fall():
     odd = found.typicality < CAUTION
     assert np.array_equal(found.depth[~odd], (found.probability[~odd] >= 0.6).sum(1))
     assert (found.depth[odd] <= 2).all()
-    assert np.mean(found.unlike) == pytest.approx(UNLIKE, abs=0.01)  # of cells like the held-out ones
+    assert np.mean(found.unlike) == pytest.approx(NOVEL, abs=0.01)  # of cells like the held-out ones
 
 
 def test_calibration_error_is_that_of_equal_mass_bins():

@@ -10,19 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal import atlas
-from fractal.atlas import (
-    LEVEL_COLUMNS,
-    Split,
-    draw_studies,
-    fingerprint,
-    held_out,
-    open_atlas,
-    path_counts,
-    read_rows,
-    writing,
-)
+from fractal.atlas import LEVEL_COLUMNS, fingerprint, open_atlas, path_counts, read_rows, writing
 from fractal.cli import InputError
+from fractal.split import Split, draw_studies, held_out
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
 
@@ -170,7 +160,7 @@ def test_a_row_is_a_test_row_whatever_the_length_of_the_file():
     assert not np.array_equal(long, held_out(100_000, 0.2, 8))
     # uniform over the file: each tenth of it holds its share
     assert np.abs(long.reshape(10, -1).mean(1) - 0.2).max() < 0.02
-    assert not atlas.held_out(1_000, 0.0, 0).any()
+    assert not held_out(1_000, 0.0, 0).any()
 
 
 def write_studies(path: Path, studies: list[int], names: list[str] | None) -> None:

@@ -14,14 +14,13 @@ from conftest import TYPES, clustered, write_h5ad
 from test_atlas import write
 from test_vectors import write_tiledb
 
-import embed
 import eval as evaluate
 import train
 from fractal import adapter as adapters
-from fractal import anndata_io
 from fractal.adapter import load
-from fractal.anndata_io import cut_prefix
 from fractal.atlas import fingerprint, read_rows
+from fractal.commands import embed
+from fractal.h5ad import truncate
 
 
 @pytest.fixture(params=["fractal", "published"])
@@ -99,7 +98,7 @@ def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp
 
 
 def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(anndata_io, "CHUNK", 13)  # several chunks, the last one short
+    monkeypatch.setattr(embed, "CHUNK", 13)  # several chunks, the last one short
     x = clustered(TYPES * 10)
     x[20], x[41, 2] = 0, np.nan
     source, out = write_h5ad(tmp_path / "cells.h5ad", x, kind=TYPES * 10), tmp_path / "cells_fractal.h5ad"
@@ -122,16 +121,16 @@ def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkey
         given = torch.from_numpy(x[good])
         assert np.allclose(data.obsm["X_fractal"][good], adapter.encode(given), atol=1e-6)
         for j in (1, 2, 3):
-            assert np.allclose(cut_prefix(data.obsm, facts, j)[good], adapter.prefix(given, j), atol=1e-6)
-    assert np.allclose(cut_prefix(data.obsm, facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
+            assert np.allclose(truncate(data.obsm, facts, j)[good], adapter.prefix(given, j), atol=1e-6)
+    assert np.allclose(truncate(data.obsm, facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
     for j in (0, 5):
         with pytest.raises(ValueError, match="of 4"):
-            cut_prefix(data.obsm, facts, j)
+            truncate(data.obsm, facts, j)
     if checkpoint.stem == "published":  # what the helper is there for: a cut of the full vector is something else
         cut = torch.nn.functional.normalize(torch.from_numpy(data.obsm["X_fractal"][good, :4]), dim=1)
-        assert not np.allclose(cut, cut_prefix(data.obsm, facts, 1)[good], atol=1e-2)
+        assert not np.allclose(cut, truncate(data.obsm, facts, 1)[good], atol=1e-2)
         with pytest.raises(ValueError, match="X_fractal_blocks"):
-            cut_prefix({"X_fractal": data.obsm["X_fractal"]}, facts, 1)
+            truncate({"X_fractal": data.obsm["X_fractal"]}, facts, 1)
 
 
 def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp_path: Path):

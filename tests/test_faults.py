@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import fuzz
 import pytest
+
+from benchmarks import fuzz
 
 ROOT = Path(__file__).parent.parent
 SCRATCH = TemporaryDirectory()
@@ -19,7 +20,7 @@ def test_killed_stopped_and_out_of_room():
     faults = ["kill", "kill at each operation", "SIGINT", "file size limit"]
     argv = ["--scripts", "stratify", "--faults", *faults, "--kills", "3", "--others", "2"]
     done = subprocess.run(
-        [sys.executable, "benchmarks/faults.py", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.faults", *argv], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| stratify: ")]
@@ -28,7 +29,7 @@ def test_killed_stopped_and_out_of_room():
 
 IN_PLACE = """
 import contextlib, pathlib, sys
-sys.path[:0] = [".", "benchmarks"]
+sys.path[:0] = ["."]
 import fractal.files
 
 @contextlib.contextmanager
@@ -36,14 +37,14 @@ def in_place(path):
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     yield pathlib.Path(path)
 
-fractal.files.replacing = in_place
-import faults
+fractal.files.atomic_write = in_place
+from benchmarks import faults
 faults.main(["--scripts", "stratify", "--faults", "file size limit", "--others", "2"])
 """
 
 
 def test_the_harness_sees_a_file_that_is_written_in_place():
-    """The oracle must be able to fail: without `replacing`, a script that meets a limit leaves half a file."""
+    """The oracle must be able to fail: without `atomic_write`, a script that meets a limit leaves half a file."""
     done = subprocess.run([sys.executable, "-c", IN_PLACE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "stratify, file size limit 0: half-written" in done.stderr

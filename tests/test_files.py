@@ -12,7 +12,7 @@ import torch
 
 from fractal.atlas import writing
 from fractal.cli import InputError, run
-from fractal.files import is_running, replacing, replacing_folder
+from fractal.files import atomic_folder, atomic_write, is_running
 
 
 def names(folder: Path) -> list[str]:
@@ -31,7 +31,7 @@ def test_the_leftovers_of_killed_runs_go(tmp_path: Path, dead: int):
     kept = [f".b.txt.{dead}.part", f".a.txt.{os.getppid()}.part", ".a.txt.x1.part", f".a.txt.{dead}", ".a.txt.part"]
     for name in [*kept, f".a.txt.{dead}.part", f".a.txt.{2**70}.part"]:
         (tmp_path / name).write_text("half")
-    with replacing(tmp_path / "a.txt") as part:
+    with atomic_write(tmp_path / "a.txt") as part:
         part.write_text("whole")
     assert names(tmp_path) == sorted([*kept, "a.txt"])
     assert is_running(os.getpid())
@@ -55,7 +55,7 @@ def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
     part = tmp_path / f".a.{os.getpid()}.part"
-    with replacing(tmp_path / "a") as path:
+    with atomic_write(tmp_path / "a") as path:
         path.write_text("x")
     assert done == [str(part), f"{part} -> {tmp_path / 'a'}", str(tmp_path)]
 
@@ -67,7 +67,7 @@ def test_processes_that_write_the_same_place(tmp_path: Path):
             children.append(child)
             continue
         for _ in range(20):
-            with replacing(tmp_path / "a") as part:
+            with atomic_write(tmp_path / "a") as part:
                 part.write_bytes(bytes([i]) * 100_000)
         os._exit(0)
     seen = set()
@@ -89,7 +89,7 @@ def test_a_link_stays_a_link(tmp_path: Path):
     (tmp_path / "big disk").mkdir()
     (tmp_path / "a").symlink_to(tmp_path / "big disk" / "a")
     for text in ("new", "newer"):
-        with replacing(tmp_path / "a") as part:
+        with atomic_write(tmp_path / "a") as part:
             part.write_text(text)
         assert (tmp_path / "big disk" / "a").read_text() == text
     assert (tmp_path / "a").is_symlink()
@@ -103,11 +103,11 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path, dead: int, mo
     for name in ("a", f".a.{dead}.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old.txt").write_text("old")
-    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "a") as new:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a") as new:
         (new / "missing" / "new.txt").write_text("new")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
-    with replacing_folder(tmp_path / "a") as new:
+    with atomic_folder(tmp_path / "a") as new:
         (new / "new.txt").write_text("new")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["new.txt"]
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkey
 
     monkeypatch.setattr("fractal.files.exchange", lambda *_: False)  # a system that can't
     monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="no"), replacing_folder(tmp_path / "a"):
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "a"):
         pass
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
@@ -135,7 +135,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
-        with pytest.raises(InputError, match=f"{path}: is not a file"), replacing(path):
+        with pytest.raises(InputError, match=f"{path}: is not a file"), atomic_write(path):
             raise AssertionError("the work has begun")
     assert names(tmp_path) == ["folder", "pipe"]
 
@@ -156,7 +156,7 @@ def write_parquet(path: Path) -> None:
 
 def write_with(function: Callable[[Path], object]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             function(part)
 
     return write

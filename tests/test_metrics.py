@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from fractal.metrics import K, knn_accuracy, macro_accuracy, silhouette, steerability, vote, zoom
+from fractal.metrics import K, knn_accuracy, macro_accuracy, neighbourhood_purity, silhouette, steerability, vote
 from fractal.search import nearest
 
 
@@ -76,7 +76,7 @@ def test_macro_accuracy_equals_scikit_learn():
 def test_zoom_equals_a_slow_count():
     x, labels = cells(60, 4, 6, 0)
     two = torch.stack([labels // 2, labels], 1)
-    agree, distinct = zoom(x, two, wide=12)
+    agree, distinct = neighbourhood_purity(x, two, wide=12)
     neighbours = nearest(x, k=12).tolist()
     for level in range(2):
         share = [np.mean([two[o, level] == two[i, level] for o in row[:K]]) for i, row in enumerate(neighbours)]

@@ -19,8 +19,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.atlas import LEVEL_COLUMNS, Cells, read_rows
-from fractal.cli import LEVELS
+from fractal.atlas import LEVEL_COLUMNS, LEVELS, Cells, read_rows
 from fractal.metrics import bootstrap_interval
 from fractal.scimilarity import open_release
 
@@ -135,11 +134,11 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
-    from fractal import atlas
+    from fractal import split
     from fractal.atlas import writing
 
     num_rows = pq.read_metadata(stratified).num_rows
-    is_test = atlas.held_out(num_rows, 0.2, 0)
+    is_test = split.held_out(num_rows, 0.2, 0)
     cells = read_rows(stratified, np.arange(num_rows))
     vectors, labels = cells.vectors.copy(), cells.labels.copy()
     vectors[is_test] = np.random.default_rng(0).normal(size=(is_test.sum(), 16))
@@ -155,11 +154,11 @@ def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
 
 
 def test_eval_draws_from_the_test_rows_only(checkpoint: Path, stratified: Path, tmp_path: Path):
-    from fractal import atlas
+    from fractal import split
 
     evaluated(checkpoint, stratified, "--rows-out", str(tmp_path / "rows"), "--num-samples", "50", "--seed", "4")
     bank, queries = np.load(tmp_path / "rows" / "train.npy"), np.load(tmp_path / "rows" / "queries.npy")
-    is_test = atlas.held_out(600, 0.2, 0)
+    is_test = split.held_out(600, 0.2, 0)
     assert len(np.unique(queries)) == 50
     assert is_test[queries].all()
     assert not is_test[bank].any()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fractal import simulate
 from fractal.cli import InputError
-from fractal.ontology import build_hierarchy, load_graph
+from fractal.ontology import SHIPPED, build_hierarchy, load_graph
 from fractal.scimilarity import HEADER, open_release
-from fractal.simulate import BLOCK, DATA, LEAST, SYSTEM_SHARES, Atlas, apportion, write_release
+from fractal.simulate import BLOCK, LEAST, SYSTEM_SHARES, Atlas, apportion, write_release
 
 FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
 CELLS = BLOCK + 1_000  # more than one block, and the last one is not full
@@ -89,7 +89,7 @@ def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, at
 
 def test_our_reader_reads_it_and_the_records_are_not_in_label_order(release: Path, atlas: Atlas) -> None:
     opened = open_release(release)
-    assert opened.types == (DATA / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
+    assert opened.types == (SHIPPED / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
     assert not np.array_equal(opened.records["label"], np.arange(CELLS))
     np.testing.assert_array_equal(opened.type_codes, atlas.labels)
     np.testing.assert_array_equal(np.bincount(opened.type_codes), atlas.sizes)
@@ -125,7 +125,7 @@ def test_small_releases_hold_five_of_every_type(cells: int) -> None:
 
 def test_proportions_do_not_depend_on_the_size() -> None:
     few, many = Atlas(50_000, seed=0), Atlas(500_000, seed=0)
-    systems = np.array([row.system for row in build_hierarchy(few.types, load_graph(DATA / "cl-slim.obo"))])
+    systems = np.array([row.system for row in build_hierarchy(few.types, load_graph(SHIPPED / "cl-slim.obo"))])
     for name, share in SYSTEM_SHARES.items():
         assert few.sizes[systems == name].sum() / 50_000 == pytest.approx(share, abs=0.001)
     large = few.sizes > 200
@@ -177,7 +177,7 @@ def test_bad_input_is_an_input_error(cells: int, seed: int, tmp_path: Path) -> N
 
 def test_command_line_exits_with_2_and_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fractal.simulate", "--cells", "1000", "--output", str(tmp_path / "release")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=DATA.parent)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SHIPPED.parent)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "1015" in done.stderr

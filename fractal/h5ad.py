@@ -6,23 +6,22 @@ Everything streams: one chunk of rows is in memory, whatever the number of cells
     obsm["X_fractal_blocks"]   (n, dims) float32, recipe `published` only, whose prefixes are no cuts of the full vector
     uns["fractal"]             recipe, levels, block_width, prefix_ends, adapter_sha256
 
-and `cut_prefix` cuts a prefix out of these as it should be cut.
+and `truncate` cuts a prefix out of these as it should be cut.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from fractal.adapter import Adapter
-from fractal.cli import LEVELS, needs
-from fractal.files import replacing
-from fractal.vectors import CHUNK, open_h5ad, open_vectors, usable
+from fractal.atlas import LEVELS
+from fractal.cli import needs
+from fractal.files import atomic_write
+from fractal.vectors import open_h5ad
 
 
 def facts(adapter: Adapter, recipe: str, adapter_sha256: str) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def facts(adapter: Adapter, recipe: str, adapter_sha256: str) -> dict[str, Any]:
     }
 
 
-def cut_prefix(obsm: Mapping[str, Any], fractal: Mapping[str, Any], j: int) -> np.ndarray:
+def truncate(obsm: Mapping[str, Any], fractal: Mapping[str, Any], j: int) -> np.ndarray:
     """Prefix j (from 1) of an AnnData's obsm and uns["fractal"] -> (n, prefix_ends[j - 1]) float32, of length 1.
 
     To cut without normalising again is the commonest mistake with such vectors: distances are then dominated by how
@@ -58,7 +57,7 @@ def cut_prefix(obsm: Mapping[str, Any], fractal: Mapping[str, Any], j: int) -> n
 @contextmanager
 def h5ad_copy(source: Path, target: Path) -> Iterator[Any]:
     """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
-    with replacing(target) as part:
+    with atomic_write(target) as part:
         shutil.copyfile(source, part)
         with open_h5ad(part, "r+") as file:
             yield file
@@ -80,40 +79,3 @@ def add_obs(file: Any, columns: Mapping[str, Any]) -> None:
         write(file["obs"], name, values)
     order = [name for name in file["obs"].attrs["column-order"] if name not in columns]
     file["obs"].attrs["column-order"] = np.array([*order, *columns], object)
-
-
-@torch.inference_mode()
-def embed_chunks(adapter: Adapter, chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (full vectors (m, dims), blocks (m, dims)), both float32; NaN in the rows whose vector is not usable."""
-    device = next(adapter.parameters()).device
-    for chunk in chunks:
-        good = usable(chunk)
-        blocks = adapter.blocks(torch.from_numpy(chunk[good]).to(device))
-        found = np.full((2, len(chunk), adapter.num_levels * adapter.scale_dim), np.nan, np.float32)
-        found[0, good], found[1, good] = adapter.full(blocks).cpu(), blocks.flatten(1).cpu()
-        yield found[0], found[1]
-
-
-def embed_h5ad(adapter: Adapter, recipe: str, adapter_sha256: str, source: Path, obsm: str, target: Path) -> int:
-    """Copy an .h5ad and add X_fractal and uns["fractal"] -> how many cells were not usable. In bounded memory.
-
-    Raises InputError if the vectors are not as wide as the adapter's input.
-    """
-    with open_vectors(source, obsm, adapter.dim) as vectors, h5ad_copy(source, target) as file:
-        dims = adapter.num_levels * adapter.scale_dim
-        outputs = [add_obsm(file, "X_fractal", vectors.num_rows, dims)]
-        if recipe == "published":
-            outputs.append(add_obsm(file, "X_fractal_blocks", vectors.num_rows, dims))
-        needs("anndata", "h5ad").io.write_elem(
-            file.require_group("uns"), "fractal", facts(adapter, recipe, adapter_sha256)
-        )
-        start = invalid = 0
-        with tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
-            for found in embed_chunks(adapter.eval(), (chunk for _, chunk in vectors.chunks(CHUNK))):
-                stop = start + len(found[0])
-                for output, values in zip(outputs, found, strict=False):
-                    output[start:stop] = values
-                invalid += int(np.isnan(found[0][:, 0]).sum())
-                start = stop
-                bar.update(len(found[0]))
-    return invalid

@@ -7,7 +7,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
     """Yield the same items; a thread makes the next one while the caller is busy with the one it has.
 
     Pays where both sides leave Python's interpreter lock, as numpy and Arrow do. Memory: one more item. What the

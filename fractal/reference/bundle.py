@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file, save
 
 from fractal.adapter import Adapter, build_adapter, check_sizes
-from fractal.annotate import Annotator, Calibration, Tree
-from fractal.atlas import ROW_GROUP, fingerprint, open_atlas, read_rows, writing
-from fractal.cli import LEVELS, InputError
-from fractal.files import replacing_folder
+from fractal.atlas import LEVELS, ROW_GROUP, fingerprint, open_atlas, read_rows, writing
+from fractal.cli import InputError
+from fractal.files import atomic_folder
 from fractal.ontology import MANUAL
+from fractal.reference.annotator import Annotator, Calibration, Tree
 
 VERSION = 2  # 1: typicality by distance, before the adapter's logits were asked
 FILES = ("adapter.safetensors", "reference.parquet", "hierarchy.tsv", "calibration.json")
@@ -58,7 +58,7 @@ def check_place(path: Path) -> None:
 def write_bundle(path: Path, bundle: Bundle, card: str) -> None:
     """Write all files; `facts` are completed with the version and the hashes."""
     check_place(path)
-    with replacing_folder(path) as part:
+    with atomic_folder(path) as part:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
         (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
         names = [sorted({p[k] for p in bundle.tree.paths}) for k in range(len(LEVELS))]

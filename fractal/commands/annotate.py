@@ -1,7 +1,7 @@
 """Label new cells with a bundle of bundle.py, each as deep in the hierarchy as it can be trusted.
 
-    uv run python annotate.py --reference data/reference --input cells.parquet --output cells.tsv
-    uv run --extra h5ad python annotate.py --reference data/reference --input cells.h5ad --obsm X_pca --output new.h5ad
+    fractal annotate --reference data/reference --input cells.parquet --output cells.tsv
+    fractal annotate --reference data/reference --input cells.h5ad --obsm X_pca --output new.h5ad
 
 One row per cell, or columns of obs that begin with fractal_:
 
@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fractal.adapter import pick_device
-from fractal.anndata_io import add_obs, h5ad_copy
-from fractal.annotate import Annotator, Answer, answer
-from fractal.bundle import Bundle, check_terms, choose_paths, read_bundle
-from fractal.cli import LEVELS, InputError, needs, run, table
-from fractal.files import check_output, replacing
+from fractal.atlas import LEVELS
+from fractal.cli import InputError, needs, run, table
+from fractal.files import atomic_write, check_output
+from fractal.h5ad import add_obs, h5ad_copy
 from fractal.ontology import CL_SLIM, load_graph
+from fractal.reference.annotator import Annotator, Answer, answer
+from fractal.reference.bundle import Bundle, check_terms, choose_paths, read_bundle
 from fractal.vectors import CHUNK, open_vectors, usable
 
 DEPTHS = ("none", *LEVELS)
@@ -120,7 +121,7 @@ Sink = Callable[[dict[str, np.ndarray]], None]
 @contextmanager
 def table_sink(path: Path) -> Iterator[Sink]:
     """Write chunks of columns to a .tsv or Parquet file as they come."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         if path.suffix == ".tsv":
             with open(part, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, delimiter="\t", lineterminator="\n")

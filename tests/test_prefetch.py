@@ -5,12 +5,12 @@ from collections.abc import Generator
 
 import pytest
 
-from fractal.ahead import ahead
+from fractal.prefetch import prefetch
 
 
 def test_the_same_items():
-    assert list(ahead(i * i for i in range(100))) == [i * i for i in range(100)]
-    assert list(ahead(i for i in range(0))) == []
+    assert list(prefetch(i * i for i in range(100))) == [i * i for i in range(100)]
+    assert list(prefetch(i for i in range(0))) == []
 
 
 def test_the_next_item_is_made_meanwhile():
@@ -21,7 +21,7 @@ def test_the_next_item_is_made_meanwhile():
             event.set()
             yield i
 
-    for i in ahead(items()):
+    for i in prefetch(items()):
         assert i == 2 or made[i + 1].wait(10)  # before this one is handed back
 
 
@@ -30,7 +30,7 @@ def test_what_goes_wrong_is_raised_in_its_turn():
         yield 1
         raise OSError("disk")
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(OSError, match="disk"):
         next(found)
@@ -46,7 +46,7 @@ def test_the_generator_is_closed_when_the_caller_stops():
         finally:
             closed.append(True)
 
-    found = ahead(items())
+    found = prefetch(items())
     assert next(found) == 1
     found.close()  # as Python does when nothing refers to it any more, as after Ctrl-C
     assert closed == [True]

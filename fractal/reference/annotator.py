@@ -24,13 +24,13 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.isotonic import IsotonicRegression
 
 from fractal.adapter import Adapter, embed
-from fractal.cli import LEVELS
+from fractal.atlas import LEVELS
 from fractal.metrics import nearest
 
 # Chosen on other draws of donors (10 and 11, CAUTION also on 0 to 2) than those that benchmarks/annotation.py reports.
 NEIGHBOURS = 30
 TAU = 0.1  # a vote's weight is exp(cosine / TAU), so that 5 near cells of a rare type outweigh 25 far ones
-UNLIKE = 0.035  # typicality below this: the cell is flagged
+NOVEL = 0.035  # typicality below this: the cell is flagged
 CAUTION = 0.12  # typicality below this: no label deeper than the lineage
 CHUNK = 4_096  # cells whose neighbours' vectors are held at a time: 63 MB at 4 x 32
 
@@ -56,17 +56,19 @@ class Calibration:
 
     votes: list[tuple[list[float], list[float]]]  # per level: knots (votes, probability), ascending, interpolated
     mahalanobis: list[float]  # of the held-out cells, ascending
-    doubt: list[float]
-    oddness: list[float]  # both joined
+    neg_max_logit: list[float]
+    ood_score: list[float]  # both joined
 
     def probability(self, votes: np.ndarray) -> np.ndarray:
         """Votes of the predicted labels (n, 4) -> (n, 4): a label is never surer than the one above it."""
         columns = [np.interp(column, *knots) for column, knots in zip(votes.T, self.votes, strict=True)]
         return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
 
-    def typicality(self, mahalanobis: np.ndarray, doubt: np.ndarray) -> np.ndarray:
+    def typicality(self, mahalanobis: np.ndarray, neg_max_logit: np.ndarray) -> np.ndarray:
         """(n,) and (n,) -> (n,) in (0, 1]."""
-        return tail(fisher(tail(mahalanobis, self.mahalanobis), tail(doubt, self.doubt)), self.oddness)
+        return tail(
+            fisher(tail(mahalanobis, self.mahalanobis), tail(neg_max_logit, self.neg_max_logit)), self.ood_score
+        )
 
 
 def tail(values: np.ndarray, held_out: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -86,7 +88,7 @@ class Raw:
     path: np.ndarray  # (n,) int64, a path that runs through all four labels
     votes: np.ndarray  # (n, 4) float64, the share of the votes for each label
     mahalanobis: np.ndarray  # (n,) from the predicted subtype's mean
-    doubt: np.ndarray  # (n,) minus the largest logit
+    neg_max_logit: np.ndarray  # (n,) minus the largest logit
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
 
 
@@ -118,7 +120,7 @@ class Annotator:
         x = torch.from_numpy(vectors).to(self.device)
         with torch.inference_mode():
             logits, blocks = self.adapter.logits_and_blocks(x)
-            full, doubt = self.adapter.full(blocks), -logits.max(1).values
+            full, neg_max_logit = self.adapter.full(blocks), -logits.max(1).values
         k = min(NEIGHBOURS, len(self.bank))
         found = nearest(full, self.bank, k) if len(x) else torch.zeros(0, k, dtype=torch.int64)
         cosine = torch.einsum("nd,nkd->nk", full, self.bank[found]).cpu().double()  # Apple's MPS has no float64
@@ -127,7 +129,7 @@ class Annotator:
         path, share = descend(votes.numpy(), self.tree.nodes)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        return Raw(path, share, mahalanobis, doubt.cpu().numpy(), (1 - cosine[:, 0]).clamp(min=0).numpy())
+        return Raw(path, share, mahalanobis, neg_max_logit.cpu().numpy(), (1 - cosine[:, 0]).clamp(min=0).numpy())
 
 
 def descend(votes: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,9 +154,9 @@ def calibrate(raw: Raw, true_path: np.ndarray, tree: Tree, weight: np.ndarray | 
     for k in range(len(LEVELS)):
         fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(raw.votes[:, k], right[:, k], weight)
         knots.append((fit.X_thresholds_.tolist(), fit.y_thresholds_.tolist()))
-    mahalanobis, doubt = np.sort(raw.mahalanobis), np.sort(raw.doubt)
-    oddness = np.sort(fisher(tail(raw.mahalanobis, mahalanobis), tail(raw.doubt, doubt)))
-    return Calibration(knots, mahalanobis.tolist(), doubt.tolist(), oddness.tolist())
+    mahalanobis, neg_max_logit = np.sort(raw.mahalanobis), np.sort(raw.neg_max_logit)
+    ood_score = np.sort(fisher(tail(raw.mahalanobis, mahalanobis), tail(raw.neg_max_logit, neg_max_logit)))
+    return Calibration(knots, mahalanobis.tolist(), neg_max_logit.tolist(), ood_score.tolist())
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,10 @@ class Answer:
 def answer(raw: Raw, calibration: Calibration, confidence: float = 0.8) -> Answer:
     """Back off to the deepest level whose probability is at least `confidence`, and to the lineage in odd cells."""
     probability = calibration.probability(raw.votes)
-    typicality = calibration.typicality(raw.mahalanobis, raw.doubt)
+    typicality = calibration.typicality(raw.mahalanobis, raw.neg_max_logit)
     depth = (probability >= confidence).sum(1)  # probabilities fall from level to level
     depth = np.where(typicality < CAUTION, np.minimum(depth, 2), depth)
-    return Answer(raw.path, probability, depth, raw.distance, typicality, typicality < UNLIKE)
+    return Answer(raw.path, probability, depth, raw.distance, typicality, typicality < NOVEL)
 
 
 def reliability(probability: np.ndarray, right: np.ndarray, bins: int = 15) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """A trained adapter -> a reference in one folder, which is all that annotate.py takes.
 
-    uv run python bundle.py --model-path data/fractal_adapter_4L.pt --output data/reference
+    fractal reference --model-path data/fractal_adapter_4L.pt --output data/reference
 
 The reference cells are the first training rows of the stratified file, so types are as balanced as their sizes allow.
 The validation rows, which the adapter was not fitted on, turn votes into probabilities; the test rows, which nothing
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from fractal.adapter import Adapter, load, pick_device
-from fractal.annotate import Annotator, Calibration, Tree, answer, calibrate, calibration_error, reliability
-from fractal.atlas import Split, fingerprint, open_atlas, path_counts, read_rows
-from fractal.bundle import VERSION, Bundle, check_place, path_codes, write_bundle
-from fractal.cli import LEVELS, InputError, positive_int, run, table
+from fractal.atlas import LEVELS, fingerprint, open_atlas, path_counts, read_rows
+from fractal.cli import InputError, positive_int, run, table
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph
+from fractal.reference.annotator import Annotator, Calibration, Tree, answer, calibrate, calibration_error, reliability
+from fractal.reference.bundle import VERSION, Bundle, check_place, path_codes, write_bundle
+from fractal.split import Split
 
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
 TEST_CELLS = 5_000  # for the report; a standard error of .004 at an accuracy of .9
@@ -138,7 +139,7 @@ An adapter of Fractal Cells (recipe {facts["recipe"]}) and {facts["reference_cel
 {len(facts["classes"][-1])} subtypes, with {facts["config"]["dim"]} numbers each. Labels follow the Cell Ontology,
 release {facts["cl_release"]} (CC-BY 4.0).
 
-    uv run python annotate.py --reference THIS_FOLDER --input cells.npy --output cells.tsv
+    fractal annotate --reference THIS_FOLDER --input cells.npy --output cells.tsv
 
 {measured}
 Cells must come as vectors of the same embedding, made in the same way, as those of {facts["source"]}. Probabilities

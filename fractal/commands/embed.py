@@ -1,11 +1,11 @@
 """Apply an adapter to a whole file: the same cells, each with its fractal vector.
 
-    uv run python embed.py --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
-    uv run --extra h5ad python embed.py --model-path data/own.pt --input cells.h5ad --obsm X_pca
+    fractal embed --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
+    fractal embed --model-path data/own.pt --input cells.h5ad --obsm X_pca
 
 Parquet (of ingest.py or stratify.py) keeps all its other columns, and its metadata name the checkpoint, the recipe and
 the blocks. An .h5ad is copied, to cells_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see
-fractal/anndata_io.py); a cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other
+fractal/h5ad.py); a cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other
 scripts read. A .npy file, a float matrix (cells, dim), and a TileDB array's folder are taken as well.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, load, pick_device
-from fractal.anndata_io import embed_h5ad
 from fractal.atlas import fingerprint
-from fractal.cli import InputError, positive_int, run
-from fractal.files import check_output, replacing
-from fractal.vectors import Append, Source, open_vectors, writing_vectors
+from fractal.cli import InputError, needs, positive_int, run
+from fractal.files import atomic_write, check_output
+from fractal.h5ad import add_obsm, facts, h5ad_copy
+from fractal.vectors import CHUNK, Append, Source, open_vectors, usable, writing_vectors
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
 
@@ -109,9 +109,46 @@ def embed_chunks(
                     bar.update(len(batch))
                 found = torch.cat(batches).numpy()
                 if kept:
-                    with replacing(kept) as part, open(part, "wb") as file:
+                    with atomic_write(kept) as part, open(part, "wb") as file:
                         np.save(file, found)
             append(columns, found)
+
+
+@torch.inference_mode()
+def embed_usable(adapter: Adapter, chunks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (full vectors (m, dims), blocks (m, dims)), both float32; NaN in the rows whose vector is not usable."""
+    device = next(adapter.parameters()).device
+    for chunk in chunks:
+        good = usable(chunk)
+        blocks = adapter.blocks(torch.from_numpy(chunk[good]).to(device))
+        found = np.full((2, len(chunk), adapter.num_levels * adapter.scale_dim), np.nan, np.float32)
+        found[0, good], found[1, good] = adapter.full(blocks).cpu(), blocks.flatten(1).cpu()
+        yield found[0], found[1]
+
+
+def embed_h5ad(adapter: Adapter, recipe: str, adapter_sha256: str, source: Path, obsm: str, target: Path) -> int:
+    """Copy an .h5ad and add X_fractal and uns["fractal"] -> how many cells were not usable. In bounded memory.
+
+    Raises InputError if the vectors are not as wide as the adapter's input.
+    """
+    with open_vectors(source, obsm, adapter.dim) as vectors, h5ad_copy(source, target) as file:
+        dims = adapter.num_levels * adapter.scale_dim
+        outputs = [add_obsm(file, "X_fractal", vectors.num_rows, dims)]
+        if recipe == "published":
+            outputs.append(add_obsm(file, "X_fractal_blocks", vectors.num_rows, dims))
+        needs("anndata", "h5ad").io.write_elem(
+            file.require_group("uns"), "fractal", facts(adapter, recipe, adapter_sha256)
+        )
+        start = invalid = 0
+        with tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
+            for found in embed_usable(adapter.eval(), (chunk for _, chunk in vectors.chunks(CHUNK))):
+                stop = start + len(found[0])
+                for output, values in zip(outputs, found, strict=False):
+                    output[start:stop] = values
+                invalid += int(np.isnan(found[0][:, 0]).sum())
+                start = stop
+                bar.update(len(found[0]))
+    return invalid
 
 
 def read_finished(kept: Path, shape: tuple[int, int]) -> np.ndarray | None:
@@ -149,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{output}: --resume goes from a file to a .parquet or .npy; leave it out")
     if to_h5ad and (args.prefix or args.dtype != "float32"):
         raise InputError(
-            f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.anndata_io.cut_prefix, or name a "
+            f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.h5ad.truncate, or name a "
             ".parquet or .npy with --output"
         )
     if not to_h5ad:

@@ -1,7 +1,7 @@
 """An adapter -> ONNX, with one output per prefix, for browsers and other languages; and vectors as int8.
 
-    uv run --extra onnx python export.py --model-path data/fractal_adapter_4L.pt --output data/fractal_adapter_4L.onnx
-    uv run --extra onnx python export.py --vectors cells.npy --int8-dir data/int8     # and these cells' vectors, int8
+    fractal export --model-path data/fractal_adapter_4L.pt --output data/fractal_adapter_4L.onnx
+    fractal export --vectors cells.npy --int8-dir data/int8     # and these cells' vectors, int8
 
 Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
 length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fractal.adapter import Adapter, cut, embed, load
+from fractal.adapter import Adapter, embed, load, truncate_blocks
 from fractal.cli import InputError, needs, positive_int, run, table
-from fractal.files import check_output, replacing
+from fractal.files import atomic_write, check_output
 from fractal.metrics import nearest
 from fractal.vectors import CHUNK, open_vectors, usable, write_npy
 
@@ -68,7 +68,7 @@ class Prefixes(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         blocks = self.adapter.blocks(x)
-        return (*(cut(blocks, j) for j in range(1, self.adapter.num_levels)), self.adapter.full(blocks))
+        return (*(truncate_blocks(blocks, j) for j in range(1, self.adapter.num_levels)), self.adapter.full(blocks))
 
 
 def export(adapter: Adapter, path: Path) -> float:
@@ -81,7 +81,7 @@ def export(adapter: Adapter, path: Path) -> float:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here uses
     module = Prefixes(adapter).eval()
     example = torch.randn(3, adapter.dim, generator=torch.Generator().manual_seed(0))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         torch.onnx.export(
             module,
             (example,),

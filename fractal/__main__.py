@@ -1,0 +1,34 @@
+"""`fractal NAME ...`: one command of fractal/commands/, and only that one is imported: torch takes seconds."""
+
+import importlib
+import sys
+
+from fractal.cli import InputError, printable, run
+
+COMMANDS = {  # name -> what --help says of it
+    "reference": "a trained adapter -> a reference in one folder",
+    "annotate": "label new cells with a reference",
+    "embed": "give every cell of a file its fractal vector",
+    "export": "an adapter as ONNX, and vectors as int8",
+}
+HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Raises InputError for a command that there is not."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{HELP}\n\nEach has its own help: fractal COMMAND --help")
+        return
+    if name not in COMMANDS:
+        raise InputError(f"fractal {printable(name)}: there is no such command; there are {', '.join(COMMANDS)}")
+    sys.argv[0] = f"fractal {name}"  # as argparse shows it
+    importlib.import_module(f"fractal.commands.{name}").main(rest)
+
+
+def start() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,1 @@
+"""The commands of `fractal NAME ...`, one file each, named as the command is."""
