@@ -24,7 +24,8 @@ import torch
 from fractal.adapter import FractalAdapter
 from fractal.cli import positive_int, run
 from fractal.commands import annotate
-from fractal.h5ad import add_obsm, embed_h5ad
+from fractal.commands.embed import embed_h5ad
+from fractal.h5ad import add_obsm
 from fractal.vectors import CHUNK, open_h5ad
 
 DIM, SUBTYPES = 128, 203
