@@ -188,7 +188,13 @@ def test_a_split_comes_back_from_a_checkpoint_or_is_refused(tmp_path: Path):
     lists = good | {"test_types": ["t0"]}
     assert Split.of({"split": lists}, Path("a.pt")) == split
     older = {name: value for name, value in good.items() if name not in ("holdout", "test_types")}
-    wrong = [{"seed": -1}, {"seed": 2.5}, {"num_rows": "many"}, {"test_ratio": 1.5}, {"test_ratio": float("nan")}]
+    wrong: list[dict] = [
+        {"seed": -1},
+        {"seed": 2.5},
+        {"num_rows": "many"},
+        {"test_ratio": 1.5},
+        {"test_ratio": float("nan")},
+    ]
     wrong += [{"holdout": "x"}, {"fingerprint": 3}, {"test_types": 3}, {"test_types": [3]}, {"max_samples": 2**80}]
     for bad in [None, 7, [], "x", older, good | {"more": 1}, *(good | change for change in wrong)]:
         with pytest.raises(InputError, match=r"a\.pt: carries no split of this version"):

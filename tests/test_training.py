@@ -91,7 +91,7 @@ def test_the_axes_are_those_of_the_training_cells():
     fitted = fit(x, NOBODY, counts_of([20] * 5), SHORT, CPU)
     unit = normalize(torch.from_numpy(x.vectors), dim=1).numpy()
     expected = PCA(16).fit(unit).components_
-    last = fitted.adapter.axes[-4:].numpy()  # type: ignore[union-attr,index]
+    last = fitted.adapter.axes[-4:].numpy()  # type: ignore[index]
     assert np.abs(np.einsum("ij,ij->i", last, expected[:4])) == pytest.approx(np.ones(4), abs=1e-4)
     assert np.allclose(fitted.adapter.mean, unit.mean(0), atol=1e-6)  # type: ignore[arg-type]
 
@@ -128,32 +128,25 @@ def test_path_frequency_by_hand():
 def test_validation_equals_scikit_learn(monkeypatch, own_level: bool, block_levels: list[int]):
     """Full vector at the blocks' levels and, where prefixes have their own level, each prefix at it."""
     bank, queries = cells(200), cells(80, seed=2)
-    vectors = {len(c.vectors): np.random.default_rng(3).normal(size=(len(c.vectors), 8)) for c in (bank, queries)}
-    vectors = {n: v + 2 * c.vectors[:, :8] for (n, v), c in zip(vectors.items(), (bank, queries), strict=True)}
+    of_bank, of_queries = (  # what an adapter might make of them: 4 blocks of 2, the types tell less in each
+        2 * c.vectors[:, :8] + np.random.default_rng(3).normal(size=(len(c.vectors), 8)) * np.arange(8)
+        for c in (bank, queries)
+    )
+    x, y, val_x, val_y = (torch.from_numpy(a) for c in (bank, queries) for a in (c.vectors, c.labels))
+    validator = Validator(x, y, val_x, val_y, block_levels, own_level)
 
-    def embedded(adapter, x):
-        """Prefix j is the first 2 j numbers."""
-        rows = [next(i for i, v in enumerate(source) if np.array_equal(v, row)) for row in x.numpy()]
-        source_vectors = torch.from_numpy(vectors[len(source)][rows]).float()
-        return [normalize(source_vectors[:, : 2 * j], dim=1) for j in (1, 2, 3, 4)]
+    def embedded(_, asked):
+        known, made = (queries, of_queries) if len(asked) == 80 else (bank, of_bank)
+        rows = (asked[:, None] == torch.from_numpy(known.vectors)).all(2).int().argmax(1)
+        return [normalize(torch.from_numpy(made)[rows, : 2 * j].float(), dim=1) for j in (1, 2, 3, 4)]
 
-    tensors = [torch.from_numpy(a) for c in (bank, queries) for a in (c.vectors, c.labels)]
-    validator = Validator(*tensors, block_levels, own_level)
-    calls = iter([queries.vectors, bank.vectors])
-
-    def in_turn(adapter, x):
-        nonlocal source
-        source = next(calls)
-        return embedded(adapter, x)
-
-    source = queries.vectors
-    monkeypatch.setattr(training, "embed", in_turn)
+    monkeypatch.setattr(training, "embed", embedded)
     accuracy, score = validator(None)  # type: ignore[arg-type]
 
     def expected(width: int, level: int) -> float:
         knn = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
-        knn.fit(vectors[200][:, :width], bank.labels[:, level])
-        near = bank.labels[:, level][knn.kneighbors(vectors[80][:, :width], return_distance=False)]
+        knn.fit(of_bank[:, :width], bank.labels[:, level])
+        near = bank.labels[:, level][knn.kneighbors(of_queries[:, :width], return_distance=False)]
         votes = [max(row, key=lambda c: (list(row).count(c), -list(row).index(c))) for row in near]  # ties: nearest
         return float((np.array(votes) == queries.labels[:, level]).mean())
 
@@ -166,7 +159,7 @@ def test_validation_equals_scikit_learn(monkeypatch, own_level: bool, block_leve
 
 
 def test_the_recipes_that_train_prefixes_choose_by_them(monkeypatch):
-    chosen = {}
+    chosen: dict[str, bool] = {}
 
     def noting(*args):
         chosen[recipe] = args[-1]
@@ -212,7 +205,7 @@ def test_block_widths_follow_the_input(dim: int, levels: int, expected: int):
 @pytest.mark.parametrize("recipe", ["fractal", "mrl", "hce", "published"])
 def test_any_tree_of_2_to_6_levels(fails, tmp_path: Path, levels: int, recipe: str):
     """From a file to a checkpoint that loads."""
-    names = tuple("one two three four five six".split()[:levels])
+    names = tuple(["one", "two", "three", "four", "five", "six"][:levels])
     tree = np.array([[i // 2 ** (levels - 1 - k) for k in range(levels)] for i in range(2**levels)])
     labels = [f"{names[k]} {c}" for k in range(levels) for c in range(2 ** (k + 1))]
     classes = [[label for label in labels if label.startswith(f"{name} ")] for name in names]
