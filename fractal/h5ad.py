@@ -252,10 +252,10 @@ def read_labels(
         own_levels, rows, notes = tree_of_columns(levels, paths)
         names = [rows[path].subtype if path[0] else "" for path in paths]
         tree = {row.subtype: row for path, row in rows.items() if path[0]}
-        why = f"no label in obs '{levels[0]}'"
+        why = f"without a label in obs '{levels[0]}'"
     else:
         codes, names = obs_codes(column(label_key), where, label_key)
-        why = f"no label in obs '{label_key}'"
+        why = f"without a label in obs '{label_key}'"
     lost = Counter({why: int((codes < 0).sum())})
     if label_map is not None:
         if unused := sorted(set(label_map) - set(names)):
@@ -263,7 +263,7 @@ def read_labels(
         if not set(label_map) & set(names):
             raise InputError(f"{where}: none of the label map's names is in obs '{label_key}'; it has {_some(names)}")
         dropped = np.array([label_map.get(name) == "" for name in names] + [False])
-        lost["their label is mapped to nothing"] = int(dropped[codes].sum())
+        lost["whose label is mapped to nothing"] = int(dropped[codes].sum())
         names = [label_map.get(name, name) for name in names]
     types = sorted(set(names) - {""})
     position = {name: code for code, name in enumerate(types)} | {"": -1}
@@ -271,7 +271,7 @@ def read_labels(
     studies, study_codes = list[str](), None
     if study_key is not None:
         study_codes, studies = obs_codes(column(study_key), where, study_key)
-        lost[f"no study in obs '{study_key}'"] = int(((study_codes < 0) & (codes >= 0)).sum())
+        lost[f"without a study in obs '{study_key}'"] = int(((study_codes < 0) & (codes >= 0)).sum())
         codes = np.where(study_codes < 0, -1, codes)
         used = np.unique(study_codes[codes >= 0])
         studies, renumber = [studies[code] for code in used], np.full(len(studies) + 1, -1)
@@ -436,9 +436,11 @@ def h5ad_copy(source: Path, target: Path) -> Iterator[Any]:
 
 def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:
     """A new, empty (n, dim) float32 array in obsm -> its HDF5 dataset, to be filled chunk by chunk."""
-    if key in file["obsm"]:
-        del file["obsm"][key]
-    array = file["obsm"].create_dataset(key, (n, dim), np.float32, chunks=(min(n, 4_096), dim))
+    obsm = file.require_group("obsm")
+    if key in obsm:
+        del obsm[key]
+    array = obsm.create_dataset(key, (n, dim), np.float32, chunks=(min(n, 4_096), dim))
+    obsm.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})  # as AnnData itself marks arrays
     return array
 

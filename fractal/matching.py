@@ -140,8 +140,8 @@ class Index:
                 if kind == how:
                     index[key(text)].add(term)
             self.steps.append((how, key, index))
-        self.obsolete = graph.graph.get("obsolete", {})  # id -> (name, the terms that took its place)
-        self.obsolete_names = {name.casefold(): term for term, (name, _) in self.obsolete.items() if name}
+        self.obsolete = graph.graph.get("obsolete", {})  # id -> (name, replaced_by, consider)
+        self.obsolete_names = {name.casefold(): term for term, (name, *_) in self.obsolete.items() if name}
 
     def look_up(self, name: str) -> Match:
         """Rule 1 proper. A name, or a synonym, that stands for several terms is unmapped rather than guessed."""
@@ -273,8 +273,8 @@ def closest_names(names: Iterable[str], graph: nx.DiGraph, count: int = 3) -> di
             found[name] = several[:count]
             continue
         if (term := cl_id_of(name)) and term in obsolete:
-            places = [graph.nodes[place]["name"] for place in obsolete[term][1] if place in graph]
-            found[name] = places[:count]
+            _, replaced, considered = obsolete[term]
+            found[name] = [graph.nodes[other]["name"] for other in (*replaced, *considered) if other in graph][:count]
             continue
         tokens_of_name = [] if NO_TYPE & set(_tokens(name)) else _tokens(name)
         asked = dict[str, float]()  # token -> its weight; of a token that CL does not know, half that of the rarest

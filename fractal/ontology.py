@@ -109,7 +109,8 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
     """Read an OBO file (path, URL, or compressed) and keep CL terms and their is_a edges, child -> parent.
 
     Nodes carry `name` and `synonyms` (EXACT ones, and those without a scope); `graph["release"]` says which CL
-    it is; `graph["obsolete"]` keeps the obsolete terms apart: id -> (name, ids of the terms in its place).
+    it is; `graph["obsolete"]` keeps the obsolete terms apart: id -> (name, the ids that replaced it, the
+    ids to consider in its place).
     Raises InputError for a file that is not an OBO file, lacks an anchor, or was not reasoned over (cl-base.obo: a
     tenth of its terms have no is_a edge, so their anchors are out of reach).
     """
@@ -123,8 +124,8 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
     graph = nx.DiGraph(release=release, obsolete={})
     for term, data in full.nodes(data=True):
         if term.startswith("CL:") and data.get("is_obsolete") == "true":
-            places = [*data.get("replaced_by", ())] or [*data.get("consider", ())]
-            graph.graph["obsolete"][term] = (data.get("name", "").removeprefix("obsolete "), places)
+            name = data.get("name", "").removeprefix("obsolete ")
+            graph.graph["obsolete"][term] = (name, data.get("replaced_by", []), data.get("consider", []))
         elif term.startswith("CL:") and "name" in data:
             graph.add_node(term, name=data["name"], synonyms=_usable_synonyms(data.get("synonym", ())))
     graph.add_edges_from((c, p) for c, p, kind in full.edges(keys=True) if kind == "is_a" and {c, p} <= graph.nodes)
