@@ -110,7 +110,7 @@ def test_the_hierarchical_loss_equals_the_slow_version():
         logits, blocks = adapter.logits_and_blocks(x[row : row + 1])
         softmaxes = [logits[0].tolist()]
         for j in (1, 2, 3):
-            prefix = normalize(blocks[0, :j].flatten(), dim=0)
+            prefix = normalize(blocks[0, :j].flatten(), dim=0).detach()
             softmaxes.append([float(prefix @ p / p.norm()) / TAU for p in objective.prototypes[j - 1].detach()])
         for scores in softmaxes:
             odds = [

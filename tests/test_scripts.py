@@ -203,7 +203,8 @@ def test_an_atlas_of_one_system_has_no_silhouette_of_it(tmp_path: Path):
     train.main(argv)
     result = evaluated(tmp_path / "a.pt", tmp_path / "a")
     assert {row["silhouette"]["system"] for row in result["rows"]} == {None}
-    assert result["rows"][4]["silhouette"]["lineage"] > 0.5
+    assert [row["embedding"] for row in result["rows"]] == ["raw", "full", "prefix 2", "prefix 1"]  # none for system
+    assert result["rows"][-1]["silhouette"]["lineage"] > 0.5
 
 
 def test_the_same_seed_gives_the_same_weights(stratified: Path, tmp_path: Path):

@@ -196,6 +196,7 @@ def test_a_split_comes_back_from_a_checkpoint_or_is_refused(tmp_path: Path):
         {"test_ratio": float("nan")},
     ]
     wrong += [{"holdout": "x"}, {"fingerprint": 3}, {"test_types": 3}, {"test_types": [3]}, {"max_samples": 2**80}]
+    bad: object
     for bad in [None, 7, [], "x", older, good | {"more": 1}, *(good | change for change in wrong)]:
         with pytest.raises(InputError, match=r"a\.pt: carries no split of this version"):
             Split.of({"split": bad}, Path("a.pt"))
