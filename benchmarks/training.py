@@ -80,7 +80,7 @@ def step_operations(adapter: FractalAdapter, batch: int) -> int:
     linear = sum(layer.weight.numel() for layer in adapter.modules() if isinstance(layer, torch.nn.Linear))
     first = adapter.linear.weight.numel() + next(adapter.mlp.parameters()).numel()
     prototypes = sum(k * (j + 1) * adapter.scale_dim for j, k in enumerate(adapter.classes))
-    shown = adapter.path_to_class.numel() + adapter.axes.numel()  # forward only
+    shown = adapter.path_to_class.numel() + adapter.axes.numel() + adapter.class_means.numel()  # forward only
     anchors = adapter.anchors.numel()  # forward, and back into the anchors
     return 2 * batch * (3 * (linear + adapter.path_anchors.numel() + prototypes) - first + shown + 2 * anchors)
 
