@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fractal.cli import InputError, needs, positive_int, run
-from fractal.files import check_output
+from fractal.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
@@ -136,8 +136,11 @@ def main(argv: list[str] | None = None) -> None:
             f"{output}: an .h5ad gets full float32 vectors; cut them with fractal.truncate, or name a "
             ".parquet or .npy with --output"
         )
-    if not to_h5ad:
-        check_output(output, source_path, args.model_path)
+    check_paths(
+        {"input": source_path, "--reference": args.model_path},
+        {"--output": output},
+        in_place=[("--output", "input")] if to_h5ad else [],
+    )
     adapter, checkpoint = load(args.model_path, pick_device(args.device))
     recipe, levels = checkpoint["config"]["recipe"], adapter.num_levels
     prefix = args.prefix or levels

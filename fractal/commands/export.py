@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fractal.cli import InputError, needs, positive_int, run, table
-from fractal.files import atomic_write, check_output
+from fractal.files import atomic_write, check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     from torch import Tensor, nn
@@ -197,8 +197,9 @@ def main(argv: list[str] | None = None) -> None:
     adapter, _ = load(args.model_path)
     output = args.output or args.model_path.with_suffix(".onnx")
     int8 = [args.int8_dir / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
-    for path in (output, *int8):
-        check_output(path, args.model_path, args.vectors)
+    check_paths(
+        {"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8}
+    )
     if args.vectors:  # what is wrong with them is said before anything is written
         with open_vectors(args.vectors, args.use_rep or "X_scimilarity", adapter.dim):
             pass
