@@ -37,7 +37,7 @@ from fractal import atlas, ontology, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
-from fractal.labelled import read_map
+from fractal.h5ad import read_map
 from fractal.reference.annotator import Calibration, Tree
 from fractal.reference.bundle import Bundle, read_bundle, write_bundle
 

@@ -58,7 +58,7 @@ def check_place(path: Path) -> None:
 def write_bundle(path: Path, bundle: Bundle, card: str) -> None:
     """Write all files; `facts` are completed with the version and the hashes."""
     check_place(path)
-    with atomic_folder(path) as part:
+    with atomic_folder(path, [*FILES, "bundle.json", "README.md"]) as part:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
         (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
         names = [sorted({p[k] for p in bundle.tree.paths}) for k in range(len(LEVELS))]
