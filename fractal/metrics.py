@@ -71,7 +71,7 @@ def hierarchical_f1(predicted: np.ndarray, labels: np.ndarray, ancestors: np.nda
     cells together (Kiritchenko et al. 2006). Cells whose true or predicted class has no term are left out; None if no
     cell is left.
     """
-    known = ancestors.any(1)
+    known = ancestors.sum(1) > 0
     use = known[predicted] & known[labels]
     guess, truth = ancestors[predicted[use]], ancestors[labels[use]]
     return float(2 * (guess & truth).sum() / (guess.sum() + truth.sum())) if use.any() else None
