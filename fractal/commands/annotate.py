@@ -34,7 +34,7 @@ from tqdm import tqdm
 from fractal.adapter import pick_device
 from fractal.atlas import reading
 from fractal.cli import InputError, needs, run, table
-from fractal.files import atomic_write, check_output
+from fractal.files import atomic_write, check_paths
 from fractal.h5ad import add_obs, h5ad_copy
 from fractal.labelled import obs_codes
 from fractal.ontology import CL_SLIM, load_graph
@@ -197,9 +197,9 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
     if args.output.suffix == ".h5ad" and args.input.suffix != ".h5ad":
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
-    check_output(args.output, *([] if args.output.suffix == ".h5ad" else [args.input]))
-    if args.output.resolve().is_relative_to(args.reference.resolve()):
-        raise InputError(f"{args.output}: lies in the folder of --reference; name another output")
+    in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
+    inputs = {"--input": args.input, "--reference": args.reference, "--obo": args.obo}
+    check_paths(inputs, {"--output": args.output}, in_place)
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
     for flag in ("over", "truth"):

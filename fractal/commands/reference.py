@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from fractal.adapter import load, pick_device
-from fractal.atlas import fingerprint, open_atlas, path_counts, read_codes, read_rows
+from fractal.atlas import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
 from fractal.cli import InputError, positive_int, run
+from fractal.files import check_paths
 from fractal.ontology import CL_SLIM, load_graph
 from fractal.reference.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
 from fractal.reference.card import report_table
@@ -60,32 +61,17 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def balanced(codes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """codes (n,) of types -> ascending `count` positions: the k-th cell of a type before the (k+1)-th of any."""
-    draw = np.random.default_rng(seed).permutation(len(codes))
-    order = np.argsort(codes[draw], kind="stable")
-    _, first, sizes = np.unique(codes[draw][order], return_index=True, return_counts=True)
-    rank = np.empty(len(codes), np.int64)
-    rank[order] = np.arange(len(codes)) - np.repeat(first, sizes)
-    return np.sort(draw[np.argsort(rank, kind="stable")[:count]])
-
-
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    inputs = {"--model-path": args.model_path, "--input": args.input, "--obo": args.obo}
+    check_paths(inputs, {}, folders={"--output": args.output})
     check_place(args.output)
-    for flag, path in ("--model-path", args.model_path), ("--input", args.input):
-        if path.resolve().is_relative_to(args.output.resolve()):
-            raise InputError(f"{args.output}: holds the {flag}, which would be lost; name another --output")
     adapter, checkpoint = load(args.model_path, pick_device(args.device))
-    file = open_atlas(args.input)
     split = Split.of(checkpoint, args.model_path)
     if fingerprint(args.input) != split.fingerprint:
         raise InputError(f"{args.input}: not the file that {args.model_path} was trained on; name that one")
     graph = load_graph(args.obo)
-    metadata = {
-        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
-        for k, v in (file.schema_arrow.metadata or {}).items()
-    }
+    metadata = metadata_of(args.input)
     release = metadata.get("cl_release", graph.graph["release"])
     if release != graph.graph["release"]:
         raise InputError(
@@ -98,9 +84,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.input}: {len(val_rows)} validation cells are too few to calibrate on, it takes {MIN_VALIDATION}; "
             "train with a larger --val-ratio"
         )
-    finest = [name for name in file.schema_arrow.names if name.startswith("level")][-1]
-    types = read_codes(args.input, finest)[0]
-    train_rows = train_rows[balanced(types[train_rows], args.reference_cells, split.seed)]
+    train_rows = balanced_rows(args.input, train_rows, args.reference_cells, split.seed)
     test_rows = np.sort(np.random.default_rng(split.seed).permutation(test_rows)[:TEST_CELLS])
     versions = checkpoint.get("versions")
     facts = {

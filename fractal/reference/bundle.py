@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save
 
 from fractal import adapter as checkpoints
 from fractal.adapter import Adapter, build_adapter, check_sizes
-from fractal.atlas import LEVELS, Cells, fingerprint, usable
+from fractal.atlas import Cells, fingerprint, usable
 from fractal.cli import InputError
 from fractal.files import atomic_folder
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
@@ -145,7 +145,7 @@ class Bundle:
         return columns
 
     def space_problem(self, vectors: np.ndarray) -> str | None:
-        """Why vectors (n, dim) float32 can't be of the reference's space; None if they can. Unusable ones do not count."""
+        """Why vectors (n, dim) float32, leaving out unusable ones, can't be of the reference's space; or None."""
         return space_problem(vectors[usable(vectors)], self.vectors)
 
 
@@ -189,7 +189,7 @@ def make_reference(
     position = {names: i for i, names in enumerate(tree.paths)}
     path, validation_path = (np.array([position[names] for names in part]) for part in named)
     natural = np.array([counts.get(names, 0) for names in tree.paths])
-    levels = tuple(config.get("levels", LEVELS))
+    levels = train.levels
     sizes = {
         "reference_cells": len(path),
         "reference_types": len(np.unique(path)),
@@ -271,7 +271,7 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
     with atomic_folder(path) as part:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
         (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
-        cells = {name: torch.from_numpy(np.ascontiguousarray(getattr(bundle, name))) for name in CELL_ARRAYS}
+        cells = {name: torch.tensor(getattr(bundle, name)) for name in CELL_ARRAYS}  # copies: they may share memory
         (part / "cells.safetensors").write_bytes(save(cells))
         with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -349,6 +349,7 @@ def check_consistent(bundle: Bundle) -> None:
     p_value = bundle.calibration.p_value(bundle.calibration.score(np.zeros(1), np.zeros(1)))
     if not (np.isfinite(probability).all() and np.isfinite(p_value).all()):
         raise ValueError("the calibration holds something else than numbers")
+    model_card(bundle.facts, VERSION)  # fails where a fact is missing that saving it again takes
 
 
 def load_adapter(path: Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:

@@ -54,8 +54,8 @@ An adapter of Fractal Cells (recipe {code(facts["recipe"])}) and {facts["referen
 
 {measured}
 Cells must come as vectors of the same embedding, made in the same way, as those of
-{code(facts.get("source", "unknown"))}. Probabilities hold for cells like the test cells: other tissues, assays or a different mix of types shift them. A type
-that the reference lacks is only sometimes recognised as novel.
+{code(facts.get("source", "unknown"))}. Probabilities hold for cells like the test cells: other tissues, assays or a
+different mix of types shift them. A type that the reference lacks is only sometimes recognised as novel.
 
 Made from {code(facts.get("data", "unknown"))} (sha256 {code(fingerprint)}), with {made_with};
 format {version} of the folder.
