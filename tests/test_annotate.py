@@ -238,7 +238,7 @@ def test_a_bundle_says_where_it_comes_from_and_gives_back_what_went_in(reference
     assert scores["cells"] > 100
     assert scores["levels"]["subtype"]["accuracy_forced"] > 0.9
     assert sum(b["cells"] for b in scores["levels"]["subtype"]["reliability"]) == scores["cells"]
-    assert "| subtype" in (reference / "ref" / "README.md").read_text()
+    assert "| `subtype`" in (reference / "ref" / "README.md").read_text()
     found = read_bundle(reference / "ref")
     checkpoint = torch.load(reference / "adapter.pt", weights_only=True)
     for name, tensor in found.adapter.state_dict().items():
