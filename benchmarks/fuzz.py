@@ -37,7 +37,7 @@ from fractal import atlas, ontology, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
-from fractal.labelled import read_map
+from fractal.h5ad import read_map
 from fractal.reference.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
 from fractal.reference.card import model_card
 from fractal.split import Split

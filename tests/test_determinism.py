@@ -37,7 +37,7 @@ def test_two_processes_write_the_same_bytes(release: Path, tmp_path: Path):
     for folder, process in runs:
         assert process.wait() == 0
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert sorted(written[0]) == ["a.parquet", "b.json", "b.parquet", "b.pt", "hierarchy.tsv", "p.pt"]
+    assert sorted(written[0]) == ["a.hierarchy.tsv", "a.parquet", "b.json", "b.parquet", "b.pt", "p.pt"]
     assert [name for name in written[0] if written[0][name] != written[1][name]] == []
 
 

@@ -61,7 +61,7 @@ def test_ingest_writes_every_cell_in_order(release: Path, tmp_path: Path, capsys
     assert "6 type names: 6 matched automatically (5 by name, 1 by synonym), 0 by hand, 0 unmapped" in printed
     assert "| Immune" in printed
 
-    with open(out.with_name("hierarchy.tsv"), encoding="utf-8") as file:
+    with open(out.with_name("cells.hierarchy.tsv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["subtype"] for row in rows] == TYPES
     assert rows[4] == {

@@ -20,7 +20,7 @@ One row per cell, or columns of obs that begin with fractal_:
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,16 +32,15 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from fractal.adapter import pick_device
-from fractal.atlas import reading
 from fractal.cli import InputError, needs, run, table
 from fractal.files import atomic_write, check_paths
-from fractal.h5ad import add_obs, h5ad_copy
-from fractal.labelled import obs_codes
+from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
 from fractal.reference.annotator import CAUTION, CAUTIOUS_DEPTH, NOVELTY, Answer, majority
 from fractal.reference.bundle import Bundle, check_terms, choose_paths, read_bundle
 from fractal.reference.truth import report
-from fractal.vectors import CHUNK, Source, open_h5ad, open_vectors, usable
+from fractal.source import CELL_ID, CHUNK, Source
+from fractal.vectors import is_h5ad, open_vectors, usable
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
@@ -174,28 +173,11 @@ def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sin
             write(known, "annotation", about)
 
 
-def cell_ids(path: Path) -> np.ndarray | None:
-    """Names of the cells (n,) str, where the format has some: the index of an .h5ad, cell_id of a Parquet file."""
-    if path.suffix == ".h5ad":
-        with open_h5ad(path) as file:
-            index = file["obs"].attrs.get("_index", "_index")
-            if index not in file["obs"]:
-                return None
-            return np.array([str(name) for name in needs("anndata", "h5ad").io.read_elem(file["obs"][index])], object)
-    if path.is_dir() or path.suffix == ".npy":
-        return None
-    with reading(path):
-        file = pq.ParquetFile(path)
-        if "cell_id" not in file.schema_arrow.names:
-            return None
-        return np.array(file.read(columns=["cell_id"])["cell_id"].to_pylist(), object)
-
-
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
     if args.output.suffix not in (".tsv", ".parquet", ".h5ad"):
         raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
-    if args.output.suffix == ".h5ad" and args.input.suffix != ".h5ad":
+    if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
     in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
     inputs = {"--input": args.input, "--reference": args.reference, "--obo": args.obo}
@@ -203,7 +185,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
     for flag in ("over", "truth"):
-        if getattr(args, flag) and args.input.suffix != ".h5ad":
+        if getattr(args, flag) and not is_h5ad(args.input):
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
@@ -212,7 +194,9 @@ def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None
     if key is None:
         return None
     with open_h5ad(path) as file:
-        return obs_codes(file, path, key)
+        if key not in file["obs"]:
+            raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(file['obs'])}")
+        return obs_codes(needs("anndata", "h5ad").io.read_elem(file["obs"][key]), path, key)
 
 
 def check_space(bundle: Bundle, source: Source, force: bool) -> None:
@@ -240,22 +224,25 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
 
 
 def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of each chunk; with `groups`, a vote within each, the answers of all chunks are held first."""
+    """The columns of each chunk, `cell_id` first where known; with `groups`, a vote within each, the answers of all chunks are held first."""
 
     def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for _, chunk in source.chunks(CHUNK):
+            for table, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
                 some = chunk[good]
+                names.append(source.ids(table))
                 yield bundle.answer(some, args.confidence, args.novelty), good, bundle.best_excluded(some)
                 bar.update(len(chunk))
 
-    if groups is None:
-        yield from (bundle.columns(*part) for part in asked())
-        return
-    parts = list(asked())
-    voted(parts, groups, bundle, args)
-    yield from (bundle.columns(*part) for part in parts)
+    names = list[np.ndarray | None]()  # of the cells of each chunk
+    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = asked()
+    if groups is not None:
+        parts = list(parts)
+        voted(parts, groups, bundle, args)
+    for part in parts:
+        ids = names.pop(0)
+        yield ({} if ids is None else {CELL_ID: ids.astype(object)}) | bundle.columns(*part)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -286,13 +273,9 @@ def main(argv: list[str] | None = None) -> None:
         }
         to_h5ad = args.output.suffix == ".h5ad"
         sink = h5ad_sink(args.input, args.output, about) if to_h5ad else table_sink(args.output)
-        ids, start = None if to_h5ad else cell_ids(args.input), 0
         with sink as write:
             for columns in answers(bundle, source, groups and groups[0], args):
-                n = len(columns["status"])
-                names = {} if ids is None else {"cell_id": ids[start : start + n]}
-                write({**names, **columns})
-                start += n
+                write({name: values for name, values in columns.items() if not to_h5ad or name != CELL_ID})
                 levels.update(columns["level"])
                 statuses.update(columns["status"])
                 labels.update(columns["label"])

@@ -37,6 +37,7 @@ from fractal.reference.space import space_problem
 
 VERSION = 3  # 2: without validation cells; 1: before the adapter's logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
+OWN_FILES = (*FILES, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
 MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
 CONFIDENCE = 0.8  # the default, and what the model card reports
@@ -261,14 +262,14 @@ def check_place(path: Path) -> None:
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
         raise InputError(f"{path}: is there, and no reference; name another --output")
-    if foreign := sorted(set(there) - {*FILES, "bundle.json", "README.md", "reference.parquet"}):
+    if foreign := sorted(set(there) - set(OWN_FILES)):
         raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another --output")
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
     """Write all files, whole or not at all; the facts are completed with the version and the hashes."""
     check_place(path)
-    with atomic_folder(path) as part:
+    with atomic_folder(path, OWN_FILES) as part:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
         (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
         cells = {name: torch.tensor(getattr(bundle, name)) for name in CELL_ARRAYS}  # copies: they may share memory
