@@ -34,8 +34,8 @@ from fractal.atlas import (
 )
 from fractal.cli import InputError, table
 from fractal.embedding import block_names, embed_matrix
-from fractal.h5ad import facts as embedding_facts
 from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
+from fractal.h5ad import facts as embedding_facts
 from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.reference.annotator import NOVELTY
 from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
