@@ -228,14 +228,14 @@ def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "er
 
 def _unknown_names(unknown: list[str], graph: nx.DiGraph) -> str:
     """What to say of names that CL does not know, with what each may have meant."""
-    hints = closest_names(unknown, graph)
+    hints = closest_names(unknown[:50], graph)  # 10 ms each
     obsolete = graph.graph.get("obsolete", {})
     listed = []
     for name in unknown:
         # Quoted where else nobody could see what is wrong with it.
         shown = f"'{name}'" if name != " ".join(name.split()) or not name.isprintable() or not name else name
         gone = "obsolete; " if cl_id_of(name) in obsolete else ""
-        guess = f"{' or '.join(hints[name])}?" if hints[name] else "a term that CL has withdrawn" if gone else ""
+        guess = f"{' or '.join(hints[name])}?" if hints.get(name) else "a term that CL has withdrawn" if gone else ""
         listed.append(f"{shown} ({gone}{guess})" if guess else shown)
     ways = "Rename them (--write-label-map writes a file to start from, --label-map reads it)"
     if not any(is_missing(name) for name in unknown):
