@@ -184,10 +184,9 @@ def place_cells(
     number = {row: code for code, row in enumerate(hierarchy.classes)}
     class_of = dict(zip(known, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
     codes = np.array([*(class_of[name] for name in names), -1])[cells.type_codes]
-    notes = cells.labels.notes if isinstance(cells, LabelledCells) else []
-    missing = (
-        [f"{int((codes < 0).sum()):,} of {len(codes):,} cells left out: they have no label"] if -1 in codes else []
-    )
+    notes = cells.labels.notes if isinstance(cells, LabelledCells) else cells.notes
+    unmapped = int(((codes < 0) & (cells.type_codes >= 0)).sum())
+    missing = [f"{unmapped:,} of {len(codes):,} cells left out: the label map has no name for them"] if unmapped else []
     if not (codes >= 0).any():
         raise InputError(f"{args.h5ad or args.model_dir or MODEL_DIR}: no cell has a label")
     return codes, Hierarchy(hierarchy.levels, hierarchy.rows, [*notes, *missing, *hierarchy.notes])
