@@ -9,12 +9,17 @@ Pure functions over one graph. The rules are the published ones of the fractal c
 "Nearest" counts is_a steps from child to parent. A term may be its own anchor; on a tie the anchor that stands
 first in the list wins.
 
+What these rules do that one may not expect, and keep because they are the published ones: a basal cell is
+Stem/Progenitor, a natural killer cell's lineage is Innate Lymphoid and not Lymphoid, a dendritic cell's is Immune;
+melanocyte and ciliated cell are Other, a microglial cell is Neural; T cells lie in several types.
+
 One CL term is one class at every level: a name that nobody else spells differently is kept as it is ("B cells"); of
 several spellings of one term, CL's own name is taken for all. In place of the rules, `hierarchy_of` takes a tree of
 the user's: columns of labels from coarse to fine (`tree_of_columns`) or an edited table (`read_hierarchy`).
 """
 
 import csv
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +108,12 @@ class Hierarchy:
     def classes(self) -> list[CellType]:
         """Every row once, in the order of the names."""
         return list(dict.fromkeys(self.rows))
+
+    @property
+    def rules_sha256(self) -> str:
+        """Of what places a type, the metadata `anchors_sha256`: the anchors, or the rows of the user's own tree."""
+        own = [row.levels for row in self.classes] if self.rows[0].matched == "table" else None
+        return hashlib.sha256(repr(own or (SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
 
 
 def load_graph(obo: str | Path) -> nx.DiGraph:

@@ -145,6 +145,10 @@ def test_the_203_scimilarity_types_on_the_shipped_release(cl: nx.DiGraph):
     assert by_name["microglial cell"].levels[:2] == ("Neural", "Glial")
     assert by_name["hematopoietic stem cell"].system == "Immune"
     assert by_name["native cell"].levels == ("Other", "Other", "native cell", "native cell")
+    assert place("CL:0000646", "basal cell", cl).system == "Stem/Progenitor"
+    assert by_name["natural killer cell"].lineage == "Innate Lymphoid"
+    assert place("CL:0000451", "dendritic cell", cl).lineage == "Immune"
+    assert len({row.type for row in rows if "T cell" in row.subtype}) >= 5
     for oddity in ("melanocyte", "ciliated cell", "progenitor cell", "mesenchymal cell"):
         assert by_name[oddity].system == "Other"
 
