@@ -10,7 +10,6 @@ them ("B cells", "NK") or CL ids. Cells without a label are left out and counted
 """
 
 import argparse
-import hashlib
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,9 +26,6 @@ from fractal.h5ad import LabelledCells, open_labelled, read_map
 from fractal.names import clean, is_missing
 from fractal.ontology import (
     CL_SLIM,
-    LINEAGE_ANCHORS,
-    STEM_ANCHOR,
-    SYSTEM_ANCHORS,
     Hierarchy,
     hierarchy_of,
     load_graph,
@@ -184,10 +180,9 @@ def place_cells(
     number = {row: code for code, row in enumerate(hierarchy.classes)}
     class_of = dict(zip(known, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
     codes = np.array([*(class_of[name] for name in names), -1])[cells.type_codes]
-    notes = cells.labels.notes if isinstance(cells, LabelledCells) else []
-    missing = (
-        [f"{int((codes < 0).sum()):,} of {len(codes):,} cells left out: they have no label"] if -1 in codes else []
-    )
+    notes = cells.labels.notes if isinstance(cells, LabelledCells) else cells.notes
+    unmapped = int(((codes < 0) & (cells.type_codes >= 0)).sum())
+    missing = [f"{unmapped:,} of {len(codes):,} cells left out: the label map has no name for them"] if unmapped else []
     if not (codes >= 0).any():
         raise InputError(f"{args.h5ad or args.model_dir or MODEL_DIR}: no cell has a label")
     return codes, Hierarchy(hierarchy.levels, hierarchy.rows, [*notes, *missing, *hierarchy.notes])
@@ -212,11 +207,9 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
 
 
 def metadata_for(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> dict[str, str]:
-    own = [row.levels for row in hierarchy.classes] if hierarchy.rows[0].matched == "table" else None
-    rules = repr(own or (SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()
     return {
         "cl_release": graph.graph["release"],
-        "anchors_sha256": hashlib.sha256(rules).hexdigest(),  # of what places a type, be it the user's own tree
+        "anchors_sha256": hierarchy.rules_sha256,
         "source": str(args.h5ad or args.model_dir or MODEL_DIR),
     }
 

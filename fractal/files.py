@@ -98,9 +98,12 @@ def check_paths(
     `folders` are folders to write. Pairs (output flag, input flag) of `in_place` may name the same file.
     Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
     input; for two outputs at one place; and for an output that can't be a file, or a folder, at all. Links count as
-    what they lead to. To be called before any work is done.
+    what they lead to. Raises it as well for a name that is not UTF-8. To be called before any work is done.
     """
-    files, new_folders = real_paths(outputs), real_paths(folders or {})
+    sources, files, new_folders = real_paths(inputs), real_paths(outputs), real_paths(folders or {})
+    for flag, path in sources + files + new_folders:
+        if str(path) != str(path).encode(errors="replace").decode():
+            raise InputError(f"{flag} {path}: its name is not UTF-8, which Parquet can't do without; rename it")
     for flag, path in files:
         if path.exists() and not path.is_file():
             raise InputError(f"{flag} {path}: is not a file, so it can't be replaced by one; name another output")
@@ -112,7 +115,7 @@ def check_paths(
         for other, earlier in written[:i]:
             if same_place(path, earlier):
                 raise InputError(f"{flag} {path}: is the output of {other} as well; name another one")
-    for source_flag, source in real_paths(inputs):
+    for source_flag, source in sources:
         for flag, path in files:
             if same_place(path, source):
                 if (flag, source_flag) not in in_place:

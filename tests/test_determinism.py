@@ -26,6 +26,7 @@ evaluate.main(["--model-path", "b.pt", "--input", "b.parquet", "--json", "b.json
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(release: Path, tmp_path: Path):
     runs = []
     for seed in ("1", "2"):  # of Python's hashes, which decide the order of sets
@@ -41,6 +42,7 @@ def test_two_processes_write_the_same_bytes(release: Path, tmp_path: Path):
     assert [name for name in written[0] if written[0][name] != written[1][name]] == []
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     full_length = train.main
     monkeypatch.setattr(demo, "CELLS", 2_000)

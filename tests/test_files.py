@@ -351,3 +351,12 @@ def test_an_output_folder_that_holds_an_input(places: Path):
             check_paths({"--in": [places / "a", places / source]}, {}, folders={"--out": places / "folder"})
     with pytest.raises(InputError, match="is not a folder"):
         check_paths({}, {}, folders={"--out": places / "a"})
+
+
+@pytest.mark.parametrize("where", ["--in", "--out", "--folder"])
+def test_a_name_that_is_not_utf_8(tmp_path: Path, where: str):
+    names = {
+        flag: tmp_path / (os.fsdecode(b"\xff") if flag == where else flag) for flag in ("--in", "--out", "--folder")
+    }
+    with pytest.raises(InputError, match=f"^{where} .*: its name is not UTF-8"):
+        check_paths({"--in": names["--in"]}, {"--out": names["--out"]}, folders={"--folder": names["--folder"]})

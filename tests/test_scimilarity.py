@@ -4,9 +4,11 @@ from pathlib import Path
 
 import hnswlib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import TYPES, clustered, write_release
 
+import ingest
 from fractal.cli import InputError
 from fractal.scimilarity import HEADER, Release, open_index, open_release, read_labels, read_types
 
@@ -248,3 +250,16 @@ def test_a_brute_force_index(tmp_path: Path):
     index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
     with pytest.raises(InputError, match=r"labelled_kNN\.bin: a brute-force index of hnswlib"):
         open_release(tmp_path / "m")
+
+
+def test_ingest_leaves_them_out_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    labels = ["fibroblast", *TYPES * 4]
+    index = write_release(tmp_path / "m", clustered(labels), ["unknown", *labels[1:]])
+    index.mark_deleted(7)
+    index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "cells.parquet")])
+    kept_labels = [label for i, label in enumerate(labels) if i not in (0, 7)]
+    assert len(pq.read_table(tmp_path / "cells.parquet")) == len(kept_labels)
+    said = capsys.readouterr().out
+    assert "1 of 25 cells left out: they are marked as deleted in the index" in said
+    assert "1 of 25 cells left out: they have no label" in said
