@@ -161,7 +161,7 @@ def test_importing_is_fast_and_loads_no_torch():
         fractal.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["embed", "fit", "export"])
+@pytest.mark.parametrize("name", ["annotate", "embed", "fit", "export"])
 def test_help_does_not_wait_for_torch(name: str):
     check = f"""
 import sys

@@ -17,6 +17,8 @@ One row per cell, or columns of obs that begin with fractal_:
     withheld_by                               why the answer is not deeper: confidence, novelty, or empty
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 from collections import Counter
@@ -24,23 +26,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from fractal.adapter import pick_device
 from fractal.cli import InputError, needs, run, table
 from fractal.files import atomic_write, check_paths
 from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
-from fractal.reference.annotator import CAUTION, CAUTIOUS_DEPTH, NOVELTY, Answer, majority
-from fractal.reference.bundle import Bundle, check_terms, choose_paths, read_bundle
-from fractal.reference.truth import report
 from fractal.source import CELL_ID, CHUNK, Source
 from fractal.vectors import is_h5ad, open_vectors, usable
+
+if TYPE_CHECKING:  # torch and scikit-learn take seconds to load, and --help needs neither
+    from fractal.reference.annotator import Answer
+    from fractal.reference.bundle import Bundle
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
@@ -72,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     answers.add_argument(
         "--novelty",
-        choices=NOVELTY,
+        choices=["on", "flag", "off"],
         default="on",
         help="cells unlike anything in the reference: on flags them and withholds their fine labels, flag only flags "
         "them, off does neither (default: %(default)s)",
@@ -212,6 +214,8 @@ def check_space(bundle: Bundle, source: Source, force: bool) -> None:
 
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
     """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
+    from fractal.reference.annotator import CAUTION, CAUTIOUS_DEPTH, Answer, majority
+
     good = np.concatenate([part[1] for part in parts])
     joined = Answer(*(np.concatenate([getattr(p[0], f.name) for p in parts]) for f in fields(Answer)))
     path, probability = majority(joined.probability, joined.path, groups[good], bundle.tree)
@@ -226,7 +230,7 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
 
 
 def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of each chunk, `cell_id` first where known; with `groups`, a vote within each, the answers of all chunks are held first."""
+    """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
 
     def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
@@ -250,6 +254,10 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
+    from fractal.adapter import pick_device
+    from fractal.reference.bundle import check_terms, choose_paths, read_bundle
+    from fractal.reference.truth import report
+
     bundle = read_bundle(args.reference, pick_device(args.device))
     if args.obsm is None:
         args.obsm = bundle.facts.get("obsm") or "X_scimilarity"
