@@ -224,7 +224,7 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
 
 
 def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of each chunk, `cell_id` first where known; with `groups`, a vote within each, the answers of all chunks are held first."""
+    """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
 
     def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fractal import adapter as checkpoints
-from fractal.adapter import Adapter, build_adapter, check_sizes
+from fractal.adapter import Adapter, build_adapter
 from fractal.atlas import Cells, fingerprint, usable
 from fractal.cli import InputError
 from fractal.files import atomic_folder
@@ -38,6 +38,12 @@ from fractal.reference.space import space_problem
 VERSION = 3  # 2: without validation cells; 1: before the adapter's logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
 OWN_FILES = (*FILES, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
+NOTHING_KNOWN: dict[str, Any] = {
+    "training": {},
+    "versions": {},
+    "split": {},
+    "validation": None,
+}  # as a checkpoint's facts
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
 MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
 CONFIDENCE = 0.8  # the default, and what the model card reports
@@ -210,7 +216,7 @@ def make_reference(
         validation.vectors,
         validation_path,
         nothing,
-        {**(facts or {}), **about},
+        {**NOTHING_KNOWN, **(facts or {}), **about},
     )
     bundle = replace(bundle, calibration=calibration_of(bundle))
     return replace(bundle, facts={**bundle.facts, "scores": scores_of(bundle, test)})
@@ -305,7 +311,7 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
             raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
     try:
         state = load_file(path / "adapter.safetensors")
-        check_sizes(facts["config"], state)
+        checkpoints.check({**facts, "state": state})
         adapter = build_adapter(facts["config"], facts["classes"])
         adapter.load_state_dict(state)
         with open(path / "hierarchy.tsv", newline="", encoding="utf-8") as file:
