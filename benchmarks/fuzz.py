@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,14 +45,8 @@ from fractal.split import Split
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
-SPLIT = {
-    "fingerprint": "0" * 64,
-    "num_rows": 9,
-    "seed": 0,
-    "test_ratio": 0.2,
-    "val_ratio": 0.1,
-    "max_samples": 0,
-}
+LEVELS: dict[str, Any] = {"levels": list(atlas.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
+SPLIT = asdict(Split("0" * 64, 9, 0, 0.2, 0.1, 0))
 EXTREMES = [0, 1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
 
@@ -169,12 +164,21 @@ def foreign_parquet_file() -> bytes:
 
 
 def checkpoint_file(recipe: str, zipped: bool = True) -> bytes:
-    config = {"recipe": recipe, "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1], [1, 2]]}
+    config = {"recipe": recipe, "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1], [1, 2]], **LEVELS}
     classes = [["a", "b"], ["a", "b", "c"], ["a", "b", "c"], ["a", "b", "c"]]
     with TemporaryDirectory() as folder:
         path = Path(folder, "a")
         torch.manual_seed(0)
-        save(path, build_adapter(config, classes), config, classes, split=SPLIT)
+        save(
+            path,
+            build_adapter(config, classes),
+            config,
+            classes,
+            split=SPLIT,
+            training={},
+            versions={},
+            validation=None,
+        )
         if not zipped:
             torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
         return path.read_bytes()
@@ -193,8 +197,8 @@ def read_npy(path: Path) -> None:
 
 
 def make_bundle(folder: Path) -> None:
-    paths = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
-    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]]}
+    paths: list[tuple[str, ...]] = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]], **LEVELS}
     classes = [["a"], ["b"], ["c"], ["d", "e"]]
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(MIN_VALIDATION, 8)).astype(np.float32)
@@ -202,7 +206,7 @@ def make_bundle(folder: Path) -> None:
     labels[::2, 3] = 1
     cells = atlas.Cells(x, labels, classes)
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
-    counts = dict.fromkeys(paths, 60)
+    counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
     bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)
     write_bundle(folder, bundle)
 
