@@ -25,6 +25,7 @@ from benchmarks.quality import DATASETS, get_parser, prepare, summary
 from fractal.adapter import FractalAdapter
 from fractal.atlas import LEVELS, Cells, read_rows
 from fractal.cli import run, table
+from fractal.evaluate import shuffled_tree
 from fractal.files import atomic_write
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
@@ -36,7 +37,7 @@ def without_adjustment(sampled: torch.Tensor, natural: torch.Tensor) -> torch.Te
 
 def shuffled_rows(path: Path, rows: Any) -> Cells:
     cells = read_rows(path, rows)
-    labels = evaluate.shuffled_tree(torch.from_numpy(cells.labels), seed=0)
+    labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
     return Cells(cells.vectors, labels.numpy(), cells.classes)
 
 
