@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fractal.atlas import LEVEL_COLUMNS, ROW_GROUP, iter_vectors, open_atlas, read_codes, writing
 from fractal.cli import non_negative_int, num_bytes, run
+from fractal.files import check_paths
 from fractal.reorder import reorder
 
 
@@ -66,6 +67,7 @@ def with_places(path: Path, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.n
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    check_paths({"--input": args.input}, {"--output": args.output})
     schema = open_atlas(args.input).schema_arrow
     dim = schema.field("embedding").type.list_size
     names = [*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])]

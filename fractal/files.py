@@ -4,7 +4,7 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,6 +72,63 @@ def exchange(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
+Paths = Path | str | Sequence[Path | str] | None  # what one flag names; None and "" are flags that were not given
+
+
+def check_paths(
+    inputs: Mapping[str, Paths],
+    outputs: Mapping[str, Paths],
+    in_place: Collection[tuple[str, str]] = (),
+    folders: Mapping[str, Paths] | None = None,
+) -> None:
+    """A script's declaration of what it reads and writes, by flag: {"--input": args.input, ...}.
+
+    Inputs are files, URLs (which no output can be) or folders, of which every file counts. `outputs` are files,
+    `folders` are folders to write. Pairs (output flag, input flag) of `in_place` may name the same file.
+    Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
+    input; for two outputs at one place; and for an output that can't be a file, or a folder, at all. Links count as
+    what they lead to. To be called before any work is done.
+    """
+    files, new_folders = real_paths(outputs), real_paths(folders or {})
+    for flag, path in files:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{flag} {path}: is not a file, so it can't be replaced by one; name another output")
+    for flag, path in new_folders:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{flag} {path}: is not a folder, so it can't be replaced by one; name another output")
+    written = files + new_folders
+    for i, (flag, path) in enumerate(written):
+        for other, earlier in written[:i]:
+            if same_place(path, earlier):
+                raise InputError(f"{flag} {path}: is the output of {other} as well; name another one")
+    for source_flag, source in real_paths(inputs):
+        for flag, path in files:
+            if same_place(path, source):
+                if (flag, source_flag) not in in_place:
+                    raise InputError(f"{flag} {path}: is the input of {source_flag}; name another output")
+            elif source.is_dir() and path.exists() and any(path.samefile(file) for file in files_below(source)):
+                raise InputError(f"{flag} {path}: is a file of {source_flag} {source}; name another output")
+        for flag, path in new_folders:
+            if source.exists() and source.is_relative_to(path):
+                raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
+
+
+def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Path]]:
+    """(flag, path without links) for each path that a flag names."""
+    many = [(flag, [value] if isinstance(value, str | Path) else value or []) for flag, value in flags.items()]
+    return [(flag, Path(os.path.realpath(path))) for flag, paths in many for path in paths if str(path)]
+
+
+def same_place(one: Path, other: Path) -> bool:
+    """Also where both are names (hard links) of one file."""
+    return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder):
+        yield from (path for name in names if (path := Path(root, name)).exists())  # not: a link that leads nowhere
 
 
 def check_output(path: str | Path, *inputs: Path | None) -> None:

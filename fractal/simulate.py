@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fractal.cli import InputError, run
-from fractal.files import atomic_write
+from fractal.files import atomic_write, check_paths
 from fractal.ontology import SHIPPED, build_hierarchy, load_graph
 from fractal.scimilarity import HEADER
 
@@ -339,6 +339,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    check_paths({}, {}, folders={"--output": args.output})
     write_release(args.output, args.cells, args.seed)
     print(f"{args.output}: {args.cells:,} simulated cells, seed {args.seed}")
 

@@ -12,7 +12,7 @@ import torch
 
 from fractal.atlas import writing
 from fractal.cli import InputError, run
-from fractal.files import atomic_folder, atomic_write, is_running
+from fractal.files import atomic_folder, atomic_write, check_paths, is_running
 
 
 def names(folder: Path) -> list[str]:
@@ -187,3 +187,59 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     assert line.count("\n") == 1
     assert names(tmp_path) == ["a"] * older
     assert not older or (tmp_path / "a").read_text() == "old"
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """A file, a hard link and a link to it, and a folder with a file and a link to the first one."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "hard").hardlink_to(tmp_path / "a")
+    (tmp_path / "soft").symlink_to(tmp_path / "a")
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "b").write_text("b")
+    (tmp_path / "folder" / "to a").symlink_to(tmp_path / "a")
+    (tmp_path / "folder" / "nowhere").symlink_to(tmp_path / "none")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "says"),
+    [
+        ("a", "a", "is the input of --in"),
+        ("a", "hard", "is the input of --in"),
+        ("a", "soft", "is the input of --in"),
+        ("a", "folder/../a", "is the input of --in"),
+        ("soft", "hard", "is the input of --in"),
+        ("folder", "folder/deep/b", "is a file of --in"),
+        ("folder", "a", "is a file of --in"),
+        ("folder", "hard", "is a file of --in"),
+        ("missing", "missing", "is the input of --in"),
+        ("a", "folder", "is not a file"),
+    ],
+)
+def test_no_output_is_an_input(places: Path, source: str, output: str, says: str):
+    with pytest.raises(InputError, match=says):
+        check_paths({"--in": places / source, "--not given": None}, {"--out": places / output})
+
+
+def test_outputs_that_are_nobodys_input(places: Path):
+    check_paths({"--in": places / "a", "--obo": "https://x.org/a"}, {"--out": places / "new", "--json": None})
+    check_paths({"--in": places / "folder"}, {"--out": places / "folder" / "new"})
+    check_paths({"--in": places / "a"}, {"--out": places / "a"}, in_place=[("--out", "--in")])
+    check_paths({"--in": places / "a"}, {}, folders={"--out": places / "folder"})
+    with pytest.raises(InputError, match="is the input of --other"):  # in place for one, not for the other
+        check_paths({"--in": places / "a", "--other": places / "a"}, {"--out": places / "a"}, [("--out", "--in")])
+
+
+def test_two_outputs_at_one_place(places: Path):
+    for one, other in (("new", "new"), ("a", "hard"), ("new", "folder/../new")):
+        with pytest.raises(InputError, match=r"--json .*is the output of --out as well"):
+            check_paths({}, {"--out": places / one, "--json": places / other})
+
+
+def test_an_output_folder_that_holds_an_input(places: Path):
+    for source in ("folder", "folder/deep/b"):
+        with pytest.raises(InputError, match="holds the input of --in"):
+            check_paths({"--in": [places / "a", places / source]}, {}, folders={"--out": places / "folder"})
+    with pytest.raises(InputError, match="is not a folder"):
+        check_paths({}, {}, folders={"--out": places / "a"})

@@ -108,13 +108,6 @@ def test_types_that_were_not_trained_on(tmp_path: Path, capsys):
     assert "| full" in capsys.readouterr().out
 
 
-def test_the_output_may_be_the_input(stratified: Path, tmp_path: Path):
-    """The old file is read to its end before the new one takes its name."""
-    cells = tmp_path / "cells.parquet"
-    stratify.main(["--input", str(cells), "--output", str(cells)])
-    assert cells.read_bytes() == stratified.read_bytes()
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only(fails, release: Path, tmp_path: Path):
     (tmp_path / "shut").mkdir(mode=0o555)

@@ -59,6 +59,13 @@ def test_a_missing_input(fails, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_onto_its_own_input(fails, stratified: Path):
+    """It would work, since the input is read before the output appears; but then the release's order is lost."""
+    before = stratified.read_bytes()
+    assert "is the input of --input" in fails(stratify.main, "--input", stratified, "--output", stratified)
+    assert stratified.read_bytes() == before
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["--seed", "x"]])
 def test_argparse_exits(argv: list[str]):
     with pytest.raises(SystemExit):
