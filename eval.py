@@ -107,7 +107,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cells-out",
         type=Path,
-        help="also write right (True) or wrong per embedding, query and level, and the row numbers, to this .npz",
+        help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose type was seen "
+        "and what counts in bank, to this .npz",
     )
     parser.add_argument(
         "--rows-out", type=Path, help="also write train.npy and queries.npy, row numbers, to this folder"
@@ -430,7 +431,7 @@ def main(argv: list[str] | None = None) -> None:
         "exact_copies": copies,
         "config": [model.checkpoint["config"] for model in models],
     }
-    right |= {"rows": query_rows, "labels": cells.labels[:n], "seen": truth.seen}
+    right |= {"rows": query_rows, "labels": cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
     write_outputs(args, {"train.npy": train_rows, "queries.npy": query_rows}, right, result)
 
 

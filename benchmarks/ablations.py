@@ -84,7 +84,7 @@ def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path)
             for target, value in patches().items():
                 stack.enter_context(patch(target, value))
             common = ["--input", str(stratified), "--seed", str(seed)]
-            more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed)
+            more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed, 0)
             train.main([*common, "--output", str(model), *more, *flags])
             evaluate.main([*common, "--model-path", str(model), "--json", str(figures)])
     return json.loads(figures.read_text(encoding="utf-8"))
