@@ -11,12 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from fractal.atlas import LEVEL_COLUMNS, ROW_GROUP, iter_vectors, open_atlas, read_codes, writing
+from fractal.atlas import (
+    ROW_GROUP,
+    iter_vectors,
+    level_columns,
+    metadata_of,
+    open_atlas,
+    open_writer,
+    read_codes,
+    read_column,
+)
 from fractal.cli import non_negative_int, num_bytes, run
 from fractal.files import check_paths
-from fractal.reorder import reorder
+from fractal.reorder import reorder, round_robin
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -43,17 +53,6 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
-    """The balanced order of n rows with these labels (n,) int -> (n,) int64 row numbers."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_label = np.argsort(labels[shuffled], kind="stable")  # positions in `shuffled`, label by label
-    size = np.bincount(labels)
-    first = np.repeat(np.cumsum(size) - size, size)
-    turn = np.empty(len(labels), np.int64)  # a row with turn k is the k-th of its label
-    turn[by_label] = np.arange(len(labels)) - first
-    return shuffled[np.argsort(turn, kind="stable")]
-
-
 def with_places(path: Path, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read a file once, from first row to last -> (places in `order` (m,) int64, vectors (m, dim) float32)."""
     place = np.empty(len(order), np.int64)
@@ -69,31 +68,30 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_paths({"--input": args.input}, {"--output": args.output})
     schema = open_atlas(args.input).schema_arrow
-    dim = schema.field("embedding").type.list_size
-    names = [*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])]
-    columns = [read_codes(args.input, name) for name in names]
-    subtypes = columns[LEVEL_COLUMNS.index("level4_subtype")]
-    order = round_robin(subtypes[0], args.seed)
+    dim, finest = schema.field("embedding").type.list_size, level_columns(schema)[-1]
+    others = schema.remove(schema.get_field_index("embedding"))
+    columns = [read_column(args.input, name) for name in others.names]
+    labels, names = read_codes(args.input, finest)
+    order = round_robin(labels, args.seed)
 
     # The output is put together so many row groups at a time, while those before them are still being written.
     held = max(1, args.memory // (2 * 4 * dim * ROW_GROUP))
-    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     with (
-        writing(args.output, dim, "study" in names, metadata) as writer,
+        open_writer(args.output, dim, others, {**metadata_of(schema), "stratified": finest}) as writer,
         tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
     ):
         source, start = with_places(args.input, order, bar), 0
         for bucket in reorder(source, len(order), dim, held * ROW_GROUP, args.output.parent):
             for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
-                rows = order[start : start + len(vectors)]
-                writer.append(vectors, [(codes[rows], values) for codes, values in columns])
+                rows = pa.array(order[start : start + len(vectors)])
+                writer.append_table(vectors, pa.table([c.take(rows) for c in columns], names=others.names))
                 bar.update(len(rows))
                 start += len(rows)
 
-    rarest = int(np.bincount(subtypes[0]).min())
+    rarest = int(np.bincount(labels).min())
     print(
-        f"{len(order):,} cells of {len(subtypes[1])} subtypes written to {args.output}; the first "
-        f"{rarest * len(subtypes[1]):,} hold {rarest:,} of each"
+        f"{len(order):,} cells of {len(names)} subtypes written to {args.output}; the first "
+        f"{rarest * len(names):,} hold {rarest:,} of each"
     )
 
 

@@ -1,52 +1,80 @@
-"""The Parquet contract between the scripts: what the columns are, how rows are written, read and split.
+"""The Parquet contract between the scripts: what the columns are, how rows are written and read.
 
+    cell_id                                     string, where the cells have names
     embedding                                   fixed_size_list<float32>[dim]
-    level1_system ... level4_subtype            dictionary<string>
+    level1_system ... level4_subtype            dictionary<string>; with another tree level1_NAME, ..., 2 to 6 of them
     study                                       dictionary<string>, where the release names studies
 
-The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`.
+The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`; those of stratify.py's output also
+`stratified`, the name of the column that its order balances.
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fractal.cli import InputError, reason
 from fractal.files import atomic_write
+from fractal.reorder import round_robin
 
-LEVELS = ("system", "lineage", "type", "subtype")  # coarse to fine, in the words of tables and JSON
+LEVELS = ("system", "lineage", "type", "subtype")  # of the default tree, coarse to fine, as tables and JSON call them
 LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
+MIN_LEVELS, MAX_LEVELS = 2, 6
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 
 
 class Writer:
-    """Appends rows to an open Parquet file; see `writing`."""
+    """Appends rows to an open Parquet file; see `writing` and `open_writer`."""
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
         self.file, self.schema = file, schema
+        self.dtype = schema.field("embedding").type.value_type.to_pandas_dtype()
 
-    def append(self, vectors: np.ndarray, columns: Sequence[tuple[np.ndarray, list[str]]]) -> None:
-        """Write one row group: vectors (m, dim) float32, and per text column its (m,) codes and their names."""
-        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-        arrays = [pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
-        arrays += [pa.DictionaryArray.from_arrays(codes.astype(np.int32), names) for codes, names in columns]
-        self.file.write_table(pa.Table.from_arrays(arrays, schema=self.schema), row_group_size=len(vectors))
+    def append(
+        self,
+        vectors: np.ndarray,
+        columns: Sequence[tuple[np.ndarray, list[str]]],
+        ids: Sequence[str] | np.ndarray | pa.Array | None = None,
+    ) -> None:
+        """Write one row group of an atlas: vectors (m, dim) of any float type; per text column its (m,) codes and their
+        names; ids (m,) text where the file has a column `cell_id`."""
+        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), names) for codes, names in columns]
+        names = [name for name in self.schema.names if name not in ("cell_id", "embedding")]
+        if ids is not None:
+            arrays, names = [pa.array(ids, pa.string()), *arrays], ["cell_id", *names]
+        self.append_table(vectors, pa.table(arrays, names=names))
+
+    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
+        """Write one row group: vectors (m, dim) of any float type, and m rows of the other columns as they are."""
+        flat = pa.array(np.ascontiguousarray(vectors, self.dtype).reshape(-1))
+        embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        columns = [embedding if name == "embedding" else others[name] for name in self.schema.names]
+        table = pa.table(columns, names=self.schema.names).cast(self.schema)
+        self.file.write_table(table, row_group_size=len(vectors))
 
 
 @contextmanager
-def writing(path: str | Path, dim: int, has_study: bool, metadata: dict[str, str]) -> Iterator[Writer]:
-    """Write an atlas to `path`, whole or not at all."""
-    text = pa.dictionary(pa.int32(), pa.string())
-    fields = [pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False)]
-    fields += [pa.field(name, text, nullable=False) for name in LEVEL_COLUMNS + (("study",) if has_study else ())]
+def open_writer(
+    path: str | Path, dim: int, others: pa.Schema, metadata: dict[str, str], dtype: Any = np.float32
+) -> Iterator[Writer]:
+    """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
+
+    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest.
+    """
+    field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
+    fields = sorted([field, *others], key=lambda f: (f.name != "cell_id", f.name != "embedding"))
     schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
-    labels = [field.name for field in fields[1:]]
+    names = [name for name in schema.names if name != "embedding"]
     with (
         atomic_write(path) as part,
         # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long
@@ -54,21 +82,53 @@ def writing(path: str | Path, dim: int, has_study: bool, metadata: dict[str, str
         pq.ParquetWriter(
             part,
             schema,
-            use_dictionary=labels,
-            write_statistics=labels,
-            compression={"embedding.list.element": "none"} | dict.fromkeys(labels, "zstd"),
+            use_dictionary=[name for name in names if name != "cell_id"],  # no two cells share a name
+            write_statistics=names,
+            compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
         ) as file,
     ):
         yield Writer(file, schema)
 
 
+def writing(
+    path: str | Path,
+    dim: int,
+    has_study: bool,
+    metadata: dict[str, str],
+    levels: Sequence[str] = LEVELS,
+    has_ids: bool = False,
+) -> AbstractContextManager[Writer]:
+    """Write an atlas with these levels to `path`, whole or not at all."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    names = [*column_names(levels), *(["study"] if has_study else [])]
+    fields = [pa.field("cell_id", pa.string(), nullable=False)] if has_ids else []
+    fields += [pa.field(name, text, nullable=False) for name in names]
+    return open_writer(path, dim, pa.schema(fields), metadata)
+
+
+def column_names(levels: Sequence[str]) -> tuple[str, ...]:
+    """("system", "lineage", ...) -> ("level1_system", "level2_lineage", ...)."""
+    return tuple(f"level{k}_{name}" for k, name in enumerate(levels, 1))
+
+
+def level_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns level1_NAME, level2_NAME, ... of an atlas, coarse to fine."""
+    return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
+
+
+def levels_of(path: str | Path) -> tuple[str, ...]:
+    """The names of an atlas's levels, coarse to fine; LEVELS for the default tree."""
+    return tuple(name.split("_", 1)[1] for name in level_columns(open_atlas(path).schema_arrow))
+
+
 @dataclass(frozen=True)
 class Cells:
-    """Some rows of an atlas: vectors (n, dim) float32, labels (n, 4) int64 and the names behind the labels."""
+    """Some rows of an atlas: vectors (n, dim) float32, labels (n, levels) int64 and the names behind the labels."""
 
     vectors: np.ndarray
     labels: np.ndarray
     classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
+    levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
 
 
 @contextmanager
@@ -80,46 +140,86 @@ def reading(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: not a Parquet file, or damaged ({reason(error)})") from error
 
 
-def open_atlas(path: str | Path) -> pq.ParquetFile:
-    """Open an atlas and check its columns. Raises InputError that says what is missing."""
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file with an `embedding`, whatever else it holds. Raises InputError that says what is wrong."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
     with reading(path):
         file = pq.ParquetFile(path, memory_map=True)
-    schema = file.schema_arrow
-    missing = [name for name in ("embedding", *LEVEL_COLUMNS) if name not in schema.names]
-    if missing:
-        raise InputError(f"{path}: lacks the columns {', '.join(missing)}; make it with ingest.py")
+        schema, groups = file.schema_arrow, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        names = schema.names
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise InputError(f"{path}: has several columns called {', '.join(twice)}; rename or drop all but one")
+    if "embedding" not in names:
+        raise InputError(f"{path}: lacks the column embedding; make it with ingest.py")
     kind = schema.field("embedding").type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-        raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
-    dim, groups = kind.list_size, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    for name in (*LEVEL_COLUMNS, *(["study"] if "study" in schema.names else [])):
-        kind = schema.field(name).type
-        text = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if text not in (pa.string(), pa.large_string()):
-            raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
+    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
+        raise InputError(f"{path}: 'embedding' is {kind}, expected a list of floats in each row")
     if file.metadata.num_rows == 0:
         raise InputError(f"{path}: holds no cells")
     if file.metadata.num_rows != sum(group.num_rows for group in groups):
         raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
     # Not by the columns' own metadata: where these are damaged, Arrow may end the process.
-    if dim > sum(group.total_byte_size for group in groups):
-        raise InputError(f"{path}: damaged, it is too short for one vector of {dim:,} numbers; make it again")
+    if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.total_byte_size for group in groups):
+        raise InputError(
+            f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
+        )
     return file
 
 
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def open_atlas(path: str | Path) -> pq.ParquetFile:
+    """Open an atlas and check its columns. Raises InputError that says what is missing."""
+    file = open_parquet(path)
+    schema = file.schema_arrow
+    columns = level_columns(schema)
+    if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:
+        raise InputError(
+            f"{path}: lacks the columns of its levels, level1_NAME, level2_NAME, ... ({MIN_LEVELS} to {MAX_LEVELS}), "
+            f"such as {', '.join(LEVEL_COLUMNS)}; make it with ingest.py"
+        )
+    levels = [name.split("_", 1)[1] for name in columns]
+    if columns != column_names(levels) or len(set(levels)) < len(levels):
+        raise InputError(f"{path}: its levels are {', '.join(columns)}, expected level1_NAME, level2_OTHER, ...")
+    kind = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
+    for name in (*columns, *(name for name in ("cell_id", "study") if name in schema.names)):
+        kind = schema.field(name).type
+        text = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if text not in (pa.string(), pa.large_string()):
+            raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
+    return file
+
+
+def metadata_of(source: str | Path | pa.Schema) -> dict[str, str]:
+    """The metadata of a Parquet file, or of its schema, as text; bytes that are no UTF-8 are replaced."""
+    if not isinstance(source, pa.Schema):
+        source = open_parquet(source).schema_arrow
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (source.metadata or {}).items()}
+
+
 def read_vectors(table: pa.Table, path: str | Path) -> np.ndarray:
-    """The embedding column of a table -> (n, dim) float32, a view without a copy where it is one chunk."""
+    """The embedding column of a table -> (n, dim) float32, a view without a copy where it is one chunk of float32.
+
+    Raises InputError for missing values, and for vectors of different lengths.
+    """
     column = table["embedding"].combine_chunks()
     if column.null_count:
         raise InputError(f"{path}: {column.null_count} cells have no embedding; make it again with ingest.py")
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(lengths) > 1:
+        raise InputError(f"{path}: its vectors have different lengths, {min(lengths)} to {max(lengths)} numbers")
     numbers = column.flatten()
     if numbers.null_count:
         raise InputError(f"{path}: {numbers.null_count} numbers of the embeddings are missing; make it again")
-    return numbers.to_numpy().reshape(len(column), column.type.list_size)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused where it is used
+        return numbers.to_numpy().astype(np.float32, copy=False).reshape(len(column), lengths[0] if lengths else -1)
 
 
 def usable(vectors: np.ndarray) -> np.ndarray:
@@ -128,16 +228,22 @@ def usable(vectors: np.ndarray) -> np.ndarray:
     return np.isfinite(norm) & (norm > 0)
 
 
-def iter_vectors(path: str | Path) -> Iterator[np.ndarray]:
-    """The whole embedding column in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
-    metadata = open_atlas(path).metadata
+def row_groups(path: str | Path, columns: list[str] | None = None, size: int = ROW_GROUP) -> Iterator[pa.Table]:
+    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory."""
+    metadata = open_parquet(path).metadata
     with reading(path):
         for group in range(metadata.num_row_groups):
             # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map
             # for each row group lets go of it, and is no burden where a foreign file is one huge row group.
             file = pq.ParquetFile(path, metadata=metadata, memory_map=True)
-            for batch in file.iter_batches(ROW_GROUP, row_groups=[group], columns=["embedding"]):
-                yield read_vectors(pa.Table.from_batches([batch]), path)
+            for batch in file.iter_batches(size, row_groups=[group], columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def iter_vectors(path: str | Path) -> Iterator[np.ndarray]:
+    """The whole embedding column in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
+    for table in row_groups(path, ["embedding"]):
+        yield read_vectors(table, path)
 
 
 def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray, list[str]]:
@@ -166,36 +272,89 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
     Memory is that of the result and one row group. Raises InputError for vectors that are zero or not finite.
     """
     file = open_atlas(path)
+    names = level_columns(file.schema_arrow)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     vectors = np.empty((len(rows), file.schema_arrow.field("embedding").type.list_size), np.float32)
-    tables, start = [], 0
+    tables, start = [file.schema_arrow.empty_table().select(names)], 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
         lo, hi = np.searchsorted(ascending, [start, stop])
         if hi > lo:
             with reading(path):
-                table = file.read_row_group(group, columns=["embedding", *LEVEL_COLUMNS])
+                table = file.read_row_group(group, columns=["embedding", *names])
             chosen = ascending[lo:hi] - start
             found = read_vectors(table, path)[chosen]
             if not usable(found).all():
                 raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
             vectors[order[lo:hi]] = found
-            tables.append(table.select(LEVEL_COLUMNS).take(pa.array(chosen)))
+            tables.append(table.select(names).take(pa.array(chosen)))
         start = stop
     back = np.argsort(order)  # from ascending to the order asked for
-    columns = [text_codes(pa.concat_tables(tables), name, path) for name in LEVEL_COLUMNS]
+    columns = [text_codes(pa.concat_tables(tables), name, path) for name in names]
     labels = np.stack([codes[back] for codes, _ in columns], axis=1).astype(np.int64)
-    return Cells(vectors, labels, [names for _, names in columns])
+    levels = tuple(name.split("_", 1)[1] for name in names)
+    return Cells(vectors, labels, [classes for _, classes in columns], levels)
 
 
 def path_counts(path: str | Path, keep: np.ndarray) -> dict[tuple[str, ...], int]:
     """How many of the kept rows, a mask (num_rows,), lie on each path of labels: (system, ..., subtype) -> count."""
     with reading(path):
-        labels = open_atlas(path).read(columns=list(LEVEL_COLUMNS)).unify_dictionaries()
-        counts = labels.filter(pa.array(keep)).group_by(LEVEL_COLUMNS).aggregate([([], "count_all")])
-    columns = [counts[name].to_pylist() for name in (*LEVEL_COLUMNS, "count_all")]
-    return {tuple(names): count for *names, count in zip(*columns, strict=True)}
+        file = open_atlas(path)
+        names = level_columns(file.schema_arrow)
+        labels = file.read(columns=list(names)).unify_dictionaries()
+        counts = labels.filter(pa.array(keep)).group_by(names).aggregate([([], "count_all")])
+    columns = [counts[name].to_pylist() for name in (*names, "count_all")]
+    return {tuple(labels): count for *labels, count in zip(*columns, strict=True)}
+
+
+def is_stratified(path: str | Path) -> bool:
+    """Does the file say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
+    schema = open_atlas(path).schema_arrow
+    return metadata_of(schema).get("stratified") == level_columns(schema)[-1]
+
+
+def balanced_rows(path: str | Path, rows: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """n of the given rows (m,), ascending, of every finest label as many as sizes allow; all m where n is no fewer.
+
+    The first n of a stratified file; of any other order (an atlas sorted by type, say) those that stratify.py would
+    have put first, drawn with the seed.
+    """
+    if n >= len(rows):
+        return np.sort(rows)
+    if is_stratified(path):
+        return np.sort(rows)[:n]
+    labels, _ = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
+    return np.sort(rows[round_robin(labels[rows], seed)[:n]])
+
+
+def vector_hashes(vectors: np.ndarray) -> np.ndarray:
+    """(n, dim) float32 -> (n,) int64, equal for equal vectors, and good within this process only (SipHash).
+
+    Of 8 million different vectors some two share a hash with a chance of 2 in a million.
+    """
+    whole = np.ascontiguousarray(vectors + np.float32(0))  # -0. becomes 0.
+    rows = whole.view(f"V{whole.shape[1] * whole.itemsize}").ravel().tolist()  # one bytes object each
+    return np.fromiter(map(hash, rows), np.int64, len(rows))
+
+
+def group_equal(hashes: np.ndarray) -> np.ndarray | None:
+    """(n,) hashes -> (n,) int64, for each row the first row with the same hash; None where all rows differ."""
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    return None if len(first) == len(hashes) else first[group].astype(np.int64)
+
+
+def duplicate_groups(path: str | Path) -> np.ndarray | None:
+    """(n,) int64, for each row the first row that has exactly its vector; None where no two rows have the same.
+
+    One pass over the file; memory: 24 bytes a row.
+    """
+    return group_equal(np.concatenate([vector_hashes(vectors) for vectors in iter_vectors(path)]))
+
+
+def num_duplicates(groups: np.ndarray | None) -> int:
+    """How many rows repeat the vector of an earlier row: 3 for four equal ones."""
+    return 0 if groups is None else int((groups != np.arange(len(groups))).sum())
 
 
 def fingerprint(path: str | Path) -> str:
@@ -209,6 +368,17 @@ def read_codes(path: str | Path, name: str) -> tuple[np.ndarray, list[str]]:
     file = open_atlas(path)
     with reading(path):
         return text_codes(file.read(columns=[name]), name, path)
+
+
+def read_column(path: str | Path, name: str) -> pa.Array:
+    """-> a whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
+    file = open_atlas(path)
+    kind = file.schema_arrow.field(name).type
+    if name in (*level_columns(file.schema_arrow), "study"):
+        codes, names = read_codes(path, name)
+        return pa.DictionaryArray.from_arrays(codes, names).cast(kind)
+    with reading(path):
+        return file.read(columns=[name])[name].unify_dictionaries()
 
 
 def study_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:

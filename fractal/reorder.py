@@ -1,4 +1,4 @@
-"""Rows in another order, in flat memory: one pass over them, and what comes too early waits in a temporary file."""
+"""Rows in another order: the balanced one of stratify.py, and any one in flat memory."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -63,3 +63,18 @@ def parts(chunks: Iterable[tuple[np.ndarray, np.ndarray]], bucket: int) -> Itera
             continue
         for number, mine in zip(owners.tolist(), np.split(by_owner, starts[1:]), strict=True):
             yield number, places[mine], rows[mine]
+
+
+def round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
+    """The balanced order of n rows with these labels (n,) int -> (n,) int64 row numbers.
+
+    The k-th row of every label comes before the (k+1)-th of any; which one it is, and the order within a round, are
+    drawn with the seed.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_label = np.argsort(labels[shuffled], kind="stable")  # positions in `shuffled`, label by label
+    size = np.bincount(labels)
+    first = np.repeat(np.cumsum(size) - size, size)
+    turn = np.empty(len(labels), np.int64)  # a row with turn k is the k-th of its label
+    turn[by_label] = np.arange(len(labels)) - first
+    return shuffled[np.argsort(turn, kind="stable")]

@@ -10,7 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.atlas import LEVEL_COLUMNS, fingerprint, open_atlas, path_counts, read_rows, writing
+from fractal.atlas import (
+    LEVEL_COLUMNS,
+    balanced_rows,
+    duplicate_groups,
+    fingerprint,
+    levels_of,
+    metadata_of,
+    num_duplicates,
+    open_atlas,
+    path_counts,
+    read_rows,
+    read_vectors,
+    row_groups,
+    writing,
+)
 from fractal.cli import InputError
 from fractal.split import Split, draw_studies, held_out
 
@@ -80,7 +94,24 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pa.table({"x": [1]}), "lacks the columns embedding, level1_system"),
+        (
+            pa.table({"embedding": pa.array([[1.0]], pa.list_(pa.float32(), 1)), "level1_a": ["a"]}),
+            "lacks the columns of its levels",
+        ),
+        (
+            pa.table(
+                {
+                    "embedding": pa.array([[1.0]], pa.list_(pa.float32(), 1)),
+                    **dict.fromkeys(["level1_a", "level3_b"], ["a"]),
+                }
+            ),
+            "its levels are level1_a, level3_b",
+        ),
+        (
+            pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array(["a"])], ["x", "x", "embedding"]),
+            "several columns called x; rename or drop",
+        ),
+        (pa.table({"x": [1]}), "lacks the column embedding"),
         (
             pa.table(
                 {"embedding": pa.array([[1.0]], pa.list_(pa.float64(), 1)), **dict.fromkeys(LEVEL_COLUMNS, ["a"])}
@@ -211,3 +242,89 @@ def test_path_counts_are_a_slow_count(tmp_path: Path):
     keep = np.random.default_rng(1).random(17) < 0.6
     expected = Counter(tuple(level[i] for level in labels) for i in np.flatnonzero(keep))
     assert path_counts(tmp_path / "a.parquet", keep) == dict(expected)
+
+
+def write_rows(path: Path, vectors: np.ndarray, finest: list[str], metadata: dict[str, str] | None = None) -> None:
+    """An atlas of two levels, with names of the cells."""
+    names = sorted(set(finest))
+    codes = np.array([names.index(name) for name in finest])
+    with writing(path, vectors.shape[1], False, metadata or {}, levels=("class", "subclass"), has_ids=True) as writer:
+        writer.append(vectors, [(np.zeros_like(codes), ["all"]), (codes, names)], [f"c{i}" for i in range(len(codes))])
+
+
+def test_other_levels_and_names_of_cells(tmp_path: Path):
+    write_rows(tmp_path / "a", np.eye(3, dtype=np.float32), ["x", "y", "x"])
+    assert pq.read_schema(tmp_path / "a").names == ["cell_id", "embedding", "level1_class", "level2_subclass"]
+    assert pq.read_table(tmp_path / "a")["cell_id"].to_pylist() == ["c0", "c1", "c2"]
+    assert levels_of(tmp_path / "a") == ("class", "subclass")
+    cells = read_rows(tmp_path / "a", np.array([2, 1]))
+    assert (cells.levels, cells.classes, cells.labels.tolist()) == (
+        ("class", "subclass"),
+        [["all"], ["x", "y"]],
+        [[0, 0], [0, 1]],
+    )
+    assert path_counts(tmp_path / "a", np.ones(3, bool)) == {("all", "x"): 2, ("all", "y"): 1}
+    nothing = read_rows(tmp_path / "a", np.array([], int))
+    assert (nothing.vectors.shape, nothing.labels.shape) == ((0, 3), (0, 2))
+
+
+def test_metadata_that_are_no_text(tmp_path: Path):
+    write_rows(tmp_path / "a", np.eye(2, dtype=np.float32), ["x", "y"])
+    table = pq.read_table(tmp_path / "a").replace_schema_metadata({"source": b"caf\xe9", b"\xff": "x"})
+    pq.write_table(table, tmp_path / "b")
+    assert metadata_of(tmp_path / "b") == {"source": "caf\ufffd", "\ufffd": "x"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.float16(), 2), pa.list_(pa.float64(), 2), pa.list_(pa.float32()), pa.large_list(pa.float64())],
+    ids=str,
+)
+def test_vectors_of_any_kind_of_list(tmp_path: Path, kind: pa.DataType):
+    vectors = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    columns = {"name": ["a", "b", "c"], "embedding": pa.array([list(v.astype(np.float16)) for v in vectors], kind)}
+    pq.write_table(pa.table(columns), tmp_path / "a", row_group_size=2)
+    read = [read_vectors(table, "a") for table in row_groups(tmp_path / "a", ["embedding"])]
+    assert {part.dtype for part in read} == {np.dtype(np.float32)}
+    assert np.array_equal(np.concatenate(read), vectors)
+    assert [table["name"].to_pylist() for table in row_groups(tmp_path / "a", size=1)] == [["a"], ["b"], ["c"]]
+
+
+def test_vectors_of_different_lengths(tmp_path: Path):
+    pq.write_table(pa.table({"embedding": pa.array([[1.0], [1, 2]])}), tmp_path / "a")
+    with pytest.raises(InputError, match="different lengths, 1 to 2 numbers"):
+        read_vectors(next(row_groups(tmp_path / "a")), "a")
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(0, 70), st.integers(0, 99))
+def test_a_part_of_a_sorted_file_is_balanced(labels: list[str], n: int, seed: int):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        write_rows(path, np.ones((len(labels), 1), np.float32), sorted(labels))
+        rows = np.arange(0, len(labels), 2)
+        chosen = balanced_rows(path, rows, n, seed)
+        assert len(chosen) == min(n, len(rows))
+        assert np.array_equal(chosen, np.unique(chosen))
+        assert set(chosen) <= set(rows)
+        there = Counter(sorted(labels)[row] for row in rows)
+        taken = Counter(sorted(labels)[row] for row in chosen)
+        most = max(taken.values(), default=0)
+        assert all(taken[name] in (most, most - 1) or taken[name] == there[name] for name in there)
+        # A file that says it is balanced is taken at its word.
+        write_rows(path, np.ones((len(labels), 1), np.float32), sorted(labels), {"stratified": "level2_subclass"})
+        assert balanced_rows(path, rows, n, seed).tolist() == rows[:n].tolist()
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, -0.0, 1.0]), st.sampled_from([1.0, 2.0])), min_size=1, max_size=30))
+def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]]):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder) / "a", np.array(pairs, np.float32), ["x"] * len(pairs))
+        groups = duplicate_groups(Path(folder) / "a")
+    first = [pairs.index(pair) for pair in pairs]  # 0. == -0.
+    assert num_duplicates(groups) == len(pairs) - len(set(first))
+    assert (list(range(len(pairs))) if groups is None else groups.tolist()) == first
+    assert (groups is None) == (len(set(first)) == len(pairs))

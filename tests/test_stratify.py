@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import stratify
-from stratify import round_robin
+from fractal.atlas import is_stratified
+from fractal.reorder import round_robin
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.integers(0, 2**31))
@@ -41,9 +43,33 @@ def test_the_same_rows_in_another_order(stratified: Path, tmp_path: Path):
     before, after = rows(tmp_path / "cells.parquet"), rows(stratified)
     assert before != after
     assert sorted(before) == sorted(after)
-    assert pq.read_schema(stratified).equals(pq.read_schema(tmp_path / "cells.parquet"), check_metadata=True)
+    schema, own = pq.read_schema(tmp_path / "cells.parquet"), pq.read_schema(stratified)
+    assert own.equals(schema)
+    assert own.metadata == schema.metadata | {b"stratified": b"level4_subtype"}
+    assert is_stratified(stratified)
+    assert not is_stratified(tmp_path / "cells.parquet")
     first = pq.read_table(stratified)["level4_subtype"].to_pylist()[:6]
     assert len(set(first)) == 6
+
+
+def test_names_other_columns_and_other_levels_come_along(tmp_path: Path):
+    """An own tree of two levels, and metadata that are no UTF-8."""
+    n = 20
+    cells = pa.table({
+        "cell_id": [f"cell {i}" for i in range(n)],
+        "embedding": pa.array(np.arange(2 * n, dtype=np.float32).reshape(n, 2).tolist(), pa.list_(pa.float32(), 2)),
+        "level1_class": ["a"] * n,
+        "level2_subclass": ["x"] * 15 + ["y"] * 5,
+        "quality": np.arange(n) / n,
+        "batch": pa.array(["p", None] * 10).dictionary_encode(),
+    })  # fmt: skip
+    pq.write_table(cells.replace_schema_metadata({"source": b"\xff", b"\xfe": "x"}), tmp_path / "a", row_group_size=7)
+    stratify.main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")])
+    table = pq.read_table(tmp_path / "b")
+    assert table.schema.names == cells.schema.names
+    assert table.schema.metadata[b"stratified"] == b"level2_subclass"
+    assert sorted(table["level2_subclass"].to_pylist()[:10]) == ["x"] * 5 + ["y"] * 5
+    assert sorted(table.to_pylist(), key=lambda row: row["quality"]) == cells.to_pylist()
 
 
 def test_the_same_seed_gives_the_same_file(stratified: Path, tmp_path: Path):

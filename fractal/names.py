@@ -1,0 +1,13 @@
+"""What a label or a study is called: text that people typed, and the many ways to write that there is none."""
+
+MISSING = {"", "-", "?", "n/a", "na", "nan", "nat", "none", "null", "unknown", "unassigned", "<na>", "#n/a"}
+
+
+def clean(name: str) -> str:
+    """Without blanks at its ends; blanks within it, no-break spaces and tabs among them, become one space each."""
+    return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
+
+
+def is_missing(name: str | float | None) -> bool:
+    """Does a label or study say that there is none? None, NaN, "", "nan", "NA", "unknown" and such, in any case."""
+    return not isinstance(name, str) or clean(name).lower() in MISSING
