@@ -4,16 +4,20 @@
 `PublishedAdapter` is the published reference, kept for comparison.
 """
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot, pad
+from torch.nn.functional import normalize, pad
 
 from fractal.cli import InputError
 from fractal.files import atomic_write
+from fractal.recipes import RECIPES
+
+MAX_LEVELS = 6
+MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
+QUERY_DIM = 128
 
 
 def truncate_blocks(blocks: Tensor, j: int) -> Tensor:
@@ -46,31 +50,6 @@ class Adapter(nn.Module):
     def prefix(self, x: Tensor, j: int) -> Tensor:
         """(n, dim) -> the first j blocks (n, j * scale_dim), of length 1. j = 1 tells the system."""
         return truncate_blocks(self.blocks(x), j)
-
-
-@cache
-def bf16_pays(device: torch.device) -> bool:
-    """Does the device multiply matrices faster in bfloat16? Twice as fast on recent CPUs, more on GPUs."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch: unknown, so no
-    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-class ByteDropout(nn.Dropout):
-    """Dropout whose chances on a CPU are whole 256ths: eight are cut from each random number.
-
-    torch's own dropout draws a number per entry there, which was a sixth of a training step.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu":
-            return super().forward(x)
-        kept = max(1, 256 - round(256 * self.p))
-        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-        drawn = numbers.view(torch.uint8)[: x.numel()].view(x.shape)
-        keep = drawn.to(x.dtype).le_(kept - 1)  # 1 or 0; bfloat16 holds a byte exactly, and is compared faster
-        return x * (keep * (256 / kept))
 
 
 TAU = 0.07  # temperature of cosine softmaxes
@@ -125,24 +104,39 @@ class FractalAdapter(Adapter):
         noise: float = 0.5,
     ) -> None:
         super().__init__(dim, num_levels, scale_dim)
-        self.noise, self.query_dim = noise, 128
-        self.linear = nn.Linear(dim, self.query_dim, bias=False)
+        self.noise = noise
+        self.linear = nn.Linear(dim, QUERY_DIM, bias=False)
         self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), ByteDropout(dropout),
-            nn.Linear(hidden, hidden), nn.GELU(), ByteDropout(dropout),
-            nn.Linear(hidden, self.query_dim),
+            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden, QUERY_DIM),
         )  # fmt: skip
-        self.path_anchors = nn.Parameter(torch.randn(len(paths), self.query_dim))
+        self.path_anchors = nn.Parameter(torch.randn(len(paths), QUERY_DIM))
         self.classes = [int(k.max()) + 1 for k in paths.T]  # per level
         self.anchors = nn.Parameter(torch.randn(sum(self.classes), scale_dim))  # one level after the other
         self.register_buffer("paths", paths)
         self.register_buffer("mean", torch.zeros(dim))  # of the inputs, and their principal axes: see fit_axes
         self.register_buffer("axes", torch.zeros(num_levels * scale_dim, dim))
         # (num_paths, classes of all levels): sums the paths through each class
-        self.register_buffer("path_to_class", torch.cat([one_hot(k) for k in paths.T], 1).float(), persistent=False)
+        members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
+        self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
         for name, part in ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE):  # (num_levels, 1)
             column = torch.tensor([*part[: num_levels - 1], part[-1]])[:, None]
             self.register_buffer(name, column, persistent=False)
+
+    @staticmethod
+    def asked(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights that decide how much memory an adapter of this config takes."""
+        dim, num_levels, scale_dim = config["dim"], config["num_levels"], config["scale_dim"]
+        columns = list(zip(*config["paths"], strict=True))
+        if len(columns) != num_levels or any(type(k) is not int or k < 0 for column in columns for k in column):
+            raise ValueError("paths are not rows of class numbers, one per block")
+        return {
+            "linear.weight": (QUERY_DIM, dim),
+            "path_anchors": (len(config["paths"]), QUERY_DIM),
+            "anchors": (sum(max(column) + 1 for column in columns), scale_dim),
+            "axes": (num_levels * scale_dim, dim),
+        }
 
     def fit_axes(self, x: Tensor) -> None:
         """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
@@ -164,9 +158,7 @@ class FractalAdapter(Adapter):
         if self.training:
             unit = unit + self.noise / self.dim**0.5 * torch.randn_like(unit)
         x = unit * self.dim**0.5  # entries of about 1, whatever the length of the vectors
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training and bf16_pays(x.device)):
-            hidden = self.mlp(x).float()
-        query = normalize(self.linear(x) + hidden, dim=1)
+        query = normalize(self.linear(x) + self.mlp(x), dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
         probability = logits.detach().softmax(1) @ self.path_to_class  # of the classes of all levels
         order = (probability + 1e-6).log() / ORDER
@@ -204,6 +196,18 @@ class PublishedAdapter(Adapter):
         self.top = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_top))
         self.leaf = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_leaf))
 
+    @staticmethod
+    def asked(config: dict[str, Any], classes: list[list[str]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights that decide how much memory an adapter of this config takes."""
+        dim, total = config["dim"], config["num_levels"] * config["scale_dim"]
+        top, leaf = config["block_levels"][0], config["block_levels"][-1]
+        return {
+            "input.weight": (dim, dim),
+            "norm_full.weight": (total,),
+            "top.1.weight": (len(classes[top]), total),
+            "leaf.1.weight": (len(classes[leaf]), total),
+        }
+
     def blocks(self, x: Tensor) -> Tensor:
         first = h = self.input(x)
         blocks = []
@@ -226,14 +230,16 @@ class PublishedAdapter(Adapter):
         return normalize(pad(blocks[:, :j].flatten(1), (0, (self.num_levels - j) * self.scale_dim)), dim=1)
 
 
-RECIPES = ("fractal", "published", "mrl")
-
-
 def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
-    """A new adapter for a checkpoint's config (recipe, dim, num_levels, scale_dim, paths) and class names per level."""
+    """A new adapter for a checkpoint's config and its class names per level of the file.
+
+    config: recipe, dim, num_levels, scale_dim, block_levels (the level of the file that each block stands for) and,
+    but for `published`, paths (num_paths, num_levels).
+    """
     shape = config["dim"], config["num_levels"], config["scale_dim"]
     if config["recipe"] == "published":
-        return PublishedAdapter(*shape, len(classes[0]), len(classes[config["num_levels"] - 1]))
+        top, leaf = config["block_levels"][0], config["block_levels"][-1]
+        return PublishedAdapter(*shape, len(classes[top]), len(classes[leaf]))
     return FractalAdapter(*shape, torch.tensor(config["paths"]))
 
 
@@ -268,33 +274,53 @@ def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: li
         torch.save({"config": config, "classes": classes, "state": state, **facts}, file)
 
 
-def check_sizes(config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Raise ValueError if a config asks for sizes that none of the weights has: it may ask for gigabytes.
+def check(checkpoint: dict[str, Any]) -> None:
+    """Raise ValueError or KeyError for a checkpoint that is not train.py's, before any memory is taken for it.
 
-    Or for a recipe that there is not, whose name would be shown.
+    A damaged or hostile config may ask for gigabytes, so all that it asks for must be there in the weights.
     """
-    if config["recipe"] not in RECIPES:
+    config, classes, state = checkpoint["config"], checkpoint["classes"], checkpoint["state"]
+    levels, block_levels = config["levels"], config["block_levels"]
+    if config["recipe"] not in RECIPES:  # its name would be shown
         raise ValueError(f"there is no recipe {config['recipe']!r}")
-    asked = {config["dim"], config["scale_dim"]}
+    if not all(isinstance(checkpoint[name], dict) for name in ("training", "versions", "split")):
+        raise ValueError("no training, versions or split")
+    if not isinstance(checkpoint["validation"], dict | None):
+        raise ValueError("validation is not a table of scores")
+    if not (all(isinstance(name, str) for name in levels) and 2 <= len(levels) <= MAX_LEVELS):
+        raise ValueError("levels are not 2 to 6 names")
+    if not (len(classes) == len(levels) and all(isinstance(name, str) for names in classes for name in names)):
+        raise ValueError("classes are not lists of names, one per level")
+    if not 2 <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not set(block_levels) <= {
+        *range(len(levels))
+    }:
+        raise ValueError("blocks are not 2 to 6, each of a level")
+    for tensor in state.values():  # a view of one number may claim any shape
+        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise ValueError("a weight is not all there")
+    asked = PublishedAdapter.asked(config, classes) if config["recipe"] == "published" else FractalAdapter.asked(config)
+    if other := [name for name, shape in asked.items() if tuple(state[name].shape) != shape]:
+        raise ValueError(f"sizes of {', '.join(other)} are not those of the config")
     if config["recipe"] != "published":
-        asked.add(sum(max(codes) + 1 for codes in zip(*config["paths"], strict=True)))
-    there = {size for tensor in state.values() for size in tensor.shape}
-    if config["num_levels"] not in (2, 3, 4) or not asked <= there:
-        raise ValueError(f"sizes {sorted(asked)} are not those of the weights")
+        matrix = 4 * len(config["paths"]) * asked["anchors"][0]  # bytes of path_to_class
+        if matrix > MAX_GROWTH * sum(tensor.nbytes for tensor in state.values()):
+            raise ValueError("too many paths and classes for so few weights")
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
-    Raises InputError for a file that is missing or is not a checkpoint of train.py.
+    Raises InputError for a file that is missing or is not a checkpoint of this version's train.py.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-        check_sizes(checkpoint["config"], checkpoint["state"])
+        check(checkpoint)
         adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
         adapter.load_state_dict(checkpoint["state"])
     except Exception as error:  # whatever a damaged file makes torch and its modules raise
-        raise InputError(f"{path}: not a checkpoint of train.py, or damaged; train it again") from error
+        raise InputError(
+            f"{path}: not a checkpoint of train.py, or damaged, or of an older version; train it again"
+        ) from error
     return adapter.to(device).eval(), checkpoint
