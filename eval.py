@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fractal.adapter import Adapter, embed, load, pick_device
-from fractal.atlas import LEVELS, fingerprint, open_atlas, read_rows, study_codes
+from fractal.atlas import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
 from fractal.cli import InputError, non_negative_int, positive_int, printable, run, table
 from fractal.evaluate import (
     Encoder,
@@ -107,8 +107,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cells-out",
         type=Path,
-        help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose type was seen "
-        "and what counts in bank, to this .npz",
+        help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose types were "
+        "seen and what counts in bank, to this .npz",
     )
     parser.add_argument(
         "--rows-out", type=Path, help="also write train.npy and queries.npy, row numbers, to this folder"
@@ -175,6 +175,9 @@ def choose_rows(
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
         raise InputError(f"{path}: its vectors have {dim} numbers, those of {model} {checkpoint['config']['dim']}")
+    trained = tuple(checkpoint["config"].get("levels", LEVELS))
+    if levels_of(path) != trained:
+        raise InputError(f"{path}: its levels are {', '.join(levels_of(path))}, those of {model} {', '.join(trained)}")
     if all_rows and same_file:
         raise InputError(f"{path}: {model} was trained on it, so its cells are not new; drop --all-rows")
     if all_rows:
@@ -195,7 +198,7 @@ def choose_rows(
 def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]) -> list[str]:
     """What makes the figures say less than they seem to, a line each."""
     lines = [f"left out: {line}" for line in failed]
-    made_with = (open_atlas(path).schema_arrow.metadata or {}).get(b"cl_release", b"").decode(errors="replace")
+    made_with = metadata_of(path).get("cl_release", "")
     if made_with and made_with != release:
         lines.append(
             f"warning: {path} was made with Cell Ontology {printable(made_with)}, and steps are counted in {release}; "
@@ -210,15 +213,16 @@ def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]
 def print_heading(args: argparse.Namespace, models: list[Model], truth: Truth, num_bank: int) -> None:
     for model in models:
         config = model.checkpoint["config"]
-        print(f"{model.path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
+        told = ", ".join(truth.levels[k] for k in model.blocks)
+        print(f"{model.path}: recipe {config['recipe']}, {len(model.blocks)} blocks of {config['scale_dim']}: {told}")
     n, split, strangers = len(truth.seen), models[0].split, int((~truth.seen).sum())
     if args.all_rows:
         print(f"{n:,} cells of {args.input}, which are all new")
         return
     print(f"{n:,} test cells of {args.input}, {num_bank:,} {BANKS[args.bank]} cells in the bank")
     held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
-    if test_types := getattr(split, "test_types", []):
-        held_out = f"{len(test_types)} whole types, of which {strangers:,} test cells are, and other types' cells"
+    if split.test_types:
+        held_out = f"{len(split.test_types)} whole types, of which {strangers:,} test cells are, and other types' cells"
     print(f"held out: {held_out}")
 
 
@@ -364,7 +368,6 @@ def main(argv: list[str] | None = None) -> None:
     n = len(query_rows)
     needed = train_rows if args.bank == "train" or args.controls else train_rows[:0]
     cells = read_rows(args.input, np.concatenate([query_rows, needed]))  # one call: labels share their codes
-    levels = LEVELS
     vectors = torch.from_numpy(cells.vectors).to(device)
     queries, train = vectors[:n], vectors[n:]
 
@@ -396,9 +399,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # Score.
     graph = load_graph(args.obo)
-    unseen = [] if args.all_rows else list(getattr(split, "test_types", []))
+    levels, trained = cells.levels, models[0].checkpoint["classes"]
+    unseen = [] if args.all_rows else split.test_types
     groups = study_codes(args.input)[0][query_rows] if len(split.test_studies) > 1 and places else None
-    truth = truth_of(levels, labels, cells.classes, models[0].checkpoint["classes"], unseen, groups, graph)
+    truth = truth_of(levels, labels, cells.classes, trained, unseen, groups, graph)
     rows, shuffled, steering = score_all(args, models, encoders, queries, truth, neighbours)
 
     # Print.
@@ -416,7 +420,7 @@ def main(argv: list[str] | None = None) -> None:
     for model in models if args.search else ():
         asked, bank = embed(model.adapter, queries[:SEARCHES]), embed(model.adapter, train)
         print(f"\nSearch with {model.path}: {len(asked[0]):,} test cells against {num_bank:,} training cells\n")
-        print(search_table(asked, bank, labels[:SEARCHES], bank_labels))
+        print(search_table(asked, bank, labels[:SEARCHES], bank_labels, levels))
 
     # Write.
     right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}

@@ -29,6 +29,7 @@ from fractal.atlas import LEVELS, study_codes
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.metrics import bootstrap_interval, t_interval
+from fractal.recipes import RECIPES
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.
@@ -85,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: %(default)s)"
     )
-    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(train.RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(RECIPES))
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/quality"), help="keeps files and finished runs (default: %(default)s)"
@@ -133,6 +134,18 @@ def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Ru
     return json.loads(figures.read_text(encoding="utf-8")), np.load(cells)
 
 
+def own_embedding(config: dict[str, Any], level: int) -> str | None:
+    """The name of the shortest prefix that has the block of a level, or "full"; None where there is no such block.
+
+    A level of one class has no block of its own and takes the first.
+    """
+    blocks = list(config.get("block_levels", range(config["num_levels"])))
+    if level > blocks[-1]:
+        return None
+    j = max(1, sum(own <= level for own in blocks))
+    return f"prefix {j}" if j < len(blocks) else "full"
+
+
 def summary(values: list[float | None], seeds: int) -> str:
     """Mean and standard deviation (n - 1) over the seeds of values: one per seed and fold, a seed's folds together."""
     if None in values:
@@ -172,6 +185,7 @@ def differences(
     -> name -> one text per level. `studies`: per run the study of each cell, where whole studies are held out.
     """
     names = [row["embedding"] for row in runs[0][0]["rows"]]
+    fractal = next(config for config in runs[0][0]["config"] if config["recipe"] == "fractal")
     cells = numbered([right["rows"] for _, right in runs], seeds, one_atlas_a_seed)
     groups = None if studies is None else numbered(studies, seeds, one_atlas_a_seed)
     found = {}
@@ -183,7 +197,8 @@ def differences(
         for name, values in right.items():
             if name.endswith(" full") or name.split()[0] in ("raw", "PCA", "LDA"):
                 found[f"{protocol}: full - {name}"] = [paired(column, cells, groups) for column in (full - values).T]
-        own = [right[f"fractal prefix {j + 1}"][:, j] - full[:, j] for j in range(3)]
+        right["fractal full"] = full
+        own = [right[f"fractal {own_embedding(fractal, k)}"][:, k] - full[:, k] for k in range(len(LEVELS) - 1)]
         found[f"{protocol}: prefix j at level j - full"] = [*(paired(column, cells, groups) for column in own), "-"]
     return found
 
@@ -203,8 +218,9 @@ def level_means(runs: list[Run], embedding: str, key: str, seeds: int) -> list[s
 def in_brief(found: dict[str, list[Run]], paired_rows: dict[str, dict[str, list[str]]], seeds: int) -> str:
     """The tables of the README: all data sets together, the most telling rows only."""
     accuracy, gains, own, silhouettes = [], [], [], []
-    prefixes = ["fractal prefix 1", "fractal prefix 2", "fractal prefix 3", "fractal full"]
     for dataset, runs in found.items():
+        fractal = next(config for config in runs[0][0]["config"] if config["recipe"] == "fractal")
+        prefixes = [f"fractal {own_embedding(fractal, k)}" for k in range(len(LEVELS))]
         for name in ("raw", "LDA", "published full", "mrl full", "fractal full"):
             accuracy.append([dataset, name, *level_means(runs, name, "loo", seeds)])
         every = [level_means(runs, name, "loo", seeds) for name in prefixes]
