@@ -427,6 +427,7 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         "rows": rows,
         "levels": list(levels),
+        "classes": cells.classes,
         "steerability": {model.name: s for model, s, _ in steering} if several else steering[0][1],
         "shuffled_tree": shuffled,
         "num_queries": n,
