@@ -245,9 +245,9 @@ def accuracy_table(rows: list[dict[str, Any]], protocol: str, levels: Sequence[s
 
 def strangers_table(rows: list[dict[str, Any]], protocols: Sequence[str], levels: Sequence[str]) -> str:
     """Unseen types, then seen ones, each at every level in every protocol."""
-    header = ["Types", "Embedding", *(f"{protocol} {level}" for protocol in protocols for level in levels)]
+    header = ["Embedding", "Types", *(f"{protocol} {level}" for protocol in protocols for level in levels)]
     lines = [
-        [name, row["embedding"], *(show(row[name][protocol][level]) for protocol in protocols for level in levels)]
+        [row["embedding"], name, *(show(row[name][protocol][level]) for protocol in protocols for level in levels)]
         for name in ("unseen", "seen")
         for row in rows
     ]
