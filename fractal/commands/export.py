@@ -197,9 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     adapter, _ = load(args.model_path)
     output = args.output or args.model_path.with_suffix(".onnx")
     int8 = [args.int8_dir / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
-    check_paths(
-        {"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8}
-    )
+    check_paths({"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8})
     if args.vectors:  # what is wrong with them is said before anything is written
         with open_vectors(args.vectors, args.use_rep or "X_scimilarity", adapter.dim):
             pass
