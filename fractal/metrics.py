@@ -132,13 +132,15 @@ def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def cluster_bootstrap(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Bootstrap interval of the mean of (n,) values that resamples whole groups (n,): donors, studies or types.
+def cluster_bootstrap(values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """Bootstrap interval of the (weighted) mean of (n,) values that resamples whole groups: donors, studies or types.
 
-    Percentiles of 10,000 resamples. NaN for fewer than two groups; too narrow for fewer than about six.
+    groups (n,) of any type, weights (n,) above 0. Percentiles of 10,000 resamples. NaN for fewer than two groups; too
+    narrow for fewer than about six.
     """
+    weights = np.ones(len(values)) if weights is None else weights
     number = np.unique(groups, return_inverse=True)[1]
-    size, total = np.bincount(number), np.bincount(number, values)
+    size, total = np.bincount(number, weights), np.bincount(number, weights * values)
     if len(size) < 2:
         return float("nan"), float("nan")
     drawn = np.random.default_rng(0).multinomial(len(size), np.full(len(size), 1 / len(size)), size=10_000)
