@@ -157,7 +157,7 @@ def test_parquet_that_holds_no_vectors(tmp_path: Path):
 def test_cell_names_of_an_h5ad(tmp_path: Path):
     x = clustered(TYPES * 10)
     for name, index in {"text": [f"ä {i}" for i in range(60)], "numbers": range(60)}.items():
-        with pytest.warns(UserWarning) if name == "numbers" else nullcontext():
+        with pytest.warns(UserWarning, match="Transforming") if name == "numbers" else nullcontext():
             data = anndata.AnnData(obs=pd.DataFrame({"a": 1}, index=pd.Index(index)), obsm={"X_pca": x})
         data.write_h5ad(tmp_path / "x.H5AD")  # capitals are no other format
         with open_vectors(tmp_path / "x.H5AD", "X_pca") as source:
@@ -203,6 +203,16 @@ def test_a_plugin_that_is_not_there(tmp_path: Path):
         pytest.raises(InputError, match=r"x\.h5ad: compressed with an HDF5 plugin that is not installed here"),
         open_vectors(path, "X_pca") as source,
     ):
+        list(source.chunks())
+
+
+def test_damaged_compressed_data_needs_no_plugin(tmp_path: Path):
+    x, path = clustered(TYPES), write_h5ad(tmp_path / "x.h5ad", clustered(TYPES))
+    with h5py.File(path, "r+") as file:
+        del file["obsm"]["X_pca"]
+        array = file["obsm"].create_dataset("X_pca", x.shape, np.float32, chunks=x.shape, compression="gzip")
+        array.id.write_direct_chunk((0, 0), b"no deflated block at all", 0)
+    with pytest.raises(InputError, match=r"x\.h5ad: .*damaged"), open_vectors(path, "X_pca") as source:
         list(source.chunks())
 
 
