@@ -2,141 +2,265 @@
 
     uv run python ingest.py --model-dir data/models/scimilarity/model_v1.1
     uv run python ingest.py --h5ad cells.h5ad --obsm X_pca --label-key cell_type   # or your own cells
+    uv run python ingest.py --h5ad cells.h5ad --obsm X_scVI --levels class subclass cluster   # and your own tree
 
-Writes the cells in the order of the release and, beside them, hierarchy.tsv: one row per cell type with its CL id,
-its four levels and the path that placed it.
+Writes the cells in the order of the release and, beside them, the hierarchy (cells.parquet -> cells.hierarchy.tsv):
+one row per cell type with its CL id, its levels and the path that placed it. Labels may be names, other spellings of
+them ("B cells", "NK") or CL ids. Cells without a label are left out and counted.
 """
 
 import argparse
-import csv
-import hashlib
 from collections import Counter
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 from tqdm import tqdm
 
-from fractal.atlas import LEVELS, writing
-from fractal.cli import run, table
-from fractal.files import atomic_write, check_output
-from fractal.labelled import LabelledCells, open_labelled
+from fractal.atlas import duplicate_groups, num_duplicates, writing
+from fractal.cli import InputError, run, table
+from fractal.files import check_paths
+from fractal.h5ad import LabelledCells, open_labelled, read_map
+from fractal.names import clean, is_missing
 from fractal.ontology import (
     CL_SLIM,
-    LINEAGE_ANCHORS,
-    STEM_ANCHOR,
-    SYSTEM_ANCHORS,
-    CellType,
-    build_hierarchy,
+    Hierarchy,
+    hierarchy_of,
     load_graph,
+    read_hierarchy,
+    write_hierarchy,
+    write_label_map,
 )
 from fractal.prefetch import prefetch
 from fractal.scimilarity import Release, open_release
 
+MODEL_DIR = Path("data/models/scimilarity/model_v1.1")
+OUTPUT = Path("data/scimilarity_embeddings.parquet")
+OBSM, LABEL_KEY = "X_scimilarity", "cell_type"
+
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
-    own.add_argument(
-        "--h5ad", type=Path, help="an .h5ad file with an embedding and labels; cells without one are left out"
-    )
-    own.add_argument("--obsm", default="X_scimilarity", help="key of the embedding in its obsm (default: %(default)s)")
-    own.add_argument("--label-key", default="cell_type", help="column of obs, the type names (default: %(default)s)")
-    own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
-    own.add_argument(
-        "--label-map",
-        type=Path,
-        metavar="TSV",
-        help="renames labels: own name<TAB>CL name on each line, no header; an empty CL name leaves its cells out",
-    )
     parser.add_argument(
         "--model-dir",
         type=Path,
-        default=Path("data/models/scimilarity/model_v1.1"),
-        help="the model_v1.1 folder of a release; annotation/ and label_ints.csv are read (default: %(default)s)",
+        help=f"the model_v1.1 folder of a release; annotation/ and label_ints.csv are read (default: {MODEL_DIR})",
     )
-    parser.add_argument(
+    own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
+    own.add_argument("--h5ad", type=Path, help="an .h5ad file with an embedding and labels")
+    own.add_argument("--obsm", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})")
+    own.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
+    own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
+    own.add_argument(
+        "--levels",
+        nargs="+",
+        metavar="COLUMN",
+        help="2 to 6 columns of obs from coarse to fine: the hierarchy, in place of --label-key and the ontology's",
+    )
+    labels = parser.add_argument_group("labels and hierarchy")
+    labels.add_argument(
+        "--label-map",
+        type=Path,
+        metavar="TSV",
+        help="renames labels: own name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
+    )
+    labels.add_argument(
+        "--write-label-map",
+        type=Path,
+        metavar="TSV",
+        help="write a label map to start from, with the best guess for each name, and stop",
+    )
+    labels.add_argument(
+        "--hierarchy",
+        type=Path,
+        metavar="TSV",
+        help="a table as this script writes it, edited: the place of each type, in place of the ontology's",
+    )
+    labels.add_argument(
         "--obo", default=CL_SLIM, help="Cell Ontology as OBO, a path or a URL (default: the shipped CL 2025-07-30)"
     )
-    parser.add_argument(
+    labels.add_argument(
         "--unmapped",
         choices=["error", "other"],
-        default="error",
-        help="type names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
+        help="type names that CL does not know: stop and list them, or file them under Other (default: error)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("data/scimilarity_embeddings.parquet"),
-        help="Parquet file to write; hierarchy.tsv goes into the same folder (default: %(default)s)",
-    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="Parquet file to write (default: %(default)s)")
     return parser
-
-
-def write_hierarchy(path: Path, rows: list[CellType]) -> None:
-    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["cl_id", *LEVELS, "path"])
-        writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
-
-
-def write_cells(path: Path, release: Release | LabelledCells, rows: list[CellType], metadata: dict[str, str]) -> None:
-    # Per level: the names, and for each type the code of its name.
-    levels = [np.unique([row.levels[k] for row in rows], return_inverse=True) for k in range(len(LEVELS))]
-    names = [list(map(str, values)) for values, _ in levels]
-    with (
-        writing(path, release.dim, release.study_codes is not None, metadata) as writer,
-        tqdm(total=len(release), unit="cells", unit_scale=True, desc="ingest") as bar,
-    ):
-        for chunk, vectors in prefetch(release.chunks(scratch=path.parent)):
-            types = release.type_codes[chunk]
-            columns = [(codes[types], level) for (_, codes), level in zip(levels, names, strict=True)]
-            if release.study_codes is not None:
-                columns.append((release.study_codes[chunk], release.studies))
-            writer.append(vectors, columns)
-            bar.update(len(vectors))
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    check_output(args.output, args.h5ad, args.label_map)
-    opened: AbstractContextManager[Release | LabelledCells]
-    if args.h5ad is None:
-        opened = nullcontext(open_release(args.model_dir))
-    else:
-        opened = open_labelled(args.h5ad, args.obsm, args.label_key, args.study_key, args.label_map)
-    with opened as release:
-        ingest(release, args)
-
-
-def ingest(release: Release | LabelledCells, args: argparse.Namespace) -> None:
+    refuse_ignored(args)
+    check_paths(
+        {"--model-dir": None if args.h5ad else args.model_dir or MODEL_DIR, "--h5ad": args.h5ad, "--obo": args.obo,
+         "--label-map": args.label_map, "--hierarchy": args.hierarchy},
+        {"--write-label-map": args.write_label_map} if args.write_label_map
+        else {"--output": args.output, "the hierarchy of --output": hierarchy_path(args.output)},
+    )  # fmt: skip
+    label_map = read_map(args.label_map) if args.label_map else None
     graph = load_graph(args.obo)
-    rows = build_hierarchy(release.types, graph, args.unmapped)
+    with open_cells(args, label_map) as cells:
+        names = type_names(cells, label_map)
+        if args.write_label_map:
+            propose(args.write_label_map, names, cells.type_codes, graph)
+            return
+        codes, hierarchy = place_cells(cells, names, graph, args)
+        report_hierarchy(hierarchy, graph, args)
+        write_cells(args.output, cells, codes, hierarchy, metadata_for(hierarchy, graph, args))
+        write_hierarchy(hierarchy_path(args.output), hierarchy.levels, hierarchy.classes)
+    report_cells(args.output, cells.dim, codes, hierarchy)
 
-    print(f"Cell Ontology release {graph.graph['release']} ({args.obo})")
-    matched = Counter(row.matched for row in rows)
-    print(
-        f"{len(rows)} type names: {matched['name'] + matched['synonym']} matched automatically ({matched['name']} by "
-        f"name, {matched['synonym']} by synonym), {matched['manual']} by hand, {matched['unmapped']} unmapped"
-    )
-    counts = [len({row.levels[k] for row in rows}) for k in range(len(LEVELS))]
-    print("categories: " + ", ".join(f"{n} {level}" for n, level in zip(counts, LEVELS, strict=True)))
 
-    anchors = repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()
-    metadata = {
-        "cl_release": graph.graph["release"],
-        "anchors_sha256": hashlib.sha256(anchors).hexdigest(),
-        "source": str(args.h5ad or args.model_dir),
+def refuse_ignored(args: argparse.Namespace) -> None:
+    """Raise InputError for a flag that would have no effect beside another one."""
+    rivals = {
+        "--model-dir": ("--h5ad", "--obsm", "--label-key", "--study-key", "--levels"),
+        "--levels": ("--label-key", "--label-map", "--write-label-map", "--hierarchy", "--unmapped"),
+        "--hierarchy": ("--unmapped",),
+        "--write-label-map": ("--label-map", "--hierarchy", "--unmapped"),
     }
-    write_cells(args.output, release, rows, metadata)
-    write_hierarchy(args.output.with_name("hierarchy.tsv"), rows)
+    given = {flag for flag in sum(rivals.values(), tuple(rivals)) if getattr(args, flag[2:].replace("-", "_"))}
+    if "--h5ad" not in given:  # then it is a release, named or not
+        given.add("--model-dir")
+    for flag, others in rivals.items():
+        if flag in given and (ignored := [other for other in others if other in given]):
+            which = flag if flag != "--model-dir" or args.model_dir else "a release (there is no --h5ad)"
+            raise InputError(f"{', '.join(ignored)}: without effect beside {which}; leave out one or the other")
+    if args.output.suffix == ".tsv":
+        raise InputError(f"{args.output}: Parquet is written, so the name of --output ends in .parquet")
 
+
+def hierarchy_path(output: Path) -> Path:
+    """The design's plain name for the default output; else named after the output, so that two never meet."""
+    return output.with_name("hierarchy.tsv" if output == OUTPUT else f"{output.stem}.hierarchy.tsv")
+
+
+def open_cells(
+    args: argparse.Namespace, label_map: Mapping[str, str] | None
+) -> AbstractContextManager[Release | LabelledCells]:
+    if args.h5ad is None:
+        return nullcontext(open_release(args.model_dir or MODEL_DIR))
+    key, levels = args.label_key or LABEL_KEY, args.levels or ()
+    return open_labelled(args.h5ad, args.obsm or OBSM, key, args.study_key, label_map, levels)
+
+
+def type_names(cells: Release | LabelledCells, label_map: Mapping[str, str] | None) -> list[str]:
+    """The names of the types, cleaned and mapped; "" for those whose cells are left out."""
+    names = [clean(name) for name in cells.types]
+    if label_map and isinstance(cells, Release):  # an .h5ad is opened with its map
+        if unused := sorted(set(label_map) - set(names)):
+            print(f"warning: the label map has names that no type has: {'; '.join(unused)}")
+        names = [label_map.get(name, name) for name in names]
+    return ["" if is_missing(name) else name for name in names]
+
+
+def propose(path: Path, names: list[str], type_codes: np.ndarray, graph: nx.DiGraph) -> None:
+    sizes = np.bincount(type_codes[type_codes >= 0], minlength=len(names)).tolist()
+    counts = write_label_map(path, dict(zip(names, sizes, strict=True)), graph)
+    print(
+        f"{counts.total()} type names written to {path}: {counts['guess']} guesses and {counts['no guess']} names "
+        "without one, to be looked at; the others are known. Then: --label-map " + str(path)
+    )
+
+
+def place_cells(
+    cells: Release | LabelledCells, names: list[str], graph: nx.DiGraph, args: argparse.Namespace
+) -> tuple[np.ndarray, Hierarchy]:
+    """-> the class of each cell (n,) int64, into `hierarchy.classes`, -1 for those left out; and the hierarchy."""
+    known = [name for name in dict.fromkeys(names) if name]
+    if isinstance(cells, LabelledCells) and cells.labels.tree is not None:
+        hierarchy = hierarchy_of(known, graph, tree=cells.labels.tree, levels=cells.labels.levels or ())
+    elif args.hierarchy:
+        levels, tree = read_hierarchy(args.hierarchy)
+        hierarchy = hierarchy_of(known, graph, tree=tree, levels=levels)
+    else:
+        hierarchy = hierarchy_of(known, graph, args.unmapped or "error")
+    number = {row: code for code, row in enumerate(hierarchy.classes)}
+    class_of = dict(zip(known, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
+    codes = np.array([*(class_of[name] for name in names), -1])[cells.type_codes]
+    notes = cells.labels.notes if isinstance(cells, LabelledCells) else cells.notes
+    unmapped = int(((codes < 0) & (cells.type_codes >= 0)).sum())
+    missing = [f"{unmapped:,} of {len(codes):,} cells left out: the label map has no name for them"] if unmapped else []
+    if not (codes >= 0).any():
+        raise InputError(f"{args.h5ad or args.model_dir or MODEL_DIR}: no cell has a label")
+    return codes, Hierarchy(hierarchy.levels, hierarchy.rows, [*notes, *missing, *hierarchy.notes])
+
+
+def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> None:
+    print(f"Cell Ontology release {graph.graph['release']} ({args.obo})")
+    how = Counter(row.matched for row in hierarchy.rows)
+    if how["table"]:
+        print(f"{how['table']} types, placed by {args.hierarchy or 'the columns ' + ', '.join(args.levels)}")
+    else:
+        ways = {"name": "name", "synonym": "synonym", "id": "CL id", "spelling": "spelling", "replaced": "replacement"}
+        parts = [f"{how[key]} by {way}" for key, way in ways.items() if how[key] or key in ("name", "synonym")]
+        print(
+            f"{how.total()} type names: {sum(how[key] for key in ways)} matched automatically ({', '.join(parts)}), "
+            f"{how['manual']} by hand, {how['unmapped']} unmapped"
+        )
+    counts = [len({row.levels[k] for row in hierarchy.classes}) for k in range(len(hierarchy.levels))]
+    print("categories: " + ", ".join(f"{n} {level}" for n, level in zip(counts, hierarchy.levels, strict=True)))
+    for note in hierarchy.notes:
+        print(note)
+
+
+def metadata_for(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> dict[str, str]:
+    return {
+        "cl_release": graph.graph["release"],
+        "anchors_sha256": hierarchy.rules_sha256,
+        "source": str(args.h5ad or args.model_dir or MODEL_DIR),
+    }
+
+
+def chunks_of(
+    cells: Release | LabelledCells, scratch: Path
+) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
+    """Yield (rows, vectors (m, dim) float32, cell names (m,) or None): a release names no cells."""
+    if isinstance(cells, LabelledCells):
+        yield from cells.chunks()
+    else:
+        yield from ((rows, vectors, None) for rows, vectors in cells.chunks(scratch=scratch))
+
+
+def write_cells(
+    path: Path, cells: Release | LabelledCells, codes: np.ndarray, hierarchy: Hierarchy, metadata: dict[str, str]
+) -> None:
+    # Per level: the names, and for each class the code of its name.
+    levels = [
+        np.unique([row.levels[k] for row in hierarchy.classes], return_inverse=True)
+        for k in range(len(hierarchy.levels))
+    ]
+    names = [list(map(str, values)) for values, _ in levels]
+    studies = cells.study_codes
+    has_ids = isinstance(cells, LabelledCells)
+    with (
+        writing(path, cells.dim, studies is not None, metadata, hierarchy.levels, has_ids) as writer,
+        tqdm(total=len(cells), unit="cells", unit_scale=True, desc="ingest") as bar,
+    ):
+        for rows, vectors, ids in prefetch(chunks_of(cells, path.parent)):
+            keep = codes[rows] >= 0
+            classes = codes[rows][keep]
+            columns = [(of_class[classes], level) for (_, of_class), level in zip(levels, names, strict=True)]
+            if studies is not None:
+                columns.append((studies[rows][keep], cells.studies))
+            if keep.any():
+                writer.append(vectors[keep], columns, None if ids is None else ids[keep])
+            bar.update(len(vectors))
+
+
+def report_cells(output: Path, dim: int, codes: np.ndarray, hierarchy: Hierarchy) -> None:
     cells = Counter[str]()
-    for row, count in zip(rows, np.bincount(release.type_codes, minlength=len(rows)).tolist(), strict=True):
-        cells[row.system] += count
-    print(f"\n{len(release):,} cells, {release.dim} numbers each, written to {args.output}\n")
-    shares = [[system, f"{n:,}", f"{100 * n / len(release):.1f}"] for system, n in cells.most_common() if n]
-    print(table(["System", "Cells", "%"], shares))
+    sizes = np.bincount(codes[codes >= 0], minlength=len(hierarchy.classes))
+    for row, count in zip(hierarchy.classes, sizes.tolist(), strict=True):
+        cells[row.levels[0]] += count
+    n = cells.total()
+    if copies := num_duplicates(duplicate_groups(output)):
+        print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
+    print(f"\n{n:,} cells, {dim} numbers each, written to {output}\n")
+    shares = [[label, f"{count:,}", f"{100 * count / n:.1f}"] for label, count in cells.most_common() if count]
+    print(table([hierarchy.levels[0].capitalize(), "Cells", "%"], shares))
 
 
 if __name__ == "__main__":

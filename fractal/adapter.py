@@ -121,7 +121,8 @@ class FractalAdapter(Adapter):
         members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
         self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
         for name, part in ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE):  # (num_levels, 1)
-            column = torch.tensor([*part[: num_levels - 1], part[-1]])[:, None]
+            before = [part[min(j, len(part) - 2)] for j in range(num_levels - 1)]  # of more than 4, middle ones repeat
+            column = torch.tensor([*before, part[-1]])[:, None]
             self.register_buffer(name, column, persistent=False)
 
     @staticmethod
@@ -287,13 +288,13 @@ def check(checkpoint: dict[str, Any]) -> None:
         raise ValueError("no training, versions or split")
     if not isinstance(checkpoint["validation"], dict | None):
         raise ValueError("validation is not a table of scores")
-    if not (all(isinstance(name, str) for name in levels) and 2 <= len(levels) <= MAX_LEVELS):
-        raise ValueError("levels are not 2 to 6 names")
-    if not (len(classes) == len(levels) and all(isinstance(name, str) for names in classes for name in names)):
-        raise ValueError("classes are not lists of names, one per level")
-    if not 2 <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not set(block_levels) <= {
-        *range(len(levels))
-    }:
+    if not all(isinstance(names, list) for names in (levels, block_levels, classes, *classes)):
+        raise ValueError("levels and classes are not lists")
+    if not all(isinstance(name, str) for names in (levels, *classes) for name in names):
+        raise ValueError("names are not text")
+    if not 2 <= len(levels) == len(classes) <= MAX_LEVELS:
+        raise ValueError("levels are not 2 to 6, each with its classes")
+    if not 2 <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not {*block_levels} <= {*range(len(levels))}:
         raise ValueError("blocks are not 2 to 6, each of a level")
     for tensor in state.values():  # a view of one number may claim any shape
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import re
 import signal
@@ -41,9 +42,11 @@ def out_of_memory(error: BaseException) -> bool:
 def run(main: Callable[[], None]) -> None:
     """Call `main`; what stops it is said in one line on stderr, whatever a name contains, and in the exit code.
 
-    2: bad input, or a file that can't be used; 130: Ctrl-C; 143: SIGTERM.
+    2: bad input, or a file that can't be used; 130: Ctrl-C; 143: SIGTERM; 141, and no line: `| head` has read enough.
     """
     signal.signal(signal.SIGTERM, terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is shown as \\xe4 and the like
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -52,6 +55,8 @@ def run(main: Callable[[], None]) -> None:
         if stop := interrupt_behind(error):
             line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
             code = 143 if isinstance(stop, Terminated) else 130
+        elif isinstance(error, BrokenPipeError):  # as a shell reports SIGPIPE, which ends other programs
+            line, code = "", 141
         elif isinstance(error, InputError):
             line, code = f"error: {error}", 2
         elif isinstance(error, OSError):  # no permission, a folder where a file should be, ...
@@ -61,7 +66,8 @@ def run(main: Callable[[], None]) -> None:
         else:
             raise
     with suppress(OSError):  # nobody reads it, or no room
-        print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
+        if line:
+            print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads it, or no room: else Python would complain once more on its way out

@@ -1,8 +1,10 @@
 """Outputs that appear whole or not at all."""
 
-import ctypes
 import errno
+import fcntl
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,60 +20,67 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, move it there, else remove it.
 
     Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
-    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place.
+    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place. Of
+    several runs that write it at once, the file is that of the last one to end.
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
     check_output(path)
-    path, part = beside(path)
-    try:
-        yield part
-        flush(part)
-        part.replace(path)
-        flush(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk behind its own
-        if isinstance(cause, OSError) and (
-            cause.errno is None or cause.errno in FULL
-        ):  # numpy only says how far it got
-            reason = os.strerror(cause.errno).lower() if cause.errno else cause
-            raise InputError(f"{path}: cannot be written ({reason}); make room") from error
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # neither Python nor Arrow says where
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    with own_folder(path) as (path, folder):
+        part = folder / "new"
+        try:
+            yield part
+            flush(part)
+            part.replace(path)
+            flush(path.parent)
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
+            if isinstance(cause, OSError) and (cause.errno is None or cause.errno in FULL):  # numpy gives no number
+                reason = os.strerror(cause.errno).lower() if cause.errno else cause
+                raise InputError(f"{path}: cannot be written ({reason}); make room") from error
+            if isinstance(error, OSError) and error.filename in (
+                None,
+                str(part),
+            ):  # neither Python nor Arrow says where
+                error.filename = str(path)
+            raise
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: yield an empty one, which takes the place of `path` when the block ends well.
+def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
+    """The same for a folder of files with these names: yield an empty one, which takes the place of `path`.
 
-    On Linux in one step; elsewhere a run killed between two renames leaves nothing, and the next run the new one.
+    The old folder is moved away before the new one takes its name. Where a run is killed between the two, the next one
+    puts a whole folder there again (`recover`).
+    Raises InputError, before and after the block, for a folder that holds anything else: that would be lost.
     """
-    path, part = beside(path)
-    new, old = part / "new", part / "old"
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for file in (*new.iterdir(), new):
-            flush(file)
-        if path.exists() and not exchange(new, path):
-            path.replace(old)
-        if new.exists() and not path.exists():
+    check_folder(path, names)
+    with own_folder(path) as (path, folder):
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        try:
+            yield new
+            for file in (*new.iterdir(), new):
+                flush(file)
+            check_folder(path, names)
+            if path.exists():
+                path.replace(old)
             new.replace(path)
-        flush(path.parent)
-    finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(part, ignore_errors=True)
+            flush(path.parent)
+        finally:
+            if old.exists() and not path.exists():
+                old.replace(path)
 
 
-def exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step -> whether this system can: Python has no call for Linux's."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+def check_folder(path: str | Path, names: Collection[str]) -> None:
+    """Raises InputError for a folder that can't be replaced by one with these files, since it holds something else."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is not a folder, so it can't be replaced by one; name another output")
+    others = sorted(p.name for p in path.iterdir() if p.name not in names or not p.is_file()) if path.exists() else []
+    if others:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these files away")
 
 
 Paths = Path | str | Sequence[Path | str] | None  # what one flag names; None and "" are flags that were not given
@@ -89,9 +98,12 @@ def check_paths(
     `folders` are folders to write. Pairs (output flag, input flag) of `in_place` may name the same file.
     Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
     input; for two outputs at one place; and for an output that can't be a file, or a folder, at all. Links count as
-    what they lead to. To be called before any work is done.
+    what they lead to. Raises it as well for a name that is not UTF-8. To be called before any work is done.
     """
-    files, new_folders = real_paths(outputs), real_paths(folders or {})
+    sources, files, new_folders = real_paths(inputs), real_paths(outputs), real_paths(folders or {})
+    for flag, path in sources + files + new_folders:
+        if str(path) != str(path).encode(errors="replace").decode():
+            raise InputError(f"{flag} {path}: its name is not UTF-8, which Parquet can't do without; rename it")
     for flag, path in files:
         if path.exists() and not path.is_file():
             raise InputError(f"{flag} {path}: is not a file, so it can't be replaced by one; name another output")
@@ -103,7 +115,7 @@ def check_paths(
         for other, earlier in written[:i]:
             if same_place(path, earlier):
                 raise InputError(f"{flag} {path}: is the output of {other} as well; name another one")
-    for source_flag, source in real_paths(inputs):
+    for source_flag, source in sources:
         for flag, path in files:
             if same_place(path, source):
                 if (flag, source_flag) not in in_place:
@@ -140,37 +152,62 @@ def check_output(path: str | Path, *inputs: Path | None) -> None:
         raise InputError(f"{path}: is the input; name another output")
 
 
-def beside(path: str | Path) -> tuple[Path, Path]:
-    """-> where `path` leads (a link stays a link), and a temporary path beside it, whose folder is made and tidied."""
+@contextmanager
+def own_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
+    """-> where `path` leads (a link stays a link), and a new folder beside it for this run alone, removed at the end.
+
+    Its name is random. The file `lock` in it is locked for as long as this process lives, which the system sees to, on
+    a shared folder also for other machines: process numbers say nothing there, nor between two containers.
+    """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    return path, path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def remove_leftovers(path: Path) -> None:
-    """Of runs that wrote `path` and were killed."""
-    for left in path.parent.iterdir():
-        if (pid := part_of(left.name, path.name)) and not is_running(pid):
-            with suppress(OSError):  # another run was faster, or it is another user's
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def part_of(name: str, output: str) -> int:
-    """The process that wrote `name` as its temporary file for `output`; 0 for any other file."""
-    pid = name.removeprefix(f".{output}.").removesuffix(".part")
-    return int(pid) if name == f".{output}.{pid}.part" and pid.isdecimal() and pid.isascii() else 0
-
-
-def is_running(pid: int) -> bool:
-    """Of a process on this machine. A number that was given to a new process counts as running: nothing is lost."""
+    recover(path)
+    while True:
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        folder.mkdir()
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileNotFoundError:  # another run took the empty folder for a leftover
+            continue
+        with suppress(OSError):  # a file system without locks: there, leftovers stay
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "lock").exists():  # else another run was faster, as above
+            break
+        os.close(lock)
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        pass
-    return True
+        yield path, folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def recover(path: str | Path) -> None:
+    """Remove what killed runs that wrote `path` have left; a folder that they had moved away is put back first."""
+    path = Path(os.path.realpath(path))
+    leftover = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.part")
+    for folder in path.parent.iterdir():
+        if leftover.fullmatch(folder.name) and not folder.is_symlink() and (lock := lock_of_the_dead(folder)):
+            for whole in (folder / "new", folder / "old"):  # `old` is there only where `new` is whole
+                if (folder / "old").exists() and whole.exists() and not path.exists():
+                    whole.replace(path)
+            with suppress(OSError):  # it is another user's
+                shutil.rmtree(folder)
+            os.close(lock)
+
+
+def lock_of_the_dead(folder: Path) -> int | None:
+    """The lock of a run's folder, if that run has ended; None while it lives, or where this can't be told."""
+    with suppress(OSError):
+        folder.rmdir()  # killed before it had a lock
+    lock = None
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if lock is not None:
+            os.close(lock)
+        return None
+    return lock
 
 
 def flush(path: Path) -> None:

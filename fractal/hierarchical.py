@@ -27,11 +27,16 @@ def ancestor_matrix(paths: Sequence[tuple[str, ...]], graph: nx.DiGraph) -> Tens
     terms: list[set[str | tuple[str, ...]]] = []
     for names in paths:
         term = matched[names[-1]][0]
-        nodes = {names[:k] for k in range(1, len(names) + 1)}
-        terms.append({term, *nx.descendants(graph, term)} if term in graph else nodes)  # edges run child -> parent
+        above = {term, *nx.descendants(graph, term)} if term in graph else nodes(names)  # edges run child -> parent
+        terms.append({*above})
     columns = sorted(set().union(*terms), key=str)
-    known = [found | {names[:k] for k in range(1, len(names) + 1)} for found, names in zip(terms, paths, strict=True)]
+    known = [here | nodes(names) for here, names in zip(terms, paths, strict=True)]
     return torch.tensor([[column in here for column in columns] for here in known], dtype=torch.float32)
+
+
+def nodes(names: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """("a", "b") -> {("a",), ("a", "b")}: the nodes of the tree on the way to a type."""
+    return {names[:k] for k in range(1, len(names) + 1)}
 
 
 class HierarchicalObjective(nn.Module):

@@ -23,19 +23,6 @@ from fractal.adapter import TAU, FractalAdapter
 SMOOTHING = 0.05  # of the class targets: labels are noisy
 
 
-def trained_levels(labels: Tensor, num_levels: int, recipe: str) -> list[int]:
-    """Which level each prefix is trained on: `fractal` its own, `mrl` the leaf, the last of the `num_levels`.
-
-    A level of which the training rows hold one class only can't be learnt; its prefix takes the next one that can
-    (an atlas of blood has one system, so its first prefix already tells the lineages apart).
-    """
-    learnable = [k for k in range(labels.shape[1]) if len(labels[:, k].unique()) > 1]
-    if not learnable:
-        raise ValueError("all training rows are of one type")
-    own = [num_levels - 1 if recipe == "mrl" else k for k in range(num_levels)]
-    return [next((k for k in learnable if k >= level), learnable[-1]) for level in own]
-
-
 class PrefixObjective(nn.Module):
     """The loss of a batch. x (n, dim) are all training rows, on the training device.
 

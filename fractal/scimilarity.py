@@ -6,11 +6,15 @@
 
 hnswlib would load the whole search graph to hand out the vectors (5 GB and more for 7.9 million cells). The file's
 layout is simple, so we map it and read the vectors where they lie, bit for bit what `Index.get_items` returns.
+
+Left out, and counted, are cells that are marked as deleted in the index, and those without a label or, where there are
+studies, without a study (see fractal.names).
 """
 
 import csv
+import io
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ import pyarrow.csv
 
 from fractal.atlas import usable
 from fractal.cli import InputError
+from fractal.names import clean, is_missing
 from fractal.reorder import reorder
 
 # hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.
@@ -39,6 +44,8 @@ HEADER = np.dtype(
         ("ef_construction", "<u8"),
     ]
 )
+DELETED = 0x01  # hnswlib's DELETE_MARK, in the third byte of a record
+BRUTE_FORCE = np.dtype([("max_elements", "<u8"), ("record_size", "<u8"), ("count", "<u8")])  # header of a BFIndex
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,12 @@ class Release:
     """An opened release of n cells. Row i is line i of the label file and label i of the index."""
 
     types: list[str]  # the names in label_ints.csv
-    type_codes: np.ndarray  # (n,) int32, into `types`
+    type_codes: np.ndarray  # (n,) int32, into `types`; -1 for cells that are left out
     studies: list[str]
-    study_codes: np.ndarray | None  # (n,) int32, into `studies`; None where the release names no studies
-    records: np.ndarray  # (n,) memory map with fields `vector` (dim float32) and `label`
+    study_codes: np.ndarray | None  # (n,) int32, into `studies` or -1; None where the release names no studies
+    records: np.ndarray  # (n,) memory map with fields `mark`, `vector` (dim float32) and `label`
     index_path: Path
+    notes: list[str] = field(default_factory=list)  # how many cells are left out, a line for each reason
 
     @property
     def dim(self) -> int:
@@ -66,15 +74,16 @@ class Release:
 
         An index built with several threads holds its records nearly, but not quite, in row order: memory is two chunks
         of `size` rows. Of records in another order most wait in a temporary file in `scratch` (see `reorder`).
-        Raises InputError for NaN, inf or zero vectors, and for index labels that are not the row numbers.
+        Raises InputError for NaN, inf or zero vectors of cells that are not left out, and for index labels that are not
+        the row numbers.
         """
         start = 0
         for vectors in reorder(self._records_by_chunk(size), len(self), self.dim, size, scratch):
-            bad = np.flatnonzero(~usable(vectors))
+            bad = np.flatnonzero(~usable(vectors) & (self.type_codes[start : start + len(vectors)] >= 0))
             if len(bad):
                 raise InputError(
-                    f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; "
-                    "the file is damaged, download it again"
+                    f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; empty line "
+                    f"{start + bad[0] + 1} of reference_labels.tsv to leave it out, or make or download the index again"
                 )
             yield slice(start, start + len(vectors)), vectors
             start += len(vectors)
@@ -110,18 +119,48 @@ def open_release(model_dir: str | Path) -> Release:
             raise InputError(f"{path}: no such file; --model-dir takes the model_v1.1 folder of a SCimilarity release")
     types = read_types(types_path)
     label_codes, names, study_codes, studies = read_labels(labels_path)
-    strangers = sorted(set(names) - set(types))
+    position = {clean(name): code for code, name in reversed(list(enumerate(types)))}
+    strangers = [(code, name) for code, name in enumerate(names) if name not in position]
     if strangers:
-        raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(strangers)}")
+        shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in strangers]
+        raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(shown)}")
     records = open_index(index_path)
+    short = len(records) - len(label_codes)
+    if 0 < short <= empty_lines_at_end(labels_path):
+        label_codes = np.pad(label_codes, (0, short), constant_values=-1)
+        study_codes = None if study_codes is None else np.pad(study_codes, (0, short), constant_values=-1)
     if len(records) != len(label_codes):
         raise InputError(
             f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; "
             "the two files belong to different releases, or one is cut short"
         )
-    position = {name: code for code, name in enumerate(types)}
-    type_codes = np.array([position[name] for name in names], np.int32)[label_codes]
-    return Release(types, type_codes, studies, study_codes, records, index_path)
+    type_codes = np.array([*(position[name] for name in names), -1], np.int32)[label_codes]
+    if not studies:
+        study_codes = None
+    reasons = {
+        "are marked as deleted in the index": deleted_cells(index_path, records),
+        "have no label": label_codes < 0,
+        "have no study": np.zeros(len(records), bool) if study_codes is None else study_codes < 0,
+    }
+    notes, left_out = [], np.zeros(len(records), bool)
+    for why, cells in reasons.items():
+        if lost := int((cells & ~left_out).sum()):
+            notes.append(f"{lost:,} of {len(records):,} cells left out: they {why}")
+        left_out |= cells
+    type_codes[left_out] = -1
+    if not (type_codes >= 0).any():
+        raise InputError(f"{model_dir}: no cell is left: {'; '.join(notes)}")
+    return Release(types, type_codes, studies, study_codes, records, index_path, notes)
+
+
+def deleted_cells(path: Path, records: np.ndarray, size: int = 65_536) -> np.ndarray:
+    """(n,) bool by label: what `mark_deleted` was called for. `Release.chunks` refuses labels that are no rows."""
+    deleted = np.zeros(len(records), bool)
+    for start in range(0, len(records), size):
+        part = map_records(path, records.dtype, start, min(size, len(records) - start))
+        labels = part["label"][part["mark"] & DELETED > 0]
+        deleted[labels[labels < len(records)]] = True
+    return deleted
 
 
 def read_types(path: Path) -> list[str]:
@@ -139,14 +178,16 @@ def read_types(path: Path) -> list[str]:
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, list[str]]:
-    """-> type codes (n,) int32, type names, study codes (n,) int32 or None, study names.
+    """-> type codes (n,) int32, type names, study codes (n,) int32 or None, study names; code -1 where there is none.
 
-    Arrow's reader makes dictionary codes as it goes: eight million lines never become Python strings.
+    Names are cleaned (fractal.names); empty lines at the end are not read. Arrow's reader makes dictionary codes as it
+    goes: eight million lines never become Python strings.
     """
     text = pa.dictionary(pa.int32(), pa.string())
+    lines = path.read_bytes().rstrip(b"\r\n")
     try:
         table = pyarrow.csv.read_csv(
-            path,
+            io.BytesIO(lines + b"\n" if lines else lines),  # Arrow takes a single line without its end for no line
             read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=True),
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
             convert_options=pyarrow.csv.ConvertOptions(column_types={"f0": text, "f1": text}),
@@ -156,9 +197,20 @@ def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, l
     if table.num_columns > 2:
         raise InputError(f"{path}: has {table.num_columns} columns; expected 'type' or 'type<TAB>study' on each line")
     columns = [column.combine_chunks() for column in table.unify_dictionaries().columns]
-    codes = [column.indices.to_numpy() for column in columns]
-    names = [column.dictionary.to_pylist() for column in columns]
-    return (codes[0], names[0], codes[1], names[1]) if len(columns) == 2 else (codes[0], names[0], None, [])
+    (codes, names), *study = [cleaned(column.indices.to_numpy(), column.dictionary.to_pylist()) for column in columns]
+    return (codes, names, *study[0]) if study else (codes, names, None, [])
+
+
+def cleaned(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes (n,) and names -> the same with clean names, each of them once; code -1 where a name says there is none."""
+    kept = list(dict.fromkeys(clean(name) for name in names if not is_missing(name)))
+    position = {name: code for code, name in enumerate(kept)}
+    return np.array([position.get(clean(name), -1) for name in names], np.int32)[codes], kept
+
+
+def empty_lines_at_end(path: Path) -> int:
+    text = path.read_bytes()
+    return max(0, text[len(text.rstrip(b"\r\n")) :].count(b"\n") - 1)
 
 
 def open_index(path: Path) -> np.ndarray:
@@ -180,6 +232,11 @@ def open_index(path: Path) -> np.ndarray:
         and header["record_size"] == header["label_offset"] + 8
         and header["count"] <= header["max_elements"]
     )
+    if not sane and is_brute_force(path, size):
+        raise InputError(
+            f"{path}: a brute-force index of hnswlib (BFIndex), expected its search graph; "
+            "make one with hnswlib.Index(space='cosine', ...)"
+        )
     if not sane:
         raise InputError(f"{path}: not an index written by hnswlib (its header contradicts itself)")
     needed = HEADER.itemsize + header["count"] * header["record_size"]
@@ -187,15 +244,21 @@ def open_index(path: Path) -> np.ndarray:
         raise InputError(f"{path}: cut short, {size:,} bytes of at least {needed:,}; download it again")
     record = np.dtype(
         {
-            "names": ["vector", "label"],
-            "formats": [("<f4", (width // 4,)), "<u8"],
-            "offsets": [header["vector_offset"], header["label_offset"]],
+            "names": ["mark", "vector", "label"],
+            "formats": ["u1", ("<f4", (width // 4,)), "<u8"],
+            "offsets": [2, header["vector_offset"], header["label_offset"]],
             "itemsize": header["record_size"],
         }
     )
     if header["count"] == 0:
         raise InputError(f"{path}: the index holds no vectors")
     return map_records(path, record, 0, header["count"])
+
+
+def is_brute_force(path: Path, size: int) -> bool:
+    """Does the header say so, and the size agree? Each record is a vector and a u64 label."""
+    capacity, record_size, count = map(int, np.fromfile(path, BRUTE_FORCE, 1)[0].item())
+    return count <= capacity and record_size > 8 and size == BRUTE_FORCE.itemsize + capacity * record_size
 
 
 def map_records(path: Path, record: np.dtype, start: int, count: int) -> np.ndarray:

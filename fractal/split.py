@@ -152,6 +152,7 @@ class Split:
 
         Raises InputError for a type that the file does not have.
         """
+        self.check(path)
         if not self.test_types:
             return np.zeros(self.num_rows, bool)
         return is_named(path, self.test_types, *type_codes(path), "type")

@@ -1,93 +1,76 @@
 """Files of vectors, read and written a piece at a time.
 
-Read are an atlas (Parquet), a .npy matrix, an array of an .h5ad's obsm, and the folder of a dense TileDB array such as
-SCimilarity's cellsearch/cell_embedding. Parquet and .npy are written here, .h5ad by fractal.h5ad. The end of a
-file's name says what it is; where nothing else fits, it is Parquet.
+Read are Parquet (an atlas, or any file with a column `embedding`), a .npy matrix, an .h5ad (fractal/h5ad.py) and the
+folder of a dense TileDB array such as SCimilarity's cellsearch/cell_embedding. Parquet and .npy are written here. The
+end of a file's name says what it is; where nothing else fits, it is Parquet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fractal.atlas import ROW_GROUP, open_atlas, read_vectors, reading, usable
+from fractal.atlas import metadata_of, open_parquet, open_writer, read_vectors, reading, row_groups, usable
 from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
+from fractal.h5ad import open_h5ad, read_h5ad
+from fractal.source import CELL_ID, CHUNK, Chunk, Source, from_matrix, refuse
 
-CHUNK = 16_384  # rows; 8 MB of 128-d vectors
+__all__ = ["CHUNK", "Source", "open_h5ad", "refuse", "usable"]  # what users of this module need beside it
 
-Chunk = tuple[pa.Table, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Source:
-    """An opened file of `num_rows` vectors (dim,). `schema`: of the other columns, with the file's metadata."""
-
-    path: Path
-    num_rows: int
-    dim: int
-    schema: pa.Schema
-    read: Callable[[int], Iterator[Chunk]]  # what `chunks` does
-
-    def chunks(self, size: int = ROW_GROUP, strict: bool = False) -> Iterator[Chunk]:
-        """Yield (columns, vectors) of at most `size` rows, in the order of the file.
-
-        vectors (m, dim) float32; columns is a table of m rows, without columns where the format has none. `strict`
-        raises InputError for vectors that are not `usable`.
-        """
-        start = 0
-        for columns, vectors in self.read(size):
-            if strict:
-                refuse(~usable(vectors), start, self.path)
-            yield columns, vectors
-            start += len(vectors)
+READ = "Parquet with a column 'embedding', .npy, .h5ad, and the folder of a dense TileDB array"
+# Formats that people bring, and the way from there.
+NOT_READ = {
+    ".gz": "unpack it first (gunzip)",
+    ".zip": "unpack it first",
+    ".npz": "write its array as .npy with numpy.save",
+    ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".zarr": "write it as .h5ad with anndata.read_zarr(...).write_h5ad(...)",
+    ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
+    ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
+    ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
+    ".h5": "if it is AnnData, call it .h5ad",
+}
+IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # what the column of cell names is called, best first
 
 
-def refuse(bad: np.ndarray, start: int, path: Path) -> None:
-    """Raise InputError for the first of the `bad` rows, (m,) bool; `start` is the number of row 0."""
-    if bad.any():
-        raise InputError(
-            f"{path}: the vector of cell {start + bad.argmax()} is zero or not finite; leave such cells out"
-        )
+def is_h5ad(path: str | Path) -> bool:
+    return Path(path).suffix.casefold() == ".h5ad"
 
 
 def read_parquet(path: Path) -> Source:
-    """An atlas of ingest.py or stratify.py; a chunk lies within one row group (34 MB)."""
-    metadata, schema = (atlas := open_atlas(path)).metadata, atlas.schema_arrow
+    """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
+
+    The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
+    pandas writes an index, becomes `cell_id`. All other columns stay. Raises InputError for anything else.
+    """
+    file = open_parquet(path)
+    num_rows, schema = file.metadata.num_rows, file.schema_arrow
+    with reading(path):
+        dim = read_vectors(pa.table(next(file.iter_batches(1, columns=["embedding"]))), path).shape[1]
+    if dim < 1:
+        raise InputError(f"{path}: its first cell has an empty vector")
+    ids = next((name for name in IDS if name in schema.names), None)
+    others = [name for name in schema.names if name not in ("embedding", ids)]
+    fields = [pa.field(CELL_ID, pa.string())] if ids else []
+    schema = pa.schema([*fields, *(schema.field(name) for name in others)], metadata=schema.metadata)
 
     def chunks(size: int) -> Iterator[Chunk]:
-        with reading(path):
-            for group in range(metadata.num_row_groups):
-                # Opened anew, since Arrow keeps what it has read for as long as a file is open. Not mapped: pages of
-                # a map count as memory of the process.
-                file = pq.ParquetFile(path, metadata=metadata)
-                for batch in file.iter_batches(size, row_groups=[group]):
-                    table = pa.Table.from_batches([batch])
-                    yield table.drop_columns("embedding"), read_vectors(table, path)
+        for table in row_groups(path, size=size):
+            vectors, columns = read_vectors(table, path), table.select(others)
+            if vectors.shape[1] != dim:
+                raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")
+            yield (columns.add_column(0, CELL_ID, as_text(table[ids])) if ids else columns), vectors
 
-    dim = schema.field("embedding").type.list_size
-    return Source(path, metadata.num_rows, dim, schema.remove(schema.get_field_index("embedding")), chunks)
+    return Source(path, num_rows, dim, schema, chunks)
 
 
-def from_matrix(path: Path, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]) -> Source:
-    """Anything with a shape, a dtype and slices of rows: a memory map, an HDF5 dataset, a TileDB array."""
-    if len(shape) != 2 or not np.issubdtype(dtype, np.floating) or 0 in shape:
-        raise InputError(f"{path}: holds {dtype} of shape {shape}, expected floats, cells x dims, at least one cell")
-
-    def chunks(size: int) -> Iterator[Chunk]:
-        for start in range(0, shape[0], size):
-            try:
-                vectors = np.ascontiguousarray(rows(slice(start, min(start + size, shape[0]))), np.float32)
-            except OSError as error:  # a damaged block of an .h5ad
-                raise InputError(f"{path}: damaged ({reason(error)})") from error
-            yield pa.table({"row": np.arange(len(vectors))}).select([]), vectors  # no column, yet it has m rows
-
-    return Source(path, *shape, pa.schema([]), chunks)
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return (column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column).cast(pa.string())
 
 
 def read_npy(path: Path) -> Source:
@@ -122,44 +105,6 @@ def read_tiledb(path: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
-    """The h5py.File of an .h5ad. Raises InputError if it is damaged, or written by an AnnData older than 0.7."""
-    h5py = needs("h5py", "h5ad")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        file = h5py.File(path, mode)
-    except OSError as error:
-        raise InputError(f"{path}: not an .h5ad file, or damaged ({error})") from error
-    with file:
-        groups = [file.get(name) for name in ("obs", "obsm")]
-        if not all(isinstance(group, h5py.Group) for group in groups) or "column-order" not in groups[0].attrs:
-            raise InputError(
-                f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
-                "write it again with anndata.read_h5ad(...).write_h5ad(...)"
-            )
-        yield file
-
-
-def from_obsm(file: Any, path: Path, key: str) -> Source:
-    """An array of the obsm of an open .h5ad."""
-    found = file["obsm"].get(key)
-    if found is None:
-        raise InputError(
-            f"{path}: has no obsm '{key}'; it has {', '.join(file['obsm']) or 'none'}: name one with --obsm"
-        )
-    if not hasattr(found, "shape"):  # a data frame or a sparse matrix
-        raise InputError(f"{path}: obsm '{key}' is not a dense array; write it again with .to_numpy() or .toarray()")
-    return from_matrix(path, found.shape, found.dtype, found.__getitem__)
-
-
-@contextmanager
-def read_h5ad(path: Path, obsm: str) -> Iterator[Source]:
-    with open_h5ad(path) as file:
-        yield from_obsm(file, path, obsm)
-
-
-@contextmanager
 def open_vectors(path: str | Path, obsm: str = "X_scimilarity", dim: int | None = None) -> Iterator[Source]:
     """Open a file of vectors; `obsm` is the key of an .h5ad's, `dim` the width that an adapter takes.
 
@@ -168,17 +113,20 @@ def open_vectors(path: str | Path, obsm: str = "X_scimilarity", dim: int | None 
     """
     path = Path(path)
     opened: AbstractContextManager[Source]
+    suffix = path.suffix.casefold()
+    if suffix in NOT_READ and path.exists():
+        raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. Read are {READ}")
     if path.is_dir():
         opened = read_tiledb(path)
-    elif path.suffix == ".h5ad":
+    elif suffix == ".h5ad":
         opened = read_h5ad(path, obsm)
     else:
-        opened = nullcontext(read_npy(path) if path.suffix == ".npy" else read_parquet(path))
+        opened = nullcontext(read_npy(path) if suffix == ".npy" else read_parquet(path))
     with opened as source:
         if dim not in (None, source.dim):
             raise InputError(f"{path}: its vectors have {source.dim} numbers, the adapter takes {dim}")
         made = b"checkpoint_sha256" in (source.schema.metadata or {})
-        if dim is not None and (made or (path.suffix == ".h5ad" and obsm.startswith("X_fractal"))):
+        if dim is not None and (made or (suffix == ".h5ad" and obsm.startswith("X_fractal"))):
             raise InputError(f"{path}: its vectors come from embed.py; name those that they were made of")
         yield source
 
@@ -188,23 +136,11 @@ Append = Callable[[pa.Table, np.ndarray], None]
 
 @contextmanager
 def write_parquet(path: Path, source: Source, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
-    """The columns of the source and `embedding`, which comes first; one row group per chunk."""
-    others = source.schema.names
-    field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
-    known = {key.decode(): value.decode() for key, value in (source.schema.metadata or {}).items()}
-    schema = pa.schema([field, *source.schema], metadata={**known, **metadata, "dim": str(dim)})
-    compression = {"embedding.list.element": "none"} | dict.fromkeys(others, "zstd")  # as fractal.atlas.writing
-    with (
-        atomic_write(path) as part,
-        pq.ParquetWriter(part, schema, use_dictionary=others, compression=compression) as file,
-    ):
-
-        def append(columns: pa.Table, vectors: np.ndarray) -> None:
-            flat = pa.array(np.ascontiguousarray(vectors, dtype).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, dim)
-            file.write_table(columns.add_column(0, field, column).cast(schema), row_group_size=len(vectors))
-
-        yield append
+    """`cell_id` where the cells have names, `embedding`, and the source's other columns; one row group per chunk."""
+    known = metadata_of(source.schema)
+    known.pop("pandas", None)  # it would tell pandas of an index that is now a column
+    with open_writer(path, dim, source.schema, {**known, **metadata}, dtype) as writer:
+        yield lambda columns, vectors: writer.append_table(vectors, columns)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 from fractal.adapter import (
     BLOCK_SCALE,
     RESIDUAL_SCALE,
-    ByteDropout,
     FractalAdapter,
     PublishedAdapter,
     build_adapter,
@@ -20,6 +19,7 @@ from fractal.adapter import (
     pick_device,
     save,
 )
+from fractal.atlas import LEVELS
 from fractal.cli import InputError
 
 PATHS = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 2], [1, 2, 0, 3]])
@@ -27,8 +27,13 @@ CLASSES = [["a", "b"], ["a", "b", "c"], ["x"], ["p", "q", "r", "s"]]
 
 
 def config(recipe: str, levels: int = 4) -> dict:
+    """Of the first `levels` of the four levels of CLASSES."""
     paths = {} if recipe == "published" else {"paths": PATHS[:, :levels].tolist()}
-    return {"recipe": recipe, "dim": 24, "num_levels": levels, "scale_dim": 5, **paths}
+    shape = {"dim": 24, "num_levels": levels, "scale_dim": 5}
+    return {"recipe": recipe, **shape, "levels": list(LEVELS), "block_levels": [*range(levels)], **paths}
+
+
+FACTS: dict = {"split": {"seed": 3}, "training": {"epochs": 1}, "validation": None, "versions": {"torch": "2"}}
 
 
 @pytest.mark.parametrize("recipe", ["fractal", "mrl", "published"])
@@ -95,7 +100,7 @@ def test_input_length_does_not_matter_to_ours():
 @pytest.mark.parametrize("recipe", ["fractal", "published"])
 def test_a_checkpoint_gives_back_the_adapter(tmp_path: Path, recipe: str):
     adapter = build_adapter(config(recipe), CLASSES)
-    save(tmp_path / "a.pt", adapter, config(recipe), CLASSES, split={"seed": 3})
+    save(tmp_path / "a.pt", adapter, config(recipe), CLASSES, **FACTS)
     loaded, checkpoint = load(tmp_path / "a.pt")
     x = torch.randn(7, 24)
     assert all(torch.equal(a, b) for a, b in zip(embed(adapter, x), embed(loaded, x), strict=True))
@@ -116,10 +121,73 @@ def test_files_that_are_no_checkpoints(tmp_path: Path):
     torch.save(nn.Linear(2, 2), path)  # a pickled object: weights_only refuses to run it
     with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
         load(path)
-    save(path, build_adapter(config("fractal"), CLASSES), config("fractal"), CLASSES)
+    save(path, build_adapter(config("fractal"), CLASSES), config("fractal"), CLASSES, **FACTS)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
         load(path)
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "published"])
+@pytest.mark.parametrize("missing", ["split", "training", "validation", "versions", "classes", "config", "state"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, recipe: str, missing: str):
+    save(tmp_path / "a.pt", build_adapter(config(recipe), CLASSES), config(recipe), CLASSES, **FACTS)
+    checkpoint = torch.load(tmp_path / "a.pt", weights_only=True)
+    for value in ("gone", 3):
+        checkpoint[missing] = value
+        torch.save(checkpoint, tmp_path / "a.pt")
+        with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+            load(tmp_path / "a.pt")
+    del checkpoint[missing]
+    torch.save(checkpoint, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(tmp_path / "a.pt")
+
+
+MANY = 3_000  # paths and classes: their matrix would take 36 MB, from a file of 1.7 MB
+GREEDY: dict[str, dict] = {
+    "more paths than anchors": {"paths": PATHS.tolist() * 10_000},
+    "a class that no anchor has": {"paths": [*PATHS.tolist()[:-1], [10**9, 2, 0, 3]]},
+    "a wide input": {"dim": 10**9},
+    "wide blocks": {"scale_dim": 10**9},
+    "many blocks": {"num_levels": 10**9},
+    "paths of other lengths": {"paths": [[0, 0, 0], *PATHS.tolist()[1:]]},
+    "negative classes": {"paths": [[-1, 0, 0, 0], *PATHS.tolist()[1:]]},
+    "a level that there is not": {"block_levels": [0, 1, 2, 4]},
+    "too many levels": {"levels": ["a"] * 7},
+    "another recipe": {"recipe": "x"},
+}
+
+
+@pytest.mark.parametrize("change", GREEDY.values(), ids=GREEDY.keys())
+def test_a_config_that_asks_for_more_than_its_weights_is_refused(tmp_path: Path, change: dict, monkeypatch):
+    bad = config("fractal") | change
+    save(tmp_path / "a.pt", build_adapter(config("fractal"), CLASSES), bad, CLASSES, **FACTS)
+    monkeypatch.setattr("fractal.adapter.build_adapter", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint"):
+        load(tmp_path / "a.pt")
+
+
+def test_few_weights_do_not_become_a_large_matrix(tmp_path: Path, monkeypatch):
+    """Every path its own class at every level: path_to_class grows with the square of what the file holds."""
+    paths = [[i] * 4 for i in range(MANY)]
+    state = {
+        name: torch.zeros(size) for name, size in FractalAdapter.asked(config("fractal") | {"paths": paths}).items()
+    }
+    big = {"config": config("fractal") | {"paths": paths}, "classes": CLASSES, "state": state, **FACTS}
+    torch.save(big, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 4_000_000
+    monkeypatch.setattr("fractal.adapter.build_adapter", lambda *_: pytest.fail("144 MB were taken"))
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load(tmp_path / "a.pt")
+
+
+def test_a_weight_that_is_a_view_of_one_number_is_refused(tmp_path: Path, monkeypatch):
+    adapter = build_adapter(config("fractal"), CLASSES)
+    state = adapter.state_dict() | {"path_anchors": torch.zeros(1).expand(4, 128)}
+    torch.save({"config": config("fractal"), "classes": CLASSES, "state": state, **FACTS}, tmp_path / "a.pt")
+    monkeypatch.setattr("fractal.adapter.build_adapter", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load(tmp_path / "a.pt")
 
 
 def test_devices():
@@ -181,15 +249,10 @@ def test_the_axes_are_the_same_every_time():
     assert torch.equal(*axes)
 
 
-def test_byte_dropout_is_dropout():
-    torch.manual_seed(0)
-    layer, x = ByteDropout(0.2), torch.rand(501, 333) + 1  # 166,833 entries: the last random number is cut
-    y = layer(x)
-    assert (y == 0).float().mean().item() == pytest.approx(0.2, abs=0.005)
-    kept = y != 0
-    assert torch.allclose(y[kept] / x[kept], torch.tensor(256 / 205))  # 205 of 256 are kept
-    assert (y == 0).float().mean(0).std().item() < 0.03  # by entry, not by row or column: sd .018 if independent
-    assert torch.equal(layer.eval()(x), x)
-    for p in (0.0, 0.001):  # less than one 256th
-        assert torch.equal(ByteDropout(p)(x), x)
-    assert (ByteDropout(1.0)(x) == 0).float().mean().item() == pytest.approx(255 / 256, abs=0.001)
+def test_six_blocks(tmp_path: Path):
+    """Scales of more than four blocks: the last entry is the last block's, the ones before it are repeated."""
+    paths = torch.tensor([[0] * 6, [0, 0, 0, 1, 1, 1], [1] * 6])
+    adapter = FractalAdapter(24, 6, 5, paths).eval()
+    assert adapter.encode(torch.randn(3, 24)).shape == (3, 30)
+    assert len(adapter.block_scale) == len(adapter.residual_scale) == 6
+    assert adapter.block_scale[-1] == BLOCK_SCALE[-1]

@@ -26,7 +26,6 @@ from fractal.atlas import (
     writing,
 )
 from fractal.cli import InputError
-from fractal.split import Split, draw_studies, held_out
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
 
@@ -169,72 +168,6 @@ def test_plain_string_columns_are_read_too(tmp_path: Path):
     cells = read_rows(tmp_path / "a", np.array([0, 1]))
     assert cells.labels.tolist() == [[1] * 4, [0] * 4]
     assert cells.classes[0] == ["a", "b"]
-
-
-@given(st.integers(1, 5000), st.floats(0, 0.99), st.floats(0, 0.99), st.integers(0, 6000), st.integers(0, 2**32))
-def test_splits_never_overlap(n: int, test_ratio: float, val_ratio: float, max_samples: int, seed: int):
-    split = Split("", n, seed, test_ratio, val_ratio, max_samples)
-    train, val, test = split.rows("unused")
-    assert len(np.unique(np.concatenate([train, val, test]))) == len(train) + len(val) + len(test) <= n
-    rest = np.setdiff1d(np.arange(n), test)
-    expected = rest[:max_samples] if max_samples else rest
-    assert np.array_equal(np.sort(np.concatenate([train, val])), expected)
-    assert len(val) == round(val_ratio * len(expected))
-    again = Split("", n, seed, test_ratio, val_ratio, max_samples).rows("unused")
-    assert all(np.array_equal(a, b) for a, b in zip((train, val, test), again, strict=True))
-
-
-def test_a_row_is_a_test_row_whatever_the_length_of_the_file():
-    long = held_out(100_000, 0.2, 7)
-    assert np.array_equal(held_out(1_000, 0.2, 7), long[:1_000])
-    assert long.mean() == pytest.approx(0.2, abs=0.006)  # 5 standard deviations
-    assert not np.array_equal(long, held_out(100_000, 0.2, 8))
-    # uniform over the file: each tenth of it holds its share
-    assert np.abs(long.reshape(10, -1).mean(1) - 0.2).max() < 0.02
-    assert not held_out(1_000, 0.0, 0).any()
-
-
-def write_studies(path: Path, studies: list[int], names: list[str] | None) -> None:
-    n, one = len(studies), np.zeros(len(studies), int)
-    columns = [(one, ["a"])] * 4 + ([(np.array(studies), names)] if names else [])
-    with writing(path, 2, names is not None, {}) as writer:
-        writer.append(np.ones((n, 2), np.float32), columns)
-
-
-def test_the_folds_hold_every_row_once():
-    folds = np.stack([held_out(10_000, 0.2, 3, fold) for fold in range(5)])
-    assert (folds.sum(0) == 1).all()
-    assert folds.sum(1) == pytest.approx(np.full(5, 2_000), abs=200)
-
-
-def test_whole_studies_are_held_out(tmp_path: Path):
-    path = tmp_path / "a.parquet"
-    studies = [0, 1, 2, 3, 4] * 20
-    write_studies(path, studies, ["s0", "s1", "s2", "s3", "s4"])
-    drawn = draw_studies(path, 0.3, seed=1)
-    assert len(drawn) == 2  # one holds .2 of the cells, two hold .4
-    train, val, test = Split("", 100, 1, 0.3, 0.1, 0, drawn).rows(path)
-    assert {f"s{studies[row]}" for row in test} == set(drawn)
-    assert not {f"s{studies[row]}" for row in [*train, *val]} & set(drawn)
-    assert len(train) + len(val) + len(test) == 100
-    assert len({tuple(draw_studies(path, 0.3, seed)) for seed in range(20)}) > 3
-    assert len(draw_studies(path, 0.99, 0)) == 4  # never all
-
-
-def test_studies_that_are_not_there(tmp_path: Path):
-    write_studies(tmp_path / "none.parquet", [0, 0], None)
-    with pytest.raises(InputError, match="no column 'study'"):
-        draw_studies(tmp_path / "none.parquet", 0.2, 0)
-
-
-def test_the_only_study_cannot_be_held_out(tmp_path: Path):
-    with writing(tmp_path / "one.parquet", 2, True, {}) as writer:
-        writer.append(np.ones((3, 2), np.float32), [(np.zeros(3, int), ["a"])] * 5)
-    with pytest.raises(InputError, match="one.parquet: all its cells are of one study"):
-        draw_studies(tmp_path / "one.parquet", 0.2, 0)
-    write_studies(tmp_path / "a.parquet", [0, 1], ["x", "y"])
-    with pytest.raises(InputError, match="has no study z; it has x, y"):
-        Split("", 2, 0, 0.2, 0.1, 0, ["z"]).rows(tmp_path / "a.parquet")
 
 
 def test_path_counts_are_a_slow_count(tmp_path: Path):

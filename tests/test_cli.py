@@ -95,15 +95,22 @@ def test_an_error_as_long_as_a_broken_file_is_cut(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("shell", "error"),
-    [("> /dev/full", "error: file: No space left on device\n"), ("| true", "error: file: Broken pipe\n")],
+    ("shell", "expected"),
+    [("> /dev/full", (2, "error: file: No space left on device\n")), ("| true", (141, "")), ("| head -c 9", (141, ""))],
 )
-def test_an_output_that_takes_no_more(shell: str, error: str):
+def test_an_output_that_takes_no_more(shell: str, expected: tuple[int, str]):
     """Neither a trace-back nor Python's complaint about the buffer that it could not empty."""
     script = "from fractal.cli import run; import time; run(lambda: (time.sleep(.2), print('x' * 10**6)))"
     command = f'"{sys.executable}" -c "{script}" {shell}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, error)
+    assert (done.returncode, done.stderr) == expected
+
+
+def test_a_terminal_that_knows_ascii_only():
+    script = "from fractal.cli import run; run(lambda: print('Gr\\xf6\\xdfe \\udcff'))"
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Gr\\xf6\\xdfe \\udcff\n", b"")
 
 
 @given(st.lists(st.lists(st.text(max_size=20), min_size=3, max_size=3), min_size=1, max_size=4))

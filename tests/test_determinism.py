@@ -26,6 +26,7 @@ evaluate.main(["--model-path", "b.pt", "--input", "b.parquet", "--json", "b.json
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(release: Path, tmp_path: Path):
     runs = []
     for seed in ("1", "2"):  # of Python's hashes, which decide the order of sets
@@ -37,10 +38,11 @@ def test_two_processes_write_the_same_bytes(release: Path, tmp_path: Path):
     for folder, process in runs:
         assert process.wait() == 0
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert sorted(written[0]) == ["a.parquet", "b.json", "b.parquet", "b.pt", "hierarchy.tsv", "p.pt"]
+    assert sorted(written[0]) == ["a.hierarchy.tsv", "a.parquet", "b.json", "b.parquet", "b.pt", "p.pt"]
     assert [name for name in written[0] if written[0][name] != written[1][name]] == []
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     full_length = train.main
     monkeypatch.setattr(demo, "CELLS", 2_000)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ from test_vectors import write_tiledb
 import eval as evaluate
 import train
 from fractal import adapter as adapters
+from fractal import embedding, vectors
 from fractal.adapter import load
 from fractal.atlas import fingerprint, read_rows
 from fractal.commands import embed
@@ -98,7 +98,7 @@ def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp
 
 
 def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(embed, "CHUNK", 13)  # several chunks, the last one short
+    monkeypatch.setattr(vectors, "CHUNK", 13)  # several chunks, the last one short
     x = clustered(TYPES * 10)
     x[20], x[41, 2] = 0, np.nan
     source, out = write_h5ad(tmp_path / "cells.h5ad", x, kind=TYPES * 10), tmp_path / "cells_fractal.h5ad"
@@ -174,73 +174,11 @@ def test_an_interrupted_run_leaves_the_old_file(checkpoint: Path, stratified: Pa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embedded", stop)
+    monkeypatch.setattr(embedding, "embed_matrix", stop)
     with pytest.raises(KeyboardInterrupt):
         embedded(checkpoint, stratified, out)
     assert out.read_bytes() == old
     assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")]
-
-
-def test_a_stopped_run_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch):
-    write(tmp_path / "cells.parquet", [5, 9, 7, 3], dim=16)
-    whole = embedded(checkpoint, tmp_path / "cells.parquet", tmp_path / "whole.parquet")
-    real = embed.embedded
-    done: list[int] = []
-
-    def stop_at_the_third(adapter, vectors, *more):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(len(vectors))
-        return real(adapter, vectors, *more)
-
-    monkeypatch.setattr(embed, "embedded", stop_at_the_third)
-    out = tmp_path / "out.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
-    assert done == [5, 9]
-    assert not out.exists()
-
-    def count(adapter, vectors, *more):
-        done.append(len(vectors))
-        return real(adapter, vectors, *more)
-
-    monkeypatch.setattr(embed, "embedded", count)
-    kept = sorted(Path(f"{out}.resume").rglob("*.npy"))
-    assert len(kept) == 2
-    kept[0].write_bytes(kept[0].read_bytes()[:50])  # damaged: the first row group is made again
-    embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
-    assert done == [5, 9, 5, 7, 3]  # each other row group once
-    assert out.read_bytes() == whole.read_bytes()
-    assert not Path(f"{out}.resume").exists()
-
-
-def test_what_is_kept_belongs_to_one_run(checkpoint: Path, tmp_path: Path, monkeypatch, fails):
-    """Another prefix, or another input, takes nothing of what a stopped run has kept."""
-    for name, rows in (("a", [5, 4]), ("b", [4, 5])):
-        write(tmp_path / f"{name}.parquet", rows, dim=16)
-    expected = {
-        name: embedded(
-            checkpoint, tmp_path / f"{name}.parquet", tmp_path / f"{name}{j}.npy", "--prefix", j
-        ).read_bytes()
-        for name, j in (("a", "1"), ("b", "2"))
-    }
-    out = tmp_path / "out.npy"
-    with monkeypatch.context() as patch:
-        patch.setattr(embed.shutil, "rmtree", lambda _: None)  # killed just before it tidies up
-        embedded(checkpoint, tmp_path / "a.parquet", out, "--prefix", "2", "--resume")
-        for name, j in (("a", "1"), ("b", "2")):
-            found = embedded(checkpoint, tmp_path / f"{name}.parquet", out, "--prefix", j, "--resume")
-            assert found.read_bytes() == expected[name]
-    cells = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES), kind=TYPES)
-    with h5py.File(cells, "r+") as file:
-        file["obsm/X_other"] = file["obsm/X_pca"][:][::-1]
-    other = embedded(checkpoint, cells, tmp_path / "other.npy", "--obsm", "X_other").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(embed.shutil, "rmtree", lambda _: None)
-        embedded(checkpoint, cells, out, "--obsm", "X_pca", "--resume")
-        assert embedded(checkpoint, cells, out, "--obsm", "X_other", "--resume").read_bytes() == other
-    argv = ["--model-path", checkpoint, "--input", cells, "--obsm", "X_pca", "--resume"]
-    assert "--resume goes from a file to a .parquet or .npy" in fails(embed.main, *argv)
 
 
 def test_eval_takes_neighbours_from_all_but_the_test_cells(stratified: Path, tmp_path: Path, fails):

@@ -15,6 +15,7 @@ SCRATCH = TemporaryDirectory()
 TARGETS = fuzz.targets(Path(SCRATCH.name))
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_out_of_room():
     """Its exit code is 1 if anything is half-written, left over, or can't be run again."""
     faults = ["kill", "kill at each operation", "SIGINT", "file size limit"]
@@ -43,6 +44,7 @@ faults.main(["--scripts", "stratify", "--faults", "file size limit", "--others",
 """
 
 
+@pytest.mark.slow
 def test_the_harness_sees_a_file_that_is_written_in_place():
     """The oracle must be able to fail: without `atomic_write`, a script that meets a limit leaves half a file."""
     done = subprocess.run([sys.executable, "-c", IN_PLACE], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,9 +1,13 @@
 """Outputs appear whole or not at all; whatever is left behind by a killed run goes away with the next."""
 
+import errno
+import fcntl
 import os
 import resource
-import subprocess
+import shutil
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +16,84 @@ import torch
 
 from fractal.atlas import writing
 from fractal.cli import InputError, run
-from fractal.files import atomic_folder, atomic_write, check_paths, is_running
+from fractal.files import atomic_folder, atomic_write, check_paths, recover
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
+def forked(work: Callable[[], None]) -> int:
+    """Run `work` in a child process -> its number."""
+    if child := os.fork():
+        return child
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
-def test_the_leftovers_of_killed_runs_go(tmp_path: Path, dead: int):
-    kept = [f".b.txt.{dead}.part", f".a.txt.{os.getppid()}.part", ".a.txt.x1.part", f".a.txt.{dead}", ".a.txt.part"]
-    for name in [*kept, f".a.txt.{dead}.part", f".a.txt.{2**70}.part"]:
-        (tmp_path / name).write_text("half")
+def killed_while_writing(path: Path) -> None:
+    def work() -> None:
+        with atomic_write(path) as part:
+            part.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert os.waitpid(forked(work), 0)[1] == signal.SIGKILL
+
+
+def test_the_leftovers_of_killed_runs_go(tmp_path: Path):
+    """But neither those of other outputs, nor what only looks like one."""
+    killed_while_writing(tmp_path / "b.txt")
+    (tmp_path / f".a.txt.{'0' * 16}.part").mkdir()  # killed before it had a lock
+    for name in (".a.txt.x1.part", ".a.txt.part", f".a.txt.{'1' * 16}", f".a.txt.{'2' * 16}.part"):
+        (tmp_path / name).write_text("mine")
+    kept = names(tmp_path)
+    kept.remove(f".a.txt.{'0' * 16}.part")
+    killed_while_writing(tmp_path / "a.txt")
+    assert len(names(tmp_path)) == len(kept) + 1
     with atomic_write(tmp_path / "a.txt") as part:
         part.write_text("whole")
     assert names(tmp_path) == sorted([*kept, "a.txt"])
-    assert is_running(os.getpid())
-    assert is_running(1)  # of another user, for most
-    assert not is_running(dead)
+
+
+def test_two_containers_with_the_same_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both are in the middle of their work at once. Neither sees the other's file, and the last to end wins."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    (one_writes, go), (other_ends, went) = os.pipe(), os.pipe()
+
+    def one() -> None:
+        with atomic_write(tmp_path / "a") as part:
+            part.write_text("one")
+            os.write(go, b"x")
+            os.read(other_ends, 1)
+            assert part.read_text() == "one"
+            assert (tmp_path / "a").read_text() == "other"
+
+    def other() -> None:
+        os.read(one_writes, 1)
+        with atomic_write(tmp_path / "a") as part:
+            assert not part.exists()
+            part.write_text("other")
+        os.write(went, b"x")
+
+    children = [forked(one), forked(other)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert (tmp_path / "a").read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_where_files_cannot_be_locked_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    killed_while_writing(tmp_path / "a")
+    left = names(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with atomic_write(tmp_path / "a") as part:
+        part.write_text("x")
+    assert names(tmp_path) == sorted([*left, "a"])
 
 
 def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -54,9 +111,8 @@ def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
-    part = tmp_path / f".a.{os.getpid()}.part"
-    with atomic_write(tmp_path / "a") as path:
-        path.write_text("x")
+    with atomic_write(tmp_path / "a") as part:
+        part.write_text("x")
     assert done == [str(part), f"{part} -> {tmp_path / 'a'}", str(tmp_path)]
 
 
@@ -96,39 +152,91 @@ def test_a_link_stays_a_link(tmp_path: Path):
     assert names(tmp_path / "big disk") == ["a"]
 
 
-@pytest.mark.parametrize("in_one_step", [True, False])
-def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path, dead: int, monkeypatch, in_one_step: bool):
-    if not in_one_step:
-        monkeypatch.setattr("fractal.files.exchange", lambda *_: False)
-    for name in ("a", f".a.{dead}.part"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old.txt").write_text("old")
-    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a") as new:
+def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old.txt").write_text("old")
+    both = ["old.txt", "new.txt"]
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a", both) as new:
         (new / "missing" / "new.txt").write_text("new")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
-    with atomic_folder(tmp_path / "a") as new:
+    with atomic_folder(tmp_path / "a", both) as new:
         (new / "new.txt").write_text("new")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["new.txt"]
 
 
-def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("stranger", ["notes.txt", "own.txt/"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_with_other_files_stays(tmp_path: Path, stranger: str, late: bool):
+    """Also where the other file came while the new folder was being made."""
+    (tmp_path / "a").mkdir()
+
+    def add() -> None:
+        (tmp_path / "a" / stranger).mkdir() if stranger.endswith("/") else (tmp_path / "a" / stranger).touch()
+
+    if not late:
+        add()
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "a", ["own.txt"]) as new:
+            assert late
+            (new / "own.txt").touch()
+            add()
+
+    with pytest.raises(InputError, match=rf"holds what would be lost \({stranger.strip('/')}\)"):
+        write()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == [stranger.strip("/")]
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(tmp_path: Path):
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match="is not a folder"), atomic_folder(tmp_path / "a", []):
+        raise AssertionError("the work has begun")
+
+
+@pytest.fixture
+def between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Replace the folder `a` in a child process; when the new one is to take its name, `act`."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old.txt").write_text("old")
     replace = Path.replace
 
-    def fails(path: Path, target: Path) -> Path:
-        if path.name == "new":
-            raise OSError("no")
-        return replace(path, target)
+    def run_until(act: Callable[[], None]) -> None:
+        def acting(path: Path, target: Path) -> Path:
+            if path.name == "new":
+                act()
+            return replace(path, target)
 
-    monkeypatch.setattr("fractal.files.exchange", lambda *_: False)  # a system that can't
-    monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "a"):
-        pass
+        def work() -> None:
+            monkeypatch.setattr(Path, "replace", acting)
+            with suppress(OSError), atomic_folder(tmp_path / "a", ["old.txt"]) as new:
+                (new / "new.txt").write_text("new")
+
+        os.waitpid(forked(work), 0)
+
+    return run_until
+
+
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, between_two_renames):
+    def fail() -> None:
+        raise OSError("no")
+
+    between_two_renames(fail)
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
+
+
+@pytest.mark.parametrize("new_is_there", [True, False])
+def test_a_run_killed_between_the_two_renames(tmp_path: Path, between_two_renames, new_is_there: bool):
+    between_two_renames(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert not (tmp_path / "a").exists()
+    if not new_is_there:  # it has been tampered with: then the old one
+        shutil.rmtree(next(tmp_path.glob(".a.*.part")) / "new")
+    recover(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == (["new.txt"] if new_is_there else ["old.txt"])
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path: Path):
@@ -243,3 +351,12 @@ def test_an_output_folder_that_holds_an_input(places: Path):
             check_paths({"--in": [places / "a", places / source]}, {}, folders={"--out": places / "folder"})
     with pytest.raises(InputError, match="is not a folder"):
         check_paths({}, {}, folders={"--out": places / "a"})
+
+
+@pytest.mark.parametrize("where", ["--in", "--out", "--folder"])
+def test_a_name_that_is_not_utf_8(tmp_path: Path, where: str):
+    names = {
+        flag: tmp_path / (os.fsdecode(b"\xff") if flag == where else flag) for flag in ("--in", "--out", "--folder")
+    }
+    with pytest.raises(InputError, match=f"^{where} .*: its name is not UTF-8"):
+        check_paths({"--in": names["--in"]}, {"--out": names["--out"]}, folders={"--folder": names["--folder"]})

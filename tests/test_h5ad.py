@@ -26,7 +26,7 @@ def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad
     assert table["study"].to_pylist() == ["ab"[i % 2] for i in keep]
     assert np.array_equal(read_rows(out, np.arange(len(keep))).vectors, clustered(TYPES * 10)[keep])
     assert open_atlas(out).schema_arrow.metadata[b"source"] == str(h5ad).encode()
-    assert out.with_name("hierarchy.tsv").is_file()
+    assert out.with_name("cells.hierarchy.tsv").is_file()
 
 
 def test_unknown_names_come_with_the_closest_ones(tmp_path: Path, fails):
@@ -54,7 +54,7 @@ def test_bad_keys(tmp_path: Path, h5ad: Path, fails, flags: list[str], words: st
 
 def test_many_cells_in_a_row_without_a_label(tmp_path: Path, monkeypatch):
     """A chunk without any labelled cell, as in joined data sets of which one is labelled."""
-    monkeypatch.setattr("fractal.labelled.LabelledCells.chunks.__defaults__", (4, None))
+    monkeypatch.setattr("fractal.h5ad.LabelledCells.chunks.__defaults__", (4,))
     kinds = [None] * 9 + TYPES
     path = write_h5ad(tmp_path / "a.h5ad", clustered(["B cell"] * 9 + TYPES), kind=kinds)
     argv = ["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", str(tmp_path / "o.parquet")]
@@ -67,7 +67,9 @@ def test_bad_maps_and_cells(tmp_path: Path, h5ad: Path, fails):
     base = ["--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o"]
     assert "expected two columns" in fails(ingest.main, *base, "--label-map", tmp_path / "map.tsv")
     (tmp_path / "map.tsv").write_text("T cell\tB cell\n", encoding="utf-8")
-    assert "not in obs 'kind'" in fails(ingest.main, *base, "--label-map", tmp_path / "map.tsv")
+    assert "none of the label map's names is in obs 'kind'" in fails(
+        ingest.main, *base, "--label-map", tmp_path / "map.tsv"
+    )
     x = clustered(TYPES)
     x[2, 3] = np.nan
     bad = write_h5ad(tmp_path / "nan.h5ad", x, kind=TYPES)

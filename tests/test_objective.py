@@ -2,6 +2,7 @@
 
 import math
 
+import networkx as nx
 import pytest
 import torch
 from torch import Tensor
@@ -9,30 +10,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from fractal import published
 from fractal.adapter import TAU, FractalAdapter, PublishedAdapter
-from fractal.objective import SMOOTHING, PrefixObjective, log_ratio, trained_levels
+from fractal.hierarchical import HierarchicalObjective, ancestor_matrix
+from fractal.objective import SMOOTHING, PrefixObjective, log_ratio
+from fractal.ontology import CL_SLIM, load_graph
 from fractal.published import PublishedObjective, published_loss
 
 LABELS = torch.tensor(
     [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
 )
-
-
-def test_each_prefix_is_trained_on_its_own_level():
-    assert trained_levels(LABELS, 4, "fractal") == [0, 1, 2, 3]
-    assert trained_levels(LABELS, 3, "fractal") == [0, 1, 2]
-    assert trained_levels(LABELS, 4, "mrl") == [3, 3, 3, 3]
-    assert trained_levels(LABELS, 2, "mrl") == [1, 1]
-
-
-def test_a_level_of_one_class_is_replaced_by_the_next():
-    one_system = LABELS.clone()
-    one_system[:, 0] = 0
-    assert trained_levels(one_system, 4, "fractal") == [1, 1, 2, 3]
-    only_subtypes = torch.zeros_like(LABELS)
-    only_subtypes[:, 3] = LABELS[:, 3]
-    assert trained_levels(only_subtypes, 2, "fractal") == [3, 3]
-    with pytest.raises(ValueError, match="one type"):
-        trained_levels(torch.zeros_like(LABELS), 4, "fractal")
 
 
 FREQUENCY = torch.tensor([90, 1, 5, 3, 1])  # cells of each path in the whole file
@@ -79,6 +64,66 @@ def test_equal_frequencies_shift_nothing():
     assert torch.allclose(log_ratio(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 5.0])), torch.zeros(2))
     shift = log_ratio(torch.tensor([50.0, 50.0]), torch.tensor([90.0, 10.0]))
     assert shift[1] - shift[0] == pytest.approx(math.log(90.5 / 10.5))
+
+
+def test_a_rare_path_counts_by_its_frequency_in_the_file():
+    """With other frequencies the same vectors have another loss."""
+    torch.manual_seed(0)
+    adapter, objective, x, path = fractal_parts([0, 1, 2, 3])
+    shift = objective.logit_adjustment[0]
+    assert shift.argmin() == FREQUENCY.argmax()  # common in the file, less so among the training rows
+    assert not torch.allclose(shift, shift.mean().expand(5), atol=0.1)
+
+
+def test_ancestors_of_blood_cells_by_hand():
+    """A term is above the types that CL says; the tree's nodes stand in for a type that CL does not know."""
+    graph = load_graph(CL_SLIM)
+    known = [("I", "B cell"), ("I", "T cell"), ("S", "fibroblast")]
+    matrix = ancestor_matrix(known, graph)
+    assert matrix.shape[0] == 3
+    columns = matrix.T.tolist()
+    assert columns.count([1, 0, 0]) >= 1  # B cell itself, and what is only above it
+    assert [1, 1, 0] in columns  # lymphocyte
+    assert [1, 1, 1] in columns  # cell
+    assert [1, 0, 1] not in columns
+    terms = {"CL:0000236", "CL:0000084", "CL:0000057"}
+    above = terms.union(*(nx.descendants(graph, term) for term in terms))
+    assert len(columns) == len(above)
+    own = ancestor_matrix([("I", "x1"), ("I", "x2"), ("S", "x3")], graph).T.tolist()
+    assert sorted(own) == sorted([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    mixed = ancestor_matrix([("I", "B cell"), ("I", "x2")], graph).T.tolist()
+    assert [1, 1] in mixed  # I is above both
+    assert [0, 1] in mixed
+
+
+def test_the_hierarchical_loss_equals_the_slow_version():
+    torch.manual_seed(0)
+    levels = [3, 3, 3]
+    paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
+    x, adapter = torch.randn(7, 12), FractalAdapter(12, 3, 4, paths).eval()
+    ancestors = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).float()
+    objective = HierarchicalObjective(adapter, x, path, FREQUENCY, ancestors)
+    sampled = [int((path == c).sum()) + 0.5 for c in range(5)]
+    natural = [int(f) + 0.5 for f in FREQUENCY]
+    expected, rows = 0.0, [6, 0, 3, 4]
+    for row in rows:
+        logits, blocks = adapter.logits_and_blocks(x[row : row + 1])
+        softmaxes = [logits[0].tolist()]
+        for j in (1, 2, 3):
+            prefix = normalize(blocks[0, :j].flatten(), dim=0)
+            softmaxes.append([float(prefix @ p / p.norm()) / TAU for p in objective.prototypes[j - 1].detach()])
+        for scores in softmaxes:
+            odds = [
+                math.exp(s) * (here / sum(sampled)) / (file / sum(natural))
+                for s, here, file in zip(scores, sampled, natural, strict=True)
+            ]
+            for term in range(4):
+                if ancestors[path[row], term]:
+                    below = sum(o for o, inside in zip(odds, ancestors[:, term], strict=True) if inside)
+                    expected -= math.log(below / sum(odds)) / (11 / 5) / len(rows)  # 11 ones in 5 rows
+    assert objective(adapter, torch.tensor(rows)).item() == pytest.approx(expected, rel=1e-4)
+    objective(adapter, torch.tensor(rows)).backward()
+    assert all(p.grad is not None for p in [*adapter.parameters(), *objective.parameters()])
 
 
 def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:

@@ -6,8 +6,11 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fractal.cli import InputError
+from fractal.matching import ABBREVIATIONS, SEVERAL_MEANINGS
 from fractal.ontology import (
     LINEAGE_ANCHORS,
     STEM_ANCHOR,
@@ -142,6 +145,10 @@ def test_the_203_scimilarity_types_on_the_shipped_release(cl: nx.DiGraph):
     assert by_name["microglial cell"].levels[:2] == ("Neural", "Glial")
     assert by_name["hematopoietic stem cell"].system == "Immune"
     assert by_name["native cell"].levels == ("Other", "Other", "native cell", "native cell")
+    assert place("CL:0000646", "basal cell", cl).system == "Stem/Progenitor"
+    assert by_name["natural killer cell"].lineage == "Innate Lymphoid"
+    assert place("CL:0000451", "dendritic cell", cl).lineage == "Immune"
+    assert len({row.type for row in rows if "T cell" in row.subtype}) >= 5
     for oddity in ("melanocyte", "ciliated cell", "progenitor cell", "mesenchymal cell"):
         assert by_name[oddity].system == "Other"
 
@@ -228,3 +235,68 @@ def test_term_distances_are_steps_in_the_ontology(cl: nx.DiGraph):
     for i in range(4):
         for j in range(4):
             assert found[i, j] == nx.shortest_path_length(undirected, ids[i], ids[j])
+
+
+def test_capitals_never_make_a_term_ambiguous(cl: nx.DiGraph):
+    """ "Dendritic cell" was, with "dendritic cell, human"; and so were 17 more names."""
+    names = {data["name"]: term for term, data in cl.nodes(data=True)}
+    for spelled in (str.capitalize, str.upper, str.title):
+        written = {name: spelled(name) for name in names}
+        found = match_names(written.values(), cl)
+        wrong = [name for name, other in written.items() if found[other][0] != names[name]]
+        assert not wrong, wrong
+    synonyms = match_names(["mature NKT cell", "ILC2", "ILC3, human"], cl)
+    assert [cl.nodes[term]["name"] for term, _ in synonyms.values()] == [
+        "mature NK T cell",
+        "group 2 innate lymphoid cell",
+        "group 3 innate lymphoid cell, human",
+    ]
+
+
+def test_the_tables_of_spellings_lead_to_names_of_cl(cl: nx.DiGraph):
+    names = {data["name"] for _, data in cl.nodes(data=True)}
+    assert set(ABBREVIATIONS.values()) <= names
+    assert {name for several in SEVERAL_MEANINGS.values() for name in several} <= names
+    for key in (*ABBREVIATIONS, *SEVERAL_MEANINGS):
+        assert key == key.lower()
+
+
+def test_spellings(cl: nx.DiGraph):
+    for written, name in {
+        "B cells": "B cell",
+        "Monocytes": "monocyte",
+        "NK": "natural killer cell",
+        "NK cells": "natural killer cell",
+        "pDC": "plasmacytoid dendritic cell",
+        "Tregs": "regulatory T cell",
+        "DC": "dendritic cell",
+        "RBC": "erythrocyte",
+        "Mast": "mast cell",
+        "CD14+ Monocyte": "CD14-positive monocyte",
+        "CD4+ T cells": "CD4-positive, alpha-beta T cell",
+        "plasmacytoid DC": "plasmacytoid dendritic cell",
+        "Endothelial": "endothelial cell",
+        "smooth_muscle_cells": "smooth muscle cell",
+    }.items():
+        assert match_names([written], cl)[written][0] == match_names([name], cl)[name][0] != "", written
+    # What may be several things is not decided: hepatic or hematopoietic, today's DC2 or CL's, pancreas or retina.
+    for written in ("HSC", "HSCs", "DC2", "Alpha cells", "Beta cells", "T/B cells", "unknown"):
+        assert match_names([written], cl)[written] == ("", "unmapped"), written
+
+
+def test_one_class_per_term_and_classes_stay_what_they_are(cl: nx.DiGraph):
+    """Any mix of names, synonyms, plurals and ids; a reference looks the classes' names up once more."""
+    spelled = [(term, text) for term, data in cl.nodes(data=True) for text in (data["name"], *data["synonyms"])]
+
+    @given(st.lists(st.tuples(st.sampled_from(spelled), st.sampled_from(["as is", "plural", "id"])), min_size=1))
+    def check(drawn: list[tuple[tuple[str, str], str]]) -> None:
+        names = [{"as is": text, "plural": text + "s", "id": term}[how] for (term, text), how in drawn]
+        names = [name for name in dict.fromkeys(names) if match_names([name], cl)[name][0]]
+        rows = build_hierarchy(names, cl)
+        assert [row.cl_id for row in rows] == [match_names([name], cl)[name][0] for name in names]
+        assert len({row.cl_id for row in rows}) == len({row.subtype for row in rows})
+        classes = list(dict.fromkeys(row.subtype for row in rows))
+        again = {row.subtype: row for row in build_hierarchy(classes, cl)}
+        assert all(again[row.subtype].levels == row.levels and again[row.subtype].cl_id == row.cl_id for row in rows)
+
+    check()

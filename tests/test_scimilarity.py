@@ -4,11 +4,13 @@ from pathlib import Path
 
 import hnswlib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import TYPES, clustered, write_release
 
+import ingest
 from fractal.cli import InputError
-from fractal.scimilarity import HEADER, open_index, open_release, read_labels, read_types
+from fractal.scimilarity import HEADER, Release, open_index, open_release, read_labels, read_types
 
 
 def all_vectors(release) -> np.ndarray:
@@ -57,7 +59,8 @@ def test_labels_with_and_without_studies(tmp_path: Path):
     path = tmp_path / "labels.tsv"
     path.write_text('T cell, CD4\n"quoted" cell\nT cell, CD4\nNA\n')
     codes, names, studies, _ = read_labels(path)
-    assert [names[c] for c in codes] == ["T cell, CD4", '"quoted" cell', "T cell, CD4", "NA"]
+    assert [names[c] for c in codes[:3]] == ["T cell, CD4", '"quoted" cell', "T cell, CD4"]
+    assert codes[3] == -1  # NA
     assert studies is None
     path.write_text("a\ts1\r\nb\ts2\r\na\ts2")
     codes, names, study_codes, study_names = read_labels(path)
@@ -89,7 +92,7 @@ def test_counts_and_types_must_agree(release: Path):
     with pytest.raises(InputError, match="holds 600 vectors, but reference_labels.tsv has 599 lines"):
         open_release(release)
     labels.write_text("\n".join([*lines[:-1], "blob\ts1"]) + "\n")
-    with pytest.raises(InputError, match=r"reference_labels\.tsv: these types are not in label_ints\.csv: blob"):
+    with pytest.raises(InputError, match=r"reference_labels\.tsv: these types are not in label_ints\.csv: 'blob'"):
         open_release(release)
     labels.unlink()
     with pytest.raises(InputError, match=r"reference_labels\.tsv: no such file"):
@@ -166,3 +169,97 @@ def test_vectors_that_cannot_be_used(release: Path, value: float):
     writable.flush()
     with pytest.raises(InputError, match="the vector of cell 321 is zero or not finite"):
         all_vectors(open_release(release))
+
+
+def kept(release: Release) -> list[int]:
+    return np.flatnonzero(release.type_codes >= 0).tolist()
+
+
+def test_cells_that_are_marked_as_deleted(tmp_path: Path):
+    labels = TYPES * 4
+    index = write_release(tmp_path / "m", clustered(labels), labels, threads=4)
+    for cell in (3, 17):
+        index.mark_deleted(cell)
+    index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
+    release = open_release(tmp_path / "m")
+    assert kept(release) == [i for i in range(24) if i not in (3, 17)]
+    assert release.notes == ["2 of 24 cells left out: they are marked as deleted in the index"]
+    rows = kept(release)
+    assert np.array_equal(all_vectors(release)[rows], np.array(index.get_items(rows), np.float32))
+
+
+def test_cells_without_a_label_or_a_study(tmp_path: Path):
+    labels = [*TYPES, "unknown", "", "NaN", "B\u00a0 cell "]
+    studies = ["s1", "s1 ", "s2", "nan", "s2", "s1", "s1", "s2", "na", "s1"]
+    write_release(tmp_path / "m", clustered(labels), labels, studies)
+    release = open_release(tmp_path / "m")
+    assert release.types == TYPES
+    assert kept(release) == [0, 1, 2, 4, 5, 9]
+    assert release.type_codes[9] == release.type_codes[0]  # its blanks are not part of the name
+    assert release.studies == ["s1", "s2"]
+    assert release.study_codes is not None
+    assert release.study_codes[[0, 1, 2]].tolist() == [0, 0, 1]
+    assert release.notes == [
+        "3 of 10 cells left out: they have no label",
+        "1 of 10 cells left out: they have no study",
+    ]
+
+
+def test_a_release_of_which_nothing_is_left(tmp_path: Path):
+    write_release(tmp_path / "m", clustered(["NA", "nan"]), ["NA", "nan"])
+    with pytest.raises(InputError, match="no cell is left: 2 of 2 cells left out: they have no label"):
+        open_release(tmp_path / "m")
+
+
+@pytest.mark.parametrize("studies", [None, ["s1"] * 6])
+def test_empty_lines_at_the_end(tmp_path: Path, studies: list[str] | None):
+    """More lines than cells: they mean nothing. As many as cells: those without a label."""
+    write_release(tmp_path / "m", clustered(TYPES), TYPES, studies)
+    path = tmp_path / "m" / "annotation" / "reference_labels.tsv"
+    text = path.read_text()
+    path.write_text(text + "\n\n")
+    assert kept(open_release(tmp_path / "m")) == list(range(6))
+    path.write_text("\n".join(text.split("\n")[:4]) + "\n\n\n")
+    assert kept(open_release(tmp_path / "m")) == list(range(4))
+
+
+def test_a_label_that_is_no_type_is_shown_with_its_line(release: Path):
+    path = release / "annotation" / "reference_labels.tsv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], "blob\u00a0 x\ts1", *lines[5:]]) + "\n")
+    with pytest.raises(InputError, match=r"not in label_ints\.csv: 'blob x' \(line 5\)"):
+        open_release(release)
+
+
+def test_a_zero_vector_of_a_cell_that_is_left_out(tmp_path: Path):
+    vectors = clustered(TYPES)
+    vectors[2] = 0
+    write_release(tmp_path / "m", vectors, TYPES)
+    with pytest.raises(InputError, match="cell 2 is zero or not finite; empty line 3 of reference_labels.tsv"):
+        all_vectors(open_release(tmp_path / "m"))
+    write_release(tmp_path / "n", vectors, [*TYPES[:2], "", *TYPES[3:]])
+    assert kept(release := open_release(tmp_path / "n")) == [0, 1, 3, 4, 5]
+    assert all_vectors(release).shape == (6, 16)
+
+
+def test_a_brute_force_index(tmp_path: Path):
+    write_release(tmp_path / "m", clustered(TYPES), TYPES)
+    index = hnswlib.BFIndex(space="cosine", dim=16)
+    index.init_index(max_elements=20)
+    index.add_items(clustered(TYPES))
+    index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
+    with pytest.raises(InputError, match=r"labelled_kNN\.bin: a brute-force index of hnswlib"):
+        open_release(tmp_path / "m")
+
+
+def test_ingest_leaves_them_out_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    labels = ["fibroblast", *TYPES * 4]
+    index = write_release(tmp_path / "m", clustered(labels), ["unknown", *labels[1:]])
+    index.mark_deleted(7)
+    index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "cells.parquet")])
+    kept_labels = [label for i, label in enumerate(labels) if i not in (0, 7)]
+    assert len(pq.read_table(tmp_path / "cells.parquet")) == len(kept_labels)
+    said = capsys.readouterr().out
+    assert "1 of 25 cells left out: they are marked as deleted in the index" in said
+    assert "1 of 25 cells left out: they have no label" in said

@@ -20,7 +20,8 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.atlas import LEVEL_COLUMNS, LEVELS, Cells, read_rows
+from fractal import training
+from fractal.atlas import LEVEL_COLUMNS, LEVELS, read_rows
 from fractal.evaluate import shuffled_tree
 from fractal.metrics import bootstrap_interval
 from fractal.scimilarity import open_release
@@ -63,7 +64,7 @@ def test_ingest_writes_every_cell_in_order(release: Path, tmp_path: Path, capsys
     assert "6 type names: 6 matched automatically (5 by name, 1 by synonym), 0 by hand, 0 unmapped" in printed
     assert "| Immune" in printed
 
-    with open(out.with_name("hierarchy.tsv"), encoding="utf-8") as file:
+    with open(out.with_name("cells.hierarchy.tsv"), encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["subtype"] for row in rows] == TYPES
     assert rows[4] == {
@@ -96,12 +97,14 @@ def test_ingest_names_what_is_missing(fails, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("recipe", ["fractal", "published", "mrl"])
+@pytest.mark.parametrize("recipe", ["fractal", "published", "mrl", "hce"])
 def test_train_and_eval(stratified: Path, tmp_path: Path, capsys, recipe: str):
     path = tmp_path / "adapter.pt"
     argv = ["--input", str(stratified), "--output", str(path), "--recipe", recipe, "--epochs", "3", "--scale-dim", "8"]
     train.main([*argv, "--lr", "3e-3", "--batch-size", "64"])
-    assert f"recipe {recipe}:" in capsys.readouterr().out.splitlines()[0]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"recipe {recipe}: lr 0.003, batch 64")
+    assert "4 blocks of 8: system, lineage, type, subtype" in printed
     result = evaluated(path, stratified)
     assert [row["embedding"] for row in result["rows"]] == ["raw", "full", "prefix 3", "prefix 2", "prefix 1"]
     assert [row["dims"] for row in result["rows"]] == [16, 32, 24, 16, 8]
@@ -139,7 +142,7 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
     from fractal import split
-    from fractal.atlas import writing
+    from fractal.atlas import metadata_of, writing
 
     num_rows = pq.read_metadata(stratified).num_rows
     is_test = split.held_out(num_rows, 0.2, 0)
@@ -147,7 +150,7 @@ def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     vectors, labels = cells.vectors.copy(), cells.labels.copy()
     vectors[is_test] = np.random.default_rng(0).normal(size=(is_test.sum(), 16))
     labels[is_test] = 0
-    with writing(tmp_path / "spoilt", 16, False, {}) as writer:
+    with writing(tmp_path / "spoilt", 16, False, metadata_of(stratified)) as writer:
         writer.append(vectors, [(labels[:, k], cells.classes[k]) for k in range(4)])
     states = []
     for data, out in ((stratified, "a.pt"), (tmp_path / "spoilt", "b.pt")):
@@ -166,7 +169,7 @@ def test_eval_draws_from_the_test_rows_only(checkpoint: Path, stratified: Path, 
     assert len(np.unique(queries)) == 50
     assert is_test[queries].all()
     assert not is_test[bank].any()
-    assert len(bank) == (~is_test).sum() - 100  # of a small file a hundred cells are validated on
+    assert len(bank) == (~is_test).sum() - 100  # a small file: 100 cells validate
 
 
 def test_eval_refuses_another_file(fails, checkpoint: Path, stratified: Path, tmp_path: Path):
@@ -247,7 +250,7 @@ def test_the_best_epoch_is_kept_and_patience_stops(stratified: Path, tmp_path: P
         states.append({k: v.clone() for k, v in adapter.state_dict().items()})
         return [0.5] * 4, next(scores)
 
-    monkeypatch.setattr(train.Validator, "__call__", score)
+    monkeypatch.setattr(training.Validator, "__call__", score)
     argv = ["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "6", "--patience", "3"]
     train.main([*argv, "--scale-dim", "4", "--recipe", "published"])
     assert len(states) == 5  # two epochs, and three that are no better
@@ -283,7 +286,7 @@ def test_a_diverging_run_says_so(fails, stratified: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--lr", "0"], ["--val-ratio", "1"], ["--epochs", "0"], ["--max-samples", "-1"], ["--num-levels", "5"]]
+    "argv", [["--lr", "0"], ["--val-ratio", "1"], ["--epochs", "0"], ["--max-samples", "-1"], ["--num-levels", "7"]]
 )
 def test_flags_out_of_range(argv: list[str]):
     with pytest.raises(SystemExit) as stop:
@@ -326,7 +329,7 @@ def test_several_checkpoints_are_rows_of_one_table(stratified: Path, tmp_path: P
     one, two, other = (str(tmp_path / f"{name}.pt") for name in ("one", "two", "other"))
     train.main([*argv, "--output", one])
     train.main([*argv, "--output", two, "--num-levels", "2"])
-    train.main([*argv, "--output", other, "--seed", "1"])
+    train.main([*argv, "--output", other, "--split-seed", "1"])
     evaluate.main(["--model-path", one, two, "--input", str(stratified), "--json", str(tmp_path / "a.json")])
     result = json.loads((tmp_path / "a.json").read_text())
     names = [row["embedding"] for row in result["rows"]]
@@ -382,18 +385,3 @@ def test_a_shuffled_tree_has_the_same_shape():
     paths, before = {tuple(row[:3]) for row in mixed.tolist()}, {tuple(row[:3]) for row in labels.tolist()}
     assert paths == before
     assert len({tuple(row) for row in mixed.tolist()}) == 5  # one path per subtype
-
-
-def test_path_frequency_by_hand():
-    """Two training paths of levels (lineage, lineage, type); what training has not seen counts nowhere."""
-    classes = [["Immune"], ["L", "M"], ["B", "T", "mono"], ["b1", "m1", "t1"]]
-    cells = Cells(np.zeros((0, 2), np.float32), np.zeros((0, 4), np.int64), classes)
-    paths = torch.tensor([[0, 0, 1], [1, 1, 2]])
-    counts: dict[tuple[str, ...], int] = {
-        ("Immune", "L", "T", "t1"): 7,
-        ("Immune", "L", "T", "t2 that training never saw"): 2,
-        ("Immune", "M", "mono", "m1"): 5,
-        ("Immune", "L", "B", "b1"): 100,
-        ("Neural", "Glial", "x", "y"): 1_000,
-    }
-    assert train.path_frequency(counts, cells, [1, 1, 2], paths).tolist() == [9, 5]

@@ -1,0 +1,55 @@
+"""The one loop behind `fractal embed` and `Reference.embed`: vectors in, fractal vectors out, chunk by chunk."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fractal.adapter import Adapter, truncate_blocks
+from fractal.vectors import usable
+
+BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
+
+Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
+
+
+@torch.inference_mode()
+def embed_matrix(adapter: Adapter, vectors: np.ndarray, prefix: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, dim) float32 -> (vectors (n, dims), blocks (n, num_levels * scale_dim)), both float32.
+
+    The vectors have length 1: the first `prefix` blocks, or the full vector where `prefix` is None or all blocks. The
+    two differ: a published full vector is no longer prefix, but has passed one more norm. The blocks are those behind
+    it, not normalised. A row that is zero or not finite becomes NaN in both.
+    """
+    adapter.eval()
+    device = next(adapter.parameters()).device
+    rows = np.flatnonzero(usable(vectors))
+    levels = adapter.num_levels
+    prefix = prefix or levels
+    found = np.full((len(vectors), prefix * adapter.scale_dim), np.nan, np.float32)
+    all_blocks = np.full((len(vectors), levels * adapter.scale_dim), np.nan, np.float32)
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        blocks = adapter.blocks(torch.from_numpy(vectors[some]).to(device))
+        found[some] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
+        all_blocks[some] = blocks.flatten(1).cpu()
+    return found, all_blocks
+
+
+def embed_chunks(
+    adapter: Adapter, chunks: Iterable[tuple[Any, np.ndarray]], num_rows: int, prefix: int | None, append: Append
+) -> int:
+    """Pass each chunk (columns, vectors (m, dim) float32) and what `embed_matrix` makes of it to `append`.
+
+    -> how many cells have no usable vector, and so NaN.
+    """
+    invalid = 0
+    with tqdm(total=num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
+        for columns, vectors in chunks:
+            found, blocks = embed_matrix(adapter, vectors, prefix)
+            append(columns, found, blocks)
+            invalid += int(np.isnan(found[:, 0]).sum())
+            bar.update(len(vectors))
+    return invalid

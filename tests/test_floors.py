@@ -1,0 +1,24 @@
+"""No version that pyproject.toml admits has a published advisory that we know of."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LAST_AFFECTED = {
+    "onnx": "1.20.1",  # CVE-2026-27489, -28500, -34445
+    "pyarrow": "23.0.0",  # CVE-2026-25087; CVE-2023-47248 before 14.0.1
+    "scikit-learn": "1.4.2",  # CVE-2024-5206
+    "torch": "2.9.1",  # CVE-2026-24747; CVE-2025-32434 before 2.6
+    "tqdm": "4.66.2",  # CVE-2024-34062
+}
+
+
+@pytest.mark.parametrize("package", LAST_AFFECTED)
+def test_affected_versions_are_not_admitted(package: str):
+    lines = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    found = [required for line in lines if (required := Requirement(line)).name == package]
+    assert found
+    assert not any(required.specifier.contains(LAST_AFFECTED[package]) for required in found)
