@@ -1,6 +1,8 @@
 """The one loop behind `fractal embed` and `Reference.embed`: vectors in, fractal vectors out, chunk by chunk."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +10,39 @@ import torch
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, truncate_blocks
+from fractal.atlas import LEVELS, fingerprint
+from fractal.reference.bundle import load_adapter
 from fractal.vectors import usable
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
 
 Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """An adapter and what its vectors must say of it, from a checkpoint of train.py or a reference's folder."""
+
+    adapter: Adapter
+    recipe: str
+    levels: tuple[str, ...]  # names of the levels that the blocks stand for, coarse to fine
+    sha256: str  # of the checkpoint, or of the reference's weights
+    use_rep: str  # key of obsm that the adapter was trained on
+
+    @staticmethod
+    def open(path: Path, device: torch.device | str = "cpu") -> "Embedder":
+        """Raises InputError for a path that is neither."""
+        adapter, checkpoint = load_adapter(path, device)
+        config = checkpoint["config"]
+        sha256 = checkpoint["sha256"]["adapter.safetensors"] if path.is_dir() else fingerprint(path)
+        use_rep = str(checkpoint.get("obsm") or "X_scimilarity")
+        return Embedder(adapter, config["recipe"], block_names(config), sha256, use_rep)
+
+
+def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The level that each block of an adapter stands for; a level with one class has no block."""
+    levels = config.get("levels", LEVELS)
+    return tuple(levels[k] for k in config.get("block_levels", range(config["num_levels"])))
 
 
 @torch.inference_mode()

@@ -88,7 +88,8 @@ def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp
     write_tiledb(tmp_path / "tiledb", x)
     expected = vectors_of(embedded(checkpoint, stratified, tmp_path / "a.parquet"))
     for name in ("x.npy", "x.h5ad", "tiledb"):
-        found = np.load(embedded(checkpoint, tmp_path / name, tmp_path / "b.npy", "--obsm", "X_pca"))
+        more = ["--use-rep", "X_pca"] if name == "x.h5ad" else []
+        found = np.load(embedded(checkpoint, tmp_path / name, tmp_path / "b.npy", *more))
         assert found.dtype == np.float32
         assert np.allclose(found, expected, atol=1e-6)
     out = embedded(checkpoint, tmp_path / "tiledb", tmp_path / "c.parquet")
@@ -150,6 +151,7 @@ def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp
     assert "nan.npy: the vector of cell 69999 is zero or not finite" in message(tmp_path / "nan.npy")
     again = embedded(checkpoint, stratified, tmp_path / "once.parquet")
     assert "its vectors come from embed.py" in message(again)
+    assert "--use-rep X_pca: only an .h5ad" in message(stratified, "--use-rep", "X_pca")
 
     cells = write_h5ad(tmp_path / "cells.h5ad", x[-9:])
     assert "vector of cell 8 is zero or not finite" in message(cells, "--obsm", "X_pca")  # a file for other scripts

@@ -54,9 +54,8 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("data/reference"),
         help="folder of `fractal fit` or `fractal reference` (default: %(default)s)",
     )
-    files.add_argument(
-        "--input", type=Path, required=True, help="cells: .h5ad, .npy, Parquet of ingest.py, or a TileDB array's folder"
-    )
+    files.add_argument("input", nargs="?", type=Path, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder")
+    files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
         "--obsm", help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)"
     )
@@ -175,6 +174,9 @@ def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sin
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
+    if bool(args.input) == bool(args.input_flag):
+        raise InputError("name one input: fractal annotate new.h5ad --reference FOLDER --output FILE")
+    args.input = args.input or args.input_flag
     if args.output.suffix not in (".tsv", ".parquet", ".h5ad"):
         raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
     if args.output.suffix == ".h5ad" and not is_h5ad(args.input):

@@ -24,8 +24,7 @@ from fractal.files import check_paths
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.adapter import Adapter
-    from fractal.embedding import Append
+    from fractal.embedding import Append, Embedder
     from fractal.vectors import Source
 
 
@@ -81,10 +80,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def h5ad_sink(source: "Source", target: Path, adapter: "Adapter", recipe: str, sha256: str) -> Iterator["Append"]:
+def h5ad_sink(source: "Source", target: Path, embedder: "Embedder") -> Iterator["Append"]:
     """A copy of the .h5ad with X_fractal and uns["fractal"], filled chunk by chunk; whole or not at all."""
     from fractal.h5ad import add_obsm, facts, h5ad_copy
 
+    io = needs("anndata", "h5ad").io
+    adapter, recipe = embedder.adapter, embedder.recipe
     dims = adapter.num_levels * adapter.scale_dim
     with h5ad_copy(source.path, target) as file:
         outputs = [add_obsm(file, "X_fractal", source.num_rows, dims)]
@@ -92,7 +93,10 @@ def h5ad_sink(source: "Source", target: Path, adapter: "Adapter", recipe: str, s
             outputs.append(add_obsm(file, "X_fractal_blocks", source.num_rows, dims))
         elif "X_fractal_blocks" in file["obsm"]:
             del file["obsm"]["X_fractal_blocks"]  # of another adapter
-        needs("anndata", "h5ad").io.write_elem(file.require_group("uns"), "fractal", facts(adapter, recipe, sha256))
+        uns = file.require_group("uns")
+        known = io.read_elem(uns["fractal"]) if "fractal" in uns else {}  # what `fractal annotate` has said there
+        told = facts(adapter, recipe, embedder.sha256, embedder.levels)
+        io.write_elem(uns, "fractal", {**(known if isinstance(known, dict) else {}), **told})
         done = 0
 
         def append(_: Any, vectors: np.ndarray, blocks: np.ndarray) -> None:
@@ -119,16 +123,20 @@ def vector_sink(source: "Source", target: Path, dim: int, dtype: str, metadata: 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.adapter import load, pick_device
-    from fractal.atlas import ROW_GROUP, fingerprint
-    from fractal.embedding import embed_chunks
-    from fractal.vectors import CHUNK, open_vectors
+    from fractal.adapter import pick_device
+    from fractal.atlas import ROW_GROUP
+    from fractal.embedding import Embedder, embed_chunks
+    from fractal.vectors import CHUNK, is_h5ad, open_vectors
 
     source_path = args.input or args.input_flag or Path("data/stratified.parquet")
-    from_h5ad = source_path.suffix == ".h5ad"
+    from_h5ad = is_h5ad(source_path)
+    if args.input and args.input_flag:
+        raise InputError(f"{args.input_flag}: the input is {args.input} already; name one")
+    if args.use_rep and not from_h5ad:
+        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {source_path} is none; drop it")
     beside = source_path.with_name(f"{source_path.stem}_fractal.h5ad")
     output = args.output or (beside if from_h5ad else Path("data/fractal_embeddings.parquet"))
-    to_h5ad = output.suffix == ".h5ad"
+    to_h5ad = is_h5ad(output)
     if to_h5ad and not from_h5ad:
         raise InputError(f"{output}: an .h5ad is only written for an .h5ad --input; name a .parquet or .npy")
     if to_h5ad and (args.prefix or args.dtype != "float32"):
@@ -141,27 +149,23 @@ def main(argv: list[str] | None = None) -> None:
         {"--output": output},
         in_place=[("--output", "input")] if to_h5ad else [],
     )
-    adapter, checkpoint = load(args.model_path, pick_device(args.device))
-    recipe, levels = checkpoint["config"]["recipe"], adapter.num_levels
+    embedder = Embedder.open(args.model_path, pick_device(args.device))
+    adapter, recipe, levels = embedder.adapter, embedder.recipe, embedder.adapter.num_levels
     prefix = args.prefix or levels
     if prefix > levels:
         raise InputError(f"{args.model_path}: has {levels} blocks, --prefix {prefix} asks for more")
-    sha256 = fingerprint(args.model_path)
-    use_rep = args.use_rep or "X_scimilarity"
     metadata = {
-        "checkpoint_sha256": sha256,
+        "checkpoint_sha256": embedder.sha256,
         "recipe": recipe,
         "num_levels": str(levels),
         "block_widths": json.dumps([adapter.scale_dim] * levels),
         "prefix": str(prefix),
     }
-    with open_vectors(source_path, use_rep, adapter.dim) as source:
+    with open_vectors(source_path, args.use_rep or embedder.use_rep, adapter.dim) as source:
         dim = prefix * adapter.scale_dim
         chunks = source.chunks(CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad)
         with (
-            h5ad_sink(source, output, adapter, recipe, sha256)
-            if to_h5ad
-            else vector_sink(source, output, dim, args.dtype, metadata)
+            h5ad_sink(source, output, embedder) if to_h5ad else vector_sink(source, output, dim, args.dtype, metadata)
         ) as append:
             invalid = embed_chunks(adapter, chunks, source.num_rows, prefix, append)
     print(

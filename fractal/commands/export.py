@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
+RECALL_CELLS = 5_000
 NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
 
 
@@ -52,14 +53,11 @@ def get_parser() -> argparse.ArgumentParser:
         dest="use_rep",
         help="of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
     )
-    vectors.add_argument(
-        "--int8-dir", type=Path, default=Path("data/int8"), help="folder for prefix_1.npy, ... (default: %(default)s)"
-    )
+    vectors.add_argument("--int8-dir", type=Path, help="folder for prefix_1.npy, ... (default: data/int8)")
     vectors.add_argument(
         "--recall-cells",
         type=positive_int,
-        default=5_000,
-        help="cells whose neighbours are compared, drawn at random (default: %(default)s)",
+        help="cells whose neighbours are compared, drawn at random (default: 5000)",
     )
     return parser
 
@@ -191,23 +189,29 @@ def write_int8(
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.adapter import load
-    from fractal.vectors import open_vectors
+    from fractal.embedding import Embedder
+    from fractal.vectors import is_h5ad, open_vectors
 
-    adapter, _ = load(args.model_path)
+    if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
+        raise InputError("--use-rep, --int8-dir and --recall-cells are about --vectors; name those, or drop them")
+    if args.use_rep and not is_h5ad(args.vectors):
+        raise InputError(
+            f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.vectors} is none; drop it"
+        )
+    folder = args.int8_dir or Path("data/int8")
+    embedder = Embedder.open(args.model_path)
+    adapter, use_rep = embedder.adapter, args.use_rep or embedder.use_rep
     output = args.output or args.model_path.with_suffix(".onnx")
-    int8 = [args.int8_dir / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
-    check_paths(
-        {"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8}
-    )
+    int8 = [folder / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
+    check_paths({"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8})
     if args.vectors:  # what is wrong with them is said before anything is written
-        with open_vectors(args.vectors, args.use_rep or "X_scimilarity", adapter.dim):
+        with open_vectors(args.vectors, use_rep, adapter.dim):
             pass
     worst = export(adapter, output)
     print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
     if args.vectors:
-        found = write_int8(adapter, args.vectors, args.use_rep or "X_scimilarity", args.int8_dir, args.recall_cells)
-        print(f"\nint8 vectors in {args.int8_dir}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
+        found = write_int8(adapter, args.vectors, use_rep, folder, args.recall_cells or RECALL_CELLS)
+        print(f"\nint8 vectors in {folder}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
         rows = [[name, f"{again:.4f}", f"{1 - again:.4f}", f"{lost:.1e}"] for name, again, lost in found]
         print(table(["Prefix", "Recall", "Recall lost", "Cosine lost"], rows))
 

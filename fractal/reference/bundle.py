@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from fractal import adapter as checkpoints
-from fractal.adapter import Adapter, build_adapter, check_sizes
+from fractal.adapter import Adapter, build_adapter, check
 from fractal.atlas import Cells, fingerprint, usable
 from fractal.cli import InputError
 from fractal.files import atomic_folder
@@ -305,7 +305,7 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
             raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
     try:
         state = load_file(path / "adapter.safetensors")
-        check_sizes(facts["config"], state)
+        check({**facts, "state": state})
         adapter = build_adapter(facts["config"], facts["classes"])
         adapter.load_state_dict(state)
         with open(path / "hierarchy.tsv", newline="", encoding="utf-8") as file:
