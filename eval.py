@@ -11,6 +11,7 @@ tables. `--search` adds what a shorter vector buys in search.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fractal.adapter import Adapter, embed, load, pick_device
+from fractal.adapter import Adapter, embed, pick_device
 from fractal.atlas import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
 from fractal.cli import InputError, non_negative_int, positive_int, printable, run, table
 from fractal.evaluate import (
@@ -39,7 +40,8 @@ from fractal.evaluate import (
 )
 from fractal.files import atomic_write, check_paths
 from fractal.metrics import K, silhouette, steerability
-from fractal.ontology import CL_SLIM, load_graph
+from fractal.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
+from fractal.reference.bundle import load_adapter
 from fractal.search import nearest
 from fractal.split import Split
 from fractal.truncation import RECALL, search_table
@@ -55,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=[Path("data/fractal_adapter_4L.pt")],
-        help="checkpoints of train.py, all with the same split (default: data/fractal_adapter_4L.pt)",
+        help="checkpoints of train.py or references, all with the same split (default: data/fractal_adapter_4L.pt)",
     )
     parser.add_argument(
         "--input",
@@ -158,7 +160,7 @@ def load_models(paths: list[Path], device: torch.device) -> list[Model]:
     """Raises InputError for checkpoints that were not trained on the same cells."""
     models = []
     for name, path in zip(distinct_names(paths), paths, strict=True):
-        adapter, checkpoint = load(path, device)
+        adapter, checkpoint = load_adapter(path, device)
         models.append(Model(name, path, adapter, checkpoint, Split.of(checkpoint, path)))
         if models[-1].split != models[0].split:
             raise InputError(f"{path}: was trained on other cells than {paths[0]}; evaluate it by itself")
@@ -198,12 +200,16 @@ def choose_rows(
 def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]) -> list[str]:
     """What makes the figures say less than they seem to, a line each."""
     lines = [f"left out: {line}" for line in failed]
-    made_with = metadata_of(path).get("cl_release", "")
+    metadata = metadata_of(path)
+    made_with = metadata.get("cl_release", "")
     if made_with and made_with != release:
         lines.append(
             f"warning: {path} was made with Cell Ontology {printable(made_with)}, and steps are counted in {release}; "
             "name the other one with --obo"
         )
+    anchors = hashlib.sha256(repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
+    if metadata.get("anchors_sha256", anchors) != anchors:
+        lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on its own")
     for where, number in copies.items():
         if number:
             lines.append(f"warning: {number:,} test cells have an exact copy among {where}, which flatters all figures")

@@ -159,6 +159,20 @@ def run_draw(draw: Draw, args: argparse.Namespace) -> None:
         evaluate.main([*common, *files, "--model-path", *map(str, models)])
 
 
+def run_all(draws: list[Draw], args: argparse.Namespace) -> None:
+    """In `args.jobs` processes; one job stays in this one."""
+    with tqdm(total=len(draws), unit="draw", desc="strangers") as bar:
+        if args.jobs == 1:
+            for draw in draws:
+                run_draw(draw, args)
+                bar.update()
+            return
+        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as workers:
+            for job in as_completed([workers.submit(run_draw, draw, args) for draw in draws]):
+                job.result()
+                bar.update()
+
+
 def read_result(draw: Draw, args: argparse.Namespace) -> Result:
     stratified, folder = place(draw, args)
     with np.load(folder / "cells.npz") as arrays:
@@ -321,10 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     for kind, atlas in sets:  # the files are made before the processes share them
         files = [place(Draw(kind, atlas, seed), args)[0] for seed in range(ATLAS_SEEDS if atlas == "simulated" else 1)]
         draws[kind, atlas] = list_draws(kind, atlas, args.draws, files[0])
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as workers:
-        jobs = [workers.submit(run_draw, draw, args) for own in draws.values() for draw in own]
-        for job in tqdm(as_completed(jobs), total=len(jobs), unit="draw", desc="strangers"):
-            job.result()
+    run_all([draw for own in draws.values() for draw in own], args)
     found = {key: [read_result(draw, args) for draw in own] for key, own in draws.items()}
     types = {atlas: results for (kind, atlas), results in found.items() if kind == "types"}
     studies = {atlas: results for (kind, atlas), results in found.items() if kind == "studies"}

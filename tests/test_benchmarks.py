@@ -1,12 +1,15 @@
 """The statistics behind the tables, against examples worked by hand."""
 
+import json
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+from conftest import TYPES, clustered, write_release
 from scipy import stats
 
+import train
 from benchmarks import strangers
 from benchmarks.ablations import ABLATIONS
 from benchmarks.quality import differences, own_embedding, paired, summary
@@ -150,3 +153,34 @@ def test_a_draw_tells_train_what_to_hold_out():
     assert Draw("studies", "simulated", 1).flags == ["--holdout", "study"]
     assert Draw("studies", "pancreas_studies", 0, ("xin",)).flags == ["--test-studies", "xin"]
     assert Path("data") in strangers.get_parser().parse_args([]).output.parents
+
+
+@pytest.mark.slow
+def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Two studies of 60 cells in the place of the pancreas, one epoch; a second run makes nothing again."""
+    labels = TYPES * 20
+    release = tmp_path / "real" / "pancreas_studies" / "model_v1.1"
+    write_release(release, clustered(labels), labels, np.repeat(["s1", "s2"], 60).tolist())
+    calls: list[list[str]] = []
+    whole = train.main
+
+    def one_epoch(argv: list[str]) -> None:
+        calls.append(argv)
+        whole([*argv, "--epochs", "1", "--scale-dim", "4"])
+
+    monkeypatch.setattr(train, "main", one_epoch)
+    argv = ["--data", str(tmp_path / "real"), "--atlases", "pancreas_studies", "--draws", "1", "--jobs", "1"]
+    argv += ["--output", str(tmp_path / "out")]
+    strangers.main(argv)
+    assert len(calls) == 4 * (1 + 2)  # recipes x (a draw of types, and every study)
+    held_out = [call[call.index("--test-studies") + 1] for call in calls if "--test-studies" in call]
+    assert held_out == ["s1"] * 4 + ["s2"] * 4
+    result = json.loads((tmp_path / "out" / "strangers.json").read_text())
+    assert {line["bar"] for line in result["bar"]} == {"1", "2", "3"}
+    assert len([line for line in result["bar"] if line["bar"] == "3"]) == 16  # 2 protocols x 4 levels x 2 measures
+    assert {line["verdict"] for line in result["bar"]} <= {"met", "open", "not met"}
+    first = (tmp_path / "out" / "strangers.md").read_text()
+    assert "| Bar | " in first
+    strangers.main(argv)
+    assert len(calls) == 12
+    assert (tmp_path / "out" / "strangers.md").read_text() == first

@@ -182,13 +182,14 @@ def test_copies_and_another_ontology_are_said(stratified: Path, tmp_path: Path, 
     """Every cell of another file twice; the file says that it was made with another release."""
     model = checkpoint_of(stratified, tmp_path / "m.pt")
     vectors, codes = clustered(TYPES * 4), np.arange(24) % 6
-    with writing(tmp_path / "twice", 16, False, {"cl_release": "2020-01-01"}) as writer:
+    with writing(tmp_path / "twice", 16, False, {"cl_release": "2020-01-01", "anchors_sha256": "0"}) as writer:
         writer.append(np.repeat(vectors, 2, axis=0), [(np.repeat(codes, 2), TYPES)] * 4)
     argv = ["--model-path", str(model), "--input", str(tmp_path / "twice"), "--all-rows"]
     capsys.readouterr()
     evaluate.main(argv)
     printed = capsys.readouterr().out
     assert "warning: 48 test cells have an exact copy among other test cells" in printed
+    assert "has another tree than this version's anchors make" in printed
     assert "was made with Cell Ontology 2020-01-01, and steps are counted in 2025-07-30" in printed
 
 
