@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from fractal.adapter import build_adapter, save
+from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run
 from fractal.commands import annotate, embed
 from fractal.h5ad import add_obsm
@@ -46,9 +47,12 @@ def get_parser() -> argparse.ArgumentParser:
 def embed_untrained(source: Path, target: Path) -> None:
     paths = np.arange(SUBTYPES)[:, None].repeat(4, 1).tolist()
     config = {"recipe": "fractal", "dim": DIM, "num_levels": 4, "scale_dim": 32, "paths": paths}
+    config |= {"levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}
     classes = [[f"type {i:03}" for i in range(SUBTYPES)]] * 4
     checkpoint = source.with_name("untrained.pt")
-    save(checkpoint, build_adapter(config, classes), config, classes)
+    save(
+        checkpoint, build_adapter(config, classes), config, classes, split={}, training={}, versions={}, validation=None
+    )
     flags = ["--model-path", str(checkpoint), "--use-rep", "X_raw", "--device", "cpu"]
     embed.main([str(source), *flags, "--output", str(target)])
 

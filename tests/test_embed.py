@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -19,6 +20,7 @@ from fractal import adapter as adapters
 from fractal import embedding, vectors
 from fractal.adapter import load
 from fractal.atlas import fingerprint, read_rows
+from fractal.cli import InputError
 from fractal.commands import embed
 from fractal.h5ad import truncate
 
@@ -31,11 +33,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "dim": 16,
         "num_levels": 4,
         "scale_dim": 4,
+        "levels": ["system", "lineage", "type", "subtype"],
+        "block_levels": [0, 1, 2, 3],
         "paths": [[0, 0, 0, 0], [0, 1, 1, 1]],
     }
     classes = [["a"], ["b", "c"], ["d", "e"], ["f", "g"]]
     path = tmp_path / f"{request.param}.pt"
-    adapters.save(path, adapters.build_adapter(config, classes), config, classes)
+    about: dict[str, Any] = {"split": {}, "training": {}, "versions": {}, "validation": None}
+    adapters.save(path, adapters.build_adapter(config, classes), config, classes, **about)
     return path
 
 
@@ -122,16 +127,22 @@ def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkey
         given = torch.from_numpy(x[good])
         assert np.allclose(data.obsm["X_fractal"][good], adapter.encode(given), atol=1e-6)
         for j in (1, 2, 3):
-            assert np.allclose(truncate(data.obsm, facts, j)[good], adapter.prefix(given, j), atol=1e-6)
-    assert np.allclose(truncate(data.obsm, facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
+            assert np.allclose(
+                truncate(data.obsm["X_fractal"], facts, j, data.obsm.get("X_fractal_blocks"))[good],
+                adapter.prefix(given, j),
+                atol=1e-6,
+            )
+    assert np.allclose(truncate(data.obsm["X_fractal"], facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
     for j in (0, 5):
-        with pytest.raises(ValueError, match="of 4"):
-            truncate(data.obsm, facts, j)
+        with pytest.raises(InputError, match="of 4"):
+            truncate(data.obsm["X_fractal"], facts, j, data.obsm.get("X_fractal_blocks"))
     if checkpoint.stem == "published":  # what the helper is there for: a cut of the full vector is something else
         cut = torch.nn.functional.normalize(torch.from_numpy(data.obsm["X_fractal"][good, :4]), dim=1)
-        assert not np.allclose(cut, truncate(data.obsm, facts, 1)[good], atol=1e-2)
-        with pytest.raises(ValueError, match="X_fractal_blocks"):
-            truncate({"X_fractal": data.obsm["X_fractal"]}, facts, 1)
+        assert not np.allclose(
+            cut, truncate(data.obsm["X_fractal"], facts, 1, data.obsm["X_fractal_blocks"])[good], atol=1e-2
+        )
+        with pytest.raises(InputError, match="X_fractal_blocks"):
+            truncate(data.obsm["X_fractal"], facts, 1)
 
 
 def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp_path: Path):
