@@ -216,4 +216,4 @@ def test_eval_takes_neighbours_from_all_but_the_test_cells(stratified: Path, tmp
     evaluate.main(["--model-path", str(tmp_path / "few.pt"), "--input", str(stratified), "--bank", "all", "--controls"])
     message = fails(evaluate.main, "--model-path", tmp_path / "few.pt", "--input", tmp_path / "cells.parquet",
                     "--bank", "all", "--all-rows")  # fmt: skip
-    assert "drop --bank all" in message
+    assert "so none can be in the bank; drop one" in message
