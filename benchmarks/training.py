@@ -29,6 +29,7 @@ import train
 from fractal.adapter import FractalAdapter, load
 from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run, table
+from fractal.recipes import RECIPES
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 
@@ -66,7 +67,7 @@ def step_times(flags: list[str]) -> list[float]:
             ticks.append(time.perf_counter())
             return super().update(n)
 
-    with patch("train.tqdm", Clock):
+    with patch("fractal.training.tqdm", Clock):
         train.main(flags)
     return [after - before for before, after in zip(ticks[5:], ticks[6:], strict=False)]
 
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             rate = statistics.median(matrix_rate() for _ in range(3))
             adapter = load(model)[0]
             assert isinstance(adapter, FractalAdapter)
-            medians["floor"].append(step_operations(adapter, train.RECIPES["fractal"].batch_size) / rate)
+            medians["floor"].append(step_operations(adapter, RECIPES["fractal"].batch_size) / rate)
             if args.yardstick:
                 command = [sys.executable, str(args.yardstick), "--input", str(args.input), "--max-samples", "30000"]
                 out = subprocess.run([*command, "--iters", "40", "--style", "plain"], capture_output=True, check=True)
