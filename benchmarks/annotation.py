@@ -130,7 +130,9 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000)).fit(x, path)
     spread = np.zeros((len(queries), num_paths))
     spread[:, regression.classes_] = regression.predict_proba(queries)
-    prefixes = list(zip(embed(adapter, q), embed(adapter, bank), strict=True))
+    pairs = list(zip(embed(adapter, q), embed(adapter, bank), strict=True))
+    blocks = bundle.facts["config"]["block_levels"]  # a level of one class has no block: there the first prefix answers
+    prefixes = [pairs[max(sum(block <= k for block in blocks) - 1, 0)] for k in range(len(bundle.levels))]
     with torch.inference_mode():
         own = adapter.logits_and_blocks(q)[0].softmax(1).double().numpy()
     # the adapter's paths are sorted by codes of sorted names, as the tree's are; both hold all types here
