@@ -2,48 +2,52 @@
 
     uv run python eval.py --model-path data/fractal_adapter_4L.pt
 
-Prints 5-NN accuracy twice, each with a 95 % bootstrap interval over the test cells. `loo` is the published protocol:
-every query against the other queries. `bank` takes the neighbours from the training cells, which is what annotating
-new cells does. Then the same with every class counting alike, how far the predicted subtype is from the true one in
-the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of every prefix at every level, and
-steerability. Several checkpoints, trained on the same cells, become rows of the same tables. `--search` adds what a
-shorter vector buys in search.
+Prints 5-NN accuracy twice, each with a 95 % interval. `loo` is the published protocol: every query against the other
+queries. `bank` takes the neighbours from the training cells, which is what annotating new cells does. Where whole
+types were held out, seen and unseen types follow, apart. Then the same with every class counting alike, how far the
+predicted type is from the true one in the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of
+every prefix at every level, and steerability. Several checkpoints, trained on the same cells, become rows of the same
+tables. `--search` adds what a shorter vector buys in search.
 """
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
-from tqdm import tqdm
 
-from fractal.adapter import Adapter, embed, load, pick_device
-from fractal.atlas import LEVELS, fingerprint, open_atlas, read_rows
-from fractal.cli import InputError, non_negative_int, positive_int, run, table
-from fractal.files import atomic_write, check_output
-from fractal.metrics import (
-    K,
-    bootstrap_interval,
-    knn_predict,
-    macro_accuracy,
-    majority,
-    neighbourhood_purity,
-    silhouette,
-    steerability,
+from fractal.adapter import Adapter, embed, pick_device
+from fractal.atlas import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
+from fractal.cli import InputError, non_negative_int, positive_int, printable, run, table
+from fractal.evaluate import (
+    Encoder,
+    Truth,
+    adapter_encoder,
+    distinct_names,
+    fit_controls,
+    nearest_in_file,
+    nearest_rows,
+    score,
+    shuffled_tree,
+    truth_of,
+    twins,
 )
-from fractal.ontology import CL_SLIM, load_graph, term_distances
-from fractal.search import Nearest, nearest
+from fractal.files import atomic_write, check_paths
+from fractal.metrics import K, silhouette, steerability
+from fractal.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
+from fractal.reference.bundle import load_adapter
+from fractal.search import nearest
 from fractal.split import Split
 from fractal.truncation import RECALL, search_table
-from fractal.vectors import open_vectors
 
 SEARCHES = 2_000  # queries of --search
+BANKS = {"train": "training", "all": "other"}  # whose cells are the bank
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         default=[Path("data/fractal_adapter_4L.pt")],
-        help="checkpoints of train.py, all with the same split (default: data/fractal_adapter_4L.pt)",
+        help="checkpoints of train.py or references, all with the same split (default: data/fractal_adapter_4L.pt)",
     )
     parser.add_argument(
         "--input",
@@ -105,12 +109,62 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cells-out",
         type=Path,
-        help="also write right (True) or wrong per embedding, query and level, and the row numbers, to this .npz",
+        help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose types were "
+        "seen and what counts in bank, to this .npz",
     )
     parser.add_argument(
         "--rows-out", type=Path, help="also write train.npy and queries.npy, row numbers, to this folder"
     )
     return parser
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint to score."""
+
+    name: str
+    path: Path
+    adapter: Adapter
+    checkpoint: dict[str, Any]
+    split: Split
+
+    @property
+    def blocks(self) -> list[int]:
+        """Which level, by number, each block tells."""
+        config = self.checkpoint["config"]
+        return list(config.get("block_levels", range(config["num_levels"])))
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Raises InputError for flags that exclude each other, and for outputs that can't be written."""
+    args = get_parser().parse_args(argv)
+    rows_out = [args.rows_out / name for name in ("train.npy", "queries.npy")] if args.rows_out else []
+    check_paths(
+        {"--input": args.input, "--model-path": args.model_path, "--obo": args.obo},
+        {"--json": args.json, "--cells-out": args.cells_out, "--rows-out": rows_out},
+    )
+    if args.rows_out and args.rows_out.exists() and not args.rows_out.is_dir():
+        raise InputError(f"--rows-out {args.rows_out}: is a file; name a folder")
+    if args.all_rows:
+        for flag in ("controls", "search"):
+            if getattr(args, flag):
+                raise InputError(f"--{flag} needs the training cells, and --all-rows has none; drop one of the two")
+        if args.bank == "all":
+            raise InputError("--bank all: with --all-rows all cells are new, so none can be in the bank; drop one")
+    if args.search and args.bank == "all":
+        raise InputError("--search looks among the training cells; drop --bank all")
+    return args
+
+
+def load_models(paths: list[Path], device: torch.device) -> list[Model]:
+    """Raises InputError for checkpoints that were not trained on the same cells."""
+    models = []
+    for name, path in zip(distinct_names(paths), paths, strict=True):
+        adapter, checkpoint = load_adapter(path, device)
+        models.append(Model(name, path, adapter, checkpoint, Split.of(checkpoint, path)))
+        if models[-1].split != models[0].split:
+            raise InputError(f"{path}: was trained on other cells than {paths[0]}; evaluate it by itself")
+    return models
 
 
 def choose_rows(
@@ -123,6 +177,9 @@ def choose_rows(
     dim = file.schema_arrow.field("embedding").type.list_size
     if dim != checkpoint["config"]["dim"]:
         raise InputError(f"{path}: its vectors have {dim} numbers, those of {model} {checkpoint['config']['dim']}")
+    trained = tuple(checkpoint["config"].get("levels", LEVELS))
+    if levels_of(path) != trained:
+        raise InputError(f"{path}: its levels are {', '.join(levels_of(path))}, those of {model} {', '.join(trained)}")
     if all_rows and same_file:
         raise InputError(f"{path}: {model} was trained on it, so its cells are not new; drop --all-rows")
     if all_rows:
@@ -140,249 +197,253 @@ def choose_rows(
     return train, queries
 
 
-def score(vectors: Tensor, labels: Tensor, neighbours: Tensor | None, distances: Tensor) -> dict[str, Any]:
-    """The figures of one embedding, all four levels each.
-
-    labels (n, levels), neighbours (n, 5, levels) the labels of those in the bank, distances (subtypes, subtypes) those
-    in the ontology.
-    """
-
-    def by_level(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(LEVELS, values, strict=True))
-
-    nothing = dict.fromkeys(LEVELS)
-    row: dict[str, Any] = {"bank": nothing, "bank_interval": nothing, "bank_macro": nothing, "bank_distance": None}
-    row["dims"] = vectors.shape[1]
-    protocols = {"loo": knn_predict(vectors, labels)}
-    if neighbours is not None:
-        protocols["bank"] = majority(neighbours)
-    for protocol, predicted in protocols.items():
-        right = (predicted == labels).cpu().numpy()
-        row[protocol] = by_level((predicted == labels).float().mean(0).tolist())
-        row[f"{protocol}_right"] = right
-        row[f"{protocol}_interval"] = by_level([bootstrap_interval(column) for column in right.T])
-        row[f"{protocol}_macro"] = by_level(macro_accuracy(predicted, labels))
-        steps = distances[labels[:, -1].cpu(), predicted[:, -1].cpu()]
-        row[f"{protocol}_distance"] = steps.nanmean().item() if steps.isfinite().any() else None
-    row["silhouette"] = by_level([silhouette(vectors, labels[:, k]) for k in range(len(LEVELS))])
-    agree, row["zoom_subtypes"] = neighbourhood_purity(vectors, labels)
-    row["zoom_agree"] = by_level(agree)
-    return row
+def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]) -> list[str]:
+    """What makes the figures say less than they seem to, a line each."""
+    lines = [f"left out: {line}" for line in failed]
+    metadata = metadata_of(path)
+    made_with = metadata.get("cl_release", "")
+    if made_with and made_with != release:
+        lines.append(
+            f"warning: {path} was made with Cell Ontology {printable(made_with)}, and steps are counted in {release}; "
+            "name the other one with --obo"
+        )
+    anchors = hashlib.sha256(repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
+    if metadata.get("anchors_sha256", anchors) != anchors:
+        lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on its own")
+    for where, number in copies.items():
+        if number:
+            lines.append(f"warning: {number:,} test cells have an exact copy among {where}, which flatters all figures")
+    return lines
 
 
-Encoder = Callable[[Tensor], dict[str, Tensor]]  # vectors (m, dim) -> name -> what becomes of them, (m, dims) each
-
-
-def adapter_encoder(adapter: Adapter, own: str) -> Encoder:
-    """The full vectors, then the prefixes, longest first; `own` comes before their names."""
-    names = [own + name for name in ("full", *(f"prefix {j}" for j in reversed(range(1, adapter.num_levels))))]
-    return lambda x: dict(zip(names, reversed(embed(adapter, x)), strict=True))
-
-
-def fit_controls(train: Tensor, subtypes: np.ndarray, widths: list[int]) -> Encoder:
-    """What one gets without an adapter. PCA and LDA are fitted on the training cells (m, dim), subtypes (m,)."""
-    x = train.cpu().numpy()
-    pca = PCA(min(widths[-1], *x.shape), random_state=0).fit(x)
-    lda = LinearDiscriminantAnalysis().fit(x, subtypes)
-
-    def controls(vectors: Tensor) -> dict[str, Tensor]:
-        x, found = vectors.cpu().numpy(), {}
-        for name, rotated in (("raw", x), ("PCA", pca.transform(x)), ("LDA", lda.transform(x))):
-            for width in (cuts := sorted({min(width, rotated.shape[1]) for width in widths})):
-                if name == "raw" and width == x.shape[1]:
-                    continue  # the whole of it is there without controls
-                cut = torch.from_numpy(np.float32(rotated[:, :width])).to(vectors.device)
-                found[name if name != "raw" and width == cuts[-1] else f"{name} {width}d"] = cut
-        return found
-
-    return controls
-
-
-def search_file(path: Path, keep: np.ndarray, queries: Tensor, encoders: list[Encoder]) -> list[np.ndarray]:
-    """-> per embedding, in the order of the encoders: (n, 5) row numbers of the queries' nearest kept rows of a file.
-
-    `keep` is a mask (num_rows,). The file is read once, a row group (34 MB) at a time.
-    """
-    found = [[Nearest(vectors, K) for vectors in encode(queries).values()] for encode in encoders]
-    start = 0
-    with open_vectors(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
-        for _, vectors in source.chunks(strict=True):
-            bank = torch.from_numpy(vectors[keep[start : start + len(vectors)]]).to(queries.device)
-            start += len(vectors)
-            for encode, group in zip(encoders, found, strict=True) if len(bank) else ():
-                for searched, embedding in zip(group, encode(bank).values(), strict=True):
-                    searched.add(embedding)
-            bar.update(len(vectors))
-    kept = np.flatnonzero(keep)
-    return [kept[searched.rows().cpu().numpy()] for group in found for searched in group]
-
-
-def shuffled_tree(labels: Tensor, seed: int) -> Tensor:
-    """The labels (n, levels) if every subtype sat on the path of another: a tree of the same shape, without meaning."""
-    subtypes, first = np.unique(labels[:, -1].cpu().numpy(), return_index=True)
-    paths = labels[torch.from_numpy(first)]  # one row per subtype
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(subtypes)))
-    own = torch.from_numpy(np.searchsorted(subtypes, labels[:, -1].cpu().numpy()))
-    return torch.cat([paths[order][own][:, :-1], labels[:, -1:]], dim=1)
+def print_heading(args: argparse.Namespace, models: list[Model], truth: Truth, num_bank: int) -> None:
+    for model in models:
+        config = model.checkpoint["config"]
+        told = ", ".join(truth.levels[k] for k in model.blocks)
+        print(f"{model.path}: recipe {config['recipe']}, {len(model.blocks)} blocks of {config['scale_dim']}: {told}")
+    n, split, strangers = len(truth.seen), models[0].split, int((~truth.seen).sum())
+    if args.all_rows:
+        print(f"{n:,} cells of {args.input}, which are all new")
+        return
+    print(f"{n:,} test cells of {args.input}, {num_bank:,} {BANKS[args.bank]} cells in the bank")
+    held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
+    if split.test_types:
+        held_out = f"{len(split.test_types)} whole types, of which {strangers:,} test cells are, and other types' cells"
+    print(f"held out: {held_out}")
 
 
 def show(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def accuracy_table(rows: list[dict[str, Any]], protocol: str) -> str:
-    def cell(row: dict[str, Any], level: str) -> str:
-        low, high = row[f"{protocol}_interval"][level]
-        return f"{row[protocol][level]:.3f} ± {(high - low) / 2:.3f}"
-
-    return table(
-        ["Embedding", "Dims", *(level.capitalize() for level in LEVELS), "Sil"],
-        [
-            [
-                row["embedding"],
-                f"{row['dims']}d",
-                *(cell(row, level) for level in LEVELS),
-                show(row["silhouette"]["system"]),
-            ]
-            for row in rows
-        ],
-    )
+def with_interval(share: float | None, interval: Sequence[float] | None) -> str:
+    return show(share) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def level_table(rows: list[dict[str, Any]], key: str, more: dict[str, str] | None = None) -> str:
+def accuracy_table(rows: list[dict[str, Any]], protocol: str, levels: Sequence[str]) -> str:
+    def line(row: dict[str, Any]) -> list[str]:
+        shares, intervals = row[protocol], row[f"{protocol}_interval"]
+        cells = [with_interval(shares[level], intervals[level]) for level in levels]
+        return [row["embedding"], f"{row['dims']}d", *cells, show(row["silhouette"][levels[0]])]
+
+    return table(["Embedding", "Dims", *(level.capitalize() for level in levels), "Sil"], [line(row) for row in rows])
+
+
+def strangers_table(rows: list[dict[str, Any]], protocols: Sequence[str], levels: Sequence[str]) -> str:
+    """Unseen types, then seen ones, each at every level in every protocol."""
+    header = ["Embedding", "Types", *(f"{protocol} {level}" for protocol in protocols for level in levels)]
+    lines = [
+        [row["embedding"], name, *(show(row[name][protocol][level]) for protocol in protocols for level in levels)]
+        for name in ("unseen", "seen")
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+def level_table(rows: list[dict[str, Any]], key: str, levels: Sequence[str], more: dict[str, str] | None = None) -> str:
     """One figure per level, `key`, and further columns: title -> key."""
-    more = more or {}
-    header = ["Embedding", *(level.capitalize() for level in LEVELS), *more]
-    return table(
-        header,
-        [
-            [row["embedding"], *(show(row[key][level]) for level in LEVELS), *(show(row[k], 2) for k in more.values())]
-            for row in rows
-        ],
+
+    def line(row: dict[str, Any]) -> list[str]:
+        others = [show(row[k], 0 if k.endswith("cells") else 2) for k in (more or {}).values()]
+        return [row["embedding"], *(show(row[key][level]) for level in levels), *others]
+
+    header = ["Embedding", *(level.capitalize() for level in levels), *(more or {})]
+    return table(header, [line(row) for row in rows])
+
+
+def what_intervals_are_of(split: Split, groups: np.ndarray | None) -> str:
+    if groups is not None:
+        return f"[95 % interval over the {len(np.unique(groups))} studies]"
+    if split.test_studies:
+        return "[95 % interval over cells: one study can't say how another would score]"
+    return "[95 % interval over cells]"
+
+
+def print_tables(
+    rows: list[dict[str, Any]], protocols: dict[str, str], levels: Sequence[str], unseen: bool, interval: str
+) -> None:
+    """All tables of the test cells. protocols: "loo" and perhaps "bank" -> its title."""
+    for protocol, title in protocols.items():
+        print(f"5-NN accuracy, {title} {interval}\n\n{accuracy_table(rows, protocol, levels)}\n")
+    if unseen:
+        print("5-NN accuracy, types that were held out (unseen) and all others (seen) apart, neighbours as above; in")
+        print("bank an unseen type counts at the levels whose class other types have brought into training\n")
+        print(strangers_table(rows, list(protocols), levels) + "\n")
+    for protocol, title in protocols.items():
+        print(f"Macro F1, every class counting alike, {title};")
+        print("Steps: mean way from the true type's term to the predicted one's in the Cell Ontology, of so many Cells")
+        print("whose true and predicted types are both terms of it. hF1: the same cells' F1 over all terms above\n")
+        more = {"Steps": f"{protocol}_distance", "Cells": f"{protocol}_distance_cells"}
+        more |= {"hF1": f"{protocol}_hierarchical_f1"}
+        print(level_table(rows, f"{protocol}_macro_f1", levels, more) + "\n")
+        print(f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}\n")
+        print(level_table(rows, f"{protocol}_macro", levels) + "\n")
+    print("Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)\n")
+    print(level_table(rows, "zoom_agree", levels, {"Of 50": "zoom_subtypes"}) + "\n")
+    print("Triplets: two types and a third that leaves their path earlier; how often the centroids say so too\n")
+    names = ("seen", "unseen")
+    lines = [[row["embedding"], *(show(row["triplets"][name]) for name in names)] for row in rows]
+    print(table(["Embedding", *(name.capitalize() for name in names)], lines) + "\n")
+    print("Silhouette (cosine) of each embedding at each level\n")
+    print(level_table(rows, "silhouette", levels))
+
+
+def steer(model: Model, rows: list[dict[str, Any]], levels: Sequence[str]) -> tuple[float, str]:
+    """Steerability of the rows of one checkpoint, full first and prefix 1 last -> S, and how it comes about."""
+    full, first = rows[0]["loo"], rows[-1]["loo"]
+    top, leaf = levels[model.blocks[0]], levels[model.blocks[-1]]
+    terms = [first[top], full[top], full[leaf], first[leaf]]
+    s = steerability(*terms)
+    return s, (
+        f"Steerability S = ({top} at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
+        f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {s:+.3f}"
     )
+
+
+def write_outputs(
+    args: argparse.Namespace, numbers: dict[str, np.ndarray], per_cell: dict[str, Any], result: dict[str, Any]
+) -> None:
+    """The files of --rows-out, --cells-out and --json."""
+    for name, rows in numbers.items() if args.rows_out else ():
+        with atomic_write(args.rows_out / name) as part, open(part, "wb") as file:
+            np.save(file, rows)
+    if args.cells_out:
+        with atomic_write(args.cells_out) as part, open(part, "wb") as file:
+            np.savez_compressed(file, **per_cell)
+    if args.json:
+        with atomic_write(args.json) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def score_all(
+    args: argparse.Namespace,
+    models: list[Model],
+    encoders: list[Encoder],
+    queries: Tensor,
+    truth: Truth,
+    neighbours: list[Tensor] | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[Model, float, str]]]:
+    """-> a row per embedding, the adapters' silhouettes on a shuffled tree, and the checkpoints' steerability."""
+    rows: list[dict[str, Any]] = []
+    shuffled, steering = [], []
+    mixed = shuffled_tree(truth.labels, args.seed)
+    for i, encode in enumerate(encoders):
+        start = len(rows)
+        for name, e in encode(queries).items():
+            rows.append({"embedding": name, **score(e, truth, neighbours[len(rows)] if neighbours else None)})
+            if args.controls and 1 <= i <= len(models):
+                values = [silhouette(e, mixed[:, k]) for k in range(len(truth.levels))]
+                shuffled.append({"embedding": name, "silhouette": dict(zip(truth.levels, values, strict=True))})
+        if 1 <= i <= len(models):  # raw comes before the checkpoints, controls after them
+            steering.append((models[i - 1], *steer(models[i - 1], rows[start:], truth.levels)))
+    return rows, shuffled, steering
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    for output in filter(None, (args.json, args.cells_out)):
-        check_output(output, args.input, *args.model_path)
+    args = parse_args(argv)
     device = pick_device(args.device)
-    models = [load(path, device) for path in args.model_path]
-    first_path, first_checkpoint = args.model_path[0], models[0][1]
+    models = load_models(args.model_path, device)
+    several, split = len(models) > 1, models[0].split
+
+    # Rows: the queries, and the training cells, on which the controls are fitted and which are the bank.
     train_rows, query_rows = choose_rows(
-        first_checkpoint, first_path, args.input, args.num_samples, args.seed, args.all_rows
+        models[0].checkpoint, models[0].path, args.input, args.num_samples, args.seed, args.all_rows
     )
-    split = Split.of(first_checkpoint, first_path)
-    for path, (_, checkpoint) in zip(args.model_path, models, strict=True):
-        if Split.of(checkpoint, path) != split:
-            raise InputError(f"{path}: was trained on other cells than {first_path}; evaluate it by itself")
-    n, seen = len(query_rows), np.concatenate([query_rows, train_rows])
-    if args.search and (args.bank == "all" or len(train_rows) < RECALL):
-        raise InputError(f"{args.input}: --search looks among the training cells; drop --bank all and --all-rows")
-    if args.bank == "all":
-        if args.all_rows:
-            raise InputError(f"{args.input}: all its cells are new, so none can be in the bank; drop --bank all")
-        seen = seen if args.controls else query_rows  # the controls are fitted on the training cells
-    cells = read_rows(args.input, seen)  # one call: labels share their codes
+    if args.search and len(train_rows) < RECALL:
+        raise InputError(f"{args.input}: --search takes {RECALL} training cells or more")
+    n = len(query_rows)
+    needed = train_rows if args.bank == "train" or args.controls else train_rows[:0]
+    cells = read_rows(args.input, np.concatenate([query_rows, needed]))  # one call: labels share their codes
     vectors = torch.from_numpy(cells.vectors).to(device)
+    queries, train = vectors[:n], vectors[n:]
 
-    several = len(models) > 1
+    # Encoders: raw, the checkpoints, the controls.
     encoders: list[Encoder] = [lambda x: {"raw": x}]
-    encoders += [
-        adapter_encoder(adapter, f"{path.stem} " if several else "")
-        for path, (adapter, _) in zip(args.model_path, models, strict=True)
-    ]
-    if args.controls and len(train_rows):
-        widths = sorted({e.shape[1] for adapter, _ in models for e in embed(adapter, vectors[:1])})
-        encoders.append(fit_controls(vectors[n:], cells.labels[n:, -1], widths))
+    encoders += [adapter_encoder(model.adapter, f"{model.name} " if several else "") for model in models]
+    failed: list[str] = []
+    if args.controls:
+        widths = {e.shape[1] for model in models for e in embed(model.adapter, queries[:1])}
+        controls, failed = fit_controls(train, cells.labels[n:, -1], sorted(widths))
+        encoders.append(controls)
 
-    num_bank = len(train_rows)
-    found: list[Tensor] = []  # per embedding (n, 5): where the labels of its neighbours in the bank stand in `labels`
+    # Neighbours in the bank, as places in the cells that follow the queries.
+    num_bank, places = len(train_rows), None
     if args.bank == "all":
         keep = ~split.is_test(args.input)
         num_bank = int(keep.sum())
-        bank_rows = np.stack(search_file(args.input, keep, vectors[:n], encoders))
-        numbers, where = np.unique(bank_rows, return_inverse=True)
-        found = list(n + torch.from_numpy(where.reshape(bank_rows.shape)).to(device))
+        found = np.stack(nearest_in_file(args.input, keep, queries, encoders))
+        numbers, where = np.unique(found, return_inverse=True)
+        places = list(where.reshape(found.shape))
         cells = read_rows(args.input, np.concatenate([query_rows, numbers]))
-        vectors = vectors[:n]
-    labels = torch.from_numpy(cells.labels).to(device)
-    distances = torch.from_numpy(term_distances(cells.classes[-1], load_graph(args.obo)))
+    elif not args.all_rows:
+        places = nearest_rows(train, queries, encoders)
+    labels, bank_labels = (torch.from_numpy(part).to(device) for part in (cells.labels[:n], cells.labels[n:]))
+    neighbours = [bank_labels[torch.from_numpy(own).to(device)] for own in places] if places else None
+    copies = {"other test cells": twins(cells.vectors[:n], cells.vectors[nearest(queries, k=K).cpu().numpy()])}
+    if places:
+        copies["the bank"] = twins(cells.vectors[:n], cells.vectors[n:][places[0]])
 
-    rows: list[dict[str, Any]] = []
-    steering, shuffled = [], []
-    mixed = shuffled_tree(labels[:n], args.seed)
-    for i, encode in enumerate(encoders):
-        start = len(rows)
-        for name, e in encode(vectors).items():
-            if args.bank == "train" and len(train_rows):
-                found.append(n + nearest(e[:n], e[n:], K))
-            neighbours = labels[found[len(rows)]] if found else None
-            rows.append({"embedding": name, **score(e[:n], labels[:n], neighbours, distances)})
-            if args.controls and 1 <= i <= len(models):
-                values = [silhouette(e[:n], mixed[:, k]) for k in range(len(LEVELS))]
-                shuffled.append({"embedding": name, "silhouette": dict(zip(LEVELS, values, strict=True))})
-        if 1 <= i <= len(models):  # raw comes before the checkpoints, controls after them
-            path, config = args.model_path[i - 1], models[i - 1][1]["config"]
-            full, first = rows[start]["loo"], rows[-1]["loo"]
-            leaf = LEVELS[config["num_levels"] - 1]
-            terms = [first["system"], full["system"], full[leaf], first[leaf]]
-            steering.append((f"{path.stem} " if several else "", leaf, terms, steerability(*terms)))
-            print(f"{path}: recipe {config['recipe']}, {config['num_levels']} levels x {config['scale_dim']}")
-    words = {"train": "training", "all": "other"}
-    if args.all_rows:
-        print(f"{n:,} cells of {args.input}, which are all new\n")
-    else:
-        print(f"{n:,} test cells of {args.input}, {num_bank:,} {words[args.bank]} cells in the bank")
-        print(f"held out: {f'{len(split.test_studies)} whole studies' if split.test_studies else 'cells'}\n")
+    # Score.
+    graph = load_graph(args.obo)
+    levels, trained = cells.levels, models[0].checkpoint["classes"]
+    unseen = [] if args.all_rows else split.test_types
+    groups = study_codes(args.input)[0][query_rows] if len(split.test_studies) > 1 and places else None
+    truth = truth_of(levels, labels, cells.classes, trained, unseen, groups, graph)
+    rows, shuffled, steering = score_all(args, models, encoders, queries, truth, neighbours)
 
+    # Print.
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
-    if len(train_rows):
-        protocols["bank"] = f"neighbours from the {words[args.bank]} cells (bank)"
-    for protocol, title in protocols.items():
-        print(f"5-NN accuracy, {title}, ± half of a 95 % interval\n\n{accuracy_table(rows, protocol)}\n")
-    for protocol, title in protocols.items():
-        print(f"The same, every class counting alike (macro), {title};")
-        print("Steps: from the true subtype's term to the predicted one's in the Cell Ontology, mean over the cells\n")
-        print(level_table(rows, f"{protocol}_macro", {"Steps": f"{protocol}_distance"}) + "\n")
-    print("Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)\n")
-    print(level_table(rows, "zoom_agree", {"Of 50": "zoom_subtypes"}) + "\n")
-    print("Silhouette (cosine) of each embedding at each level\n")
-    print(level_table(rows, "silhouette"))
+    if places:
+        protocols["bank"] = f"neighbours from the {BANKS[args.bank]} cells (bank)"
+    print_heading(args, models, truth, num_bank)
+    print("\n".join([*warnings(args.input, graph.graph["release"], copies, failed), ""]))
+    print_tables(rows, protocols, levels, bool(unseen), what_intervals_are_of(split, groups))
     if args.controls:
         print("\nThe same with the subtypes shuffled over the paths of the tree: no prefix should show a level\n")
-        print(level_table(shuffled, "silhouette"))
-    for own, leaf, terms, steer in steering:
-        print(
-            f"\n{own}Steerability S = (system at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
-            f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {steer:+.3f}"
-        )
+        print(level_table(shuffled, "silhouette", levels))
+    for model, _, text in steering:
+        print(f"\n{model.name + ' ' if several else ''}{text}")
+    for model in models if args.search else ():
+        asked, bank = embed(model.adapter, queries[:SEARCHES]), embed(model.adapter, train)
+        print(f"\nSearch with {model.path}: {len(asked[0]):,} test cells against {num_bank:,} training cells\n")
+        print(search_table(asked, bank, labels[:SEARCHES], bank_labels, levels))
 
-    for path, (adapter, _) in zip(args.model_path, models, strict=True) if args.search else ():
-        asked = min(n, SEARCHES)
-        queries, bank = embed(adapter, vectors[:asked]), embed(adapter, vectors[n:])
-        print(f"\nSearch with {path}: {asked:,} test cells against {num_bank:,} training cells\n")
-        print(search_table(queries, bank, labels[:asked], labels[n:]))
-
-    if args.rows_out:
-        for name, numbers in (("train.npy", train_rows), ("queries.npy", query_rows)):
-            with atomic_write(args.rows_out / name) as part, open(part, "wb") as file:
-                np.save(file, numbers)
+    # Write.
     right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
-    if args.cells_out:
-        with atomic_write(args.cells_out) as part, open(part, "wb") as file:
-            np.savez_compressed(file, rows=query_rows, **right)
-    if args.json:
-        result = {
-            "rows": rows,
-            "steerability": steering[0][3] if len(steering) == 1 else {own.strip(): s for own, _, _, s in steering},
-            "shuffled_tree": shuffled,
-            "num_queries": n,
-            "num_bank": num_bank,
-            "config": [checkpoint["config"] for _, checkpoint in models],
-        }
-        with atomic_write(args.json) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {
+        "rows": rows,
+        "levels": list(levels),
+        "classes": cells.classes,
+        "steerability": {model.name: s for model, s, _ in steering} if several else steering[0][1],
+        "shuffled_tree": shuffled,
+        "num_queries": n,
+        "num_unseen": int((~truth.seen).sum()),
+        "num_bank": num_bank,
+        "exact_copies": copies,
+        "config": [model.checkpoint["config"] for model in models],
+    }
+    right |= {"rows": query_rows, "labels": cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
+    write_outputs(args, {"train.npy": train_rows, "queries.npy": query_rows}, right, result)
 
 
 if __name__ == "__main__":

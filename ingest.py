@@ -10,7 +10,6 @@ them ("B cells", "NK") or CL ids. Cells without a label are left out and counted
 """
 
 import argparse
-import hashlib
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,9 +26,6 @@ from fractal.h5ad import LabelledCells, open_labelled, read_map
 from fractal.names import clean, is_missing
 from fractal.ontology import (
     CL_SLIM,
-    LINEAGE_ANCHORS,
-    STEM_ANCHOR,
-    SYSTEM_ANCHORS,
     Hierarchy,
     hierarchy_of,
     load_graph,
@@ -211,11 +207,9 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
 
 
 def metadata_for(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> dict[str, str]:
-    own = [row.levels for row in hierarchy.classes] if hierarchy.rows[0].matched == "table" else None
-    rules = repr(own or (SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()
     return {
         "cl_release": graph.graph["release"],
-        "anchors_sha256": hashlib.sha256(rules).hexdigest(),  # of what places a type, be it the user's own tree
+        "anchors_sha256": hierarchy.rules_sha256,
         "source": str(args.h5ad or args.model_dir or MODEL_DIR),
     }
 

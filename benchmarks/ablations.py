@@ -17,33 +17,36 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import eval as evaluate
 import train
-from benchmarks.quality import DATASETS, get_parser, prepare, summary
+from benchmarks.quality import DATASETS, get_parser, own_embedding, prepare, summary
 from fractal.adapter import FractalAdapter
 from fractal.atlas import LEVELS, Cells, read_rows
 from fractal.cli import run, table
+from fractal.evaluate import shuffled_tree
 from fractal.files import atomic_write
+from fractal.training import Counts
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
 
 
-def without_adjustment(sampled: torch.Tensor, natural: torch.Tensor) -> torch.Tensor:
+def without_adjustment(sampled: Tensor, natural: Tensor) -> Tensor:
     return torch.zeros_like(sampled)
 
 
 def shuffled_rows(path: Path, rows: Any) -> Cells:
     cells = read_rows(path, rows)
-    labels = evaluate.shuffled_tree(torch.from_numpy(cells.labels), seed=0)
-    return Cells(cells.vectors, labels.numpy(), cells.classes)
+    labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
+    return Cells(cells.vectors, labels.numpy(), cells.classes, cells.levels)
 
 
-def subtype_frequency(counts: dict, cells: Cells, levels: list[int], paths: torch.Tensor) -> torch.Tensor:
-    """`train.path_frequency` where the paths are not those of the file; the subtypes are."""
+def subtype_frequency(counts: Counts, classes: list[list[str]], levels: list[int], paths: Tensor) -> Tensor:
+    """`path_frequency` where the paths are not those of the file; the subtypes are."""
     number = {names[-1]: count for names, count in counts.items()}
-    return torch.tensor([float(number[cells.classes[-1][code]]) for code in paths[:, -1].tolist()])
+    return torch.tensor([float(number[classes[levels[-1]][code]]) for code in paths[:, -1].tolist()])
 
 
 def adapter(**arguments: Any) -> Patches:
@@ -60,14 +63,17 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "2 x 32": (["--num-levels", "2"], dict),
     "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
     "equal blocks": ([], lambda: {"fractal.adapter.BLOCK_SCALE": [1.0] * 4}),
-    "input not shown": ([], lambda: {"fractal.adapter.INPUT": [0.0] * 4}),
+    "input not shown": ([], lambda: {"fractal.adapter.RESIDUAL_SCALE": [0.0] * 4}),
     "no logit adjustment": ([], lambda: {"fractal.objective.log_ratio": without_adjustment}),
     "no input noise": ([], adapter(noise=0.0)),
     "no dropout": ([], adapter(dropout=0.0)),
     "no label smoothing": ([], lambda: {"fractal.objective.SMOOTHING": 0.0}),
-    "no weight average": ([], lambda: {"train.EMA_DECAY": 0.0}),
+    "no weight average": ([], lambda: {"fractal.training.EMA_DECAY": 0.0}),
     "half as wide": ([], adapter(hidden=256)),
-    "shuffled tree": ([], lambda: {"train.read_rows": shuffled_rows, "train.path_frequency": subtype_frequency}),
+    "shuffled tree": (
+        [],
+        lambda: {"train.read_rows": shuffled_rows, "fractal.training.path_frequency": subtype_frequency},
+    ),
 }
 # A set of its own size, so that all rows take minutes: 30,000 rows of the simulated atlases.
 MORE = {"simulated": ["--max-samples", "30000"]}
@@ -82,9 +88,9 @@ def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path)
         with ExitStack() as stack:
             for target, value in patches().items():
                 stack.enter_context(patch(target, value))
-            common = ["--input", str(stratified), "--seed", str(seed)]
-            more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed)
-            train.main([*common, "--output", str(model), *more, *flags])
+            common = ["--input", str(stratified), "--seed", str(seed)]  # of the weights, and of the draw of queries
+            more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed, 0)
+            train.main([*common, "--split-seed", str(seed), "--output", str(model), *more, *flags])
             evaluate.main([*common, "--model-path", str(model), "--json", str(figures)])
     return json.loads(figures.read_text(encoding="utf-8"))
 
@@ -92,10 +98,10 @@ def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path)
 def figures_of(result: dict[str, Any]) -> list[float | None]:
     """The row of the table: accuracies of the full vector, its subtype in bank, prefixes and silhouettes, S."""
     rows = {row["embedding"]: row for row in result["rows"]}
-    full, levels = rows["full"], result["config"][0]["num_levels"]
-    prefixes = [rows[f"prefix {j + 1}"] if j + 1 < levels else full if j + 1 == levels else None for j in range(4)]
-    own = [row and row["loo"][level] for row, level in zip(prefixes[:3], LEVELS, strict=False)]
-    diagonal = [row and row["silhouette"][level] for row, level in zip(prefixes, LEVELS, strict=True)]
+    full = rows["full"]
+    names = [own_embedding(result["config"][0], k) for k in range(len(LEVELS))]
+    own = [rows[name]["loo"][level] if name else None for name, level in zip(names[:3], LEVELS, strict=False)]
+    diagonal = [rows[name]["silhouette"][level] if name else None for name, level in zip(names, LEVELS, strict=True)]
     accuracy = [full["loo"][level] for level in LEVELS]
     return [*accuracy, full["bank"]["subtype"], *own, *diagonal, full["silhouette"]["system"], result["steerability"]]
 

@@ -21,6 +21,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tqdm import tqdm
 
+from benchmarks.quality import summary
 from fractal.atlas import LEVELS
 from fractal.cli import InputError, run, table
 from fractal.metrics import knn_accuracy, silhouette
@@ -92,12 +93,12 @@ def main(argv: list[str] | None = None) -> None:
     rows = [["published raw", *(f"{value:.3f}" for value in PUBLISHED)]]
     for name in NAMES:
         values = np.array([one[name] for one in runs])
-        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(values.mean(axis=0), values.std(axis=0), strict=True)]
+        cells = [summary(list(column), args.seeds) for column in values.T]
         rows.append([f"simulated {name}", *cells, *["-"] * (5 - len(cells))])
     print(table(["", *LEVELS, "silhouette (system)"], rows))
     print(
         f"\n{args.cells:,} cells, {args.queries:,} queries, {args.train:,} training rows; "
-        f"mean ± standard deviation of {args.seeds} seeds"
+        f"mean ± standard deviation (n - 1) of {args.seeds} seeds"
     )
 
 

@@ -40,9 +40,9 @@ SCRIPTS = {
     "fractal.simulate": "--cells 2000 --seed {seed} --output {out}/model_v1.1",
     "ingest": "--model-dir {in}/model_v1.1 --output {out}/cells.parquet",
     "stratify": "--input {in}/cells.parquet --output {out}/stratified.parquet",
-    "train": "--input {in}/stratified.parquet --output {out}/a.pt --epochs 3 --scale-dim 4 --device cpu --resume",
+    "train": "--input {in}/stratified.parquet --output {out}/a.pt --epochs 3 --scale-dim 4 --device cpu",
     "eval": "--model-path {in}/a.pt --input {in}/stratified.parquet --device cpu --json {out}/a.json",
-    "embed": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/e.parquet --device cpu --resume",
+    "embed": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/e.parquet --device cpu",
     "reference": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
     "annotate": "--reference {in}/reference --input {in}/cells.parquet --output {out}/labels.tsv --device cpu",
     "export": "--model-path {in}/a.pt --output {out}/a.onnx",
@@ -163,10 +163,9 @@ class Bench:
     def judge(self, older: bool, code: int, fault: str) -> str:
         """What the fault left behind: "old", "new", "nothing", "mixed" (all whole), "best so far", or a failure."""
         graceful, found = "kill" not in fault, contents(self.out)
-        state = {name for name in found if any(part.endswith(".resume") for part in Path(name).parts)}
         if graceful and (code not in (0, 2, 130, 143) or "Traceback" in self.log.read_text()):
             return "wrong exit"
-        left = found.keys() - state - self.good[1].keys()
+        left = found.keys() - self.good[1].keys()
         if fault == "failing operation":  # it may be the one that tidies up; the run after it must do so
             left = {name for name in left if not Path(name).parts[0].endswith(".part")}
         if graceful and left:

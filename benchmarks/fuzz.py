@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,11 +39,14 @@ from fractal.adapter import build_adapter, load, save
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.h5ad import read_map
-from fractal.reference.annotator import Calibration, Tree
-from fractal.reference.bundle import Bundle, read_bundle, write_bundle
+from fractal.reference.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
+from fractal.reference.card import model_card
+from fractal.split import Split
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
+LEVELS: dict[str, Any] = {"levels": list(atlas.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
+SPLIT = asdict(Split("0" * 64, 9, 0, 0.2, 0.1, 0))
 EXTREMES = [0, 1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
 
@@ -160,12 +164,21 @@ def foreign_parquet_file() -> bytes:
 
 
 def checkpoint_file(recipe: str, zipped: bool = True) -> bytes:
-    config = {"recipe": recipe, "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1], [1, 2]]}
+    config = {"recipe": recipe, "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1], [1, 2]], **LEVELS}
     classes = [["a", "b"], ["a", "b", "c"], ["a", "b", "c"], ["a", "b", "c"]]
     with TemporaryDirectory() as folder:
         path = Path(folder, "a")
         torch.manual_seed(0)
-        save(path, build_adapter(config, classes), config, classes, split={"seed": 0})
+        save(
+            path,
+            build_adapter(config, classes),
+            config,
+            classes,
+            split=SPLIT,
+            training={},
+            versions={},
+            validation=None,
+        )
         if not zipped:
             torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
         return path.read_bytes()
@@ -184,13 +197,31 @@ def read_npy(path: Path) -> None:
 
 
 def make_bundle(folder: Path) -> None:
-    paths = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
-    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]]}
-    adapter, rows = build_adapter(config, [["a"], ["b"], ["c"], ["d", "e"]]), np.arange(6) % 2
-    calibration = Calibration([([0.0, 1.0], [0.0, 1.0])] * 4, *[[0.0, 1.0]] * 3)
-    facts = {"config": config, "classes": [], "cl_release": "2025-07-30"}
-    ids, x = np.full((2, 4), "CL:0000000"), np.ones((6, 8), np.float32)
-    write_bundle(folder, Bundle(adapter, Tree.of(paths), ids, x, rows, calibration, facts), "card")
+    paths: list[tuple[str, ...]] = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]], **LEVELS}
+    classes = [["a"], ["b"], ["c"], ["d", "e"]]
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(MIN_VALIDATION, 8)).astype(np.float32)
+    labels = np.zeros((MIN_VALIDATION, 4), np.int64)
+    labels[::2, 3] = 1
+    cells = atlas.Cells(x, labels, classes)
+    facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
+    counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
+    bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)
+    write_bundle(folder, bundle)
+
+
+def use_bundle(folder: Path) -> None:
+    """Read it and annotate with it, as `fractal annotate` does."""
+    bundle = read_bundle(folder)
+    vectors = np.random.default_rng(1).normal(size=(3, bundle.adapter.dim)).astype(np.float32)
+    bundle.columns(bundle.answer(vectors), np.ones(3, bool))
+    model_card(bundle.facts, 0)
+
+
+def read_checkpoint(path: Path) -> None:
+    """As train.py's readers do: the adapter, and the split that it carries."""
+    Split.of(load(path)[1], path)
 
 
 def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
@@ -202,7 +233,7 @@ def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
         if name != "bundle.json":
             hashes = {**whole["sha256"], name: atlas.fingerprint(path)}
             (folder / "bundle.json").write_text(json.dumps({**whole, "sha256": hashes}))
-        read_bundle(folder)
+        use_bundle(folder)
 
     return read
 
@@ -210,7 +241,7 @@ def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
 def targets(scratch: Path) -> dict[str, Target]:
     """The readers; in `scratch` they keep what they need."""
     bundles = {}
-    for name in ("bundle.json", "calibration.json", "hierarchy.tsv", "adapter.safetensors"):
+    for name in ("bundle.json", "calibration.json", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"):
         make_bundle(scratch / name)
         bundles[name] = Target([(scratch / name / name).read_bytes()], reads_bundle(scratch / name, name), 5)
     checkpoint = checkpoint_file("fractal")
@@ -238,8 +269,8 @@ def targets(scratch: Path) -> dict[str, Target]:
         "npy": Target([npy_file("f4"), npy_file("f2"), npy_file(">f8")], read_npy, 20),
         "obo": Target([obo_file()], read_obo, 30),
         "parquet": Target(parquets, read_parquet, 40),
-        "checkpoint": Target(checkpoints, load, 10),
-        "checkpoint pickle": Target([members[pickle_name]], load, 20, with_pickle),
+        "checkpoint": Target(checkpoints, read_checkpoint, 10),
+        "checkpoint pickle": Target([members[pickle_name]], read_checkpoint, 20, with_pickle),
         **bundles,
     }
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import eval as evaluate
 from fractal.adapter import embed, load
-from fractal.atlas import LEVELS, read_rows
+from fractal.atlas import read_rows
 from fractal.cli import positive_int, run
 from fractal.files import atomic_write
 from fractal.metrics import knn_accuracy, silhouette
@@ -38,11 +38,18 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def matrix(axes: plt.Axes, values: Sequence[Sequence[float | None]], names: list[str], title: str, low: float) -> None:
+def matrix(
+    axes: plt.Axes,
+    values: Sequence[Sequence[float | None]],
+    names: list[str],
+    levels: Sequence[str],
+    title: str,
+    low: float,
+) -> None:
     """Embeddings down, levels across; a level of one class stays empty."""
     shown = np.array([[np.nan if v is None else v for v in row] for row in values])
     axes.imshow(shown, cmap="viridis", vmin=low, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(LEVELS)), LEVELS)
+    axes.set_xticks(range(len(levels)), levels)
     axes.set_yticks(range(len(names)), names)
     axes.set_title(title, fontsize=10)
     for (i, j), value in np.ndenumerate(shown):
@@ -60,21 +67,30 @@ def main(argv: list[str] | None = None) -> None:
     labels, vectors = torch.from_numpy(cells.labels), torch.from_numpy(cells.vectors)
     prefixes = embed(adapter, vectors)
     names = [f"prefix {j + 1}" for j in range(len(prefixes) - 1)] + ["full"]
+    blocks = checkpoint["config"].get("block_levels", range(len(prefixes)))
 
     figure = plt.figure(figsize=(3.2 * len(prefixes), 6.4), layout="constrained")
     above, below = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.2, 1)))
-    for level, axes in enumerate(tqdm(above.subplots(1, len(prefixes)), unit="map", desc="t-SNE")):
-        plane = TSNE(metric="cosine", init="random", random_state=0).fit_transform(prefixes[level].numpy())
+    for j, axes in enumerate(tqdm(above.subplots(1, len(prefixes)), unit="map", desc="t-SNE")):
+        plane = TSNE(metric="cosine", init="random", random_state=0).fit_transform(prefixes[j].numpy())
+        level = blocks[j]
         # 20 colours, repeated: beyond that neighbours may share one, islands are still seen
         axes.scatter(*plane.T, c=labels[:, level] % 20, cmap="tab20", s=3, linewidths=0)
         classes = len(labels[:, level].unique())
-        axes.set_title(f"{names[level]}, coloured by {LEVELS[level]} ({classes})", fontsize=10)
+        axes.set_title(f"{names[j]}, coloured by {cells.levels[level]} ({classes})", fontsize=10)
         axes.set_axis_off()
     left, right = below.subplots(1, 2)
     rows_shown, all_names = [vectors, *prefixes], ["raw", *names]
-    matrix(left, [knn_accuracy(e, labels) for e in rows_shown], all_names, "5-NN accuracy (leave-one-out)", 0.5)
-    widths = [[silhouette(e, labels[:, k]) for k in range(len(LEVELS))] for e in rows_shown]
-    matrix(right, widths, all_names, "silhouette (cosine)", -1)
+    matrix(
+        left,
+        [knn_accuracy(e, labels) for e in rows_shown],
+        all_names,
+        cells.levels,
+        "5-NN accuracy (leave-one-out)",
+        0.5,
+    )
+    widths = [[silhouette(e, labels[:, k]) for k in range(len(cells.levels))] for e in rows_shown]
+    matrix(right, widths, all_names, cells.levels, "silhouette (cosine)", -1)
     figure.suptitle(args.title or f"{len(rows):,} test cells of {args.input}", fontsize=11)
     with atomic_write(args.output) as part:
         figure.savefig(part, format="png", dpi=110)

@@ -1,12 +1,13 @@
 """The recipes side by side on several data sets, several seeds each, with controls and paired differences.
 
-    export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
+    export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/, fetal_organs/ and pancreas_studies/
     uv run python -m benchmarks.quality
 
 Every seed draws its own test cells (or studies), validation cells and starting weights; `simulated` also makes another
-atlas per seed. Checkpoints and figures that are there are not made again, so a run that was cut off goes on; delete the
-output folder after a change of the code. Writes quality.json and quality.md beside them. Sets with under 2,000 test
-cells are cross-fitted: five trainings a seed, each with another fifth held out, so that every cell is a test cell once.
+atlas per seed. `pancreas_studies` holds out one study at a time, every one once a seed. Checkpoints and figures that
+are there are not made again, so a run that was cut off goes on; delete the output folder after a change of the code.
+Writes quality.json and quality.md beside them. fetal_organs has under 2,000 test cells and is cross-fitted: five
+trainings a seed, each with another fifth held out, so that every cell is a test cell once.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from fractal import simulate
 from fractal.atlas import LEVELS, study_codes
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import atomic_write
-from fractal.metrics import bootstrap_interval
+from fractal.metrics import bootstrap_interval, t_interval
+from fractal.recipes import RECIPES
 
-# fetal_organs has 1,600 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
+# Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.
-PUBLISHED = {"fetal_organs": ["--epochs", "60", "--lr", "3e-4", "--patience", "60"]}
+LONGER = ["--epochs", "60", "--lr", "3e-4", "--patience", "60"]
+PUBLISHED = {"fetal_organs": LONGER, "pancreas_studies": LONGER}
 SIMULATED_CELLS = 1_000_000
 SIMULATED_ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 PROTOCOLS = {
@@ -41,7 +44,7 @@ PROTOCOLS = {
 }
 
 
-def tonsil_and_blood(stratified: Path, seed: int) -> list[str]:
+def tonsil_and_blood(stratified: Path, seed: int, fold: int) -> list[str]:
     """Two blood and two tonsil donors of pbmc_tonsil."""
     donors = study_codes(stratified)[1]
     rng = np.random.default_rng(seed)
@@ -49,16 +52,26 @@ def tonsil_and_blood(stratified: Path, seed: int) -> list[str]:
     return ["--test-studies", *(str(d) for kind in kinds for d in rng.choice(kind, 2, replace=False))]
 
 
-# Data set -> the atlas it is made of, and what train.py is told, given the stratified file and the seed.
-DATASETS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
+def one_study(stratified: Path, seed: int, fold: int) -> list[str]:
+    return ["--test-studies", study_codes(stratified)[1][fold]]
+
+
+def one_fold(stratified: Path, seed: int, fold: int) -> list[str]:
+    return ["--fold", str(fold)]
+
+
+# Data set -> the atlas it is made of, and what train.py is told, given the stratified file, the seed and the fold.
+DATASETS: dict[str, tuple[str, Callable[[Path, int, int], list[str]]]] = {
     "pbmc_tonsil": ("pbmc_tonsil", lambda *_: []),
     "pbmc_tonsil_donors": ("pbmc_tonsil", tonsil_and_blood),
-    "fetal_organs": ("fetal_organs", lambda *_: []),
+    "fetal_organs": ("fetal_organs", one_fold),
+    "pancreas_studies": ("pancreas_studies", one_study),
     "simulated": ("simulated", lambda *_: ["--max-samples", str(SIMULATED_ROWS)]),
     "simulated_studies": ("simulated", lambda *_: ["--max-samples", str(SIMULATED_ROWS), "--holdout", "study"]),
 }
 
-FOLDS = {"fetal_organs": 5}
+FOLDS = {"fetal_organs": 5, "pancreas_studies": 5}
+STUDIES = {"pbmc_tonsil_donors", "pancreas_studies", "simulated_studies"}  # what is held out; else cells are
 Run = tuple[dict[str, Any], Any]  # what eval.py writes: its JSON, and per query right or wrong
 
 
@@ -73,7 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: %(default)s)"
     )
-    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(train.RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(RECIPES))
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/quality"), help="keeps files and finished runs (default: %(default)s)"
@@ -81,22 +94,22 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(atlas: str, seed: int, data: Path | None, folder: Path) -> Path:
+def prepare(atlas: str, seed: int, data: Path | None, folder: Path, cells: int = SIMULATED_CELLS) -> Path:
     """-> the stratified file of an atlas."""
     simulated = atlas == "simulated"
     folder = folder / (f"{atlas}_{seed}" if simulated else atlas)
-    stratified, cells = folder / "stratified.parquet", folder / "cells.parquet"
+    stratified, ingested = folder / "stratified.parquet", folder / "cells.parquet"
     if stratified.exists():
         return stratified
     if simulated:
         release = folder / "model_v1.1"
-        simulate.main(["--cells", str(SIMULATED_CELLS), "--seed", str(seed), "--output", str(release)])
+        simulate.main(["--cells", str(cells), "--seed", str(seed), "--output", str(release)])
     elif data is None:
         raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
     else:
         release = data / atlas / "model_v1.1"
-    ingest.main(["--model-dir", str(release), "--output", str(cells)])
-    stratify.main(["--input", str(cells), "--output", str(stratified)])
+    ingest.main(["--model-dir", str(release), "--output", str(ingested)])
+    stratify.main(["--input", str(ingested), "--output", str(stratified)])
     return stratified
 
 
@@ -109,9 +122,10 @@ def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Ru
     for recipe in args.recipes:
         models.append(folder / f"{recipe}.pt")
         if not models[-1].exists():
-            more = flags(stratified, seed) + (PUBLISHED.get(dataset, []) if recipe == "published" else [])
-            common = ["--input", str(stratified), "--seed", str(seed), "--fold", str(fold), "--recipe", recipe]
-            train.main([*common, "--output", str(models[-1]), *more])
+            more = flags(stratified, seed, fold) + (PUBLISHED.get(dataset, []) if recipe == "published" else [])
+            seeds = ["--split-seed", str(seed), "--seed", str(seed)]
+            common = ["--input", str(stratified), "--recipe", recipe, "--output", str(models[-1])]
+            train.main([*common, *seeds, *more])
     figures, cells = (folder / f"{'_'.join(args.recipes)}.{suffix}" for suffix in ("json", "npz"))
     if not figures.exists():
         names = [str(model) for model in models]
@@ -120,32 +134,61 @@ def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Ru
     return json.loads(figures.read_text(encoding="utf-8")), np.load(cells)
 
 
+def own_embedding(config: dict[str, Any], level: int) -> str | None:
+    """The name of the shortest prefix that has the block of a level, or "full"; None where there is no such block.
+
+    A level of one class has no block of its own and takes the first.
+    """
+    blocks = list(config.get("block_levels", range(config["num_levels"])))
+    if level > blocks[-1]:
+        return None
+    j = max(1, sum(own <= level for own in blocks))
+    return f"prefix {j}" if j < len(blocks) else "full"
+
+
 def summary(values: list[float | None], seeds: int) -> str:
-    """Mean and standard deviation over the seeds of values (one per seed and fold, the folds of a seed together)."""
+    """Mean and standard deviation (n - 1) over the seeds of values: one per seed and fold, a seed's folds together."""
     if None in values:
         return "-"
     means = np.array(values, float).reshape(seeds, -1).mean(1)
-    return f"{means.mean():.3f} ± {means.std():.3f}"
+    return f"{means.mean():.3f}" + (f" ± {means.std(ddof=1):.3f}" if seeds > 1 else "")
 
 
-def paired(difference: np.ndarray, cells: np.ndarray) -> str:
-    """Mean of differences (n,), and its 95 % bootstrap interval over the cells; a cell tested twice counts once."""
-    own, times = np.unique(cells, return_inverse=True, return_counts=True)[1:]
+def paired(difference: np.ndarray, cells: np.ndarray, studies: np.ndarray | None = None) -> str:
+    """Mean of differences (n,) and its 95 % interval: a bootstrap over the cells (n,), or t over their studies (n,).
+
+    A cell that several draws have tested counts once, with the mean of its differences. With studies the mean is that
+    of their own means.
+    """
+    _, first, own, times = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
     difference = np.bincount(own, difference) / times
-    low, high = bootstrap_interval(difference)
+    if studies is None:
+        low, high = bootstrap_interval(difference)
+    else:
+        _, study, size = np.unique(studies[first], return_inverse=True, return_counts=True)
+        difference = np.bincount(study, difference) / size
+        low, high = t_interval(difference)
     return f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def differences(runs: list[Run], seeds: int, one_atlas_a_seed: bool) -> dict[str, list[str]]:
+def numbered(numbers: list[np.ndarray], seeds: int, one_atlas_a_seed: bool) -> np.ndarray:
+    """Row or study numbers of all runs: equal ones are the same in every run, unless there is `one_atlas_a_seed`."""
+    per_seed = len(numbers) // seeds
+    return np.concatenate([own + 10**9 * (i // per_seed) * one_atlas_a_seed for i, own in enumerate(numbers)])
+
+
+def differences(
+    runs: list[Run], seeds: int, one_atlas_a_seed: bool, studies: list[np.ndarray] | None = None
+) -> dict[str, list[str]]:
     """Paired differences of `fractal full` to every other embedding of full length, and of its prefix j at level j.
 
-    -> name -> one text per level. Rows of the same number are the same cell in every run, unless there is
-    `one_atlas_a_seed`.
+    -> name -> one text per level. `studies`: per run the study of each cell, where whole studies are held out.
     """
     names = [row["embedding"] for row in runs[0][0]["rows"]]
-    per_seed = len(runs) // seeds
-    numbers = [right["rows"] + 10**9 * (i // per_seed) * one_atlas_a_seed for i, (_, right) in enumerate(runs)]
-    cells, found = np.concatenate(numbers), {}
+    fractal = next(config for config in runs[0][0]["config"] if config["recipe"] == "fractal")
+    cells = numbered([right["rows"] for _, right in runs], seeds, one_atlas_a_seed)
+    groups = None if studies is None else numbered(studies, seeds, one_atlas_a_seed)
+    found = {}
     for protocol in ("loo", "bank"):
         right = {
             name: np.concatenate([one[protocol][i] for _, one in runs]).astype(int) for i, name in enumerate(names)
@@ -153,10 +196,18 @@ def differences(runs: list[Run], seeds: int, one_atlas_a_seed: bool) -> dict[str
         full = right.pop("fractal full")
         for name, values in right.items():
             if name.endswith(" full") or name.split()[0] in ("raw", "PCA", "LDA"):
-                found[f"{protocol}: full - {name}"] = [paired(column, cells) for column in (full - values).T]
-        own = [right[f"fractal prefix {j + 1}"][:, j] - full[:, j] for j in range(3)]
-        found[f"{protocol}: prefix j at level j - full"] = [*(paired(column, cells) for column in own), "-"]
+                found[f"{protocol}: full - {name}"] = [paired(column, cells, groups) for column in (full - values).T]
+        right["fractal full"] = full
+        own = [right[f"fractal {own_embedding(fractal, k)}"][:, k] - full[:, k] for k in range(len(LEVELS) - 1)]
+        found[f"{protocol}: prefix j at level j - full"] = [*(paired(column, cells, groups) for column in own), "-"]
     return found
+
+
+def held_out_studies(dataset: str, runs: list[Run], args: argparse.Namespace) -> list[np.ndarray]:
+    """Per run the study number of each test cell."""
+    per_seed = len(runs) // args.seeds
+    files = [prepare(DATASETS[dataset][0], i // per_seed, args.data, args.output) for i in range(len(runs))]
+    return [study_codes(path)[0][right["rows"]].astype(np.int64) for path, (_, right) in zip(files, runs, strict=True)]
 
 
 def level_means(runs: list[Run], embedding: str, key: str, seeds: int) -> list[str]:
@@ -167,8 +218,9 @@ def level_means(runs: list[Run], embedding: str, key: str, seeds: int) -> list[s
 def in_brief(found: dict[str, list[Run]], paired_rows: dict[str, dict[str, list[str]]], seeds: int) -> str:
     """The tables of the README: all data sets together, the most telling rows only."""
     accuracy, gains, own, silhouettes = [], [], [], []
-    prefixes = ["fractal prefix 1", "fractal prefix 2", "fractal prefix 3", "fractal full"]
     for dataset, runs in found.items():
+        fractal = next(config for config in runs[0][0]["config"] if config["recipe"] == "fractal")
+        prefixes = [f"fractal {own_embedding(fractal, k)}" for k in range(len(LEVELS))]
         for name in ("raw", "LDA", "published full", "mrl full", "fractal full"):
             accuracy.append([dataset, name, *level_means(runs, name, "loo", seeds)])
         every = [level_means(runs, name, "loo", seeds) for name in prefixes]
@@ -213,9 +265,12 @@ def main(argv: list[str] | None = None) -> None:
             text = table(["Embedding", "Dims", *header], rows)
             tables.append(f"{dataset}: {title}, mean ± sd of {args.seeds} seeds\n\n{text}\n")
         if compared:
-            paired_rows[dataset] = differences(runs, args.seeds, DATASETS[dataset][0] == "simulated")
+            simulated = DATASETS[dataset][0] == "simulated"
+            studies = held_out_studies(dataset, runs, args) if dataset in STUDIES else None
+            paired_rows[dataset] = differences(runs, args.seeds, simulated, studies)
             rows = [[name, *texts] for name, texts in paired_rows[dataset].items()]
-            title = f"{dataset}: paired differences of fractal, 95 % bootstrap interval over cells"
+            unit = "t interval over studies" if studies else "bootstrap interval over cells"
+            title = f"{dataset}: paired differences of fractal, 95 % {unit}"
             tables.append(f"{title}\n\n{table(['Difference', *header], rows)}\n")
     if compared:
         tables.insert(0, in_brief(found, paired_rows, args.seeds))

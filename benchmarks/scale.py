@@ -141,14 +141,14 @@ STAGES = [
     ),
     Stage(
         "embed",
-        "embed",
+        "fractal.commands.embed",
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/{EMBEDDED}",
         [STRATIFIED],
         EMBEDDED,
     ),
     Stage(
-        "bundle",
-        "bundle",
+        "reference",
+        "fractal.commands.reference",
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/reference",
         [STRATIFIED],
         REFERENCE,
@@ -156,7 +156,7 @@ STAGES = [
     ),
     Stage(  # each cell is compared with the 50,000 of the reference
         "annotate",
-        "annotate",
+        "fractal.commands.annotate",
         f"--input {{folder}}/{CELLS} --reference {{folder}}/reference --output {{folder}}/{LABELS}",
         [CELLS],
         LABELS,

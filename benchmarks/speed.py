@@ -1,13 +1,13 @@
 """How long the heavy steps take, beside a peer or the floor of their matrix work, in one run.
 
-    uv run --group benchmarks python benchmarks/speed.py knn
-    uv run --group benchmarks python benchmarks/speed.py silhouette
-    uv run --group benchmarks python benchmarks/speed.py embed --model-path ADAPTER.pt --input CELLS.parquet
+    uv run --group benchmarks python -m benchmarks.speed knn
+    uv run --group benchmarks python -m benchmarks.speed silhouette
+    uv run --group benchmarks python -m benchmarks.speed embed --model-path ADAPTER.pt --input CELLS.parquet
 
 knn         5,000 queries against 100,000 rows, 128-d, 5 neighbours: ours, faiss's flat index, a torch product with
             topk (how sentence-transformers searches), scikit-learn's brute force
 silhouette  50,000 cells, 128-d, 203 classes: ours and scikit-learn's, which goes through all pairs
-embed       embed.py on a file, beside the time that its products alone would take at the rate of a 4096-cubed one
+embed       `fractal embed` on a file, beside its products alone at the rate of a 4096-cubed one
 
 Every run is a process of its own, so that its peak memory is its own; the runs take turns, and medians are printed. On
 a machine that does other things too, compare the CPU seconds. OMP_NUM_THREADS sets the threads of all of them.

@@ -1,8 +1,8 @@
 """Does an .h5ad of 1 million cells x 128 stream in bounded memory? Peaks of embedding and annotating, at two sizes.
 
-    uv run --extra h5ad python benchmarks/streaming.py --reference FOLDER
+    uv run python -m benchmarks.streaming --reference FOLDER
 
-Random vectors; embedded by an untrained adapter of the default size, annotated with a reference of bundle.py for
+Random vectors; embedded by an untrained adapter of the default size, annotated with a reference for
 vectors of 128 numbers. Memory and speed do not depend on their values. Each run is a process of its own, since a peak
 never falls again.
 """
@@ -19,12 +19,11 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-import torch
 
-from fractal.adapter import FractalAdapter
+from fractal.adapter import build_adapter, save
+from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run
-from fractal.commands import annotate
-from fractal.commands.embed import embed_h5ad
+from fractal.commands import annotate, embed
 from fractal.h5ad import add_obsm
 from fractal.vectors import CHUNK, open_h5ad
 
@@ -40,14 +39,22 @@ def get_parser() -> argparse.ArgumentParser:
         default=[100_000, 1_000_000],
         help="sizes of the files; 1 million cells take 1 GB of disk (default: 100000 1000000)",
     )
-    parser.add_argument("--reference", type=Path, help="also annotate, with this folder of bundle.py")
+    parser.add_argument("--reference", type=Path, help="also annotate, with this folder of `fractal reference`")
     parser.add_argument("--only", choices=["embed", "annotate"], help=argparse.SUPPRESS)  # in a process of its own
     return parser
 
 
-def embed(source: Path, target: Path) -> None:
-    adapter = FractalAdapter(DIM, 4, 32, torch.arange(SUBTYPES)[:, None].expand(SUBTYPES, 4)).eval()
-    embed_h5ad(adapter, "fractal", "untrained", source, "X_raw", target)
+def embed_untrained(source: Path, target: Path) -> None:
+    paths = np.arange(SUBTYPES)[:, None].repeat(4, 1).tolist()
+    config = {"recipe": "fractal", "dim": DIM, "num_levels": 4, "scale_dim": 32, "paths": paths}
+    config |= {"levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}
+    classes = [[f"type {i:03}" for i in range(SUBTYPES)]] * 4
+    checkpoint = source.with_name("untrained.pt")
+    save(
+        checkpoint, build_adapter(config, classes), config, classes, split={}, training={}, versions={}, validation=None
+    )
+    flags = ["--model-path", str(checkpoint), "--use-rep", "X_raw", "--device", "cpu"]
+    embed.main([str(source), *flags, "--output", str(target)])
 
 
 def measure(cells: int, name: str, do: Callable[[Path, Path], None]) -> None:
@@ -75,12 +82,14 @@ def main(argv: list[str] | None = None) -> None:
         def label(source: Path, target: Path) -> None:
             annotate.main([*flags, "--input", str(source), "--output", str(target)])
 
-        measure(args.cells[0], args.only, embed if args.only == "embed" else label)
+        measure(args.cells[0], args.only, embed_untrained if args.only == "embed" else label)
         return
     more = ["--reference", str(args.reference)] if args.reference else []
     for name in ("embed", "annotate") if args.reference else ("embed",):
         for cells in args.cells:
-            subprocess.run([sys.executable, __file__, "--cells", str(cells), "--only", name, *more], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.streaming", "--cells", str(cells), "--only", name, *more], check=True
+            )
 
 
 if __name__ == "__main__":

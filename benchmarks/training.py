@@ -29,6 +29,7 @@ import train
 from fractal.adapter import FractalAdapter, load
 from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run, table
+from fractal.recipes import RECIPES
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 
@@ -66,7 +67,7 @@ def step_times(flags: list[str]) -> list[float]:
             ticks.append(time.perf_counter())
             return super().update(n)
 
-    with patch("train.tqdm", Clock):
+    with patch("fractal.training.tqdm", Clock):
         train.main(flags)
     return [after - before for before, after in zip(ticks[5:], ticks[6:], strict=False)]
 
@@ -80,7 +81,7 @@ def step_operations(adapter: FractalAdapter, batch: int) -> int:
     linear = sum(layer.weight.numel() for layer in adapter.modules() if isinstance(layer, torch.nn.Linear))
     first = adapter.linear.weight.numel() + next(adapter.mlp.parameters()).numel()
     prototypes = sum(k * (j + 1) * adapter.scale_dim for j, k in enumerate(adapter.classes))
-    shown = adapter.path_to_class.numel() + adapter.axes.numel()  # forward only
+    shown = adapter.path_to_class.numel() + adapter.axes.numel() + adapter.class_means.numel()  # forward only
     anchors = adapter.anchors.numel()  # forward, and back into the anchors
     return 2 * batch * (3 * (linear + adapter.path_anchors.numel() + prototypes) - first + shown + 2 * anchors)
 
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             rate = statistics.median(matrix_rate() for _ in range(3))
             adapter = load(model)[0]
             assert isinstance(adapter, FractalAdapter)
-            medians["floor"].append(step_operations(adapter, train.RECIPES["fractal"].batch_size) / rate)
+            medians["floor"].append(step_operations(adapter, RECIPES["fractal"].batch_size) / rate)
             if args.yardstick:
                 command = [sys.executable, str(args.yardstick), "--input", str(args.input), "--max-samples", "30000"]
                 out = subprocess.run([*command, "--iters", "40", "--style", "plain"], capture_output=True, check=True)

@@ -1,1 +1,31 @@
-"""Fractal embeddings of single cells: cut the vector and it climbs the cell hierarchy."""
+"""Fractal embeddings of single cells: truncate the vector and it climbs the cell hierarchy.
+
+    ref = fractal.fit(adata, labels="cell_type", use_rep="X_scVI")
+    ref.save("blood_reference"); ref = fractal.load("blood_reference")
+    ref.annotate(new); ref.embed(new)
+    fractal.truncate(new.obsm["X_fractal"], new.uns["fractal"], 2)
+
+Importing this loads next to nothing: torch comes with the first name that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fractal.api import Reference, fit, load
+    from fractal.h5ad import truncate
+
+__version__ = "0.1.0"
+__all__ = ["Reference", "fit", "load", "truncate"]
+
+LAZY = {"Reference": "fractal.api", "fit": "fractal.api", "load": "fractal.api", "truncate": "fractal.h5ad"}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name not in LAZY:
+        raise AttributeError(f"module 'fractal' has no attribute '{name}'")
+    return getattr(importlib.import_module(LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -6,10 +6,11 @@ import sys
 from fractal.cli import InputError, printable, run
 
 COMMANDS = {  # name -> what --help says of it
-    "reference": "a trained adapter -> a reference in one folder",
+    "fit": "labelled cells -> a reference in one folder",
     "annotate": "label new cells with a reference",
     "embed": "give every cell of a file its fractal vector",
     "export": "an adapter as ONNX, and vectors as int8",
+    "reference": "a trained adapter of train.py -> a reference",
 }
 HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
 

@@ -53,34 +53,37 @@ class Adapter(nn.Module):
 
 
 TAU = 0.07  # temperature of cosine softmaxes
-# Per block; the last block takes the last entry, whatever the number of levels. Chosen on simulated atlases of other
-# seeds than those reported, so that each level is best separated by its own prefix.
-BLOCK_SCALE = (2.0, 0.8, 1.6, 1.0)  # length: the first weighs so much that systems stay apart in the full vector
-RESIDUAL_SCALE = (
-    0.1,
-    0.25,
-    0.4,
-    0.6,
-)  # length of the part that shows the input itself, beside 1 of what the classes dictate
-AXES_ROWS = 100_000  # training rows that the principal axes are found in: 50 MB at 128-d
-ORDER = 28.0  # divides the log-probabilities: what they add ranges over half a class's probability
+# Per block; the last block takes the last entry, whatever the number of levels. All constants here were chosen on other
+# draws, studies and simulated atlases than those reported.
+BLOCK_SCALE = (1.5, 1.0, 1.4, 0.8)  # length of what the classes dictate: the first weighs most, so systems stay apart
+RESIDUAL_SCALE = (1.5, 1.5, 2.5, 3.0)  # of the slice of the whitened cell; all slices together have length 1
+SHARPNESS = (3.0, 3.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep their doubt
+STATISTICS_ROWS = 100_000  # training rows that `fit_statistics` looks at: 100 MB at 128-d
+SHRINKAGE = 0.3  # of the covariance within subtypes towards a ball, which small atlases need
+MEANS_SHARE = 0.3  # of the probabilities, that of the class means; the rest is the network's
+MEANS_TEMPERATURE = 2.0  # of the class means: the numbers of a cell are not independent witnesses
+FAMILIAR = 0.95  # share of the training cells that are no farther from their class mean than a familiar cell
 
 
 class FractalAdapter(Adapter):
-    """Block j says which class of level j a cell belongs to, and hardly more.
+    """Block j says which class of level j a cell belongs to, and shows a slice of the cell itself.
 
-    A perceptron with two hidden layers and a linear map beside it tell how likely each path of the hierarchy is: a
-    cosine softmax over one learned unit vector per path. Summed over the paths through a class, that is the class's
+    Whitening. All work is done in axes in which the cells of one subtype vary alike in all directions, be it by study
+    or by chance (`fit_statistics`; nothing is trained). Distances there count what tells types apart, in studies and
+    for types that training never saw as well.
+
+    Classes. How likely is each path of the hierarchy? Two opinions are averaged. A perceptron, with a linear map beside
+    it, ends in a cosine softmax over one learned unit vector per path: it knows cells as in training best. The
+    distances to the class means (a linear discriminant) carry over better to strangers. The farther a cell is from all
+    class means, the less sure the perceptron is taken to be. Summed over the paths through a class, that is the class's
     probability, so that all levels agree. Block j is the mean of the classes' anchors (learned unit vectors), weighted
-    with these probabilities, and a little of their logarithms, which keep apart the cells of one class.
+    with these probabilities.
 
-    A smaller part of each block shows the input itself: the direction of its first `scale_dim` principal components in
-    the last block, of the next ones in the block before, and so on. The full vector thus also shows what the labels
-    don't name, so neighbours stay right where the classifier has not seen such cells; in the first blocks, which get
-    what varies least, cells of one class are not put in the order of the classifier's certainty.
+    Residual. The whitened cell, a vector of length 1, lies in slices across the blocks, the axes that vary most in the
+    last one. So the full vector keeps what no label names, and cells of unseen types stay together.
 
     Labels are noisy and small atlases have 2,000 cells, so training is held back twice: by dropout, and by noise on
-    the input, `noise` long beside a vector of length 1, which teaches that cells so close together are the same.
+    the perceptron's input, `noise` long beside a vector of length 1, which teaches that cells so close are the same.
 
     paths (num_paths, num_levels): the class of each path at the level that block j tells. 0.4 M weights at 128-d,
     4 x 32 and 203 subtypes.
@@ -89,9 +92,13 @@ class FractalAdapter(Adapter):
     paths: Tensor
     mean: Tensor
     axes: Tensor
+    class_means: Tensor
+    log_prior: Tensor
+    familiar: Tensor
     path_to_class: Tensor
     block_scale: Tensor
     residual_scale: Tensor
+    sharpness: Tensor
 
     def __init__(
         self,
@@ -115,12 +122,18 @@ class FractalAdapter(Adapter):
         self.classes = [int(k.max()) + 1 for k in paths.T]  # per level
         self.anchors = nn.Parameter(torch.randn(sum(self.classes), scale_dim))  # one level after the other
         self.register_buffer("paths", paths)
-        self.register_buffer("mean", torch.zeros(dim))  # of the inputs, and their principal axes: see fit_axes
-        self.register_buffer("axes", torch.zeros(num_levels * scale_dim, dim))
+        # What `fit_statistics` finds: mean and whitened axes, and in these the class means, their frequency, and how
+        # far (squared) a familiar cell is from the nearest.
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("axes", torch.eye(dim))
+        self.register_buffer("class_means", torch.zeros(len(paths), dim))
+        self.register_buffer("log_prior", torch.zeros(len(paths)))
+        self.register_buffer("familiar", torch.ones(()))
         # (num_paths, classes of all levels): sums the paths through each class
         members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
         self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
-        for name, part in ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE):  # (num_levels, 1)
+        parts = ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE), ("sharpness", SHARPNESS)
+        for name, part in parts:  # (num_levels, 1)
             before = [part[min(j, len(part) - 2)] for j in range(num_levels - 1)]  # of more than 4, middle ones repeat
             column = torch.tensor([*before, part[-1]])[:, None]
             self.register_buffer(name, column, persistent=False)
@@ -136,37 +149,67 @@ class FractalAdapter(Adapter):
             "linear.weight": (QUERY_DIM, dim),
             "path_anchors": (len(config["paths"]), QUERY_DIM),
             "anchors": (sum(max(column) + 1 for column in columns), scale_dim),
-            "axes": (num_levels * scale_dim, dim),
+            "axes": (dim, dim),
+            "class_means": (len(config["paths"]), dim),
         }
 
-    def fit_axes(self, x: Tensor) -> None:
-        """Take mean and principal axes from the training rows x (n, dim). Axes that these don't have stay zero."""
-        x = normalize(x[:AXES_ROWS].cpu().double(), dim=1)
-        self.mean.copy_(x.mean(0))
-        axes = torch.zeros(len(self.axes), self.dim)
-        covariance = torch.atleast_2d(torch.cov(x.T, correction=0))
-        components = torch.linalg.eigh(covariance).eigenvectors.T.flip(0)  # most varying first
-        n = min(len(axes), *x.shape)
-        axes[:n] = components[:n]
-        self.axes.copy_(axes.view(self.num_levels, -1, self.dim).flip(0).flatten(0, 1))
+    def fit_statistics(self, x: Tensor, path: Tensor, frequency: Tensor) -> None:
+        """Find the whitened axes and the class means of the training rows x (n, dim), on the paths path (n,) int64.
+
+        frequency (num_paths,): how many cells of the file are on each path. The covariance within the paths is shrunk
+        towards a ball (Ledoit and Wolf 2004, with a fixed weight), and the axes come in the order of the principal
+        axes of x, most varying first.
+        """
+        x, path = normalize(x[:STATISTICS_ROWS].cpu().double(), dim=1), path[:STATISTICS_ROWS].cpu()
+        mean = x.mean(0)
+        x = x - mean
+        size = path.bincount(minlength=len(self.paths)).clamp(min=1)[:, None]
+        means = torch.zeros(len(size), self.dim, dtype=x.dtype).index_add_(0, path, x) / size
+        within = x - means[path]
+        covariance = within.T @ within / len(x)
+        ball = covariance.trace().clamp(min=1e-12) / self.dim * torch.eye(self.dim, dtype=x.dtype)
+        variance, directions = torch.linalg.eigh(torch.lerp(covariance, ball, SHRINKAGE))
+        principal = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)
+        axes = directions * variance.rsqrt() @ directions.T @ principal
+        self.mean.copy_(mean)
+        self.axes.copy_(axes)
+        self.class_means.copy_(means @ axes)
+        self.log_prior.copy_((frequency.cpu() + 0.5).log().log_softmax(0))
+        whitened = (x @ axes).to(self.axes)
+        nearest = torch.cat([self.squared_distances(rows).amin(1) for rows in whitened.split(8_192)])
+        self.familiar.copy_(nearest.sort().values[int(FAMILIAR * (len(nearest) - 1))].clamp(min=1e-6))
+
+    def squared_distances(self, whitened: Tensor) -> Tensor:
+        """(n, dim) in the whitened axes -> (n, num_paths), to the class means."""
+        products = whitened @ self.class_means.T
+        return whitened.square().sum(1, keepdim=True) - 2 * products + self.class_means.square().sum(1)
+
+    def slices(self, unit: Tensor) -> Tensor:
+        """(n, dim) -> (n, num_levels, scale_dim): the first numbers in the last block, the next in the one before."""
+        width = min(self.scale_dim, -(-self.dim // self.num_levels))  # numbers that a block shows
+        kept = pad(unit, (0, max(0, self.num_levels * width - self.dim)))[:, : self.num_levels * width]
+        return pad(kept.unflatten(1, (self.num_levels, width)).flip(1), (0, self.scale_dim - width))
 
     def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, dim) -> logits of the paths (n, num_paths), and the blocks.
 
         No gradient goes from the blocks into the probabilities, else the blocks' losses would blur them.
         """
-        unit = normalize(x, dim=1)
-        if self.training:
-            unit = unit + self.noise / self.dim**0.5 * torch.randn_like(unit)
-        x = unit * self.dim**0.5  # entries of about 1, whatever the length of the vectors
-        query = normalize(self.linear(x) + self.mlp(x), dim=1)
+        whitened = (normalize(x, dim=1) - self.mean) @ self.axes
+        unit = normalize(whitened, dim=1)
+        seen = unit + self.noise / self.dim**0.5 * torch.randn_like(unit) if self.training else unit
+        seen = seen * self.dim**0.5  # entries of about 1
+        query = normalize(self.linear(seen) + self.mlp(seen), dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
-        probability = logits.detach().softmax(1) @ self.path_to_class  # of the classes of all levels
-        order = (probability + 1e-6).log() / ORDER
-        levels = (part.split(self.classes, -1) for part in (probability, order, normalize(self.anchors, dim=1).T))
-        told = [(p + o - o.mean(1, keepdim=True)) @ anchors.T for p, o, anchors in zip(*levels, strict=True)]
-        shown = ((unit - self.mean) @ self.axes.T).unflatten(1, (self.num_levels, -1))
-        return logits, self.block_scale * (torch.stack(told, 1) + self.residual_scale * normalize(shown, dim=2))
+        distances = self.squared_distances(whitened)
+        strangeness = (distances.amin(1, keepdim=True) / self.familiar).clamp(min=1)
+        by_network = (logits.detach() / strangeness.square()).softmax(1)
+        by_means = (self.log_prior - distances / (2 * MEANS_TEMPERATURE)).softmax(1)
+        probability = torch.lerp(by_network, by_means, MEANS_SHARE) @ self.path_to_class  # classes of all levels
+        anchors = normalize(self.anchors, dim=1).split(self.classes)
+        levels = zip(probability.split(self.classes, 1), self.sharpness, anchors, strict=True)
+        told = [normalize((p + 1e-9) ** power, p=1.0, dim=1) @ of for p, power, of in levels]
+        return logits, self.block_scale * torch.stack(told, 1) + self.residual_scale * self.slices(unit)
 
 
 class PublishedAdapter(Adapter):

@@ -25,7 +25,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
-    check_output(path)
+    check_file(path)
     with own_folder(path) as (path, folder):
         part = folder / "new"
         try:
@@ -105,8 +105,7 @@ def check_paths(
         if str(path) != str(path).encode(errors="replace").decode():
             raise InputError(f"{flag} {path}: its name is not UTF-8, which Parquet can't do without; rename it")
     for flag, path in files:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{flag} {path}: is not a file, so it can't be replaced by one; name another output")
+        check_file(path, f"{flag} ")
     for flag, path in new_folders:
         if path.exists() and not path.is_dir():
             raise InputError(f"{flag} {path}: is not a folder, so it can't be replaced by one; name another output")
@@ -127,6 +126,13 @@ def check_paths(
                 raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
 
 
+def check_file(path: str | Path, flag: str = "") -> None:
+    """Raises InputError for an output that is there and no file, such as a folder or /dev/null."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
+
+
 def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Path]]:
     """(flag, path without links) for each path that a flag names."""
     many = [(flag, [value] if isinstance(value, str | Path) else value or []) for flag, value in flags.items()]
@@ -141,15 +147,6 @@ def same_place(one: Path, other: Path) -> bool:
 def files_below(folder: Path) -> Iterator[Path]:
     for root, _, names in os.walk(folder):
         yield from (path for name in names if (path := Path(root, name)).exists())  # not: a link that leads nowhere
-
-
-def check_output(path: str | Path, *inputs: Path | None) -> None:
-    """Raises InputError for an output that can't be a file, or is an input: a script says so before it works for it."""
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a file, so it can't be replaced by one; name another output")
-    if path.exists() and any(source and source.exists() and path.samefile(source) for source in inputs):
-        raise InputError(f"{path}: is the input; name another output")
 
 
 @contextmanager

@@ -41,16 +41,14 @@ def reading_h5ad(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except BlockingIOError as error:
-        raise InputError(f"{path}: locked, another program has it open for writing; close it there") from error
     except Exception as error:  # anndata wraps whatever h5py raises in errors of its own
         said = " ".join(map(str, (error, error.__cause__, error.__context__)))
-        if "filter" in said or "plugin" in said:
+        if "not registered" in said or "plugin" in said:  # not: "filter returned failure", of damaged data
             raise InputError(
                 f"{path}: compressed with an HDF5 plugin that is not installed here ({reason(error)}); install "
                 "hdf5plugin and name its folder in HDF5_PLUGIN_PATH, or write the file again with compression='gzip'"
             ) from error
-        if "lock" in said:
+        if "unable to lock" in said:
             raise InputError(f"{path}: locked, another program has it open for writing; close it there") from error
         raise InputError(f"{path}: not an .h5ad file, or damaged ({reason(error)})") from error
 

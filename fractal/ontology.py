@@ -9,12 +9,17 @@ Pure functions over one graph. The rules are the published ones of the fractal c
 "Nearest" counts is_a steps from child to parent. A term may be its own anchor; on a tie the anchor that stands
 first in the list wins.
 
+What these rules do that one may not expect, and keep because they are the published ones: a basal cell is
+Stem/Progenitor, a natural killer cell's lineage is Innate Lymphoid and not Lymphoid, a dendritic cell's is Immune;
+melanocyte and ciliated cell are Other, a microglial cell is Neural; T cells lie in several types.
+
 One CL term is one class at every level: a name that nobody else spells differently is kept as it is ("B cells"); of
 several spellings of one term, CL's own name is taken for all. In place of the rules, `hierarchy_of` takes a tree of
 the user's: columns of labels from coarse to fine (`tree_of_columns`) or an edited table (`read_hierarchy`).
 """
 
 import csv
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +108,12 @@ class Hierarchy:
     def classes(self) -> list[CellType]:
         """Every row once, in the order of the names."""
         return list(dict.fromkeys(self.rows))
+
+    @property
+    def rules_sha256(self) -> str:
+        """Of what places a type, the metadata `anchors_sha256`: the anchors, or the rows of the user's own tree."""
+        own = [row.levels for row in self.classes] if self.rows[0].matched == "table" else None
+        return hashlib.sha256(repr(own or (SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
 
 
 def load_graph(obo: str | Path) -> nx.DiGraph:
@@ -228,14 +239,14 @@ def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "er
 
 def _unknown_names(unknown: list[str], graph: nx.DiGraph) -> str:
     """What to say of names that CL does not know, with what each may have meant."""
-    hints = closest_names(unknown, graph)
+    hints = closest_names(unknown[:50], graph)  # 10 ms each
     obsolete = graph.graph.get("obsolete", {})
     listed = []
     for name in unknown:
         # Quoted where else nobody could see what is wrong with it.
         shown = f"'{name}'" if name != " ".join(name.split()) or not name.isprintable() or not name else name
         gone = "obsolete; " if cl_id_of(name) in obsolete else ""
-        guess = f"{' or '.join(hints[name])}?" if hints[name] else "a term that CL has withdrawn" if gone else ""
+        guess = f"{' or '.join(hints[name])}?" if hints.get(name) else "a term that CL has withdrawn" if gone else ""
         listed.append(f"{shown} ({gone}{guess})" if guess else shown)
     ways = "Rename them (--write-label-map writes a file to start from, --label-map reads it)"
     if not any(is_missing(name) for name in unknown):

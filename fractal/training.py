@@ -194,8 +194,8 @@ def prepare(
     paths, path = y[:, trained].unique(dim=0, return_inverse=True)
     config["paths"] = paths.tolist()
     network = cast(FractalAdapter, build_adapter(config, train.classes).to(x.device))
-    network.fit_axes(x)
     frequency = path_frequency(counts, train.classes, trained, paths).to(x.device)
+    network.fit_statistics(x, path, frequency)
     fitted = Fitted(network, config, train.classes)
     if settings.recipe != "hce":
         return fitted, PrefixObjective(network, x, path, frequency)

@@ -7,7 +7,7 @@ longer ones; and an hnswlib index for every prefix.
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hnswlib
 import numpy as np
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fractal.atlas import LEVELS
 from fractal.cli import table
 from fractal.metrics import K, majority
 from fractal.search import funnel, nearest
@@ -80,28 +79,30 @@ def milliseconds(search: Search, n: int, step: int) -> float:
     return 1_000 * min(times) / n
 
 
-def search_table(queries: list[Tensor], banks: list[Tensor], labels: Tensor, bank_labels: Tensor) -> str:
+def search_table(
+    queries: list[Tensor], banks: list[Tensor], labels: Tensor, bank_labels: Tensor, levels: Sequence[str]
+) -> str:
     """All searches of the bank, one a line.
 
     queries and banks: prefix 1, prefix 2, ... and last the full vectors, (n, dims) and (m, dims) float32 of length 1,
-    m >= 10; labels (n, 4) and bank_labels (m, 4). `Batch` is the time per query when all are asked at once, `Single`
-    when they are asked one by one. Recall@10 is the share of the 10 exact neighbours by full vector that are found; the
-    accuracies, 5-NN by the neighbours found, say whether it matters.
+    m >= 10; labels (n, levels) and bank_labels (m, levels), whose names are `levels`. `Batch` is the time per query
+    when all are asked at once, `Single` when they are asked one by one. Recall@10 is the share of the 10 exact
+    neighbours by full vector that are found; the accuracies, 5-NN by the neighbours found, say whether it matters.
     """
-    levels, n = len(banks), len(labels)
-    names = [*(f"prefix {j}" for j in range(1, levels)), "full"]
+    blocks, n = len(banks), len(labels)
+    names = [*(f"prefix {j}" for j in range(1, blocks)), "full"]
     sizes = [4.0 * bank.shape[1] for bank in banks]  # bytes
     searches: list[tuple[str, Search, float | None, float]] = []
-    for j in reversed(range(levels)):
+    for j in reversed(range(blocks)):
         searches.append((f"exact, {names[j]}", exact(queries[j], banks[j]), None, sizes[j]))
     searches.insert(1, ("exact, full, float16", exact(queries[-1], banks[-1].half()), None, sizes[-1] / 2))
     for stages in FUNNELS:
-        plan = [(prefix or levels, rows) for prefix, rows in stages]
-        if all(prefix < levels for prefix, _ in plan[:-1]):
+        plan = [(prefix or blocks, rows) for prefix, rows in stages]
+        if all(prefix < blocks for prefix, _ in plan[:-1]):
             title = " > ".join(f"{names[prefix - 1]} ({rows:,})" for prefix, rows in plan)
             size = sum(sizes[prefix - 1] for prefix, _ in plan)  # each stage has vectors of its own, side by side
             searches.append((f"funnel, {title}", in_stages(queries, banks, plan), None, size))
-    for j in tqdm(reversed(range(levels)), total=levels, unit="index", desc="hnswlib"):
+    for j in tqdm(reversed(range(blocks)), total=blocks, unit="index", desc="hnswlib"):
         search, seconds, size = graph(queries[j], banks[j])
         searches.append((f"hnswlib, {names[j]}", search, seconds, size))
 
@@ -114,4 +115,4 @@ def search_table(queries: list[Tensor], banks: list[Tensor], labels: Tensor, ban
         line = [name, f"{size:,.0f}", "-" if build is None else f"{build:.1f}", f"{batch:.3f}", f"{single:.3f}"]
         lines.append([*line, f"{recall:.3f}", *(f"{share:.3f}" for share in accuracy)])
     header = ["Search", "Bytes/cell", "Build s", "Batch ms", "Single ms", "Recall@10"]
-    return table([*header, *(level.capitalize() for level in LEVELS)], lines)
+    return table([*header, *(level.capitalize() for level in levels)], lines)

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
+from sklearn.covariance import empirical_covariance, shrunk_covariance
 from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn.functional import normalize
 
 from fractal.adapter import (
     BLOCK_SCALE,
+    FAMILIAR,
     RESIDUAL_SCALE,
+    SHARPNESS,
+    SHRINKAGE,
     FractalAdapter,
     PublishedAdapter,
     build_adapter,
@@ -31,6 +37,16 @@ def config(recipe: str, levels: int = 4) -> dict:
     paths = {} if recipe == "published" else {"paths": PATHS[:, :levels].tolist()}
     shape = {"dim": 24, "num_levels": levels, "scale_dim": 5}
     return {"recipe": recipe, **shape, "levels": list(LEVELS), "block_levels": [*range(levels)], **paths}
+
+
+def with_statistics(dim: int, n: int = 300) -> tuple[FractalAdapter, torch.Tensor, torch.Tensor]:
+    """An adapter that knows n random cells (n, dim), and the paths that these are on."""
+    torch.manual_seed(0)
+    path = torch.arange(n) % len(PATHS)
+    x = torch.randn(n, dim) * torch.linspace(3, 1, dim) + 2 * torch.randn(len(PATHS), dim)[path] + 1
+    adapter = FractalAdapter(dim, 4, 5, PATHS).eval()
+    adapter.fit_statistics(x, path, torch.arange(1.0, len(PATHS) + 1))
+    return adapter, x, path
 
 
 FACTS: dict = {"split": {"seed": 3}, "training": {"epochs": 1}, "validation": None, "versions": {"torch": "2"}}
@@ -199,19 +215,26 @@ def test_devices():
 
 
 def test_blocks_are_made_of_class_probabilities_by_hand():
-    """One cell at a time: the probability of a class is the sum over its paths, and blocks are means of anchors."""
-    adapter = FractalAdapter(24, 4, 5, PATHS).eval()
-    logits, blocks = adapter.logits_and_blocks(torch.randn(3, 24))
-    of_level = adapter.anchors.split(adapter.classes)
+    """One cell at a time: two opinions on the paths, summed to classes, sharpened, and the anchors' mean under them."""
+    adapter, x, _ = with_statistics(24)
+    adapter.residual_scale.zero_()
+    x = x[:3] + torch.tensor([[0.0], [0.0], [4.0]]) * torch.randn(24)  # the last one is strange
+    logits, blocks = (part.detach().double() for part in adapter.logits_and_blocks(x))
+    whitened = ((normalize(x, dim=1) - adapter.mean) @ adapter.axes).double()
+    strange = 0
     for cell in range(3):
-        path_probability = torch.exp(logits[cell]) / torch.exp(logits[cell]).sum()
-        for j in range(4):
-            anchors = [a / a.norm() for a in of_level[j]]
-            probability = [sum(path_probability[i] for i in range(4) if PATHS[i, j] == c) for c in range(len(anchors))]
-            order = [torch.log(torch.as_tensor(p) + 1e-6) / 28 for p in probability]
-            mean = sum(order) / len(order)
-            expected = sum((p + o - mean) * a for p, o, a in zip(probability, order, anchors, strict=True))
-            assert torch.allclose(blocks[cell, j], expected * BLOCK_SCALE[j], atol=1e-5)
+        distances = [float((whitened[cell] - mean.double()).square().sum()) for mean in adapter.class_means]
+        doubt = max(1.0, min(distances) / adapter.familiar.item()) ** 2
+        strange += doubt > 1
+        network = torch.exp(logits[cell] / doubt - (logits[cell] / doubt).max())
+        means = torch.exp(torch.stack([adapter.log_prior[i] - distances[i] / 4 for i in range(4)]).double())
+        path = 0.7 * network / network.sum() + 0.3 * means / means.sum()
+        for j, anchors in enumerate(adapter.anchors.detach().double().split(adapter.classes)):
+            classes = [sum(path[i] for i in range(4) if PATHS[i, j] == c) for c in range(len(anchors))]
+            sharp = [torch.as_tensor(p) ** SHARPNESS[j] for p in classes]
+            told = sum(p / sum(sharp) * a / a.norm() for p, a in zip(sharp, anchors, strict=True))
+            assert torch.allclose(blocks[cell, j], told * BLOCK_SCALE[j], atol=1e-4)
+    assert strange == 1
 
 
 def test_the_blocks_send_no_gradient_to_the_probabilities():
@@ -220,33 +243,64 @@ def test_the_blocks_send_no_gradient_to_the_probabilities():
     assert adapter.path_anchors.grad is None
 
 
-@pytest.mark.parametrize("dim", [24, 17, 3, 1])
-def test_the_blocks_show_the_principal_components(dim: int):
-    """The last one the first 5, the one before it the next 5, ...; what the input does not have is zero."""
-    torch.manual_seed(0)
-    x = torch.randn(300, dim) * torch.linspace(3, 1, dim) + 1
-    adapter = FractalAdapter(dim, 4, 5, PATHS).eval()
-    without = adapter.blocks(x)
-    adapter.fit_axes(x)
-    unit = normalize(x, dim=1).numpy()
-    components = torch.from_numpy(PCA(min(20, dim)).fit(unit).transform(unit))
-    shown = (adapter.blocks(x) - without) / torch.tensor(BLOCK_SCALE)[:, None]
+@pytest.mark.parametrize("dim", [24, 3])
+def test_distances_are_mahalanobis_distances_under_the_shrunk_covariance(dim: int):
+    adapter, x, path = with_statistics(dim)
+    unit = normalize(x, dim=1).double().numpy()
+    means = np.stack([unit[path == k].mean(0) for k in range(len(PATHS))])
+    within = shrunk_covariance(empirical_covariance(unit - means[path], assume_centered=True), SHRINKAGE)
+    expected = cdist(unit, means, "mahalanobis", VI=np.linalg.inv(within)) ** 2
+    whitened = (normalize(x, dim=1) - adapter.mean) @ adapter.axes
+    assert np.allclose(adapter.squared_distances(whitened), expected, rtol=1e-3, atol=1e-3)
+    assert adapter.familiar.item() == pytest.approx(np.quantile(expected.min(1), FAMILIAR, method="lower"), rel=1e-3)
+
+
+@pytest.mark.parametrize("dim", [24, 22, 17, 3, 1])
+def test_the_blocks_show_slices_of_the_whitened_cell(dim: int):
+    """The most varying axes in the last block, as many in each; what the blocks have no room for is left out."""
+    adapter, x, _ = with_statistics(dim)
+    with torch.inference_mode():
+        shown = adapter.blocks(x)
+        adapter.residual_scale.zero_()
+        shown = (shown - adapter.blocks(x)) / torch.tensor(RESIDUAL_SCALE)[:, None]
+    unit = normalize((normalize(x, dim=1) - adapter.mean) @ adapter.axes, dim=1)
+    width = min(5, -(-dim // 4))
     for j in range(4):
-        expected, found = components[:, 5 * (3 - j) : 5 * (4 - j)], shown[:, j]
-        n = expected.shape[1]
-        assert not found[:, n:].any()
-        signs = (expected * found[:, :n]).sum(0).sign()  # an axis may point either way
-        assert torch.allclose(found[:, :n], RESIDUAL_SCALE[j] * signs * normalize(expected, dim=1), atol=1e-4)
+        expected = unit[:, width * (3 - j) : width * (4 - j)]
+        assert torch.allclose(shown[:, j, : expected.shape[1]], expected, atol=1e-5)
+        assert not shown[:, j, expected.shape[1] :].abs().gt(1e-5).any()
 
 
-def test_the_axes_are_the_same_every_time():
-    """Of few rows and fewer axes than numbers, which randomised methods find otherwise each time."""
-    x, axes = torch.randn(600, 100), []
-    for _ in range(2):
-        adapter = FractalAdapter(100, 4, 5, PATHS)
-        adapter.fit_axes(x)
-        axes.append(adapter.axes)
+def test_axes_come_in_the_order_of_the_principal_axes():
+    """Without spread within the paths that differs by direction, whitening only scales them."""
+    torch.manual_seed(0)
+    x = normalize(torch.randn(400, 6) * torch.tensor([9.0, 5, 3, 2, 1, 0.5]), dim=1)
+    adapter = FractalAdapter(6, 2, 3, torch.arange(400)[:, None].repeat(1, 2))  # one cell a path: no spread at all
+    adapter.fit_statistics(x, torch.arange(400), torch.ones(400))
+    cosine = normalize(adapter.axes.T, dim=1) @ torch.from_numpy(PCA(6).fit(x.numpy()).components_).float().T
+    assert torch.allclose(cosine.abs(), torch.eye(6), atol=1e-2)
+
+
+def test_a_strange_cell_is_told_with_more_doubt(monkeypatch: pytest.MonkeyPatch):
+    """The network is as sure of a far cell as of a near one; what the blocks tell of it is less sure."""
+    monkeypatch.setattr("fractal.adapter.MEANS_SHARE", 0.0)
+    adapter, x, _ = with_statistics(24)
+    adapter.residual_scale.zero_()
+    adapter.sharpness.fill_(1.0)
+    anchors = adapter.anchors.detach()
+    with torch.inference_mode():
+        logits, near = adapter.logits_and_blocks(x[:20])
+        adapter.familiar /= 100
+        again, far = adapter.logits_and_blocks(x[:20])
+    assert torch.equal(logits, again)
+    mean = normalize(anchors, dim=1).split(adapter.classes)[-1].mean(0) * BLOCK_SCALE[-1]  # all classes alike
+    assert ((far[:, -1] - mean).norm(dim=1) < (near[:, -1] - mean).norm(dim=1)).all()
+
+
+def test_the_statistics_are_the_same_every_time():
+    axes = [with_statistics(100, 60)[0].axes for _ in range(2)]  # fewer rows than numbers
     assert torch.equal(*axes)
+    assert axes[0].isfinite().all()
 
 
 def test_six_blocks(tmp_path: Path):

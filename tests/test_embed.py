@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import anndata
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +17,10 @@ from test_vectors import write_tiledb
 import eval as evaluate
 import train
 from fractal import adapter as adapters
+from fractal import embedding, vectors
 from fractal.adapter import load
 from fractal.atlas import fingerprint, read_rows
+from fractal.cli import InputError
 from fractal.commands import embed
 from fractal.h5ad import truncate
 
@@ -31,11 +33,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "dim": 16,
         "num_levels": 4,
         "scale_dim": 4,
+        "levels": ["system", "lineage", "type", "subtype"],
+        "block_levels": [0, 1, 2, 3],
         "paths": [[0, 0, 0, 0], [0, 1, 1, 1]],
     }
     classes = [["a"], ["b", "c"], ["d", "e"], ["f", "g"]]
     path = tmp_path / f"{request.param}.pt"
-    adapters.save(path, adapters.build_adapter(config, classes), config, classes)
+    about: dict[str, Any] = {"split": {}, "training": {}, "versions": {}, "validation": None}
+    adapters.save(path, adapters.build_adapter(config, classes), config, classes, **about)
     return path
 
 
@@ -88,7 +93,8 @@ def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp
     write_tiledb(tmp_path / "tiledb", x)
     expected = vectors_of(embedded(checkpoint, stratified, tmp_path / "a.parquet"))
     for name in ("x.npy", "x.h5ad", "tiledb"):
-        found = np.load(embedded(checkpoint, tmp_path / name, tmp_path / "b.npy", "--obsm", "X_pca"))
+        more = ["--use-rep", "X_pca"] if name == "x.h5ad" else []
+        found = np.load(embedded(checkpoint, tmp_path / name, tmp_path / "b.npy", *more))
         assert found.dtype == np.float32
         assert np.allclose(found, expected, atol=1e-6)
     out = embedded(checkpoint, tmp_path / "tiledb", tmp_path / "c.parquet")
@@ -98,7 +104,7 @@ def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp
 
 
 def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(embed, "CHUNK", 13)  # several chunks, the last one short
+    monkeypatch.setattr(vectors, "CHUNK", 13)  # several chunks, the last one short
     x = clustered(TYPES * 10)
     x[20], x[41, 2] = 0, np.nan
     source, out = write_h5ad(tmp_path / "cells.h5ad", x, kind=TYPES * 10), tmp_path / "cells_fractal.h5ad"
@@ -121,16 +127,22 @@ def test_an_h5ad_gets_vectors_to_be_cut(checkpoint: Path, tmp_path: Path, monkey
         given = torch.from_numpy(x[good])
         assert np.allclose(data.obsm["X_fractal"][good], adapter.encode(given), atol=1e-6)
         for j in (1, 2, 3):
-            assert np.allclose(truncate(data.obsm, facts, j)[good], adapter.prefix(given, j), atol=1e-6)
-    assert np.allclose(truncate(data.obsm, facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
+            assert np.allclose(
+                truncate(data.obsm["X_fractal"], facts, j, data.obsm.get("X_fractal_blocks"))[good],
+                adapter.prefix(given, j),
+                atol=1e-6,
+            )
+    assert np.allclose(truncate(data.obsm["X_fractal"], facts, 4)[good], data.obsm["X_fractal"][good], atol=1e-6)
     for j in (0, 5):
-        with pytest.raises(ValueError, match="of 4"):
-            truncate(data.obsm, facts, j)
+        with pytest.raises(InputError, match="of 4"):
+            truncate(data.obsm["X_fractal"], facts, j, data.obsm.get("X_fractal_blocks"))
     if checkpoint.stem == "published":  # what the helper is there for: a cut of the full vector is something else
         cut = torch.nn.functional.normalize(torch.from_numpy(data.obsm["X_fractal"][good, :4]), dim=1)
-        assert not np.allclose(cut, truncate(data.obsm, facts, 1)[good], atol=1e-2)
-        with pytest.raises(ValueError, match="X_fractal_blocks"):
-            truncate({"X_fractal": data.obsm["X_fractal"]}, facts, 1)
+        assert not np.allclose(
+            cut, truncate(data.obsm["X_fractal"], facts, 1, data.obsm["X_fractal_blocks"])[good], atol=1e-2
+        )
+        with pytest.raises(InputError, match="X_fractal_blocks"):
+            truncate(data.obsm["X_fractal"], facts, 1)
 
 
 def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp_path: Path):
@@ -150,6 +162,7 @@ def test_bad_input_leaves_nothing(fails, checkpoint: Path, stratified: Path, tmp
     assert "nan.npy: the vector of cell 69999 is zero or not finite" in message(tmp_path / "nan.npy")
     again = embedded(checkpoint, stratified, tmp_path / "once.parquet")
     assert "its vectors come from embed.py" in message(again)
+    assert "--use-rep X_pca: only an .h5ad" in message(stratified, "--use-rep", "X_pca")
 
     cells = write_h5ad(tmp_path / "cells.h5ad", x[-9:])
     assert "vector of cell 8 is zero or not finite" in message(cells, "--obsm", "X_pca")  # a file for other scripts
@@ -174,73 +187,11 @@ def test_an_interrupted_run_leaves_the_old_file(checkpoint: Path, stratified: Pa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embedded", stop)
+    monkeypatch.setattr(embedding, "embed_matrix", stop)
     with pytest.raises(KeyboardInterrupt):
         embedded(checkpoint, stratified, out)
     assert out.read_bytes() == old
     assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")]
-
-
-def test_a_stopped_run_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch):
-    write(tmp_path / "cells.parquet", [5, 9, 7, 3], dim=16)
-    whole = embedded(checkpoint, tmp_path / "cells.parquet", tmp_path / "whole.parquet")
-    real = embed.embedded
-    done: list[int] = []
-
-    def stop_at_the_third(adapter, vectors, *more):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(len(vectors))
-        return real(adapter, vectors, *more)
-
-    monkeypatch.setattr(embed, "embedded", stop_at_the_third)
-    out = tmp_path / "out.parquet"
-    with pytest.raises(KeyboardInterrupt):
-        embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
-    assert done == [5, 9]
-    assert not out.exists()
-
-    def count(adapter, vectors, *more):
-        done.append(len(vectors))
-        return real(adapter, vectors, *more)
-
-    monkeypatch.setattr(embed, "embedded", count)
-    kept = sorted(Path(f"{out}.resume").rglob("*.npy"))
-    assert len(kept) == 2
-    kept[0].write_bytes(kept[0].read_bytes()[:50])  # damaged: the first row group is made again
-    embedded(checkpoint, tmp_path / "cells.parquet", out, "--resume")
-    assert done == [5, 9, 5, 7, 3]  # each other row group once
-    assert out.read_bytes() == whole.read_bytes()
-    assert not Path(f"{out}.resume").exists()
-
-
-def test_what_is_kept_belongs_to_one_run(checkpoint: Path, tmp_path: Path, monkeypatch, fails):
-    """Another prefix, or another input, takes nothing of what a stopped run has kept."""
-    for name, rows in (("a", [5, 4]), ("b", [4, 5])):
-        write(tmp_path / f"{name}.parquet", rows, dim=16)
-    expected = {
-        name: embedded(
-            checkpoint, tmp_path / f"{name}.parquet", tmp_path / f"{name}{j}.npy", "--prefix", j
-        ).read_bytes()
-        for name, j in (("a", "1"), ("b", "2"))
-    }
-    out = tmp_path / "out.npy"
-    with monkeypatch.context() as patch:
-        patch.setattr(embed.shutil, "rmtree", lambda _: None)  # killed just before it tidies up
-        embedded(checkpoint, tmp_path / "a.parquet", out, "--prefix", "2", "--resume")
-        for name, j in (("a", "1"), ("b", "2")):
-            found = embedded(checkpoint, tmp_path / f"{name}.parquet", out, "--prefix", j, "--resume")
-            assert found.read_bytes() == expected[name]
-    cells = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES), kind=TYPES)
-    with h5py.File(cells, "r+") as file:
-        file["obsm/X_other"] = file["obsm/X_pca"][:][::-1]
-    other = embedded(checkpoint, cells, tmp_path / "other.npy", "--obsm", "X_other").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(embed.shutil, "rmtree", lambda _: None)
-        embedded(checkpoint, cells, out, "--obsm", "X_pca", "--resume")
-        assert embedded(checkpoint, cells, out, "--obsm", "X_other", "--resume").read_bytes() == other
-    argv = ["--model-path", checkpoint, "--input", cells, "--obsm", "X_pca", "--resume"]
-    assert "--resume goes from a file to a .parquet or .npy" in fails(embed.main, *argv)
 
 
 def test_eval_takes_neighbours_from_all_but_the_test_cells(stratified: Path, tmp_path: Path, fails):
@@ -265,4 +216,4 @@ def test_eval_takes_neighbours_from_all_but_the_test_cells(stratified: Path, tmp
     evaluate.main(["--model-path", str(tmp_path / "few.pt"), "--input", str(stratified), "--bank", "all", "--controls"])
     message = fails(evaluate.main, "--model-path", tmp_path / "few.pt", "--input", tmp_path / "cells.parquet",
                     "--bank", "all", "--all-rows")  # fmt: skip
-    assert "drop --bank all" in message
+    assert "so none can be in the bank; drop one" in message

@@ -9,9 +9,9 @@ import torch
 from conftest import TYPES, clustered, write_h5ad
 
 import ingest
-from fractal.adapter import FractalAdapter
+from fractal.adapter import FractalAdapter, save
 from fractal.atlas import open_atlas, read_rows
-from fractal.commands.embed import embed_h5ad
+from fractal.commands import embed
 
 
 def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad: Path):
@@ -80,7 +80,12 @@ def test_bad_maps_and_cells(tmp_path: Path, h5ad: Path, fails):
 def test_scanpy_takes_the_vectors(tmp_path: Path, h5ad: Path):
     scanpy = pytest.importorskip("scanpy")
     paths = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
-    embed_h5ad(FractalAdapter(16, 3, 5, paths), "fractal", "", h5ad, "X_pca", tmp_path / "out.h5ad")
+    config = {"recipe": "fractal", "dim": 16, "num_levels": 3, "scale_dim": 5, "paths": paths.tolist()}
+    config |= {"levels": ["system", "lineage", "type"], "block_levels": [0, 1, 2]}
+    facts: dict = {"split": {}, "training": {}, "validation": None, "versions": {}}
+    model, out = str(tmp_path / "a.pt"), str(tmp_path / "out.h5ad")
+    save(model, FractalAdapter(16, 3, 5, paths), config, [["a", "b"], ["a", "b", "c"], ["p", "q", "r", "s"]], **facts)
+    embed.main([str(h5ad), "--reference", model, "--use-rep", "X_pca", "--output", out])
     data = scanpy.read_h5ad(tmp_path / "out.h5ad")
     scanpy.pp.neighbors(data, use_rep="X_fractal", n_neighbors=5)
     assert data.obsp["connectivities"].shape == (60, 60)

@@ -6,6 +6,8 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fractal.cli import InputError
 from fractal.matching import ABBREVIATIONS, SEVERAL_MEANINGS
@@ -143,6 +145,10 @@ def test_the_203_scimilarity_types_on_the_shipped_release(cl: nx.DiGraph):
     assert by_name["microglial cell"].levels[:2] == ("Neural", "Glial")
     assert by_name["hematopoietic stem cell"].system == "Immune"
     assert by_name["native cell"].levels == ("Other", "Other", "native cell", "native cell")
+    assert place("CL:0000646", "basal cell", cl).system == "Stem/Progenitor"
+    assert by_name["natural killer cell"].lineage == "Innate Lymphoid"
+    assert place("CL:0000451", "dendritic cell", cl).lineage == "Immune"
+    assert len({row.type for row in rows if "T cell" in row.subtype}) >= 5
     for oddity in ("melanocyte", "ciliated cell", "progenitor cell", "mesenchymal cell"):
         assert by_name[oddity].system == "Other"
 
@@ -276,3 +282,21 @@ def test_spellings(cl: nx.DiGraph):
     # What may be several things is not decided: hepatic or hematopoietic, today's DC2 or CL's, pancreas or retina.
     for written in ("HSC", "HSCs", "DC2", "Alpha cells", "Beta cells", "T/B cells", "unknown"):
         assert match_names([written], cl)[written] == ("", "unmapped"), written
+
+
+def test_one_class_per_term_and_classes_stay_what_they_are(cl: nx.DiGraph):
+    """Any mix of names, synonyms, plurals and ids; a reference looks the classes' names up once more."""
+    spelled = [(term, text) for term, data in cl.nodes(data=True) for text in (data["name"], *data["synonyms"])]
+
+    @given(st.lists(st.tuples(st.sampled_from(spelled), st.sampled_from(["as is", "plural", "id"])), min_size=1))
+    def check(drawn: list[tuple[tuple[str, str], str]]) -> None:
+        names = [{"as is": text, "plural": text + "s", "id": term}[how] for (term, text), how in drawn]
+        names = [name for name in dict.fromkeys(names) if match_names([name], cl)[name][0]]
+        rows = build_hierarchy(names, cl)
+        assert [row.cl_id for row in rows] == [match_names([name], cl)[name][0] for name in names]
+        assert len({row.cl_id for row in rows}) == len({row.subtype for row in rows})
+        classes = list(dict.fromkeys(row.subtype for row in rows))
+        again = {row.subtype: row for row in build_hierarchy(classes, cl)}
+        assert all(again[row.subtype].levels == row.levels and again[row.subtype].cl_id == row.cl_id for row in rows)
+
+    check()

@@ -14,6 +14,7 @@ from conftest import TYPES, clustered, write_release
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
 
 import eval as evaluate
 import ingest
@@ -21,6 +22,7 @@ import stratify
 import train
 from fractal import training
 from fractal.atlas import LEVEL_COLUMNS, LEVELS, read_rows
+from fractal.evaluate import shuffled_tree
 from fractal.metrics import bootstrap_interval
 from fractal.scimilarity import open_release
 
@@ -116,7 +118,9 @@ def test_train_and_eval(stratified: Path, tmp_path: Path, capsys, recipe: str):
         first["system"] - full["system"] + full["subtype"] - first["subtype"], abs=1e-9
     )
     printed = capsys.readouterr().out
-    assert "| Embedding | Dims |        System |       Lineage |" in printed
+    assert "| Embedding | Dims |               System |" in printed
+    assert "1.000 [0.9" in printed  # never 1.000 ± 0.000
+    assert "(unseen)" not in printed
     for row in result["rows"]:
         low, high = row["loo_interval"]["subtype"]
         assert low <= row["loo"]["subtype"] <= high
@@ -349,12 +353,16 @@ def test_search_is_a_table_of_eval(checkpoint: Path, stratified: Path, capsys, f
 def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_path: Path):
     result = evaluated(checkpoint, stratified, "--controls", "--rows-out", str(tmp_path))
     rows = {row["embedding"]: row for row in result["rows"]}
+    for row in result["rows"]:
+        assert row["seen"] == {"loo": row["loo"], "bank": row["bank"]}
+        assert set(row["unseen"]["loo"].values()) | set(row["unseen"]["bank"].values()) == {None}
     assert {"raw 4d", "raw 8d", "PCA 4d", "PCA", "LDA 4d", "LDA"} <= set(rows)
     bank, queries = (read_rows(stratified, np.load(tmp_path / f"{name}.npy")) for name in ("train", "queries"))
-    lda = LinearDiscriminantAnalysis().fit(bank.vectors, bank.labels[:, 3])
+    unit, asked = (normalize(cells.vectors) for cells in (bank, queries))
+    lda = LinearDiscriminantAnalysis().fit(unit, bank.labels[:, 3])
     knn = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
-    knn.fit(lda.transform(bank.vectors)[:, :4], bank.labels[:, 3])
-    expected = knn.score(lda.transform(queries.vectors)[:, :4], queries.labels[:, 3])
+    knn.fit(lda.transform(unit)[:, :4], bank.labels[:, 3])
+    expected = knn.score(lda.transform(asked)[:, :4], queries.labels[:, 3])
     assert rows["LDA 4d"]["bank"]["subtype"] == pytest.approx(expected, abs=0.02)  # ties are broken differently
     assert len(result["shuffled_tree"]) == 4
     evaluated(checkpoint, stratified, "--cells-out", str(tmp_path / "cells.npz"))
@@ -372,7 +380,7 @@ def test_the_interval_equals_scipys_bootstrap():
 def test_a_shuffled_tree_has_the_same_shape():
     tree = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 2, 2], [1, 2, 3, 3], [1, 2, 3, 4]])
     labels = tree[torch.randint(0, 5, (200,))]
-    mixed = evaluate.shuffled_tree(labels, seed=0)
+    mixed = shuffled_tree(labels, seed=0)
     assert torch.equal(mixed[:, 3], labels[:, 3])
     assert not torch.equal(mixed, labels)
     paths, before = {tuple(row[:3]) for row in mixed.tolist()}, {tuple(row[:3]) for row in labels.tolist()}

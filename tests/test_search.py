@@ -20,7 +20,7 @@ def cells(n: int, dim: int, seed: int) -> torch.Tensor:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch):
     """Tiles of 37 queries x 1,024 rows, so that small banks have many, in two steps each."""
-    for name, value in {"CHUNK": 37, "TILE": 1_024, "GROUP": 16}.items():
+    for name, value in {"QUERY_CHUNK": 37, "TILE": 1_024, "GROUP": 16}.items():
         monkeypatch.setattr(search, name, value)
 
 

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,8 +197,8 @@ def test_a_split_comes_back_from_a_checkpoint_or_is_refused(tmp_path: Path):
         {"test_ratio": float("nan")},
     ]
     wrong += [{"holdout": "x"}, {"fingerprint": 3}, {"test_types": 3}, {"test_types": [3]}, {"max_samples": 2**80}]
-    bad: object
-    for bad in [None, 7, [], "x", older, good | {"more": 1}, *(good | change for change in wrong)]:
+    no_split: list[Any] = [None, 7, [], "x", older]
+    for bad in [*no_split, good | {"more": 1}, *(good | change for change in wrong)]:
         with pytest.raises(InputError, match=r"a\.pt: carries no split of this version"):
             Split.of({"split": bad}, Path("a.pt"))
     with pytest.raises(InputError, match="carries no split"):

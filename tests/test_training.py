@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
@@ -86,14 +85,13 @@ def test_the_learning_rate_rises_for_a_tenth_and_falls(monkeypatch, recipe: str,
     assert rates[-1] < 0.001 * 0.2
 
 
-def test_the_axes_are_those_of_the_training_cells():
+def test_the_statistics_are_those_of_the_training_cells():
     x = cells(100)
     fitted = fit(x, NOBODY, counts_of([20] * 5), SHORT, CPU)
     unit = normalize(torch.from_numpy(x.vectors), dim=1).numpy()
-    expected = PCA(16).fit(unit).components_
-    last = fitted.adapter.axes[-4:].numpy()  # type: ignore[index]
-    assert np.abs(np.einsum("ij,ij->i", last, expected[:4])) == pytest.approx(np.ones(4), abs=1e-4)
     assert np.allclose(fitted.adapter.mean, unit.mean(0), atol=1e-6)  # type: ignore[arg-type]
+    assert not np.allclose(fitted.adapter.axes, np.eye(16), atol=0.1)  # type: ignore[arg-type]
+    assert np.allclose(fitted.adapter.log_prior, np.log(1 / 5))  # type: ignore[arg-type]
 
 
 def test_the_loss_knows_how_frequent_the_paths_are_in_the_file(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from fractal.atlas import LEVELS
 from fractal.truncation import search_table
 
 
@@ -15,7 +16,7 @@ def lines() -> dict[str, list[str]]:
     labels = torch.zeros(4_050, 4, dtype=torch.int64)
     labels[:, 3] = (x[:, 0] > 0).long()
     prefixes = [normalize(x[:, : 2 * j], dim=1) for j in range(1, 5)]
-    text = search_table([p[:50] for p in prefixes], [p[50:] for p in prefixes], labels[:50], labels[50:])
+    text = search_table([p[:50] for p in prefixes], [p[50:] for p in prefixes], labels[:50], labels[50:], LEVELS)
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     lines = {line[0]: line for line in found}
     cosines = prefixes[-1][:50] @ prefixes[-1][50:].T

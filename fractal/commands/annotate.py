@@ -1,42 +1,50 @@
-"""Label new cells with a bundle of bundle.py, each as deep in the hierarchy as it can be trusted.
+"""Label new cells with a reference, each as deep in the hierarchy as it can be trusted.
 
     fractal annotate --reference data/reference --input cells.parquet --output cells.tsv
     fractal annotate --reference data/reference --input cells.h5ad --obsm X_pca --output new.h5ad
 
 One row per cell, or columns of obs that begin with fractal_:
 
-    level, label, cl_id                       the deepest answer: none, system, lineage, type or subtype
-    {level}, {level}_cl_id, {level}_probability   all four, also those below the level reached
+    cell_id                                   its name, where the input has names
+    level, label, cl_id                       the deepest answer: none, or a level of the reference
+    {level}, {level}_cl_id, {level}_probability   all levels, also those below the one reached
     distance                                  cosine distance to the nearest reference cell, fractal vectors
-    typicality                                share of ordinary cells that are as odd as this one, or odder
-    status                                    ok; unlike (anything in the reference); invalid (NaN, inf or zero vector)
+    ood_score                                 how odd the cell is among those of its type; 0 is ordinary
+    p_value                                   share of ordinary cells with as high an ood_score, or a higher one
+    status                                    ok; novel (unlike anything in the reference); withheld (odd, so no label
+                                              below the second level); excluded (without --only and --exclude it would
+                                              be a type that they leave out); invalid (NaN, inf or zero vector)
+    withheld_by                               why the answer is not deeper: confidence, novelty, or empty
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from fractal.adapter import pick_device
-from fractal.atlas import LEVELS
 from fractal.cli import InputError, needs, run, table
-from fractal.files import atomic_write, check_output
-from fractal.h5ad import add_obs, h5ad_copy
+from fractal.files import atomic_write, check_paths
+from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
-from fractal.reference.annotator import Annotator, Answer, answer
-from fractal.reference.bundle import Bundle, check_terms, choose_paths, read_bundle
-from fractal.vectors import CHUNK, open_vectors, usable
+from fractal.source import CELL_ID, CHUNK, Source
+from fractal.vectors import is_h5ad, open_vectors, usable
 
-DEPTHS = ("none", *LEVELS)
-STATUSES = ("ok", "unlike", "invalid")
+if TYPE_CHECKING:  # torch and scikit-learn take seconds to load, and --help needs neither
+    from fractal.reference.annotator import Answer
+    from fractal.reference.bundle import Bundle
+
+STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -46,12 +54,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--reference",
         type=Path,
         default=Path("data/reference"),
-        help="folder written by bundle.py (default: %(default)s)",
+        help="folder of `fractal fit` or `fractal reference` (default: %(default)s)",
     )
+    files.add_argument("input", nargs="?", type=Path, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder")
+    files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
-        "--input", type=Path, required=True, help="cells: .h5ad, .npy, Parquet of ingest.py, or a TileDB array's folder"
+        "--obsm", help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)"
     )
-    files.add_argument("--obsm", default="X_scimilarity", help="of an .h5ad: key of its vectors (default: %(default)s)")
     files.add_argument("--output", type=Path, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
     files.add_argument(
         "--obo", default=CL_SLIM, help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)"
@@ -62,6 +71,28 @@ def get_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.8,
         help="a level is answered if its probability is at least this (default: %(default)s)",
+    )
+    answers.add_argument(
+        "--novelty",
+        choices=["on", "flag", "off"],
+        default="on",
+        help="cells unlike anything in the reference: on flags them and withholds their fine labels, flag only flags "
+        "them, off does neither (default: %(default)s)",
+    )
+    answers.add_argument(
+        "--over",
+        metavar="COLUMN",
+        help="obs column of a clustering, as leiden: the cells of a cluster take the label that most of its "
+        "probability says, per level; needs an .h5ad --input",
+    )
+    answers.add_argument(
+        "--truth",
+        metavar="COLUMN",
+        help="obs column of known labels, named as the reference's finest ones: print how good the answers are; needs "
+        "an .h5ad --input",
+    )
+    answers.add_argument(
+        "--force", action="store_true", help="go on where the vectors can't come from the reference's embedding"
     )
     answers.add_argument(
         "--only", nargs="+", default=[], metavar="CL_ID", help="only these types and what is below them, as CL:0000084"
@@ -76,43 +107,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
     )
     return parser
-
-
-def annotate(vectors: np.ndarray, annotator: Annotator, bundle: Bundle, confidence: float) -> tuple[Answer, np.ndarray]:
-    """vectors (n, dim) float32 -> the answers of those that are usable, and which these are (n,) bool."""
-    good = usable(vectors)
-    return answer(annotator(vectors[good]), bundle.calibration, confidence), good
-
-
-def columns_of(found: Answer, good: np.ndarray, bundle: Bundle) -> dict[str, np.ndarray]:
-    """Column -> (n,) values, in the order of the output; unusable cells have "" and NaN."""
-    n, rows = len(good), np.flatnonzero(good)
-
-    def spread(values: np.ndarray, missing: Any) -> np.ndarray:
-        out = np.full(n, missing, object if isinstance(missing, str) else np.float32)
-        out[rows] = values
-        return out
-
-    names = np.array(bundle.tree.paths, object)[found.path]
-    ids = bundle.cl_ids[found.path].astype(object)
-    deepest = np.maximum(found.depth - 1, 0)[:, None]
-
-    def at_depth(values: np.ndarray) -> np.ndarray:
-        return np.where(found.depth > 0, np.take_along_axis(values, deepest, 1)[:, 0], "")
-
-    columns = {
-        "level": spread(np.array(DEPTHS, object)[found.depth], "none"),
-        "label": spread(at_depth(names), ""),
-        "cl_id": spread(at_depth(ids), ""),
-    }
-    for k, level in enumerate(LEVELS):
-        columns[level] = spread(names[:, k], "")
-        columns[f"{level}_cl_id"] = spread(ids[:, k], "")
-        columns[f"{level}_probability"] = spread(found.probability[:, k], np.nan)
-    columns["distance"] = spread(found.distance, np.nan)
-    columns["typicality"] = spread(found.typicality, np.nan)
-    columns["status"] = spread(np.where(found.unlike, "unlike", "ok"), "invalid")
-    return columns
 
 
 Sink = Callable[[dict[str, np.ndarray]], None]
@@ -153,8 +147,8 @@ def table_sink(path: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def h5ad_sink(source: Path, target: Path) -> Iterator[Sink]:
-    """Gather the columns, as codes, and write them into a copy of the .h5ad."""
+def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sink]:
+    """Gather the columns, as codes, and write them into a copy of the .h5ad; `about` goes to uns["fractal"]."""
     pandas = needs("pandas", "h5ad")
     chunks: list[dict[str, Any]] = []
 
@@ -170,43 +164,145 @@ def h5ad_sink(source: Path, target: Path) -> Iterator[Sink]:
             for name in chunks[0]
         }
         add_obs(file, joined)
+        if "uns" not in file:
+            file.create_group("uns").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        known = file["uns"].get("fractal")  # what `fractal embed` says stays
+        write = needs("anndata", "h5ad").io.write_elem
+        if known is None:
+            write(file["uns"], "fractal", {"annotation": about})
+        else:
+            write(known, "annotation", about)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises InputError, before any work, for flags that do not go together."""
+    if bool(args.input) == bool(args.input_flag):
+        raise InputError("name one input: fractal annotate new.h5ad --reference FOLDER --output FILE")
+    args.input = args.input or args.input_flag
+    if args.output.suffix not in (".tsv", ".parquet", ".h5ad"):
+        raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
+    if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
+        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
+    in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
+    inputs = {"--input": args.input, "--reference": args.reference, "--obo": args.obo}
+    check_paths(inputs, {"--output": args.output}, in_place)
+    if not 0 < args.confidence <= 1:
+        raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
+    for flag in ("over", "truth"):
+        if getattr(args, flag) and not is_h5ad(args.input):
+            raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
+
+
+def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None:
+    """-> (n,) codes, -1 where there is none, and their names."""
+    if key is None:
+        return None
+    with open_h5ad(path) as file:
+        if key not in file["obs"]:
+            raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(file['obs'])}")
+        return obs_codes(needs("anndata", "h5ad").io.read_elem(file["obs"][key]), path, key)
+
+
+def check_space(bundle: Bundle, source: Source, force: bool) -> None:
+    """Look at the first chunk. Raises InputError, or prints a warning, for vectors of another space."""
+    _, chunk = next(iter(source.chunks(CHUNK)))
+    if problem := bundle.space_problem(chunk):
+        if not force:
+            raise InputError(f"{source.path}: {problem}; name the right vectors with --obsm, or go on with --force")
+        print(f"warning: {source.path}: {problem}")
+
+
+def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
+    """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
+    from fractal.reference.annotator import CAUTION, CAUTIOUS_DEPTH, Answer, majority
+
+    good = np.concatenate([part[1] for part in parts])
+    joined = Answer(*(np.concatenate([getattr(p[0], f.name) for p in parts]) for f in fields(Answer)))
+    path, probability = majority(joined.probability, joined.path, groups[good], bundle.tree)
+    confident = (probability >= args.confidence).sum(1)
+    odd = (joined.p_value < CAUTION) & (args.novelty == "on")
+    depth = np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
+    joined = replace(joined, path=path, probability=probability, confident_depth=confident, depth=depth)
+    start = 0
+    for i, (part, mask, excluded) in enumerate(parts):
+        rows = slice(start, start := start + len(part.path))
+        parts[i] = Answer(*(getattr(joined, f.name)[rows] for f in fields(Answer))), mask, excluded
+
+
+def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
+
+    def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
+        with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
+            for table, chunk in source.chunks(CHUNK):
+                good = usable(chunk)
+                some = chunk[good]
+                names.append(source.ids(table))
+                yield bundle.answer(some, args.confidence, args.novelty), good, bundle.best_excluded(some)
+                bar.update(len(chunk))
+
+    names = list[np.ndarray | None]()  # of the cells of each chunk
+    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = asked()
+    if groups is not None:
+        parts = list(parts)
+        voted(parts, groups, bundle, args)
+    for part in parts:
+        ids = names.pop(0)
+        yield ({} if ids is None else {CELL_ID: ids.astype(object)}) | bundle.columns(*part)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.output.suffix not in (".tsv", ".parquet", ".h5ad"):
-        raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
-    if args.output.suffix == ".h5ad" and args.input.suffix != ".h5ad":
-        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
-    if args.output.suffix != ".h5ad":
-        check_output(args.output, args.input)
-    if not 0 < args.confidence <= 1:
-        raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
+    check_flags(args)
+    from fractal.adapter import pick_device
+    from fractal.reference.bundle import check_terms, choose_paths, read_bundle
+    from fractal.reference.truth import report
+
     bundle = read_bundle(args.reference, pick_device(args.device))
-    graph = load_graph(args.obo)
-    check_terms(bundle, graph, args.reference, args.obo)
-    keep = choose_paths(bundle, graph, args.only, args.exclude)
+    if args.obsm is None:
+        args.obsm = bundle.facts.get("obsm") or "X_scimilarity"
+    groups, truth = read_obs(args.input, args.over), read_obs(args.input, args.truth)
+    if bundle.cl_ids.any():
+        graph = load_graph(args.obo)
+        check_terms(bundle, graph, args.reference, args.obo)
+        keep = choose_paths(bundle, graph, args.only, args.exclude)
+        bundle = bundle if keep is None else bundle.restricted(keep)
+    elif args.only or args.exclude:
+        raise InputError(f"{args.reference}: has no CL ids, so --only and --exclude can't be applied")
 
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
-    with open_vectors(args.input, args.obsm, bundle.adapter.dim) as vectors:
-        annotator = bundle.annotator(keep)
-        sink = h5ad_sink(args.input, args.output) if args.output.suffix == ".h5ad" else table_sink(args.output)
-        with sink as write, tqdm(total=vectors.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for _, chunk in vectors.chunks(CHUNK):
-                columns = columns_of(*annotate(chunk, annotator, bundle, args.confidence), bundle)
-                write(columns)
+    kept: list[dict[str, np.ndarray]] = []
+    with open_vectors(args.input, args.obsm, bundle.adapter.dim) as source:
+        check_space(bundle, source, args.force)
+        about = {
+            "reference": args.reference.resolve().name,
+            "confidence": args.confidence,
+            "novelty": args.novelty,
+            "version": bundle.facts["version"],
+            "adapter_sha256": bundle.facts["sha256"]["adapter.safetensors"],
+        }
+        to_h5ad = args.output.suffix == ".h5ad"
+        sink = h5ad_sink(args.input, args.output, about) if to_h5ad else table_sink(args.output)
+        with sink as write:
+            for columns in answers(bundle, source, groups and groups[0], args):
+                write({name: values for name, values in columns.items() if not to_h5ad or name != CELL_ID})
                 levels.update(columns["level"])
                 statuses.update(columns["status"])
                 labels.update(columns["label"])
-                bar.update(len(chunk))
+                if truth:
+                    kept.append({name: columns[name] for name in (*bundle.levels, "level", "status")})
 
     print(
-        f"{vectors.num_rows:,} cells of {args.input} -> {args.output}: "
+        f"{source.num_rows:,} cells of {args.input} -> {args.output}: "
         + ", ".join(f"{statuses[s]:,} {s}" for s in STATUSES)
     )
-    print("deepest level answered: " + ", ".join(f"{levels[d]:,} {d}" for d in reversed(DEPTHS)) + "\n")
-    shown = [[label or "(none)", f"{n:,}", f"{100 * n / vectors.num_rows:.1f}"] for label, n in labels.most_common(20)]
+    order = ("none", *bundle.levels)
+    print("deepest level answered: " + ", ".join(f"{levels[d]:,} {d}" for d in reversed(order)) + "\n")
+    shown = [[label or "(none)", f"{n:,}", f"{100 * n / source.num_rows:.1f}"] for label, n in labels.most_common(20)]
     print(table(["Deepest label", "Cells", "%"], shown))
+    if truth:
+        answered = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+        print("\n" + report(answered, *truth, bundle.tree.paths, bundle.levels, args.truth))
 
 
 if __name__ == "__main__":

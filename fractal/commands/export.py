@@ -1,7 +1,7 @@
 """An adapter -> ONNX, with one output per prefix, for browsers and other languages; and vectors as int8.
 
-    fractal export --model-path data/fractal_adapter_4L.pt --output data/fractal_adapter_4L.onnx
-    fractal export --vectors cells.npy --int8-dir data/int8     # and these cells' vectors, int8
+    fractal export --reference blood_reference --output blood.onnx
+    fractal export --reference blood_reference --vectors cells.npy --int8-dir data/int8   # and int8 vectors
 
 Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
 length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
@@ -14,72 +14,89 @@ import argparse
 import logging
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from fractal.adapter import Adapter, embed, load, truncate_blocks
 from fractal.cli import InputError, needs, positive_int, run, table
-from fractal.files import atomic_write, check_output
-from fractal.metrics import nearest
-from fractal.vectors import CHUNK, open_vectors, usable, write_npy
+from fractal.files import atomic_write, check_paths
+
+if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
+    from torch import Tensor, nn
+
+    from fractal.adapter import Adapter
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
+RECALL_CELLS = 5_000
 NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="fractal export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
+        "--reference",
         "--model-path",
+        dest="model_path",
         type=Path,
         default=Path("data/fractal_adapter_4L.pt"),
-        help="checkpoint of train.py (default: %(default)s)",
+        help="folder of `fractal fit`, or a checkpoint of train.py (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, help=".onnx file to write (default: beside the checkpoint)")
     vectors = parser.add_argument_group("int8 vectors")
     vectors.add_argument("--vectors", type=Path, help="cells: .npy, Parquet, .h5ad or a TileDB array's folder")
-    vectors.add_argument("--obsm", default="X_scimilarity", help="of an .h5ad: key of its vectors")
     vectors.add_argument(
-        "--int8-dir", type=Path, default=Path("data/int8"), help="folder for prefix_1.npy, ... (default: %(default)s)"
+        "--use-rep",
+        "--obsm",
+        dest="use_rep",
+        help="of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
     )
+    vectors.add_argument("--int8-dir", type=Path, help="folder for prefix_1.npy, ... (default: data/int8)")
     vectors.add_argument(
         "--recall-cells",
         type=positive_int,
-        default=5_000,
-        help="cells whose neighbours are compared, drawn at random (default: %(default)s)",
+        help="cells whose neighbours are compared, drawn at random (default: 5000)",
     )
     return parser
 
 
-def output_names(adapter: Adapter) -> list[str]:
+def output_names(adapter: "Adapter") -> list[str]:
     return [*(f"prefix_{j}" for j in range(1, adapter.num_levels)), "full"]
 
 
-class Prefixes(nn.Module):
+def prefixes_module(adapter: "Adapter") -> "nn.Module":
     """The adapter as a module that returns all prefixes, as fractal.adapter.embed does."""
+    from torch import nn
 
-    def __init__(self, adapter: Adapter) -> None:
-        super().__init__()
-        self.adapter = adapter
+    from fractal.adapter import truncate_blocks
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        blocks = self.adapter.blocks(x)
-        return (*(truncate_blocks(blocks, j) for j in range(1, self.adapter.num_levels)), self.adapter.full(blocks))
+    class Prefixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.adapter = adapter
+
+        def forward(self, x: "Tensor") -> tuple["Tensor", ...]:
+            blocks = adapter.blocks(x)
+            return (*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks))
+
+    return Prefixes().eval()
 
 
-def export(adapter: Adapter, path: Path) -> float:
+def export(adapter: "Adapter", path: Path) -> float:
     """Write the ONNX file -> the largest difference between onnxruntime and torch on random cells of several batches.
 
     Raises InputError, and leaves no file, if that is above TOLERANCE.
     """
+    import torch
+
+    from fractal.adapter import embed
+
     needs("onnxscript", "onnx")  # torch's exporter is written in it
     runtime = needs("onnxruntime", "onnx")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here uses
-    module = Prefixes(adapter).eval()
+    module = prefixes_module(adapter)
     example = torch.randn(3, adapter.dim, generator=torch.Generator().manual_seed(0))
     with atomic_write(path) as part:
         torch.onnx.export(
@@ -110,12 +127,16 @@ def quantize(vectors: np.ndarray, scale: float) -> np.ndarray:
     return np.clip(np.rint(vectors * (127 / scale)), -127, 127).astype(np.int8)
 
 
-def recall(exact: Tensor, int8: Tensor) -> tuple[float, float]:
+def recall(exact: "Tensor", int8: "Tensor") -> tuple[float, float]:
     """-> the mean share of a cell's 10 nearest other cells that int8 vectors find again, and the cosine that is lost.
 
     The cells of a type lie so close together that which ten are nearest hangs on the last digits; the second figure,
     how much farther away (by exact cosine) the ten are that int8 vectors find, tells whether that matters.
     """
+    import torch
+
+    from fractal.metrics import nearest
+
     ours, theirs = nearest(exact, k=NEIGHBOURS), nearest(int8.float(), k=NEIGHBOURS)
     again = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean().item()
     near, found = (torch.einsum("nd,nkd->", exact, exact[rows]).item() / rows.numel() for rows in (ours, theirs))
@@ -123,17 +144,23 @@ def recall(exact: Tensor, int8: Tensor) -> tuple[float, float]:
 
 
 def write_int8(
-    adapter: Adapter, path: Path, obsm: str, folder: Path, recall_cells: int
+    adapter: "Adapter", path: Path, obsm: str, folder: Path, recall_cells: int
 ) -> list[tuple[str, float, float]]:
     """Write an int8 .npy per prefix, rows as in the source, zeros for unusable cells -> per prefix what `recall` says.
 
     The source is read twice, first for the scale, the largest value among the drawn cells; it is never held.
     """
+    import torch
+    from tqdm import tqdm
+
+    from fractal.adapter import embed
+    from fractal.vectors import CHUNK, open_vectors, usable, write_npy
+
     names = output_names(adapter)
     with open_vectors(path, obsm, adapter.dim) as source, ExitStack() as stack:
         is_drawn = np.zeros(source.num_rows, bool)
         is_drawn[np.random.default_rng(0).permutation(source.num_rows)[:recall_cells]] = True
-        kept, start = [list[Tensor]() for _ in names], 0
+        kept, start = [list[torch.Tensor]() for _ in names], 0
         for _, chunk in source.chunks(CHUNK):
             rows = is_drawn[start : start + len(chunk)] & usable(chunk)
             start += len(chunk)
@@ -162,19 +189,29 @@ def write_int8(
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    adapter, _ = load(args.model_path)
+    from fractal.embedding import Embedder
+    from fractal.vectors import is_h5ad, open_vectors
+
+    if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
+        raise InputError("--use-rep, --int8-dir and --recall-cells are about --vectors; name those, or drop them")
+    if args.use_rep and not is_h5ad(args.vectors):
+        raise InputError(
+            f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.vectors} is none; drop it"
+        )
+    folder = args.int8_dir or Path("data/int8")
+    embedder = Embedder.open(args.model_path)
+    adapter, use_rep = embedder.adapter, args.use_rep or embedder.use_rep
     output = args.output or args.model_path.with_suffix(".onnx")
-    int8 = [args.int8_dir / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
-    for path in (output, *int8):
-        check_output(path, args.model_path, args.vectors)
+    int8 = [folder / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
+    check_paths({"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8})
     if args.vectors:  # what is wrong with them is said before anything is written
-        with open_vectors(args.vectors, args.obsm, adapter.dim):
+        with open_vectors(args.vectors, use_rep, adapter.dim):
             pass
     worst = export(adapter, output)
     print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
     if args.vectors:
-        found = write_int8(adapter, args.vectors, args.obsm, args.int8_dir, args.recall_cells)
-        print(f"\nint8 vectors in {args.int8_dir}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
+        found = write_int8(adapter, args.vectors, use_rep, folder, args.recall_cells or RECALL_CELLS)
+        print(f"\nint8 vectors in {folder}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
         rows = [[name, f"{again:.4f}", f"{1 - again:.4f}", f"{lost:.1e}"] for name, again, lost in found]
         print(table(["Prefix", "Recall", "Recall lost", "Cosine lost"], rows))
 

@@ -1,0 +1,313 @@
+"""The Python API: labelled cells -> a reference, and what a reference does with new cells.
+
+`fit` does in one go what the scripts do step by step: ingest, balance, train, calibrate. Its cells pass through a
+temporary Parquet file, so that the split, the balancing and exact duplicates are treated by the very code of the
+scripts, and memory does not grow with the file.
+"""
+
+import hashlib
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as serialize
+
+from fractal import __version__
+from fractal.adapter import pick_device
+from fractal.atlas import (
+    LEVELS,
+    Cells,
+    fingerprint,
+    level_columns,
+    open_atlas,
+    path_counts,
+    read_codes,
+    read_rows,
+    study_codes,
+    writing,
+)
+from fractal.cli import InputError, table
+from fractal.embedding import block_names, embed_matrix
+from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
+from fractal.h5ad import facts as embedding_facts
+from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from fractal.reference.annotator import NOVELTY
+from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
+from fractal.split import Split
+from fractal.training import Settings
+from fractal.training import fit as train
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from networkx import DiGraph
+
+TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
+MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
+TEST_CELLS = 5_000  # at most: a standard error of .004 at an accuracy of .9
+SHOWN = {"coverage": "Answered", "accuracy": "Accuracy", "accuracy_forced": "If all were answered"}
+
+
+class Reference:
+    """An adapter and labelled cells, ready to label and embed new ones. `fit` and `load` make it."""
+
+    def __init__(self, bundle: Bundle, name: str = "") -> None:
+        self.bundle, self.name = bundle, name
+
+    @property
+    def use_rep(self) -> str:
+        """Key of obsm whose vectors it was made of, and which it takes by default."""
+        return str(self.bundle.facts.get("obsm") or "X_scimilarity")
+
+    @property
+    def sha256(self) -> str:
+        """Of the adapter's weights as `save` writes them."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.bundle.adapter.state_dict().items()}
+        return hashlib.sha256(serialize(state)).hexdigest()
+
+    def __repr__(self) -> str:
+        """What it holds, and how good its answers are on cells that were held out."""
+        facts, adapter, scores = self.bundle.facts, self.bundle.adapter, self.bundle.facts["scores"]
+        text = (
+            f"Reference of {len(self.bundle.path):,} cells of {len(self.bundle.tree.paths)} types, from obsm "
+            f"'{self.use_rep}' of {adapter.dim} numbers; {adapter.num_levels} blocks of {adapter.scale_dim}"
+        )
+        if not scores["cells"]:
+            return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
+        rows = [
+            [level, *("-" if found[key] is None else f"{found[key]:.3f}" for key in SHOWN)]
+            for level, found in scores["levels"].items()
+        ]
+        kind = facts.get("held_out", "cells drawn at random")
+        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{table(['Level', *SHOWN.values()], rows)}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
+        write_bundle(Path(folder), self.bundle)
+        self.name = Path(folder).resolve().name
+
+    def annotate(
+        self,
+        adata: "AnnData",
+        key_added: str = "fractal",
+        use_rep: str | None = None,
+        *,
+        confidence: float = CONFIDENCE,
+        novelty: str = "on",
+        force: bool = False,
+    ) -> None:
+        """Label the cells of `adata` in place, each as deep in the hierarchy as it can be trusted.
+
+        obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, invalid)
+        and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
+        float32. uns[key_added] gets the reference's name, the confidence and the version. confidence: a level is
+        answered if its probability is at least this. novelty: "on" withholds the fine labels of odd cells, "flag" only
+        marks them, "off" does neither. Raises InputError for vectors that are missing, of another width, or that as a
+        body can't come from the reference's embedding (`force` goes on).
+        """
+        from pandas import Categorical
+
+        if not 0 < confidence <= 1:
+            raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
+        if novelty not in NOVELTY:
+            raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
+        vectors = self.vectors_of(adata, use_rep)
+        problem = None if force else self.bundle.space_problem(vectors)
+        if problem:
+            raise InputError(f"obsm '{use_rep or self.use_rep}': {problem}; force=True goes on")
+        for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
+            adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
+        told = {"reference": self.name or "not saved", "confidence": confidence, "version": __version__}
+        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **told}
+
+    def embed(
+        self, adata: "AnnData", prefix: int | None = None, use_rep: str | None = None, key_added: str = "X_fractal"
+    ) -> None:
+        """Add obsm[key_added] (n, dims) float32 of length 1 in place: the full vector, or its first `prefix` blocks.
+
+        A cell whose vector is zero or not finite gets NaN. uns["fractal"] says what `fractal.truncate` must know, so
+        only the full vector is to be truncated; recipe `published` gets obsm["X_fractal_blocks"] for that.
+        Raises InputError for vectors that are missing or of another width, ValueError for another prefix.
+        """
+        adapter, recipe = self.bundle.adapter, self.bundle.facts["recipe"]
+        if prefix is not None and not 1 <= prefix <= adapter.num_levels:
+            raise ValueError(f"prefix {prefix} of {adapter.num_levels}")
+        adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep), prefix)
+        if prefix in (None, adapter.num_levels):
+            if recipe == "published":
+                adata.obsm[f"{key_added}_blocks"] = blocks
+            told = embedding_facts(adapter, recipe, self.sha256, block_names(self.bundle.facts["config"]))
+            adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **told}
+
+    def vectors_of(self, adata: "AnnData", use_rep: str | None) -> np.ndarray:
+        """obsm[use_rep] as (n, dim) float32. Raises InputError where it is missing or of another width."""
+        key, dim = use_rep or self.use_rep, self.bundle.adapter.dim
+        if key not in adata.obsm:
+            raise InputError(
+                f"obsm has no '{key}', which the reference was made with; it has {', '.join(adata.obsm) or 'none'}. "
+                "The new cells must come through the same embedding"
+            )
+        vectors = np.ascontiguousarray(adata.obsm[key], np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise InputError(
+                f"obsm '{key}' has {vectors.shape[-1]} numbers a cell, the reference takes {dim}: another embedding"
+            )
+        return vectors
+
+
+def load(folder: str | Path, device: str = "auto") -> Reference:
+    """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
+    return Reference(read_bundle(Path(folder), pick_device(device)), Path(folder).resolve().name)
+
+
+def fit(
+    cells: "AnnData | str | Path",
+    labels: str | None = None,
+    use_rep: str = "X_scimilarity",
+    study: str | None = None,
+    *,
+    levels: Sequence[str] = (),
+    label_map: Mapping[str, str] | str | Path | None = None,
+    unmapped: str = "error",
+    hierarchy: str | Path | None = None,
+    recipe: str = "fractal",
+    max_cells: int = 100_000,
+    epochs: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+) -> Reference:
+    """Labelled cells, an AnnData or the path of an .h5ad, -> a reference. The cells are not changed.
+
+    labels: column of obs with names or ids of the Cell Ontology; cells without a label are left out. levels: 2 to 6
+    columns of obs, coarse to fine, in place of the ontology. use_rep: key of obsm. study: column of obs, such as the
+    donor: whole studies are held out then, where that leaves no type without training cells. label_map: own name ->
+    CL name or id, or a TSV of both; an empty one leaves its cells out. unmapped: "error" or "other", for names that CL
+    does not know. hierarchy: an edited table of ingest.py. max_cells: to train and calibrate on, balanced over the
+    finest level. Raises InputError for bad input.
+    """
+    if bool(labels) == bool(levels):
+        raise InputError("give either labels, a column of the Cell Ontology's names, or levels, columns of your own")
+    if isinstance(label_map, str | Path):
+        label_map = read_map(Path(label_map))
+    place = pick_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cells.parquet"
+        options = {"label_key": labels or "", "study_key": study, "label_map": label_map, "levels": levels or ()}
+        graph = load_graph(CL_SLIM)
+        ingest(path, cells, {"obsm": use_rep, **options}, hierarchy, unmapped, graph)
+        split = hold_out(path, study is not None, max_cells, seed)
+        train_rows, val_rows, test_rows = split.rows(path)
+        m = len(train_rows)
+        both = read_rows(path, np.concatenate([train_rows, val_rows]))
+        training, validation = (
+            Cells(both.vectors[rows], both.labels[rows], both.classes, both.levels)
+            for rows in (slice(m), slice(m, None))
+        )
+        counts = path_counts(path, ~split.is_test(path))
+        settings = Settings(recipe=recipe, epochs=epochs, seed=seed)
+        fitted = train(training, validation, counts, settings, place)
+        if fitted.stopped:
+            raise fitted.stopped
+        drawn = np.sort(np.random.default_rng(seed).permutation(test_rows)[:TEST_CELLS])
+        test = read_rows(path, drawn) if len(drawn) else None
+    name = Path(cells).name if isinstance(cells, str | Path) else "an AnnData"
+    facts = {
+        "obsm": use_rep,
+        "data": name,
+        "source": name,
+        "cl_release": graph.graph["release"],
+        "held_out": f"whole studies: {', '.join(split.test_studies)}" if split.test_studies else "drawn at random",
+        "split": asdict(split),
+        "training": fitted.training(settings),
+        "validation": fitted.validation,
+        "versions": {
+            "fractal": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    adapter, config, classes = fitted.adapter, fitted.config, fitted.classes
+    return Reference(make_reference(adapter, config, classes, training, validation, counts, test, facts, graph))
+
+
+def ingest(
+    path: Path,
+    cells: "AnnData | str | Path",
+    options: Mapping[str, Any],
+    hierarchy: str | Path | None,
+    unmapped: str,
+    graph: "DiGraph",
+) -> None:
+    """Write the labelled cells to `path` as ingest.py does; print a line for all that was left out or merged."""
+    with ExitStack() as stack:
+        if isinstance(cells, str | Path):
+            found = stack.enter_context(open_labelled(Path(cells), **options))
+            report: Labels | LabelReport = found.labels
+            types, type_codes, dim = found.types, found.type_codes, found.dim
+            studies, study_codes = found.studies, found.study_codes
+            chunks: Iterable[tuple[slice, np.ndarray]] = ((rows, x) for rows, x, _ in found.chunks())
+        else:
+            vectors, names, study_names, _, report = labelled_from_anndata(
+                cells,
+                options["obsm"],
+                options["label_key"],
+                options["study_key"],
+                options["levels"],
+                options["label_map"],
+            )
+            types, type_codes = coded(names)
+            studies, study_codes = coded(study_names) if study_names is not None else ([], None)
+            chunks, dim = [(slice(0, len(vectors)), vectors)], vectors.shape[1]
+        levels, tree = read_hierarchy(Path(hierarchy)) if hierarchy else (report.levels, report.tree)
+        placed = hierarchy_of(types, graph, unmapped, tree, levels or LEVELS)
+        classes = [
+            np.unique([row.levels[k] for row in placed.rows], return_inverse=True) for k in range(len(placed.levels))
+        ]
+        facts = {
+            "cl_release": graph.graph["release"],
+            "source": str(cells) if isinstance(cells, str | Path) else "adata",
+        }
+        with writing(path, dim, study_codes is not None, facts, placed.levels) as writer:
+            for rows, x in chunks:
+                columns = [(codes[type_codes[rows]], values.tolist()) for values, codes in classes]
+                columns += [(study_codes[rows], studies)] if study_codes is not None else []
+                writer.append(x, columns)
+    for note in [*report.notes, *placed.notes]:
+        print(note)
+
+
+def coded(names: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """(n,) text -> the names, sorted, and the (n,) codes."""
+    values, codes = np.unique(names, return_inverse=True)
+    return values.tolist(), codes
+
+
+def hold_out(path: Path, by_study: bool, max_cells: int, seed: int) -> Split:
+    """Who is tested on, and who calibrates: of a few hundred cells none is tested on, so that enough are left for that.
+
+    `by_study`: whole studies are tested on, as many as hold TEST_RATIO of the cells, but none that has the only cells
+    of a type; where there are no such studies, cells are drawn.
+    """
+    types, _ = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
+    test_ratio = TEST_RATIO if len(types) >= MIN_CELLS else 0.0
+    held_out: list[str] = []
+    if by_study and test_ratio:
+        codes, names = study_codes(path)
+        counts = np.zeros((len(names), types.max() + 1), np.int64)
+        np.add.at(counts, (codes, types), 1)
+        left = counts.sum(0)
+        for study in np.random.default_rng(seed).permutation(len(names)).tolist():
+            if (left > counts[study]).all():
+                held_out.append(names[study])
+                left = left - counts[study]
+            if left.sum() <= (1 - test_ratio) * len(types):
+                break
+    return Split.draw(
+        path, fingerprint(path), seed=seed, test_ratio=test_ratio, max_samples=max_cells, test_studies=sorted(held_out)
+    )

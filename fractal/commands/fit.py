@@ -1,0 +1,96 @@
+"""Labelled cells -> a reference in one folder, which is all that `fractal annotate` and `fractal embed` take.
+
+    fractal fit cells.h5ad --labels cell_type --use-rep X_scVI --study donor_id --output blood_reference
+
+In one go what ingest.py, stratify.py, train.py and `fractal reference` do: find the labels in the Cell Ontology, set
+cells aside, train on the others, learn from the ones set aside how far answers can be trusted, and print how good they
+are. With --study, whole studies (or donors) are set aside where that takes no type away from training.
+"""
+
+import argparse
+from pathlib import Path
+
+from fractal.cli import non_negative_int, positive_int, run
+from fractal.files import check_paths
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fractal fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("input", type=Path, help=".h5ad with one vector per cell in obsm, and labels in obs")
+    files.add_argument("--output", type=Path, required=True, help="folder to write; only a reference is replaced")
+    files.add_argument(
+        "--use-rep", required=True, help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity"
+    )
+    files.add_argument("--study", metavar="COLUMN", help="column of obs: studies or donors (default: none)")
+    labels = parser.add_argument_group("labels")
+    kind = labels.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--labels", metavar="COLUMN", help="column of obs: names or ids of the Cell Ontology")
+    kind.add_argument(
+        "--levels", nargs="+", metavar="COLUMN", help="2 to 6 columns of obs, coarse to fine, in place of the ontology"
+    )
+    labels.add_argument(
+        "--label-map", type=Path, metavar="TSV", help="own name<TAB>CL name or id; an empty one leaves its cells out"
+    )
+    labels.add_argument(
+        "--unmapped",
+        choices=["error", "other"],
+        default="error",
+        help="names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
+    )
+    labels.add_argument("--hierarchy", type=Path, metavar="TSV", help="an edited hierarchy table, in place of CL's")
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--recipe",
+        choices=["fractal", "published", "mrl"],
+        default="fractal",
+        help="fractal is ours, published the published one (default: %(default)s)",
+    )
+    training.add_argument(
+        "--max-cells",
+        type=positive_int,
+        default=100_000,
+        help="cells to train and calibrate on, balanced over the subtypes (default: %(default)s)",
+    )
+    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
+    training.add_argument("--seed", type=non_negative_int, default=0, help="(default: %(default)s)")
+    training.add_argument(
+        "--device",
+        choices=["auto", "cuda", "mps", "cpu"],
+        default="auto",
+        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    from fractal.api import fit
+    from fractal.reference.bundle import check_place
+
+    inputs = {"input": args.input, "--label-map": args.label_map, "--hierarchy": args.hierarchy}
+    check_paths(inputs, {}, folders={"--output": args.output})
+    check_place(args.output)  # before minutes of work
+    reference = fit(
+        args.input,
+        labels=args.labels,
+        levels=args.levels or (),
+        use_rep=args.use_rep,
+        study=args.study,
+        label_map=args.label_map,
+        unmapped=args.unmapped,
+        hierarchy=args.hierarchy,
+        recipe=args.recipe,
+        max_cells=args.max_cells,
+        epochs=args.epochs,
+        seed=args.seed,
+        device=args.device,
+    )
+    reference.save(args.output)
+    print(f"{reference}\n\nwritten to {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,85 @@
+"""The one loop behind `fractal embed` and `Reference.embed`: vectors in, fractal vectors out, chunk by chunk."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fractal.adapter import Adapter, truncate_blocks
+from fractal.atlas import LEVELS, fingerprint
+from fractal.reference.bundle import load_adapter
+from fractal.vectors import usable
+
+BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
+
+Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """An adapter and what its vectors must say of it, from a checkpoint of train.py or a reference's folder."""
+
+    adapter: Adapter
+    recipe: str
+    levels: tuple[str, ...]  # names of the levels that the blocks stand for, coarse to fine
+    sha256: str  # of the checkpoint, or of the reference's weights
+    use_rep: str  # key of obsm that the adapter was trained on
+
+    @staticmethod
+    def open(path: Path, device: torch.device | str = "cpu") -> "Embedder":
+        """Raises InputError for a path that is neither."""
+        adapter, checkpoint = load_adapter(path, device)
+        config = checkpoint["config"]
+        sha256 = checkpoint["sha256"]["adapter.safetensors"] if path.is_dir() else fingerprint(path)
+        use_rep = str(checkpoint.get("obsm") or "X_scimilarity")
+        return Embedder(adapter, config["recipe"], block_names(config), sha256, use_rep)
+
+
+def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The level that each block of an adapter stands for; a level with one class has no block."""
+    levels = config.get("levels", LEVELS)
+    return tuple(levels[k] for k in config.get("block_levels", range(config["num_levels"])))
+
+
+@torch.inference_mode()
+def embed_matrix(adapter: Adapter, vectors: np.ndarray, prefix: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, dim) float32 -> (vectors (n, dims), blocks (n, num_levels * scale_dim)), both float32.
+
+    The vectors have length 1: the first `prefix` blocks, or the full vector where `prefix` is None or all blocks. The
+    two differ: a published full vector is no longer prefix, but has passed one more norm. The blocks are those behind
+    it, not normalised. A row that is zero or not finite becomes NaN in both.
+    """
+    adapter.eval()
+    device = next(adapter.parameters()).device
+    rows = np.flatnonzero(usable(vectors))
+    levels = adapter.num_levels
+    prefix = prefix or levels
+    found = np.full((len(vectors), prefix * adapter.scale_dim), np.nan, np.float32)
+    all_blocks = np.full((len(vectors), levels * adapter.scale_dim), np.nan, np.float32)
+    for start in range(0, len(rows), BATCH):
+        some = rows[start : start + BATCH]
+        blocks = adapter.blocks(torch.from_numpy(vectors[some]).to(device))
+        found[some] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
+        all_blocks[some] = blocks.flatten(1).cpu()
+    return found, all_blocks
+
+
+def embed_chunks(
+    adapter: Adapter, chunks: Iterable[tuple[Any, np.ndarray]], num_rows: int, prefix: int | None, append: Append
+) -> int:
+    """Pass each chunk (columns, vectors (m, dim) float32) and what `embed_matrix` makes of it to `append`.
+
+    -> how many cells have no usable vector, and so NaN.
+    """
+    invalid = 0
+    with tqdm(total=num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
+        for columns, vectors in chunks:
+            found, blocks = embed_matrix(adapter, vectors, prefix)
+            append(columns, found, blocks)
+            invalid += int(np.isnan(found[:, 0]).sum())
+            bar.update(len(vectors))
+    return invalid

@@ -1,0 +1,183 @@
+"""The Python API: from labelled AnnData to answers, through a folder and back, and what is refused."""
+
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TYPES, clustered
+
+import fractal
+from fractal.cli import InputError
+from fractal.commands import annotate, embed, fit
+
+ROOT = Path(__file__).parents[1]
+
+
+def cells(n: int, seed: int = 0, dim: int = 16, **obs: object) -> anndata.AnnData:
+    """n cells of the six TYPES and three donors; the same types lie in the same places for every seed."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(TYPES, n)
+    centres = clustered(TYPES, dim, spread=0.0)
+    vectors = centres[np.searchsorted(TYPES, kind)] + 0.5 * rng.normal(size=(n, dim))
+    table = pd.DataFrame({"cell_type": kind, "donor": rng.choice(["a", "b", "c"], n), **obs})
+    table.index = [f"cell {seed}-{i}" for i in range(n)]
+    return anndata.AnnData(np.zeros((n, 1), np.float32), obs=table, obsm={"X_scVI": vectors.astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def ref() -> fractal.Reference:
+    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=4, device="cpu")
+
+
+def test_from_cells_to_answers(ref, tmp_path: Path):
+    new = cells(200, seed=1)
+    new.obsm["X_scVI"][3] = np.nan
+    ref.save(tmp_path / "blood")
+    again = fractal.load(tmp_path / "blood")
+    again.annotate(new)
+    good = np.arange(200) != 3
+    right = new.obs["fractal_subtype"].astype(str) == new.obs["cell_type"]
+    assert right[good].mean() > 0.95
+    assert new.obs["fractal_status"].iloc[3] == "invalid"
+    assert new.obs["fractal_subtype_probability"].between(0, 1)[good].all()
+    told = new.uns["fractal"]
+    assert (told["reference"], told["confidence"], told["version"]) == ("blood", 0.8, fractal.__version__)
+
+    again.embed(new)
+    assert new.uns["fractal"]["confidence"] == 0.8  # one does not wipe out the other
+    full = new.obsm["X_fractal"]
+    assert full.dtype == np.float32
+    assert np.isnan(full[3]).all()
+    assert np.allclose(np.linalg.norm(full[good], axis=1), 1, atol=1e-5)
+    cut = fractal.truncate(full, new.uns["fractal"], 2)
+    again.embed(new, prefix=2, key_added="X_two")
+    assert np.allclose(cut[good], new.obsm["X_two"][good], atol=1e-5)
+
+
+def test_what_is_written_comes_back(ref, tmp_path: Path):
+    """uns, obs and obsm are such that AnnData writes and reads them."""
+    new = cells(50, seed=2)
+    ref.annotate(new, key_added="mine", confidence=0.5)
+    ref.embed(new)
+    new.write_h5ad(tmp_path / "new.h5ad")
+    back = anndata.read_h5ad(tmp_path / "new.h5ad")
+    assert list(back.obs["mine_label"]) == list(new.obs["mine_label"])
+    assert back.uns["mine"]["confidence"] == 0.5
+    assert np.array_equal(back.obsm["X_fractal"], new.obsm["X_fractal"])
+
+
+def test_it_says_how_good_it_is(ref):
+    text = repr(ref)
+    assert "subtype" in text
+    assert "held out" in text
+    assert "X_scVI" in text
+
+
+def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, capsys):
+    """Two commands from files to answers; each names its files by position."""
+    monkeypatch.chdir(tmp_path)
+    cells(600).write_h5ad("cells.h5ad")
+    cells(100, seed=1).write_h5ad("new.h5ad")
+    flags = ["--labels", "cell_type", "--use-rep", "X_scVI", "--study", "donor", "--epochs", "2", "--device", "cpu"]
+    fit.main(["cells.h5ad", *flags, "--output", "blood"])
+    said = capsys.readouterr().out
+    assert "held out" in said
+    annotate.main(["new.h5ad", "--reference", "blood", "--output", "out.h5ad", "--device", "cpu"])
+    embed.main(["out.h5ad", "--reference", "blood", "--output", "out.h5ad", "--device", "cpu"])
+    out = anndata.read_h5ad("out.h5ad")
+    new = cells(100, seed=1)
+    ref = fractal.load("blood")
+    ref.annotate(new)
+    ref.embed(new)
+    assert list(out.obs["fractal_label"].astype(str)) == list(new.obs["fractal_label"].astype(str))
+    assert np.allclose(out.obsm["X_fractal"], new.obsm["X_fractal"], atol=1e-6)
+    for key in ("recipe", "adapter_sha256"):
+        assert out.uns["fractal"][key] == new.uns["fractal"][key]
+
+
+def test_the_same_seed_gives_the_same_reference(tmp_path: Path):
+    found = []
+    for _ in range(2):
+        new = cells(60, seed=1)
+        fractal.fit(cells(400), labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu").embed(new)
+        found.append(new.obsm["X_fractal"])
+    assert np.array_equal(*found)
+
+
+def test_the_input_is_not_changed():
+    labelled = cells(400)
+    before = labelled.copy()
+    fractal.fit(labelled, labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu")
+    pd.testing.assert_frame_equal(labelled.obs, before.obs)
+    assert np.array_equal(labelled.obsm["X_scVI"], before.obsm["X_scVI"])
+    assert labelled.uns == before.uns
+
+
+def test_the_key_is_remembered_and_another_space_is_refused(ref):
+    new = cells(100, seed=1)
+    new.obsm["X_other"] = new.obsm["X_scVI"][:, :5]
+    with pytest.raises(InputError, match="5 numbers.*16"):
+        ref.annotate(new, use_rep="X_other")
+    with pytest.raises(InputError, match="X_missing"):
+        ref.embed(new, use_rep="X_missing")
+    del new.obsm["X_scVI"]
+    with pytest.raises(InputError, match="X_scVI"):
+        ref.annotate(new)
+    assert not any(name.startswith("fractal") for name in new.obs)
+
+
+def test_bad_input_is_one_line(fails, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells(60).write_h5ad("cells.h5ad")
+    base = ["cells.h5ad", "--labels", "cell_type", "--device", "cpu"]
+    assert "no obsm 'X_pca'" in fails(fit.main, *base, "--use-rep", "X_pca", "--output", "out")
+    assert "no column 'kind'" in fails(
+        fit.main, "cells.h5ad", "--labels", "kind", "--use-rep", "X_scVI", "--output", "out"
+    )
+    assert "no such file" in fails(
+        fit.main, "nothing.h5ad", "--labels", "kind", "--use-rep", "X_scVI", "--output", "out"
+    )
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    assert "notes" in fails(fit.main, *base, "--use-rep", "X_scVI", "--output", "notes")
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
+    assert not Path("out").exists()
+
+
+def test_importing_is_fast_and_loads_no_torch():
+    check = "import sys, fractal; assert not {'torch', 'sklearn', 'anndata'} & set(sys.modules); print(dir(fractal))"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert time.perf_counter() - began < 1.5  # .1 s on an idle machine
+    for name in fractal.__all__:
+        assert name in done.stdout
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fractal.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["annotate", "embed", "fit", "export"])
+def test_help_does_not_wait_for_torch(name: str):
+    check = f"""
+import sys
+from fractal.__main__ import main
+try:
+    main(["{name}", "--help"])
+except SystemExit as stop:
+    assert not stop.code
+assert not {{"torch", "sklearn"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: fractal {name}" in done.stdout
+
+
+def test_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == fractal.__version__
+    assert f"version: {fractal.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -1,0 +1,152 @@
+"""A reference as the commands and the Python API make and use it: folder, card, restriction, vote, space, scores."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fractal.adapter import build_adapter
+from fractal.atlas import LEVELS, Cells
+from fractal.cli import InputError
+from fractal.reference.annotator import Tree, majority
+from fractal.reference.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
+from fractal.reference.card import code, model_card
+from fractal.reference.space import space_problem
+from fractal.reference.truth import report
+
+CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
+LABELS = np.array([[0, 0, 2, 0], [0, 0, 2, 1], [0, 1, 1, 2], [1, 0, 0, 3]])
+PATHS = [tuple(CLASSES[k][c] for k, c in enumerate(row)) for row in LABELS.tolist()]
+CENTRES = np.random.default_rng(5).normal(size=(4, 8))
+
+
+def cells(n: int, seed: int) -> Cells:
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 4, n)
+    x = (CENTRES[types] + 0.3 * rng.normal(size=(n, 8))).astype(np.float32)
+    return Cells(x, LABELS[types], CLASSES)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 4, "scale_dim": 4, "paths": LABELS.tolist(),
+              "levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}  # fmt: skip
+    counts = dict(zip(PATHS, (700, 100, 100, 100), strict=True))
+    evil = "</td><script>alert(1)</script> [x](javascript:1) `\x1b[31m\n# x"
+    facts = {"source": evil, "data": evil, "versions": {evil: evil}, "split": {"fingerprint": evil}}
+    adapter = build_adapter(config, CLASSES)
+    return make_reference(adapter, config, CLASSES, cells(200, 0), cells(400, 1), counts, cells(300, 2), facts)
+
+
+def test_what_is_written_is_read_again(bundle: Bundle, tmp_path: Path):
+    write_bundle(tmp_path / "ref", bundle)
+    again = read_bundle(tmp_path / "ref")
+    x = cells(50, 3).vectors
+    for name, values in bundle.annotate(x).items():
+        assert np.array_equal(values, again.annotate(x)[name])
+    adapter, facts = load_adapter(tmp_path / "ref")
+    assert adapter.dim == facts["config"]["dim"] == 8
+    assert (facts["reference_cells"], facts["reference_types"], facts["training_cells"]) == (200, 4, 1000)
+    write_bundle(tmp_path / "ref", again)  # its own files are replaced
+
+
+def test_nothing_that_is_not_the_reference_s_own_is_lost(bundle: Bundle, tmp_path: Path):
+    write_bundle(tmp_path / "ref", bundle)
+    (tmp_path / "ref" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        write_bundle(tmp_path / "ref", bundle)
+    assert (tmp_path / "ref" / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_text_on_the_card_is_no_markup(bundle: Bundle):
+    card = model_card(bundle.facts, 3)
+    outside = "".join(card.replace("\n", " ").split("`")[::2])
+    assert "script" in card
+    assert not any(mark in outside for mark in ("script", "javascript", "\x1b", "alert"))
+    assert code("a`b\x1b[1m\nc") == "`a'b\\x1b[1m c`"
+
+
+def test_a_restricted_reference_is_calibrated_for_what_is_left(bundle: Bundle):
+    keep = np.array([path[1] == "L" and path[0] == "I" for path in bundle.tree.paths])
+    part = bundle.restricted(keep)
+    assert set(part.path) == set(np.flatnonzero(keep))
+    assert keep[part.validation_path].all()
+    x = cells(400, 4)
+    found = part.annotate(x.vectors, novelty="off")
+    left = x.labels[:, 3] < 2
+    assert (found["status"][~left] == "excluded").mean() > 0.9
+    assert (found["status"][left] == "excluded").mean() < 0.1
+    with pytest.raises(InputError, match="no reference cell"):
+        bundle.restricted(np.zeros(4, bool))
+    none_to_calibrate = replace(bundle, validation_path=np.full_like(bundle.validation_path, 3))
+    with pytest.raises(InputError, match="too few to calibrate"):
+        none_to_calibrate.restricted(keep)
+
+
+def test_the_novelty_rule_can_be_had_without(bundle: Bundle):
+    x = np.concatenate([cells(100, 5).vectors, np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32) * 9])
+    found = {rule: bundle.annotate(x, novelty=rule) for rule in ("on", "flag", "off")}
+    assert (found["on"]["status"][100:] == "novel").mean() > 0.3
+    assert (found["on"]["withheld_by"] == "novelty").any()
+    assert np.array_equal(found["flag"]["status"] == "novel", found["on"]["status"] == "novel")
+    assert not np.isin(found["off"]["status"], ["novel", "withheld"]).any()
+    for rule in ("flag", "off"):
+        assert not (found[rule]["withheld_by"] == "novelty").any()
+        assert np.array_equal(found[rule]["level"], found["off"]["level"])
+
+
+def test_p_values_are_those_of_the_natural_mix(bundle: Bundle):
+    """Validation cells are balanced, the file is not: type `a` counts seven times as much."""
+    x = cells(4_000, 6)
+    p = bundle.annotate(x.vectors)["p_value"]
+    weight = np.where(x.labels[:, 3] == 0, 7.0, 1.0)
+    assert np.average(p < 0.2, weights=weight) == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_vote_by_hand():
+    tree = Tree.of([("I", "x"), ("I", "y"), ("S", "z")])
+    path, groups = np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, -1])
+    probability = np.array([[0.9, 0.3], [0.9, 0.3], [0.9, 0.8], [1.0, 1.0], [1.0, 1.0]])
+    found, mean = majority(probability, path, groups, tree)
+    assert found.tolist() == [1, 1, 1, 1, 2]  # I has 2.7 of 3.7; below it y has .8 and x .6; z is not below I
+    assert mean[0] == pytest.approx([2.7 / 4, 0.8 / 4])
+    assert mean[4].tolist() == [1.0, 1.0]
+
+
+def test_another_space_is_refused_and_an_honest_query_is_not():
+    rng = np.random.default_rng(0)
+    scale = np.linspace(2, 0.3, 20)
+    centres = rng.normal(size=(8, 20)) * scale
+
+    def draw(types: np.ndarray, shift: float) -> np.ndarray:
+        noise = 0.3 * rng.normal(size=(len(types), 20)) * scale
+        return (centres[types] + noise + shift * scale * rng.normal(size=20)).astype(np.float32)
+
+    reference, query = draw(rng.integers(0, 8, 1_500), 0), draw(rng.integers(0, 8, 400), 0.2)
+    rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0].astype(np.float32)
+    flipped = query * np.where(np.arange(20) == 1, -1, 1).astype(np.float32)
+    signs = rng.choice([-1, 1], 20).astype(np.float32)
+    for honest in (query, query[:10], 7 * query, draw(np.full(50, 3), 0.2)):
+        assert space_problem(honest, reference) is None
+    own = (query - query.mean(0)) @ np.linalg.svd(query - query.mean(0))[2].T
+    for other in (query @ rotation, query[:, rng.permutation(20)], flipped, query * signs, own):
+        assert space_problem(other, reference) is not None
+
+
+def test_scores_by_hand():
+    answered = {
+        "k": np.array(["I", "I", "S", "I"], object), "t": np.array(["x", "y", "z", "x"], object),
+        "level": np.array(["t", "k", "t", "t"], object), "status": np.array(["ok", "ok", "ok", "novel"], object),
+    }  # fmt: skip
+    text = report(answered, np.array([0, 0, 2, 3]), ["x", "y", "z", "strange"], [("I", "x"), ("I", "y"), ("S", "z")],
+                  ("k", "t"), "kind")  # fmt: skip
+    assert "3 cells whose kind the reference has; 1 of other types, 100.0% of them flagged" in text
+    row = next(line for line in text.splitlines() if line.startswith("| t "))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["0.667", "0.667", "1.000"]
+    assert "hierarchical F1 of the finest labels: 0.833" in text  # 5 of 6 nodes on both sides
+    assert "x -> y" in text
+    assert json.dumps(text)
