@@ -89,6 +89,8 @@ def tail(values: np.ndarray, held_out: Knots) -> np.ndarray:
     `held_out`: values, ascending, and their weights; the value itself has their mean weight (Tibshirani et al. 2019).
     """
     knots, weight = np.asarray(held_out[0]), np.asarray(held_out[1])
+    if knots.shape != weight.shape:  # of a damaged file
+        raise ValueError("as many weights as values are needed")
     at_least = np.append(np.cumsum(weight[::-1])[::-1], 0.0)  # from knot i on
     return (at_least[np.searchsorted(knots, values, "left")] + weight.mean()) / (weight.sum() + weight.mean())
 
