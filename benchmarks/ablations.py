@@ -2,10 +2,13 @@
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/ and fetal_organs/ (README: Real cells)
     uv run python -m benchmarks.ablations
+    uv run python -m benchmarks.ablations --holdout type --datasets fetal_organs pancreas_studies --rows ...
 
 The first rows change the shape (levels, numbers per block), the next ones leave a part out, the last one trains on a
 shuffled tree: every subtype is moved to the path of another, so the levels are as large as before but mean nothing.
-All rows are scored at the true levels. Finished runs are kept, as in quality.py, whose atlases are used.
+All rows are scored at the true levels. With `--holdout type` a fifth of the types is taken out of training, another
+fifth for each seed, and the table tells the cells of these types from the others. Finished runs are kept, as in
+quality.py, whose atlases are used.
 """
 
 import json
@@ -63,7 +66,11 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "2 x 32": (["--num-levels", "2"], dict),
     "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
     "equal blocks": ([], lambda: {"fractal.adapter.BLOCK_SCALE": [1.0] * 4}),
-    "input not shown": ([], lambda: {"fractal.adapter.RESIDUAL_SCALE": [0.0] * 4}),
+    "cell not shown": ([], lambda: {"fractal.adapter.RESIDUAL_SCALE": [0.0] * 4}),
+    "no whitening": ([], lambda: {"fractal.adapter.SHRINKAGE": 1.0}),  # all directions are scaled alike
+    "network alone": ([], lambda: {"fractal.adapter.MEANS_SHARE": 0.0}),
+    "class means alone": ([], lambda: {"fractal.adapter.MEANS_SHARE": 1.0}),
+    "no sharpening": ([], lambda: {"fractal.adapter.SHARPNESS": [1.0] * 4}),
     "no logit adjustment": ([], lambda: {"fractal.objective.log_ratio": without_adjustment}),
     "no input noise": ([], adapter(noise=0.0)),
     "no dropout": ([], adapter(dropout=0.0)),
@@ -79,10 +86,10 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
 MORE = {"simulated": ["--max-samples", "30000"]}
 
 
-def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path) -> dict[str, Any]:
+def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path, holdout: str) -> dict[str, Any]:
     """-> what eval.py writes: its JSON."""
     flags, patches = ABLATIONS[name]
-    stem = output / "ablations" / dataset / str(seed) / name.replace(" ", "_")
+    stem = output / "ablations" / holdout / dataset / str(seed) / name.replace(" ", "_")
     model, figures = stem.with_suffix(".pt"), stem.with_suffix(".json")
     if not figures.exists():
         with ExitStack() as stack:
@@ -90,6 +97,8 @@ def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path)
                 stack.enter_context(patch(target, value))
             common = ["--input", str(stratified), "--seed", str(seed)]  # of the weights, and of the draw of queries
             more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed, 0)
+            if holdout == "type":
+                more = [*MORE.get(dataset, []), "--holdout", "type"]
             train.main([*common, "--split-seed", str(seed), "--output", str(model), *more, *flags])
             evaluate.main([*common, "--model-path", str(model), "--json", str(figures)])
     return json.loads(figures.read_text(encoding="utf-8"))
@@ -106,6 +115,21 @@ def figures_of(result: dict[str, Any]) -> list[float | None]:
     return [*accuracy, full["bank"]["subtype"], *own, *diagonal, full["silhouette"]["system"], result["steerability"]]
 
 
+def unseen_figures(result: dict[str, Any]) -> list[float | None]:
+    """The row of the table with types held out: the full vector on cells of unseen and of seen types, S."""
+    rows = {row["embedding"]: row for row in result["rows"]}
+    names = [own_embedding(result["config"][0], k) for k in range(len(LEVELS))]
+    own = [
+        rows[name]["unseen"]["bank"][level] if name else None for name, level in zip(names[:3], LEVELS, strict=False)
+    ]
+    unseen, seen = rows["full"]["unseen"], rows["full"]["seen"]
+    return [unseen["loo"]["subtype"], seen["loo"]["subtype"], seen["bank"]["subtype"], *own, result["steerability"]]
+
+
+UNSEEN_HEADER = [
+    "Ablation", "unseen: loo subtype", "seen: loo subtype", "bank subtype",
+    "unseen, bank: p1 system", "p2 lineage", "p3 type", "S",
+]  # fmt: skip
 HEADER = [
     "Ablation", *LEVELS, "bank subtype", "p1 system", "p2 lineage", "p3 type",
     *(f"sil {level}" for level in LEVELS), "sil system, full", "S",
@@ -117,23 +141,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.description = __doc__
     parser.set_defaults(datasets=["pbmc_tonsil", "fetal_organs", "simulated"])
     parser.add_argument("--rows", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS), help="default: all")
+    parser.add_argument("--holdout", choices=["cells", "type"], default="cells", help="(default: %(default)s)")
     args = parser.parse_args(argv)
+    header, figures = (HEADER, figures_of) if args.holdout == "cells" else (UNSEEN_HEADER, unseen_figures)
     jobs = [(name, dataset, seed) for dataset in args.datasets for seed in range(args.seeds) for name in args.rows]
     found = {}
     for name, dataset, seed in tqdm(jobs, unit="run", desc="ablations"):
         stratified = prepare(DATASETS[dataset][0], seed, args.data, args.output)
-        found[name, dataset, seed] = figures_of(run_once(name, dataset, seed, stratified, args.output))
+        result = run_once(name, dataset, seed, stratified, args.output, args.holdout)
+        found[name, dataset, seed] = figures(result)
     text = (
         "5-NN accuracy of the full vector (leave-one-out; bank), of prefix j at its level (leave-one-out), silhouette\n"
+        f"of level j at prefix j and of the systems at full, steerability S; mean ± sd of {args.seeds} seeds\n"
+        if args.holdout == "cells"
+        else "A fifth of the types held out: 5-NN accuracy of the full vector (leave-one-out among all test cells;\n"
+        f"bank) and of prefix j at its level, by cells of unseen and seen types; mean ± sd of {args.seeds} seeds\n"
     )
-    text += f"of level j at prefix j and of the systems at full, steerability S; mean ± sd of {args.seeds} seeds\n"
     for dataset in args.datasets:
         rows = []
         for name in args.rows:
             columns = zip(*(found[name, dataset, seed] for seed in range(args.seeds)), strict=True)
             rows.append([name, *(summary(list(column), args.seeds) for column in columns)])
-        text += f"\n{dataset}\n\n{table(HEADER, rows)}\n"
-    with atomic_write(args.output / "ablations.md") as part:
+        text += f"\n{dataset}\n\n{table(header, rows)}\n"
+    with atomic_write(args.output / ("ablations.md" if args.holdout == "cells" else "ablations_types.md")) as part:
         part.write_text(text, encoding="utf-8")
     print("\n" + text)
 
