@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     with open_cells(args, label_map) as cells:
         names = type_names(cells, label_map)
         if args.write_label_map:
-            propose(args.write_label_map, names, cells.type_codes, graph)
+            print(write_label_map(args.write_label_map, names, cells.type_codes, graph))
             return
         codes, hierarchy = place_cells(cells, names, graph, args)
         report_hierarchy(hierarchy, graph, args)
@@ -154,15 +154,6 @@ def type_names(cells: Release | LabelledCells, label_map: Mapping[str, str] | No
             print(f"warning: the label map has names that no type has: {'; '.join(unused)}")
         names = [label_map.get(name, name) for name in names]
     return ["" if is_missing(name) else name for name in names]
-
-
-def propose(path: Path, names: list[str], type_codes: np.ndarray, graph: nx.DiGraph) -> None:
-    sizes = np.bincount(type_codes[type_codes >= 0], minlength=len(names)).tolist()
-    counts = write_label_map(path, dict(zip(names, sizes, strict=True)), graph)
-    print(
-        f"{counts.total()} type names written to {path}: {counts['guess']} guesses and {counts['no guess']} names "
-        "without one, to be looked at; the others are known. Then: --label-map " + str(path)
-    )
 
 
 def place_cells(

@@ -373,14 +373,15 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], dict[str, CellType]]:
     return levels, rows
 
 
-def write_label_map(path: Path, cells: Mapping[str, int], graph: nx.DiGraph) -> Counter[str]:
-    """A template for --label-map: own name, CL name, CL id, how, number of cells, a line each -> how many by `how`.
+def write_label_map(path: Path, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
+    """A template for --label-map: own name, CL name, CL id, how, number of cells, a line each -> what to say of it.
 
-    `cells`: own name -> number of its cells; the most frequent names come first.
+    codes (n,) int: the name of each cell, -1 for none. The most frequent names come first; "" is left out.
 
     `how` is that of `match_names`, or "guess" with the other guesses, or "no guess". It is read again as it is; who
     leaves a CL name empty leaves these cells out.
     """
+    cells = Counter(dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True)))
     matches = match_names(filter(None, cells), graph)
     guesses = closest_names([name for name, (_, how) in matches.items() if how == "unmapped"], graph)
     ids = {data["name"]: term for term, data in graph.nodes(data=True)}
@@ -401,7 +402,10 @@ def write_label_map(path: Path, cells: Mapping[str, int], graph: nx.DiGraph) -> 
                 said = how
             counts[how] += 1
             writer.writerow([name, target, term, said, cells[name]])
-    return counts
+    return (
+        f"{counts.total()} type names written to {path}: {counts['guess']} guesses and {counts['no guess']} names "
+        f"without one, to be looked at; the others are known. Then: --label-map {path}"
+    )
 
 
 def term_distances(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:

@@ -101,6 +101,23 @@ def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, ca
         assert out.uns["fractal"][key] == new.uns["fractal"][key]
 
 
+def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    adata = cells(300)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace({"fibroblast": "fibroblastz"})
+    adata.write_h5ad("cells.h5ad")
+    flags = ["cells.h5ad", "--labels", "cell_type", "--use-rep", "X_scVI"]
+    with pytest.raises(InputError, match="fibroblastz.*--write-label-map"):
+        fit.main([*flags, "--output", "blood"])
+    fit.main([*flags, "--write-label-map", "map.tsv"])
+    assert "--label-map map.tsv" in capsys.readouterr().out
+    assert "fibroblastz\tfibroblast\tCL:0000057\tguess" in Path("map.tsv").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="--write-label-map"):
+        fit.main([*flags, "--write-label-map", "map.tsv", "--label-map", "map.tsv"])
+    fit.main([*flags, "--label-map", "map.tsv", "--output", "blood", "--epochs", "1", "--device", "cpu"])
+    assert Path("blood", "bundle.json").is_file()
+
+
 def test_the_same_seed_gives_the_same_reference(tmp_path: Path):
     found = []
     for _ in range(2):

@@ -10,7 +10,7 @@ are. With --study, whole studies (or donors) are set aside where that takes no t
 import argparse
 from pathlib import Path
 
-from fractal.cli import non_negative_int, positive_int, run
+from fractal.cli import InputError, non_negative_int, positive_int, run
 from fractal.files import check_paths
 
 
@@ -20,7 +20,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     files = parser.add_argument_group("files")
     files.add_argument("input", type=Path, help=".h5ad with one vector per cell in obsm, and labels in obs")
-    files.add_argument("--output", type=Path, required=True, help="folder to write; only a reference is replaced")
+    target = files.add_mutually_exclusive_group(required=True)
+    target.add_argument("--output", type=Path, help="folder to write; only a reference is replaced")
+    target.add_argument(
+        "--write-label-map",
+        type=Path,
+        metavar="TSV",
+        help="write a template for --label-map, with the best guess for each name in --labels, and stop",
+    )
     files.add_argument(
         "--use-rep", required=True, help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity"
     )
@@ -67,6 +74,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    if args.write_label_map:
+        propose_labels(args)
+        return
     from fractal.api import fit
     from fractal.reference.bundle import check_place
 
@@ -90,6 +100,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     reference.save(args.output)
     print(f"{reference}\n\nwritten to {args.output}")
+
+
+def propose_labels(args: argparse.Namespace) -> None:
+    """Write the template of --write-label-map. Raises InputError for flags that would have no effect beside it."""
+    from fractal.h5ad import open_labelled
+    from fractal.ontology import CL_SLIM, load_graph, write_label_map
+
+    if not args.labels or args.label_map or args.hierarchy:
+        raise InputError("--write-label-map: takes --labels, and no --levels, --label-map or --hierarchy")
+    check_paths({"input": args.input}, {"--write-label-map": args.write_label_map})
+    with open_labelled(args.input, args.use_rep, args.labels) as cells:
+        print(write_label_map(args.write_label_map, cells.types, cells.type_codes, load_graph(CL_SLIM)))
 
 
 if __name__ == "__main__":
