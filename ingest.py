@@ -50,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
     own.add_argument("--h5ad", type=Path, help="an .h5ad file with an embedding and labels")
-    own.add_argument("--obsm", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})")
+    own.add_argument("--obsm", "--use-rep", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})")
     own.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
     own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
     own.add_argument(

@@ -59,7 +59,10 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument("input", nargs="?", type=Path, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder")
     files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
-        "--obsm", help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)"
+        "--use-rep",
+        "--obsm",
+        dest="obsm",
+        help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)",
     )
     files.add_argument("--output", type=Path, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
     files.add_argument(
