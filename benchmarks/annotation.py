@@ -103,7 +103,7 @@ def trained(folder: Path, seed: int, i: int) -> tuple[Bundle, Split, Path]:
     """The reference of a seed that has not seen type i."""
     path, model = folder / f"without_{i}.parquet", folder / f"{seed}_{i}.pt"
     if not model.exists():
-        flags = tonsil_and_blood(folder / "without_0.parquet", seed)
+        flags = tonsil_and_blood(folder / "without_0.parquet", seed, 0)
         train.main(["--input", str(path), "--output", str(model), "--seed", str(seed), *flags])
     adapter, checkpoint = load(model)
     split = Split.of(checkpoint, model)
