@@ -151,8 +151,11 @@ class Bundle:
         columns["withheld_by"] = spread(by, "")
         return columns
 
-    def space_problem(self, vectors: np.ndarray) -> str | None:
-        """Why vectors (n, dim) float32, leaving out unusable ones, can't be of the reference's space; or None."""
+    def space_problem(self, vectors: np.ndarray) -> tuple[str, bool] | None:
+        """What speaks against vectors (n, dim) float32, unusable ones left out, being of the reference's space, or None.
+
+        And whether it is certain.
+        """
         return space_problem(vectors[usable(vectors)], self.vectors)
 
 

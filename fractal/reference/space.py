@@ -27,6 +27,7 @@ MIN_CELLS, MANY_CELLS = 5, 100  # with fewer nothing can be said; with as many, 
 MIN_AGREEMENT = 0.15
 MIN_UNRELATED = 0.45  # of cells that vary in other ways than the reference's
 MIN_CENTRED = 0.7  # of cells whose numbers are centred and uncorrelated, as if computed of these very cells
+SAME = 0.3  # cosine of the variation in two halves of the reference: with less it says nothing
 RELATED = 4.0  # standard errors: the ways in which cells vary are those of the reference
 MAX_TURNED = 4  # signs that are tried out, one after the other
 MIN_GAIN, MIN_Z = 0.1, 5.0  # of agreement, by turning one of them round; and in standard errors
@@ -102,7 +103,8 @@ def compare(vectors: np.ndarray, reference: np.ndarray, seed: int = 0) -> Compar
     gains = nearer - near
     ours, theirs = variation(vectors, rng), variation(reference, rng)
     halves = np.array_split(rng.permutation(len(reference)), 2)
-    can_tell = relation(*(variation(reference[half], rng) for half in halves), rng) >= 2 * RELATED
+    one, other = (variation(reference[half], rng) for half in halves)
+    can_tell = (one * other).sum() >= SAME * np.linalg.norm(one) * np.linalg.norm(other)
     return Comparison(
         len(vectors),
         float(near.mean() - chance) / span,
