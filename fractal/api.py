@@ -8,6 +8,7 @@ scripts, and memory does not grow with the file.
 import hashlib
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -105,8 +106,8 @@ class Reference:
 
         obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, invalid)
         and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
-        float32. uns[key_added] gets the reference's name, the confidence and the version. confidence: a level is
-        answered if its probability is at least this. novelty: "on" withholds the fine labels of odd cells, "flag" only
+        float32. uns[key_added] gets the reference's name, the version, the confidence and a warning, if any.
+        confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of odd cells, "flag" only
         marks them, "off" does neither. Raises InputError for vectors that are missing, of another width, or that as a
         body can't come from the reference's embedding (`force` goes on).
         """
@@ -117,12 +118,15 @@ class Reference:
         if novelty not in NOVELTY:
             raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
         vectors = self.vectors_of(adata, use_rep)
-        problem = None if force else self.bundle.space_problem(vectors)
-        if problem:
+        problem, certain = self.bundle.space_problem(vectors) or ("", False)
+        if certain and not force:
             raise InputError(f"obsm '{use_rep or self.use_rep}': {problem}; force=True goes on")
+        if problem:
+            warnings.warn(f"obsm '{use_rep or self.use_rep}': {problem}", stacklevel=2)
         for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
             adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
         told = {"reference": self.name or "not saved", "confidence": confidence, "version": __version__}
+        told["warning"] = problem
         adata.uns[key_added] = {**adata.uns.get(key_added, {}), **told}
 
     def embed(

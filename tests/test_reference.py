@@ -14,7 +14,7 @@ from fractal.cli import InputError
 from fractal.reference.annotator import Tree, majority
 from fractal.reference.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
 from fractal.reference.card import code, model_card
-from fractal.reference.space import space_problem
+from fractal.reference.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.reference.truth import report
 
 CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
@@ -117,24 +117,62 @@ def test_a_vote_by_hand():
     assert mean[4].tolist() == [1.0, 1.0]
 
 
-def test_another_space_is_refused_and_an_honest_query_is_not():
+@pytest.mark.parametrize("together", [0.0, 0.8], ids=["numbers vary alone", "numbers vary together"])
+def test_another_space_is_refused_and_an_honest_query_is_not(together: float):
+    """Types, donors that differ, and cells that vary in each number alone, or in ways that the numbers share."""
     rng = np.random.default_rng(0)
     scale = np.linspace(2, 0.3, 20)
-    centres = rng.normal(size=(8, 20)) * scale
+    centres = rng.normal(size=(12, 20)) * scale
+    ways = rng.normal(size=(4, 20)) * scale / 2
 
     def draw(types: np.ndarray, shift: float) -> np.ndarray:
-        noise = 0.3 * rng.normal(size=(len(types), 20)) * scale
+        alone, shared = rng.normal(size=(len(types), 20)), rng.normal(size=(len(types), 4))
+        noise = 0.3 * ((1 - together) * alone * scale + together * shared @ ways)
         return (centres[types] + noise + shift * scale * rng.normal(size=20)).astype(np.float32)
 
     reference, query = draw(rng.integers(0, 8, 1_500), 0), draw(rng.integers(0, 8, 400), 0.2)
     rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0].astype(np.float32)
-    flipped = query * np.where(np.arange(20) == 1, -1, 1).astype(np.float32)
     signs = rng.choice([-1, 1], 20).astype(np.float32)
-    for honest in (query, query[:10], 7 * query, draw(np.full(50, 3), 0.2)):
+    for honest in (reference, query, query[:10], 7 * query, draw(np.full(50, 3), 0.2)):
         assert space_problem(honest, reference) is None
+    if together:  # else nothing tells types that the reference lacks from another space
+        for lacking in (draw(rng.integers(8, 12, 400), 0.2), draw(np.full(50, 9), 0.2)):
+            found = space_problem(lacking, reference)
+            assert found is None or not found[1]
     own = (query - query.mean(0)) @ np.linalg.svd(query - query.mean(0))[2].T
-    for other in (query @ rotation, query[:, rng.permutation(20)], flipped, query * signs, own):
-        assert space_problem(other, reference) is not None
+    random = rng.normal(size=query.shape).astype(np.float32)
+    flipped = [query * np.where(np.isin(np.arange(20), some), -1, 1).astype(np.float32) for some in ([1], [0, 1])]
+    for other in (query @ rotation, query[:, rng.permutation(20)], *flipped, query * signs, own, random):
+        found = space_problem(other, reference)
+        assert found is not None
+        assert found[1]
+
+
+def test_numbers_of_these_very_cells_are_centred():
+    x = np.random.default_rng(0).normal(size=(300, 8)) @ np.random.default_rng(1).normal(size=(8, 8)) + 3
+    own = (x - x.mean(0)) @ np.linalg.svd(x - x.mean(0), full_matrices=False)[2].T
+    assert is_centred(own.astype(np.float32))
+    assert not is_centred(x)
+    assert not is_centred(x - x.mean(0))
+    assert not is_centred(own[:150])  # a part of them is not
+    assert not is_centred(np.zeros((300, 8)))
+
+
+def test_how_cells_vary_is_told_from_chance():
+    rng = np.random.default_rng(0)
+    ways = rng.normal(size=(10, 30))
+
+    def some(ways: np.ndarray) -> np.ndarray:
+        return rng.normal(size=(400, 10)) @ ways + rng.normal(size=(400, 30))
+
+    one, other = (variation(some(ways), rng) for _ in range(2))
+    strange = variation(some(rng.normal(size=(10, 30))), rng)
+    assert np.allclose(one, one.T)
+    assert not one.diagonal().any()
+    assert relation(one, other, rng) > 4 > abs(relation(one, strange, rng))
+    turned = one * np.outer(*[np.where(np.arange(30) == 3, -1, 1)] * 2)
+    assert row_relation(one, other, 400, 3) > 4
+    assert row_relation(turned, other, 400, 3) == pytest.approx(-row_relation(one, other, 400, 3))
 
 
 def test_scores_by_hand():

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -206,13 +207,15 @@ def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None
         return obs_codes(needs("anndata", "h5ad").io.read_elem(file["obs"][key]), path, key)
 
 
-def check_space(bundle: Bundle, source: Source, force: bool) -> None:
-    """Look at the first chunk. Raises InputError, or prints a warning, for vectors of another space."""
+def check_space(bundle: Bundle, source: Source, force: bool) -> str:
+    """Look at the first chunk -> a warning, which is printed, or "". Raises InputError for vectors of another space."""
     _, chunk = next(iter(source.chunks(CHUNK)))
-    if problem := bundle.space_problem(chunk):
-        if not force:
-            raise InputError(f"{source.path}: {problem}; name the right vectors with --obsm, or go on with --force")
-        print(f"warning: {source.path}: {problem}")
+    problem, certain = bundle.space_problem(chunk) or ("", False)
+    if certain and not force:
+        raise InputError(f"{source.path}: {problem}; name the right vectors with --obsm, or go on with --force")
+    if problem:
+        print(f"warning: {source.path}: {problem}", file=sys.stderr)
+    return problem
 
 
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
@@ -276,8 +279,8 @@ def main(argv: list[str] | None = None) -> None:
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
     kept: list[dict[str, np.ndarray]] = []
     with open_vectors(args.input, args.obsm, bundle.adapter.dim) as source:
-        check_space(bundle, source, args.force)
         about = {
+            "warning": check_space(bundle, source, args.force),
             "reference": args.reference.resolve().name,
             "confidence": args.confidence,
             "novelty": args.novelty,

@@ -151,8 +151,11 @@ class Bundle:
         columns["withheld_by"] = spread(by, "")
         return columns
 
-    def space_problem(self, vectors: np.ndarray) -> str | None:
-        """Why vectors (n, dim) float32, leaving out unusable ones, can't be of the reference's space; or None."""
+    def space_problem(self, vectors: np.ndarray) -> tuple[str, bool] | None:
+        """Why vectors (n, dim) float32 may not be of the reference's space, and whether that is certain; else None.
+
+        Unusable ones are left out.
+        """
         return space_problem(vectors[usable(vectors)], self.vectors)
 
 

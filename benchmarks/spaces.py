@@ -1,0 +1,97 @@
+"""Does `fractal annotate` notice vectors of another space, and leave honest ones alone?
+
+    export FRACTAL_REAL_DATA=...  # the folder that holds the three real atlases
+    uv run python -m benchmarks.spaces
+
+Every study (donor, organ) is a query once, and so is each of its types with at least 30 cells; the reference are the
+cells of the other studies. Then the vectors of every study are changed as they would be in another space. The limits in
+fractal/reference/space.py were chosen on pancreas_studies and fetal_organs; pbmc_tonsil was only looked at afterwards.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.quality import prepare
+from fractal.atlas import open_atlas, read_rows, study_codes
+from fractal.cli import InputError, run, table
+from fractal.reference.space import space_problem
+
+ATLASES = ("pancreas_studies", "fetal_organs", "pbmc_tonsil")
+MIN_QUERY = 30  # cells of a single type
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def turned(*numbers: int) -> Change:
+    """Turn the signs of these numbers, from 0, round."""
+    return lambda x, _: np.where(np.isin(np.arange(x.shape[1]), numbers), -x, x)
+
+
+def half_turned(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return turned(*rng.permutation(x.shape[1])[: x.shape[1] // 2])(x, rng)
+
+
+def rotated(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (x @ np.linalg.qr(rng.normal(size=(x.shape[1],) * 2))[0]).astype(np.float32)
+
+
+def own_components(x: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """Principal components of these cells alone."""
+    centred = x - x.mean(0)
+    return (centred @ np.linalg.svd(centred, full_matrices=False)[2].T).astype(np.float32)
+
+
+CHANGES: dict[str, Change] = {
+    "own principal components": own_components,
+    "numbers in another order": lambda x, rng: x[:, rng.permutation(x.shape[1])],
+    "rotated": rotated,
+    "half of the signs turned": half_turned,
+    "random numbers": lambda x, rng: rng.normal(size=x.shape).astype(np.float32),
+    "sign of number 1 turned": turned(0),
+    "signs of 1 and 2 turned": turned(0, 1),
+    "sign of number 8 turned": turned(7),
+}
+
+
+def queries(vectors: np.ndarray, types: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """What is asked of a study's cells: honest queries, and changed ones."""
+    rng = np.random.default_rng(0)
+    names, counts = np.unique(types, return_counts=True)
+    single = [vectors[types == name] for name in names[counts >= MIN_QUERY]]
+    honest = {"honest: a study": [vectors], "honest: ten of its cells": [vectors[:10]], "honest: one type": single}
+    full_rank = {name: change for name, change in CHANGES.items() if len(vectors) > vectors.shape[1]}
+    return honest | {name: [change(vectors, rng)] for name, change in full_rank.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("FRACTAL_REAL_DATA"), help="folder of the atlases")
+    parser.add_argument("--output", type=Path, default=Path("data/quality"), help="keeps files (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.data is None:
+        raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
+    found: dict[str, dict[str, list[str]]] = {}
+    for atlas in ATLASES:
+        path = prepare(atlas, 0, args.data, args.output)
+        cells, (studies, names) = read_rows(path, np.arange(open_atlas(path).metadata.num_rows)), study_codes(path)
+        for study in tqdm(range(len(names)), unit="study", desc=atlas):
+            own, rest = studies == study, cells.vectors[studies != study]
+            for name, group in queries(cells.vectors[own], cells.labels[own, -1]).items():
+                for query in group:
+                    problem = space_problem(query, rest)
+                    verdict = "passed" if problem is None else "refused" if problem[1] else "warned"
+                    found.setdefault(name, {}).setdefault(atlas, []).append(verdict)
+
+    def cell(verdicts: list[str]) -> str:
+        return f"{verdicts.count('refused')} + {verdicts.count('warned')} of {len(verdicts)}" if verdicts else "-"
+
+    rows = [[name, *(cell(of_atlas.get(atlas, [])) for atlas in ATLASES)] for name, of_atlas in found.items()]
+    print("Refused + warned, of the queries\n\n" + table(["Query", *ATLASES], rows))
+
+
+if __name__ == "__main__":
+    run(main)
