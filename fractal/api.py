@@ -107,9 +107,10 @@ class Reference:
         obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, invalid)
         and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
         float32. uns[key_added] gets the reference's name, the version, the confidence and a warning, if any.
-        confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of odd cells, "flag" only
-        marks them, "off" does neither. Raises InputError for vectors that are missing, of another width, or that as a
-        body can't come from the reference's embedding (`force` goes on).
+
+        confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
+        odd cells, "flag" only marks them, "off" does neither. Raises InputError for vectors that are missing, of
+        another width, or that as a body can't come from the reference's embedding (`force` goes on).
         """
         from pandas import Categorical
 
