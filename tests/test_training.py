@@ -258,7 +258,8 @@ def test_no_trace_is_left_in_torch():
 # A run that is stopped
 
 STOPPED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import train
 from fractal import cli, training
 call = training.Validator.__call__
