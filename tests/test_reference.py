@@ -11,7 +11,7 @@ import torch
 from fractal.adapter import build_adapter
 from fractal.atlas import LEVELS, Cells
 from fractal.cli import InputError
-from fractal.reference.annotator import Tree, majority
+from fractal.reference.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, answer, calibrate, majority
 from fractal.reference.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
 from fractal.reference.card import code, model_card
 from fractal.reference.space import is_centred, relation, row_relation, space_problem, variation
@@ -173,6 +173,40 @@ def test_how_cells_vary_is_told_from_chance():
     turned = one * np.outer(*[np.where(np.arange(30) == 3, -1, 1)] * 2)
     assert row_relation(one, other, 400, 3) > 4
     assert row_relation(turned, other, 400, 3) == pytest.approx(-row_relation(one, other, 400, 3))
+
+
+def raw_of(odd: np.ndarray, path: np.ndarray, votes: float = 1.0) -> Raw:
+    """Cells (n,) that are as odd as `odd` in both ways, with the same votes at all levels."""
+    n = len(odd)
+    return Raw(path, np.full((n, 2), votes), odd.astype(float), odd.astype(float), np.zeros(n))
+
+
+def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
+    """1,000 held-out cells of oddness 1 to 1,000: the p-value of a cell is the share that is as odd."""
+    held_out = np.arange(1.0, 1_001.0)
+    sure = Calibration([([0.0, 1.0], [0.9, 0.9])] * 3, *[(held_out.tolist(), [1.0] * 1_000)] * 3)
+    scores = sure.score(held_out, held_out)
+    sure = Calibration(sure.votes, sure.mahalanobis, sure.neg_max_logit, (np.sort(scores).tolist(), [1.0] * 1_000))
+    shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
+    odd = 1_001 - 1_000 * shares
+    raw = Raw(np.zeros(3, np.int64), np.ones((3, 3)), odd, odd, np.zeros(3))
+    found = answer(raw, sure)
+    assert np.allclose(found.p_value, shares, atol=0.002)
+    assert found.depth.tolist() == [3, 2, 2]
+    assert found.novel.tolist() == [False, False, True]
+    assert answer(raw, sure, novelty="flag").depth.tolist() == [3, 3, 3]
+
+
+def test_calibration_counts_cells_by_their_weight():
+    """Of 100 cells with the same votes half are right; those weigh three times as much, so the probability is .75."""
+    tree = Tree.of([("I", "a"), ("S", "b")])
+    path, true = np.zeros(100, np.int64), np.arange(100) % 2
+    weight = np.where(true == 0, 3.0, 1.0)
+    probability = calibrate(raw_of(np.arange(100), path), true, tree, weight).probability(np.ones((1, 2)))
+    assert probability[0] == pytest.approx([0.75, 0.75])
+    assert calibrate(raw_of(np.arange(100), path), true, tree).probability(np.ones((1, 2)))[0] == pytest.approx(
+        [0.5] * 2
+    )
 
 
 def test_scores_by_hand():
