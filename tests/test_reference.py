@@ -54,6 +54,15 @@ def test_what_is_written_is_read_again(bundle: Bundle, tmp_path: Path):
     write_bundle(tmp_path / "ref", again)  # its own files are replaced
 
 
+def test_a_reference_that_a_killed_run_moved_away_is_put_back(bundle: Bundle, tmp_path: Path):
+    part = tmp_path / ".ref.0123456789abcdef.part"  # as a run killed between its two renames leaves it
+    for name in ("old", "new"):
+        write_bundle(part / name, bundle)
+    (part / "lock").touch()
+    assert read_bundle(tmp_path / "ref").levels == bundle.levels
+    assert [path.name for path in tmp_path.iterdir()] == ["ref"]
+
+
 def test_nothing_that_is_not_the_reference_s_own_is_lost(bundle: Bundle, tmp_path: Path):
     write_bundle(tmp_path / "ref", bundle)
     (tmp_path / "ref" / "notes.txt").write_text("mine")

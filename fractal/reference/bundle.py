@@ -28,7 +28,7 @@ from fractal import adapter as checkpoints
 from fractal.adapter import Adapter, build_adapter
 from fractal.atlas import Cells, fingerprint, usable
 from fractal.cli import InputError
-from fractal.files import atomic_folder
+from fractal.files import atomic_folder, recover
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.reference.annotator import Annotator, Answer, Calibration, Tree, answer, calibrate
@@ -300,6 +300,8 @@ CELL_ARRAYS = ("vectors", "path", "validation_vectors", "validation_path")
 
 def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
     """Raises InputError for a folder that is no bundle, is of another version, or whose files were changed."""
+    if not path.exists() and path.parent.is_dir():
+        recover(path)  # of a run that was killed just as it put the folder there
     try:
         facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
         version, hashes = facts.get("version"), dict(facts.get("sha256", {}))
