@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fractal.adapter import Adapter, embed, pick_device
 from fractal.atlas import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
-from fractal.cli import InputError, non_negative_int, positive_int, printable, run, table
+from fractal.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
 from fractal.evaluate import (
     Encoder,
     Truth,
@@ -99,12 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--obo", default=CL_SLIM, help="Cell Ontology for the distances, a path or a URL (default: the shipped one)"
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(parser)
     parser.add_argument("--json", type=Path, help="also write the figures to this file, unrounded")
     parser.add_argument(
         "--cells-out",

@@ -20,7 +20,7 @@ import torch
 
 from fractal.adapter import MAX_LEVELS, pick_device, save
 from fractal.atlas import Cells, fingerprint, levels_of, path_counts, read_rows
-from fractal.cli import InputError, non_negative_int, positive_float, positive_int, printable, ratio, run
+from fractal.cli import InputError, add_device, non_negative_int, positive_float, positive_int, printable, ratio, run
 from fractal.files import check_paths
 from fractal.recipes import RECIPES
 from fractal.split import HOLDOUTS, VAL_RATIO, Split
@@ -106,12 +106,7 @@ def get_parser() -> argparse.ArgumentParser:
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
     training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
     training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
-    training.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(training)
     return parser
 
 

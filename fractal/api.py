@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as serialize
 
 from fractal import __version__
 from fractal.adapter import pick_device
@@ -39,7 +38,7 @@ from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labell
 from fractal.h5ad import facts as embedding_facts
 from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.reference.annotator import NOVELTY
-from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
+from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, weights, write_bundle
 from fractal.split import Split
 from fractal.training import Settings
 from fractal.training import fit as train
@@ -68,8 +67,7 @@ class Reference:
     @property
     def sha256(self) -> str:
         """Of the adapter's weights as `save` writes them."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.bundle.adapter.state_dict().items()}
-        return hashlib.sha256(serialize(state)).hexdigest()
+        return hashlib.sha256(weights(self.bundle.adapter)).hexdigest()
 
     def __repr__(self) -> str:
         """What it holds, and how good its answers are on cells that were held out."""

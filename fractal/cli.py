@@ -93,6 +93,16 @@ def needs(package: str, extra: str) -> Any:
         raise InputError(f"the package {package} is missing; say `uv run --extra {extra} ...`") from error
 
 
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """The flag --device, the same everywhere; see fractal.adapter.pick_device."""
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cuda", "mps", "cpu"],
+        default="auto",
+        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
+    )
+
+
 def positive_int(text: str) -> int:
     """An argparse type, as are the next ones."""
     value = int(text)

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from fractal.cli import InputError, needs, run, table
+from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
 from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
@@ -104,12 +104,7 @@ def get_parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--exclude", nargs="+", default=[], metavar="CL_ID", help="none of these types and of what is below them"
     )
-    answers.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(answers)
     return parser
 
 
@@ -220,14 +215,12 @@ def check_space(bundle: Bundle, source: Source, force: bool) -> str:
 
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
     """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
-    from fractal.reference.annotator import CAUTION, CAUTIOUS_DEPTH, Answer, majority
+    from fractal.reference.annotator import Answer, depths, majority
 
     good = np.concatenate([part[1] for part in parts])
     joined = Answer(*(np.concatenate([getattr(p[0], f.name) for p in parts]) for f in fields(Answer)))
     path, probability = majority(joined.probability, joined.path, groups[good], bundle.tree)
-    confident = (probability >= args.confidence).sum(1)
-    odd = (joined.p_value < CAUTION) & (args.novelty == "on")
-    depth = np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
+    confident, depth = depths(probability, joined.p_value, args.confidence, args.novelty)
     joined = replace(joined, path=path, probability=probability, confident_depth=confident, depth=depth)
     start = 0
     for i, (part, mask, excluded) in enumerate(parts):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, needs, positive_int, run
+from fractal.cli import InputError, add_device, needs, positive_int, run
 from fractal.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -70,12 +70,7 @@ def get_parser() -> argparse.ArgumentParser:
         default="float32",
         help="float16 takes half the space; the other scripts read float32 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(parser)
     return parser
 
 

@@ -10,7 +10,7 @@ are. With --study, whole studies (or donors) are set aside where that takes no t
 import argparse
 from pathlib import Path
 
-from fractal.cli import InputError, non_negative_int, positive_int, run
+from fractal.cli import InputError, add_device, non_negative_int, positive_int, run
 from fractal.files import check_paths
 
 
@@ -63,12 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
     training.add_argument("--seed", type=non_negative_int, default=0, help="(default: %(default)s)")
-    training.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(training)
     return parser
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fractal.adapter import load, pick_device
 from fractal.atlas import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
-from fractal.cli import InputError, positive_int, run
+from fractal.cli import InputError, add_device, positive_int, run
 from fractal.files import check_paths
 from fractal.ontology import CL_SLIM, load_graph
 from fractal.reference.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
@@ -52,12 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("data/reference"), help="folder to write (default: %(default)s)"
     )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
+    add_device(parser)
     return parser
 
 

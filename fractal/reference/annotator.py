@@ -28,9 +28,7 @@ from fractal.metrics import nearest
 # NOVEL and CAUTION are shares of ordinary cells, which is what a p-value promises, and were tuned on no cells: 3 % of
 # those that are like the held-out cells are flagged, and 5 % lose their fine labels.
 NEIGHBOURS = 30
-TEMPERATURE = (
-    0.1  # a vote's weight is exp(cosine / TEMPERATURE), so that 5 near cells of a rare type outweigh 25 far ones
-)
+TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a rare type outweigh 25 far ones
 NOVEL = 0.03  # p-value below this: the cell is flagged
 CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
@@ -203,11 +201,18 @@ def answer(raw: Raw, calibration: Calibration, confidence: float = 0.8, novelty:
     probability = calibration.probability(raw.votes)
     ood_score = calibration.score(raw.mahalanobis, raw.neg_max_logit)
     p_value = calibration.p_value(ood_score)
-    confident = (probability >= confidence).sum(1)  # probabilities fall from level to level
-    odd = (p_value < CAUTION) & (novelty == "on")
-    depth = np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
+    confident, depth = depths(probability, p_value, confidence, novelty)
     novel = (p_value < NOVEL) & (novelty != "off")
     return Answer(raw.path, probability, confident, depth, raw.distance, ood_score, p_value, novel)
+
+
+def depths(
+    probability: np.ndarray, p_value: np.ndarray, confidence: float, novelty: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """probability (n, levels), p_value (n,) -> the depth that the confidence allows (n,), and less in odd cells."""
+    confident = (probability >= confidence).sum(1)  # probabilities fall from level to level
+    odd = (p_value < CAUTION) & (novelty == "on")
+    return confident, np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
 
 
 def majority(

@@ -38,12 +38,8 @@ from fractal.reference.space import space_problem
 VERSION = 3  # 2: without validation cells; 1: before the adapter's logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
 OWN_FILES = (*FILES, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
-NOTHING_KNOWN: dict[str, Any] = {
-    "training": {},
-    "versions": {},
-    "split": {},
-    "validation": None,
-}  # as a checkpoint's facts
+# As a checkpoint's facts, where nothing is known.
+NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
 MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
 CONFIDENCE = 0.8  # the default, and what the model card reports
@@ -275,12 +271,16 @@ def check_place(path: Path) -> None:
         raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another --output")
 
 
+def weights(adapter: Adapter) -> bytes:
+    """What adapter.safetensors holds; safetensors' save_file would make files that only their owner reads."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()})
+
+
 def write_bundle(path: Path, bundle: Bundle) -> None:
     """Write all files, whole or not at all; the facts are completed with the version and the hashes."""
     check_place(path)
     with atomic_folder(path, OWN_FILES) as part:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.adapter.state_dict().items()}
-        (part / "adapter.safetensors").write_bytes(save(state))  # save_file makes files that only their owner reads
+        (part / "adapter.safetensors").write_bytes(weights(bundle.adapter))
         cells = {name: torch.tensor(getattr(bundle, name)) for name in CELL_ARRAYS}  # copies: they may share memory
         (part / "cells.safetensors").write_bytes(save(cells))
         with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
