@@ -34,6 +34,7 @@ from fractal.files import atomic_write
 from fractal.metrics import cluster_bootstrap, t_interval
 
 RECIPES = ["fractal", "mrl", "hce", "published"]
+METHODS = ["raw", "LDA", "published", "mrl", "hce", "fractal"]  # of the tables in short
 SIMULATED_CELLS = 60_000
 TYPE_DRAWS = 5
 ATLAS_SEEDS = 3
@@ -321,6 +322,44 @@ def overview(results: list[Result], who: str) -> str:
     return table(["Embedding", *(f"{protocol} {LEVELS[level]}" for protocol, level in columns)], lines)
 
 
+def mean_of(results: list[Result], who: str, protocol: str, level: int, name: str) -> float:
+    """Accuracy; NaN where no cell counts, or not all draws have this embedding."""
+    masks, units, weights = pool(results, who, protocol, level)
+    recipe, _, which = name.partition(" ")
+    if not len(units) or (which != "own" and name not in set.intersection(*(set(r.embeddings()) for r in results))):
+        return float("nan")
+    return float(np.average(values(results, masks, protocol, name, level), weights=weights))
+
+
+def macro_f1(results: list[Result], protocol: str, name: str) -> float:
+    """Of the subtypes, mean over the draws; NaN where not all of them have it."""
+    found = [row for r in results for row in r.figures["rows"] if row["embedding"] == name]
+    values = [row[f"{protocol}_macro_f1"][LEVELS[-1]] for row in found]
+    return float(np.mean(values)) if len(values) == len(results) else float("nan")
+
+
+def in_short(types: dict[str, list[Result]], studies: dict[str, list[Result]]) -> str:
+    """The figures that docs/results.md shows: the full vectors, and at coarser levels the prefix made for the level."""
+    full = [name if name in ("raw", "LDA") else f"{name} full" for name in METHODS]
+    own = [name if name in ("raw", "LDA") else f"{name} own" for name in METHODS]
+    of_types, of_studies = [], []
+    for atlas, results in types.items():
+        lines = {"loo subtype": [mean_of(results, "unseen", "loo", 3, name) for name in full]}
+        for level in range(3):
+            means = [mean_of(results, "unseen", "bank", level, name) for name in own]
+            lines[f"bank {LEVELS[level]}, prefix {level + 1}"] = means
+        of_types += [[atlas, figure, *(f"{mean:.3f}" for mean in means)] for figure, means in lines.items()]
+    for atlas, results in studies.items():
+        for protocol in ("loo", "bank"):
+            means = [mean_of(results, "studies", protocol, 3, name) for name in full]
+            of_studies.append([atlas, protocol, *(f"{mean:.3f}" for mean in means)])
+            means = [macro_f1(results, protocol, name) for name in full]
+            of_studies.append([atlas, f"{protocol}, macro F1", *(f"{mean:.3f}" for mean in means)])
+    unseen_types = table(["Unseen types", "Figure", *METHODS], of_types)
+    unseen_studies = table(["Unseen studies", "Subtype", *METHODS], of_studies)
+    return f"In short, means over the draws\n\n{unseen_types}\n\n{unseen_studies}\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     sets = [(k, a) for k in args.kinds for a in args.atlases if k == "types" or a in STUDY_ATLASES]
@@ -337,7 +376,8 @@ def main(argv: list[str] | None = None) -> None:
     header = ["Bar", "Cells", "Figure", "Fractal", "Best other", "Difference", "Asked", "Verdict"]
     parts = [
         f"The bar: {sum(line.verdict == 'met' for line in lines)} of {len(lines)} met; open: below, but the interval "
-        f"does not exclude it\n\n{table(header, [line.row() for line in lines])}\n"
+        f"does not exclude it\n\n{table(header, [line.row() for line in lines])}\n",
+        in_short(types, studies),
     ]
     for atlas, results in types.items():
         for who in ("unseen", "seen"):

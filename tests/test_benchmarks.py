@@ -181,6 +181,17 @@ def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Mo
     assert {line["verdict"] for line in result["bar"]} <= {"met", "open", "not met"}
     first = (tmp_path / "out" / "strangers.md").read_text()
     assert "| Bar | " in first
+    short = {
+        tuple(row[:2]): row[2:]
+        for row in ([c.strip() for c in line.split("|")[1:-1]] for line in first.split("In short")[1].splitlines())
+        if len(row) == 8
+    }
+    figures = [draw["figures"]["rows"] for draw in result["draws"]]
+    named = [{row["embedding"]: row for row in rows} for rows in figures]
+    unseen = next(rows["raw"]["unseen"]["loo"]["subtype"] for rows in named if "unseen" in rows["raw"])
+    assert short["pancreas_studies", "loo subtype"][0] == f"{unseen:.3f}"
+    of_studies = [rows["fractal full"]["bank_macro_f1"]["subtype"] for rows in named[1:]]
+    assert short["pancreas_studies", "bank, macro F1"][-1] == f"{np.mean(of_studies):.3f}"
     strangers.main(argv)
     assert len(calls) == 12
     assert (tmp_path / "out" / "strangers.md").read_text() == first
