@@ -26,7 +26,7 @@ from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
 from fractal.names import clean, is_missing
 from fractal.ontology import CellType, tree_of_columns
-from fractal.source import CELL_ID, CHUNK, Source, from_matrix, refuse
+from fractal.source import CELL_ID, CHUNK, Source, check_format, from_matrix, refuse
 
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
@@ -55,8 +55,9 @@ def reading_h5ad(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
-    """The h5py.File of an .h5ad. Raises InputError if it is damaged, locked, or written by an AnnData before 0.7."""
+    """The h5py.File of an .h5ad. Raises InputError for another format, damage, a lock, and an AnnData before 0.7."""
     h5py = needs("h5py", "h5ad")
+    check_format(path, "Read is .h5ad")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with reading_h5ad(path):
@@ -216,17 +217,19 @@ def open_labelled(
     """Open the cells of an .h5ad that have a label; see `read_labels`."""
     with open_h5ad(path) as file:
         vectors = from_obsm(file, path, obsm)
-        columns = [key for key in file["obs"].attrs["column-order"] if key in file["obs"]]
+        labels = read_labels(lambda key: obs_column(file, path, key), path, label_key, study_key, label_map, levels)
+        yield LabelledCells(labels, vectors)
 
-        def column(key: str) -> Any:
-            if key not in columns:
-                raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(columns)}")
-            obs, io = file["obs"], needs("anndata", "h5ad").io
-            with reading_h5ad(path):
-                # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its own reader puts them together.
-                return io.read_elem(obs)[key] if "categories" in obs[key].attrs else io.read_elem(obs[key])
 
-        yield LabelledCells(read_labels(column, path, label_key, study_key, label_map, levels), vectors)
+def obs_column(file: Any, path: Path, key: str) -> Any:
+    """A column of the obs of an open .h5ad as AnnData reads it. Raises InputError for one that is not there."""
+    obs, io = file["obs"], needs("anndata", "h5ad").io
+    columns = [name for name in obs.attrs["column-order"] if name in obs]
+    if key not in columns:
+        raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(columns)}")
+    with reading_h5ad(path):
+        # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its own reader puts them together.
+        return io.read_elem(obs)[key] if "categories" in obs[key].attrs else io.read_elem(obs[key])
 
 
 def read_labels(

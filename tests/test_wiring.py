@@ -1,0 +1,59 @@
+"""What mutants of the code showed to be untested, and one rule in the places that it holds for: small, by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TYPES, clustered, write_h5ad
+from test_ingest import as_anndata_0_7
+
+import fractal
+import train
+from fractal.cli import InputError
+from fractal.commands import annotate, fit
+
+# One rule everywhere: inputs, flags, formats
+
+
+def test_a_column_of_anndata_0_7_is_read_by_annotate_too(tmp_path: Path):
+    """--truth and --over: names, not the codes "0", "1", and none for a cell without a label."""
+    path = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES[:3]), kind=pd.Categorical(["neuron", None, "B cell"]))
+    as_anndata_0_7(path)
+    found = annotate.read_obs(path, "kind")
+    assert found is not None
+    codes, names = found
+    assert (codes.tolist(), names) == ([1, -1, 0], ["B cell", "neuron"])
+    with pytest.raises(InputError, match="obs has no column '__categories'; it has kind$"):
+        annotate.read_obs(path, "__categories")
+
+
+def test_the_ontology_of_a_recipe_is_not_overwritten(fails, tmp_path: Path):
+    for name in ("cl.obo", "cl.partial.pt"):
+        path = tmp_path / name
+        path.write_text("mine")
+        argv = ["--input", tmp_path / "none", "--recipe", "hce", "--obo", path]
+        message = fails(train.main, *argv, "--output", tmp_path / ("cl.pt" if name.endswith(".pt") else name))
+        assert "is the input of --obo" in message
+        assert path.read_text() == "mine"
+
+
+def test_a_key_of_obsm_is_refused_where_there_is_none(fails, tmp_path: Path):
+    np.save(tmp_path / "x.npy", clustered(TYPES))
+    argv = [tmp_path / "x.npy", "--reference", tmp_path, "--output", tmp_path / "o.tsv", "--use-rep", "X_pca"]
+    assert "only an .h5ad has several vectors" in fails(annotate.main, *argv)
+
+
+def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
+    """No input is there: flags come first."""
+    none = str(tmp_path / "none.h5ad")
+    for more, words in (
+        ({"levels": ["a", "b"], "label_map": {"x": "B cell"}}, "label_map: without effect beside levels"),
+        ({"levels": ["a", "b"], "hierarchy": "t.tsv"}, "hierarchy: without effect beside levels"),
+        ({"levels": ["a", "b"], "unmapped": "other"}, "unmapped: without effect beside levels"),
+        ({"labels": "a", "hierarchy": "t.tsv", "unmapped": "other"}, "unmapped: without effect beside hierarchy"),
+    ):
+        with pytest.raises(InputError, match=words):
+            fractal.fit(none, **more)  # type: ignore[arg-type]
+    argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
+    assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")
