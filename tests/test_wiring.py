@@ -54,6 +54,6 @@ def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
         ({"labels": "a", "hierarchy": "t.tsv", "unmapped": "other"}, "unmapped: without effect beside hierarchy"),
     ):
         with pytest.raises(InputError, match=words):
-            fractal.fit(none, **more)  # type: ignore[arg-type]
+            fractal.fit(none, **more)
     argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
     assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")
