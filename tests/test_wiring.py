@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TYPES, clustered, write_h5ad
 from test_ingest import as_anndata_0_7
 
 import fractal
 import train
+from fractal.adapter import FractalAdapter
 from fractal.cli import InputError
-from fractal.commands import annotate, fit
+from fractal.commands import annotate, export, fit
 
 # One rule everywhere: inputs, flags, formats
 
@@ -57,3 +59,14 @@ def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
             fractal.fit(none, **more)
     argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
     assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")
+
+
+def test_an_adapter_of_128_numbers_can_be_exported(tmp_path: Path):
+    """Whitening stretches directions of little variance by a thousand, and with them float32's rounding: above 1e-5."""
+    torch.manual_seed(0)
+    leaf = torch.arange(60)
+    path = torch.arange(1_200) % 60
+    x = torch.randn(1_200, 128) * torch.linspace(1, 0.001, 128) + torch.randn(60, 128)[path]
+    adapter = FractalAdapter(128, 4, 8, torch.stack([leaf // 8, leaf // 4, leaf // 2, leaf], 1)).eval()
+    adapter.fit_statistics(x, path, torch.ones(60))
+    assert 1e-5 < export.export(adapter, tmp_path / "a.onnx") < 1e-3
