@@ -9,11 +9,14 @@ import torch
 from conftest import TYPES, clustered, write_h5ad
 from test_ingest import as_anndata_0_7
 
+import eval as evaluate
 import fractal
+import ingest
+import stratify
 import train
 from fractal.adapter import FractalAdapter
 from fractal.cli import InputError
-from fractal.commands import annotate, export, fit
+from fractal.commands import annotate, embed, export, fit, reference
 
 # One rule everywhere: inputs, flags, formats
 
@@ -30,14 +33,61 @@ def test_a_column_of_anndata_0_7_is_read_by_annotate_too(tmp_path: Path):
         annotate.read_obs(path, "__categories")
 
 
-def test_the_ontology_of_a_recipe_is_not_overwritten(fails, tmp_path: Path):
-    for name in ("cl.obo", "cl.partial.pt"):
-        path = tmp_path / name
-        path.write_text("mine")
-        argv = ["--input", tmp_path / "none", "--recipe", "hce", "--obo", path]
-        message = fails(train.main, *argv, "--output", tmp_path / ("cl.pt" if name.endswith(".pt") else name))
-        assert "is the input of --obo" in message
-        assert path.read_text() == "mine"
+H5AD = ["--h5ad", "a.h5ad"]
+READS_AND_WRITES: list[tuple] = [  # script, flags that are needed, flags of inputs, flags of outputs, ending
+    (ingest, H5AD, ["--h5ad", "--obo", "--label-map", "--hierarchy"], ["--output"], ""),
+    (ingest, H5AD, ["--h5ad", "--obo"], ["--write-label-map"], ""),
+    (stratify, [], ["--input"], ["--output"], ""),
+    (train, [], ["--input", "--obo"], ["--output"], ""),
+    (evaluate, [], ["--input", "--model-path", "--obo"], ["--json", "--cells-out"], ""),
+    (annotate, ["a.npy", "--reference", "ref"], ["--obo", "--reference"], ["--output"], ".tsv"),
+    (embed, ["a.npy"], ["--reference"], ["--output"], ".npy"),
+    (fit, ["a.h5ad", "--use-rep", "X", "--labels", "k"], ["--label-map", "--hierarchy"], ["--write-label-map"], ""),
+]
+WAYS = [
+    (script.main, needed, i, o, end) for script, needed, ins, outs, end in READS_AND_WRITES for i in ins for o in outs
+]
+
+
+@pytest.mark.parametrize(
+    ("main", "needed", "source", "output", "ending"), WAYS, ids=lambda v: getattr(v, "__module__", None) or str(v)
+)
+def test_no_script_writes_onto_what_it_reads(
+    fails, tmp_path: Path, monkeypatch, main, needed: list[str], source: str, output: str, ending: str
+):
+    """Whichever flags name it; said before anything is read."""
+    monkeypatch.chdir(tmp_path)
+    one = tmp_path / f"one{ending}"
+    one.write_text("mine")
+    flags = [flag for flag in needed if flag != source] if source not in needed else needed[: needed.index(source)]
+    message = fails(main, *flags, source, one, output, one)
+    assert any(words in message for words in ("is the input of", "takes --labels and --use-rep only"))
+    assert one.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [one.name]
+
+
+@pytest.mark.parametrize(
+    ("main", "needed", "sources"),
+    [
+        (fit.main, ["--use-rep", "X", "--labels", "k"], ["", "--label-map", "--hierarchy"]),
+        (reference.main, [], ["--model-path", "--input", "--obo"]),
+    ],
+)
+def test_no_folder_takes_the_place_of_what_is_read(fails, tmp_path: Path, main, needed: list[str], sources: list[str]):
+    (tmp_path / "ref").mkdir()
+    (tmp_path / "ref" / "mine").write_text("mine")
+    for source in sources:
+        argv = (
+            ["a.h5ad"] * (main is fit.main and source != "") + [source] * (source != "") + [tmp_path / "ref" / "mine"]
+        )
+        assert "holds the input of" in fails(main, *argv, *needed, "--output", tmp_path / "ref")
+    assert (tmp_path / "ref" / "mine").read_text() == "mine"
+
+
+def test_the_partial_checkpoint_is_no_ontology_either(fails, tmp_path: Path):
+    (tmp_path / "cl.partial.pt").write_text("mine")
+    argv = ["--input", tmp_path / "none", "--recipe", "hce", "--obo", tmp_path / "cl.partial.pt"]
+    assert "is the input of --obo" in fails(train.main, *argv, "--output", tmp_path / "cl.pt")
 
 
 def test_a_key_of_obsm_is_refused_where_there_is_none(fails, tmp_path: Path):
