@@ -3,6 +3,7 @@
 from pathlib import Path
 from unittest.mock import patch
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -18,14 +19,16 @@ import ingest
 import stratify
 import train
 from fractal.adapter import FractalAdapter, PublishedAdapter
-from fractal.atlas import levels_of, read_rows, writing
+from fractal.atlas import levels_of, open_atlas, read_rows, writing
 from fractal.cli import InputError, reason
 from fractal.commands import annotate, embed, export, fit, reference
-from fractal.evaluate import fit_controls
-from fractal.files import check_folder
+from fractal.evaluate import fit_controls, score, truth_of
+from fractal.files import check_folder, real_paths
 from fractal.hierarchical import HierarchicalObjective
-from fractal.matching import singular
+from fractal.matching import match_names, singular
+from fractal.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.reference.card import model_card
+from fractal.reference.space import Comparison
 from fractal.reference.truth import report
 from fractal.simulate import STUDIES, Atlas
 from fractal.split import Split
@@ -138,6 +141,11 @@ def test_an_adapter_of_128_numbers_can_be_exported(tmp_path: Path):
 # What mutants showed to be untested
 
 
+@pytest.fixture(scope="module")
+def graph() -> nx.DiGraph:
+    return load_graph(CL_SLIM)
+
+
 def test_the_reason_of_an_error_is_its_first_line_or_its_kind():
     assert reason(ValueError("a\nb")) == "a"
     assert reason(KeyError()) == "KeyError"
@@ -232,12 +240,17 @@ def test_controls_are_fitted_on_cells_that_lie_close_together():
 def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
     facts = {
         "recipe": "fractal", "reference_cells": 5, "reference_types": 2, "training_cells": 9, "config": {"dim": 3},
-        "split": {"fingerprint": "0123abc"}, "scores": {"cells": 3, "flagged": 0.5, "levels": {"k": dict.fromkeys(
+        "split": {"fingerprint": "0123abc"}, "source": "s.h5ad", "data": "d.parquet", "versions": {"torch": "2.10"},
+        "scores": {"cells": 3, "flagged": 0.5, "levels": {"k": dict.fromkeys(
             ("coverage", "accuracy", "accuracy_forced", "calibration_error", "calibration_noise_floor"))}},
     }  # fmt: skip
     card = model_card(facts, 3)
-    assert "Made from `unknown` (sha256 `0123abc`), with unknown" in card
+    assert "Made from `d.parquet` (sha256 `0123abc`), with `torch 2.10`;\nformat 3 of the folder." in card
+    assert "as those of\n`s.h5ad`." in card
     assert "release `none`." in card
+    assert "release `2025-07-30`." in model_card(facts | {"cl_release": "2025-07-30"}, 3)
+    bare = {name: value for name, value in facts.items() if name not in ("split", "source", "data", "versions")}
+    assert "Made from `unknown` (sha256 `unknown`), with unknown;" in model_card(bare, 3)
     assert "On 3 test cells" in card
     assert "(50.0% are flagged as novel)" in card
     header = "| Level | Answered | Accuracy | If all were answered | ECE | ECE by chance |"
@@ -246,13 +259,79 @@ def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
 
 
 def test_what_a_report_calls_its_columns():
-    """One cell answered wrongly at the finest level, none answered right there."""
+    """One cell answered wrongly from the second level on, and at the finest not at all."""
     answered = {
-        "k": np.array(["I"], object), "t": np.array(["y"], object), "level": np.array(["k"], object),
-        "status": np.array(["ok"], object),
+        "k": np.array(["I"], object), "m": np.array(["v"], object), "t": np.array(["y"], object),
+        "level": np.array(["m"], object), "status": np.array(["ok"], object),
     }  # fmt: skip
-    text = report(answered, np.array([0]), ["x"], [("I", "x"), ("I", "y")], ("k", "t"), "kind")
+    paths = [("I", "u", "x"), ("I", "v", "y")]
+    text = report(answered, np.array([0]), ["x"], paths, ("k", "m", "t"), "kind")
     assert "| Level | Accuracy, all cells | Answered | Accuracy, answered |" in text
+    assert "| k     |               1.000 |    1.000 |              1.000 |" in text
     assert "| t     |               0.000 |    0.000 |                  - |" in text
+    assert "| Type              | Precision | Recall |    F1 | Cells |" in text
     assert "| Confusion (true -> answered) | Cells | Share of the type |" in text
     assert "| x -> y                       |     1 |             1.000 |" in text
+
+
+@pytest.mark.parametrize("levels", [["a"], ["a", "a"], [*"abcdefg"]])
+def test_a_hierarchy_of_another_number_of_levels_is_refused(tmp_path: Path, levels: list[str]):
+    text = "\t".join(["cl_id", *levels, "path"]) + "\n" + "\t".join(["", *(f"x{i}" for i in range(len(levels))), ""])
+    (tmp_path / "t.tsv").write_text(text + "\n")
+    with pytest.raises(InputError, match="the names of 2 to 6 levels"):
+        read_hierarchy(tmp_path / "t.tsv")
+
+
+def test_any_level_but_the_coarsest_may_be_missing():
+    labels = [("A", "", ""), ("A", "b", ""), ("A", "", "c")]
+    _, rows, _ = tree_of_columns(["k", "l", "m"], labels)
+    assert [rows[path].levels for path in labels] == [("A", "A", "A"), ("A", "b", "b"), ("A", "A", "c")]
+
+
+def test_names_of_cells_that_are_no_text_are_refused(tmp_path: Path):
+    columns = {"cell_id": [1], "embedding": pa.array([[1, 2]], pa.list_(pa.float32(), 2)), "level1_a": ["x"]}
+    pq.write_table(pa.table(columns | {"level2_b": ["y"]}), tmp_path / "a")
+    with pytest.raises(InputError, match="a: 'cell_id' is int64, expected text"):
+        open_atlas(tmp_path / "a")
+
+
+def test_flags_that_were_not_given_name_no_path():
+    assert real_paths({"--a": None, "--b": "", "--c": [], "--d": ["", "x"]}) == [("--d", Path.cwd() / "x")]
+
+
+def test_the_two_terms_that_are_matched_by_hand_are_known_by_their_ids(graph: nx.DiGraph):
+    found = match_names(["native cell", "CL:0000003", "CL:0000548"], graph)
+    assert set(found.values()) == {("CL:0000003", "manual"), ("CL:0000548", "manual")}
+
+
+def test_without_a_bank_its_figures_are_there_and_empty(graph: nx.DiGraph):
+    labels = torch.tensor([[0, 0]] * 4 + [[0, 1]] * 4)
+    truth = truth_of(("k", "t"), labels, [["A"], ["x", "y"]], [["A"], ["x", "y"]], [], None, graph)
+    row = score(torch.randn(8, 3), truth, None)
+    for kind in ("seen", "unseen"):
+        assert row[kind]["bank"] == row[f"{kind}_interval"]["bank"] == {"k": None, "t": None}
+    assert row["unseen"]["loo"] == {"k": None, "t": None}
+    assert row["bank"] == row["bank_interval"] == row["bank_macro_f1"] == {"k": None, "t": None}
+
+
+@pytest.mark.parametrize(
+    ("z", "vary", "repaired", "related", "expected"),
+    [
+        (10, 2.9, 0.5, 0.0, True), (9.9, 2.9, 0.5, 0.0, False), (10, 3, 0.5, 0.0, False), (10, 2.9, 0.49, 0.0, False),
+        (0, -5.5, 0.25, 0.0, True), (0, -5.4, 0.25, 0.0, False), (0, -5.5, 0.24, 0.0, False),
+        (10, 9, 0.35, None, True), (9.9, 9, 0.35, None, False), (10, 9, 0.34, None, False),
+    ],
+)  # fmt: skip
+def test_when_turned_signs_are_certain(z: float, vary: float, repaired: float, related: float | None, expected: bool):
+    assert Comparison(200, 0.0, False, related, (1,), repaired, z, vary).is_turned() == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "agreement", "related", "expected"),
+    [
+        (100, 0.44, 3.9, True), (100, 0.45, 3.9, False), (100, 0.1, 4.0, False), (100, 0.1, -4.0, False),
+        (99, 0.2, 0.0, False), (99, 0.14, 0.0, True), (100, 0.2, None, False), (100, 0.14, None, True),
+    ],
+)  # fmt: skip
+def test_when_another_space_is_certain(cells: int, agreement: float, related: float | None, expected: bool):
+    assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
