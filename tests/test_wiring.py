@@ -1,6 +1,8 @@
 """What mutants of the code showed to be untested, and one rule in the places that it holds for: small, by hand."""
 
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import networkx as nx
@@ -18,6 +20,8 @@ import fractal
 import ingest
 import stratify
 import train
+from fractal.__main__ import COMMANDS, start
+from fractal.__main__ import main as call
 from fractal.adapter import FractalAdapter, PublishedAdapter
 from fractal.atlas import levels_of, open_atlas, read_rows, writing
 from fractal.cli import InputError, reason
@@ -27,6 +31,7 @@ from fractal.files import check_folder, real_paths
 from fractal.hierarchical import HierarchicalObjective
 from fractal.matching import match_names, singular
 from fractal.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
+from fractal.reference.annotator import Answer, Tree
 from fractal.reference.card import model_card
 from fractal.reference.space import Comparison
 from fractal.reference.truth import report
@@ -335,3 +340,66 @@ def test_when_turned_signs_are_certain(z: float, vary: float, repaired: float, r
 )  # fmt: skip
 def test_when_another_space_is_certain(cells: int, agreement: float, related: float | None, expected: bool):
     assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
+
+
+def answer_of(path: list[int], probability: list[list[float]]) -> Answer:
+    """Cells that are not odd, with these paths and probabilities."""
+    values = {field.name: np.zeros(len(path)) for field in fields(Answer)}
+    return Answer(
+        **values | {"path": np.array(path), "probability": np.array(probability), "p_value": np.full(len(path), 0.5)}
+    )
+
+
+def test_a_cluster_that_lies_in_two_chunks_gets_one_answer():
+    """Cluster 0: a cell of I, x (.9, .8), one of S, y (.6, .5), and one without a vector; cluster 1: two of S, y."""
+    bundle = SimpleNamespace(tree=Tree.of([("I", "x"), ("S", "y")]))
+    masks = np.array([True, False, True]), np.array([True, True])
+    parts = [
+        (answer_of([0, 1], [[0.9, 0.8], [0.9, 0.9]]), masks[0], np.zeros(2, bool)),
+        (answer_of([1, 1], [[0.6, 0.5], [0.7, 0.7]]), masks[1], np.ones(2, bool)),
+    ]
+    args = SimpleNamespace(confidence=0.8, novelty="on")
+    annotate.voted(parts, np.array([0, 0, 1, 0, 1]), bundle, args)  # type: ignore[arg-type]
+    for (found, mask, excluded), was, out in zip(parts, masks, (False, True), strict=True):
+        assert found.path.tolist() == [0, 1]
+        assert np.allclose(found.probability, [[0.45, 0.4], [0.8, 0.8]])
+        assert found.depth.tolist() == found.confident_depth.tolist() == [0, 2]
+        assert mask is was
+        assert excluded.tolist() == [out, out]
+
+
+def test_the_command_line_names_its_commands(monkeypatch, capsys):
+    for argv in (["fractal"], ["fractal", "-h"], ["fractal", "--help"]):
+        monkeypatch.setattr("sys.argv", argv)
+        start()
+        said = capsys.readouterr().out
+        assert said.startswith("usage: fractal COMMAND ...\n\n  ")
+        assert said.endswith("Each has its own help: fractal COMMAND --help\n")
+        assert all(f"\n  {name:12}{text}\n" in said for name, text in COMMANDS.items())
+    monkeypatch.setattr("sys.argv", ["fractal", "fit", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        start()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: fractal fit ")
+    with pytest.raises(InputError, match=r"^fractal a\\x1bb: there is no such command; there are fit, annotate, "):
+        call(["a\x1bb"])
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Reference", "fit", "load", "truncate", "__version__"} <= set(dir(fractal))
+    with pytest.raises(AttributeError, match="^module 'fractal' has no attribute 'fitt'$"):
+        _ = fractal.fitt
+
+
+def test_int8_vectors_are_measured_on_as_many_cells_as_said(tmp_path: Path):
+    np.save(tmp_path / "x.npy", clustered(TYPES, 8))
+    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [1, 1]])).eval()
+    argv = ["--model-path", str(tmp_path / "m"), "--vectors", str(tmp_path / "x.npy"), "--output", str(tmp_path / "o")]
+    for more, expected in (([], export.RECALL_CELLS), (["--recall-cells", "20"], 20)):
+        with (
+            patch("fractal.embedding.Embedder.open", return_value=SimpleNamespace(adapter=adapter, use_rep="")),
+            patch.object(export, "export", return_value=0.0),
+            patch.object(export, "write_int8", return_value=[]) as asked,
+        ):
+            export.main([*argv, *more])
+        assert asked.call_args.args[-1] == expected
