@@ -120,7 +120,7 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
     nothing = np.zeros(len(queries))  # no rival flags odd cells
 
     def raw(probability: np.ndarray) -> Raw:
-        return Raw(*descend(probability, nodes), nothing, nothing, nothing)
+        return Raw(*descend(probability, nodes), np.tile(nothing[:, None], 3), nothing)
 
     def neighbours(q: torch.Tensor, bank: torch.Tensor, k: int) -> Raw:
         found = path[nearest(q, bank, k).numpy()]
@@ -134,7 +134,7 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
     blocks = bundle.facts["config"]["block_levels"]  # a level of one class has no block: there the first prefix answers
     prefixes = [pairs[max(sum(block <= k for block in blocks) - 1, 0)] for k in range(len(bundle.levels))]
     with torch.inference_mode():
-        own = adapter.logits_and_blocks(q)[0].softmax(1).double().numpy()
+        own = adapter(q).logits.softmax(1).double().numpy()
     # the adapter's paths are sorted by codes of sorted names, as the tree's are; both hold all types here
     return {
         "fractal, neighbours of prefix j": [neighbours(a, b, NEIGHBOURS) for a, b in prefixes],

@@ -13,7 +13,7 @@ trainings a seed, each with another fifth held out, so that every cell is a test
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +118,34 @@ def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Ru
     atlas, flags = DATASETS[dataset]
     stratified = prepare(atlas, seed, args.data, args.output)
     folder = args.output / dataset / f"{seed}.{fold}"
-    models = []
-    for recipe in args.recipes:
-        models.append(folder / f"{recipe}.pt")
-        if not models[-1].exists():
-            more = flags(stratified, seed, fold) + (PUBLISHED.get(dataset, []) if recipe == "published" else [])
-            seeds = ["--split-seed", str(seed), "--seed", str(seed)]
-            common = ["--input", str(stratified), "--recipe", recipe, "--output", str(models[-1])]
-            train.main([*common, *seeds, *more])
     figures, cells = (folder / f"{'_'.join(args.recipes)}.{suffix}" for suffix in ("json", "npz"))
-    if not figures.exists():
-        names = [str(model) for model in models]
-        common = ["--input", str(stratified), "--seed", str(seed), "--controls"]
-        evaluate.main([*common, "--model-path", *names, "--cells-out", str(cells), "--json", str(figures)])
+    own = {"published": PUBLISHED.get(dataset, [])}
+    told = {recipe: flags(stratified, seed, fold) + own.get(recipe, []) for recipe in args.recipes}
+    train_and_score(stratified, folder, told, seed, figures, cells)
     return json.loads(figures.read_text(encoding="utf-8")), np.load(cells)
+
+
+def train_and_score(
+    stratified: Path,
+    folder: Path,
+    flags: Mapping[str, Sequence[str]],
+    seed: int,
+    figures: Path,
+    cells: Path,
+    both: Sequence[str] = (),
+) -> None:
+    """Train a checkpoint per recipe in `folder`, and score them side by side -> the files `figures` and `cells`.
+
+    What is there is not made again. flags: recipe -> what train.py is told; both: what train.py and eval.py are told.
+    """
+    models = [folder / f"{recipe}.pt" for recipe in flags]
+    common = ["--input", str(stratified), *both, "--seed", str(seed)]
+    for (recipe, more), model in zip(flags.items(), models, strict=True):
+        if not model.exists():
+            train.main([*common, "--split-seed", str(seed), "--recipe", recipe, "--output", str(model), *more])
+    if not figures.exists():
+        files = ["--cells-out", str(cells), "--json", str(figures)]
+        evaluate.main([*common, "--controls", *files, "--model-path", *map(str, models)])
 
 
 def own_embedding(config: dict[str, Any], level: int) -> str | None:

@@ -27,9 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import eval as evaluate
-import train
-from benchmarks.quality import LONGER, own_embedding, prepare
+from benchmarks.quality import LONGER, own_embedding, prepare, train_and_score
 from fractal.atlas import LEVELS, study_codes
 from fractal.cli import non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
@@ -142,21 +140,16 @@ def run_draw(draw: Draw, args: argparse.Namespace) -> None:
         return
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
     folder.mkdir(parents=True, exist_ok=True)
-    models = [folder / f"{recipe}.pt" for recipe in RECIPES]
-    seeds = ["--split-seed", str(draw.number), "--seed", str(draw.number), "--max-samples", str(args.max_samples)]
+    flags = dict.fromkeys(RECIPES, ["--max-samples", str(args.max_samples), *draw.flags])
+    if draw.atlas in SMALL:
+        flags["published"] = flags["published"] + LONGER
+    files = folder / "figures.json", folder / "cells.npz"
     with (
         open(folder / "log.txt", "a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        for recipe, model in zip(RECIPES, models, strict=True):
-            more = LONGER if recipe == "published" and draw.atlas in SMALL else []
-            if not model.exists():
-                common = ["--input", str(stratified), "--output", str(model), "--recipe", recipe, "--device", "cpu"]
-                train.main([*common, *seeds, *draw.flags, *more])
-        common = ["--input", str(stratified), "--seed", str(draw.number), "--controls", "--device", "cpu"]
-        files = ["--cells-out", str(folder / "cells.npz"), "--json", str(folder / "figures.json")]
-        evaluate.main([*common, *files, "--model-path", *map(str, models)])
+        train_and_score(stratified, folder, flags, draw.number, *files, both=["--device", "cpu"])
 
 
 def run_all(draws: list[Draw], args: argparse.Namespace) -> None:

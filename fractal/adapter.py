@@ -5,7 +5,7 @@
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +25,26 @@ def truncate_blocks(blocks: Tensor, j: int) -> Tensor:
     return normalize(blocks[:, :j].flatten(1), dim=1)
 
 
+class Output(NamedTuple):
+    """What an adapter says of n cells. Its classes are the finest that it knows."""
+
+    logits: Tensor  # (n, classes), before the softmax
+    probability: Tensor  # (n, classes)
+    blocks: Tensor  # (n, num_levels, scale_dim)
+
+
 class Adapter(nn.Module):
-    """What both have in common. Inputs are (n, dim) float32, blocks (n, num_levels, scale_dim)."""
+    """What both have in common: (n, dim) float32 -> `Output`."""
 
     def __init__(self, dim: int, num_levels: int, scale_dim: int) -> None:
         super().__init__()
         self.dim, self.num_levels, self.scale_dim = dim, num_levels, scale_dim
 
-    def blocks(self, x: Tensor) -> Tensor:
-        return self.logits_and_blocks(x)[1]
-
-    def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) -> scores of the finest classes that it knows (n, classes), before the softmax, and the blocks."""
+    def forward(self, x: Tensor) -> Output:
         raise NotImplementedError
+
+    def blocks(self, x: Tensor) -> Tensor:
+        return self(x).blocks
 
     def full(self, blocks: Tensor) -> Tensor:
         """Blocks -> the full vector (n, num_levels * scale_dim), of length 1."""
@@ -57,7 +64,7 @@ TAU = 0.07  # temperature of cosine softmaxes
 # draws, studies and simulated atlases than those reported.
 BLOCK_SCALE = (1.5, 1.0, 1.4, 0.8)  # length of what the classes dictate: the first weighs most, so systems stay apart
 RESIDUAL_SCALE = (1.5, 1.5, 2.5, 3.0)  # of the slice of the whitened cell; all slices together have length 1
-SHARPNESS = (3.0, 3.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep their doubt
+SHARPNESS = (2.0, 2.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep their doubt
 STATISTICS_ROWS = 100_000  # training rows that `fit_statistics` looks at: 100 MB at 128-d
 SHRINKAGE = 0.3  # of the covariance within subtypes towards a ball, which small atlases need
 MEANS_SHARE = 0.3  # of the probabilities, that of the class means; the rest is the network's
@@ -74,10 +81,10 @@ class FractalAdapter(Adapter):
 
     Classes. How likely is each path of the hierarchy? Two opinions are averaged. A perceptron, with a linear map beside
     it, ends in a cosine softmax over one learned unit vector per path: it knows cells as in training best. The
-    distances to the class means (a linear discriminant) carry over better to strangers. The farther a cell is from all
-    class means, the less sure the perceptron is taken to be. Summed over the paths through a class, that is the class's
-    probability, so that all levels agree. Block j is the mean of the classes' anchors (learned unit vectors), weighted
-    with these probabilities.
+    distances to the class means (a linear discriminant) carry over better to studies that training never saw. The
+    farther a cell is from all class means, the less sure both are taken to be, else they would squeeze strange cells
+    into known types. Summed over the paths through a class, that is the class's probability, so that all levels agree.
+    Block j is the mean of the classes' anchors (learned unit vectors), weighted with these probabilities.
 
     Residual. The whitened cell, a vector of length 1, lies in slices across the blocks, the axes that vary most in the
     last one. So the full vector keeps what no label names, and cells of unseen types stay together.
@@ -190,26 +197,36 @@ class FractalAdapter(Adapter):
         kept = pad(unit, (0, max(0, self.num_levels * width - self.dim)))[:, : self.num_levels * width]
         return pad(kept.unflatten(1, (self.num_levels, width)).flip(1), (0, self.scale_dim - width))
 
-    def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) -> logits of the paths (n, num_paths), and the blocks.
+    def whiten(self, x: Tensor) -> Tensor:
+        """(n, dim) -> (n, dim) in the whitened axes, of any length."""
+        return (normalize(x, dim=1) - self.mean) @ self.axes
 
-        No gradient goes from the blocks into the probabilities, else the blocks' losses would blur them.
+    def logits_and_probability(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened cells (n, dim) -> the perceptron's logits, and the probability of each path: both (n, num_paths).
+
+        No gradient goes through the probability, else the blocks' losses would blur it.
         """
-        whitened = (normalize(x, dim=1) - self.mean) @ self.axes
         unit = normalize(whitened, dim=1)
         seen = unit + self.noise / self.dim**0.5 * torch.randn_like(unit) if self.training else unit
         seen = seen * self.dim**0.5  # entries of about 1
         query = normalize(self.linear(seen) + self.mlp(seen), dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
         distances = self.squared_distances(whitened)
-        strangeness = (distances.amin(1, keepdim=True) / self.familiar).clamp(min=1)
-        by_network = (logits.detach() / strangeness.square()).softmax(1)
-        by_means = (self.log_prior - distances / (2 * MEANS_TEMPERATURE)).softmax(1)
-        probability = torch.lerp(by_network, by_means, MEANS_SHARE) @ self.path_to_class  # classes of all levels
+        doubt = (distances.amin(1, keepdim=True) / self.familiar).clamp(min=1).square()  # temperature of a strange cell
+        by_network = (logits.detach() / doubt).softmax(1)
+        by_means = ((self.log_prior - distances / (2 * MEANS_TEMPERATURE)) / doubt).softmax(1)
+        return logits, torch.lerp(by_network, by_means, MEANS_SHARE)
+
+    def forward(self, x: Tensor) -> Output:
+        whitened = self.whiten(x)
+        logits, probability = self.logits_and_probability(whitened)
+        of_classes = (probability @ self.path_to_class).split(self.classes, 1)  # one per level
         anchors = normalize(self.anchors, dim=1).split(self.classes)
-        levels = zip(probability.split(self.classes, 1), self.sharpness, anchors, strict=True)
+        levels = zip(of_classes, self.sharpness, anchors, strict=True)
         told = [normalize((p + 1e-9) ** power, p=1.0, dim=1) @ of for p, power, of in levels]
-        return logits, self.block_scale * torch.stack(told, 1) + self.residual_scale * self.slices(unit)
+        residual = self.slices(normalize(whitened, dim=1))
+        blocks = self.block_scale * torch.stack(told, 1) + self.residual_scale * residual
+        return Output(logits, probability, blocks)
 
 
 class PublishedAdapter(Adapter):
@@ -262,9 +279,10 @@ class PublishedAdapter(Adapter):
             blocks.append(scale(h))
         return torch.stack(blocks, 1)
 
-    def logits_and_blocks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Output:
         blocks = self.blocks(x)
-        return self.leaf(self.full(blocks)), blocks
+        logits = self.leaf(self.full(blocks))
+        return Output(logits, logits.softmax(1), blocks)
 
     def full(self, blocks: Tensor) -> Tensor:
         return normalize(self.norm_full(blocks.flatten(1)), dim=1)

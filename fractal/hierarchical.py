@@ -61,7 +61,7 @@ class HierarchicalObjective(nn.Module):
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
-        logits, blocks = adapter.logits_and_blocks(self.x.index_select(0, rows))
+        logits, _, blocks = adapter(self.x.index_select(0, rows))
         weight = self.weight.index_select(0, self.path[rows])  # (b, num_terms)
         loss = logits.new_zeros(())
         prefixes = [normalize(blocks[:, : j + 1].flatten(1), dim=1) for j in range(adapter.num_levels)]

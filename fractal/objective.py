@@ -46,7 +46,7 @@ class PrefixObjective(nn.Module):
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
-        logits, blocks = adapter.logits_and_blocks(self.x.index_select(0, rows))  # one forward pass serves all prefixes
+        logits, _, blocks = adapter(self.x.index_select(0, rows))  # one forward pass serves all prefixes
         products = blocks.flatten(1) @ normalize(self.prototypes * self.reach, dim=1).T / TAU
         lengths = blocks.square().sum(2).cumsum(1).sqrt()  # (b, num_levels): of the prefixes
         own = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)

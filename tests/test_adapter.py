@@ -219,7 +219,7 @@ def test_blocks_are_made_of_class_probabilities_by_hand():
     adapter, x, _ = with_statistics(24)
     adapter.residual_scale.zero_()
     x = x[:3] + torch.tensor([[0.0], [0.0], [4.0]]) * torch.randn(24)  # the last one is strange
-    logits, blocks = (part.detach().double() for part in adapter.logits_and_blocks(x))
+    logits, blocks = (part.detach().double() for part in (adapter(x).logits, adapter(x).blocks))
     whitened = ((normalize(x, dim=1) - adapter.mean) @ adapter.axes).double()
     strange = 0
     for cell in range(3):
@@ -227,7 +227,7 @@ def test_blocks_are_made_of_class_probabilities_by_hand():
         doubt = max(1.0, min(distances) / adapter.familiar.item()) ** 2
         strange += doubt > 1
         network = torch.exp(logits[cell] / doubt - (logits[cell] / doubt).max())
-        means = torch.exp(torch.stack([adapter.log_prior[i] - distances[i] / 4 for i in range(4)]).double())
+        means = torch.exp(torch.stack([(adapter.log_prior[i] - distances[i] / 4) / doubt for i in range(4)]).double())
         path = 0.7 * network / network.sum() + 0.3 * means / means.sum()
         for j, anchors in enumerate(adapter.anchors.detach().double().split(adapter.classes)):
             classes = [sum(path[i] for i in range(4) if PATHS[i, j] == c) for c in range(len(anchors))]
@@ -281,17 +281,18 @@ def test_axes_come_in_the_order_of_the_principal_axes():
     assert torch.allclose(cosine.abs(), torch.eye(6), atol=1e-2)
 
 
-def test_a_strange_cell_is_told_with_more_doubt(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_strange_cell_is_told_with_more_doubt(share: float, monkeypatch: pytest.MonkeyPatch):
     """The network is as sure of a far cell as of a near one; what the blocks tell of it is less sure."""
-    monkeypatch.setattr("fractal.adapter.MEANS_SHARE", 0.0)
+    monkeypatch.setattr("fractal.adapter.MEANS_SHARE", share)
     adapter, x, _ = with_statistics(24)
     adapter.residual_scale.zero_()
     adapter.sharpness.fill_(1.0)
     anchors = adapter.anchors.detach()
     with torch.inference_mode():
-        logits, near = adapter.logits_and_blocks(x[:20])
+        logits, _, near = adapter(x[:20])
         adapter.familiar /= 100
-        again, far = adapter.logits_and_blocks(x[:20])
+        again, _, far = adapter(x[:20])
     assert torch.equal(logits, again)
     mean = normalize(anchors, dim=1).split(adapter.classes)[-1].mean(0) * BLOCK_SCALE[-1]  # all classes alike
     assert ((far[:, -1] - mean).norm(dim=1) < (near[:, -1] - mean).norm(dim=1)).all()

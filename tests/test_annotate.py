@@ -41,7 +41,7 @@ from fractal.reference.annotator import (
     descend,
     tail,
 )
-from fractal.reference.bundle import choose_paths, read_bundle
+from fractal.reference.bundle import VERSION, choose_paths, read_bundle
 
 SMALL = [("I", "L", "T", name) for name in "abc"] + [("I", "L", "B", "d"), ("I", "M", "m", "e"), ("S", "L", "f", "g")]
 TREE = Tree.of(SMALL)
@@ -89,10 +89,11 @@ def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
         assert raw.path[i] == p[0]
         assert np.allclose(raw.votes[i], share[0], atol=1e-4)
         away = unit_q[i] - unit[path == p[0]].mean(0)
-        assert raw.mahalanobis[i] == pytest.approx(np.sqrt(away @ precision @ away), rel=1e-3)
+        assert raw.signals[i, 0] == pytest.approx(np.sqrt(away @ precision @ away), rel=1e-3)
         assert raw.distance[i] == pytest.approx(distance[i, 0], abs=1e-5)
-        logits = adapter.logits_and_blocks(torch.from_numpy(queries[i : i + 1]))[0]
-        assert raw.neg_max_logit[i] == pytest.approx(-max(logits[0].tolist()), rel=1e-4)
+        said = adapter(torch.from_numpy(queries[i : i + 1]))
+        assert raw.signals[i, 1] == pytest.approx(-max(said.logits[0].tolist()), rel=1e-4)
+        assert raw.signals[i, 2] == pytest.approx(-np.log(max(said.probability[0].tolist())), rel=1e-4, abs=1e-6)
 
 
 def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
@@ -101,7 +102,7 @@ def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
     true, votes = rng.integers(0, 4, n), np.sort(rng.random((n, 4)), axis=1)[:, ::-1]
     wrong = rng.random(n) > votes[:, 3] ** 2
     path = np.where(wrong, (true + 1) % 4, true)
-    return Raw(path, votes, rng.random(n), rng.random(n), rng.random(n)), true
+    return Raw(path, votes, rng.random((n, 3)), rng.random(n)), true
 
 
 def test_probabilities_are_calibrated_and_fall():
@@ -208,7 +209,7 @@ def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
     assert [row.pop("cell_id") for row in rows] == table["cell_id"].to_pylist() == obs.index.tolist()
     assert list(obs.columns) == ["kind", *(f"fractal_{name}" for name in rows[0])]
     about = anndata.read_h5ad(tmp_path / "c.h5ad").uns["fractal"]["annotation"]
-    assert (about["reference"], about["confidence"], about["version"]) == ("ref", 0.8, 3)
+    assert (about["reference"], about["confidence"], about["version"]) == ("ref", 0.8, VERSION)
     for name in rows[0]:
         text = [row[name] for row in rows]
         for values in (table[name].to_pylist(), obs[f"fractal_{name}"].tolist()):
@@ -268,7 +269,7 @@ def test_bad_bundles(reference: Path, tmp_path: Path, fails):
 
         return change
 
-    assert "a reference of version 0, this reads 3" in line(edit(version=0))
+    assert f"a reference of version 0, this reads {VERSION}" in line(edit(version=0))
     assert "not a reference" in line(lambda folder: (folder / "bundle.json").unlink())
     assert "not a reference" in line(lambda folder: (folder / "bundle.json").write_text("[]"))
     assert "not a reference" in line(edit(sha256=5))

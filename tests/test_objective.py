@@ -46,7 +46,7 @@ def test_the_loss_equals_the_slow_version(levels: list[int]):
 
     expected = 0.0
     for row in rows:
-        logits, _ = adapter.logits_and_blocks(x[row : row + 1])
+        logits, _, _ = adapter(x[row : row + 1])
         own = list(range(len(adapter.paths)))
         target = path[row : row + 1]
         found = shifted(logits[0].tolist(), own, len(own))[None]
@@ -107,7 +107,7 @@ def test_the_hierarchical_loss_equals_the_slow_version():
     natural = [int(f) + 0.5 for f in FREQUENCY]
     expected, rows = 0.0, [6, 0, 3, 4]
     for row in rows:
-        logits, blocks = adapter.logits_and_blocks(x[row : row + 1])
+        logits, _, blocks = adapter(x[row : row + 1])
         softmaxes = [logits[0].tolist()]
         for j in (1, 2, 3):
             prefix = normalize(blocks[0, :j].flatten(), dim=0).detach()

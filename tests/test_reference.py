@@ -185,20 +185,21 @@ def test_how_cells_vary_is_told_from_chance():
 
 
 def raw_of(odd: np.ndarray, path: np.ndarray, votes: float = 1.0) -> Raw:
-    """Cells (n,) that are as odd as `odd` in both ways, with the same votes at all levels."""
+    """Cells (n,) that are as odd as `odd` in all three ways, with the same votes at all levels."""
     n = len(odd)
-    return Raw(path, np.full((n, 2), votes), odd.astype(float), odd.astype(float), np.zeros(n))
+    return Raw(path, np.full((n, 2), votes), np.repeat(odd[:, None], 3, 1).astype(float), np.zeros(n))
 
 
 def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
     """1,000 held-out cells of oddness 1 to 1,000: the p-value of a cell is the share that is as odd."""
     held_out = np.arange(1.0, 1_001.0)
-    sure = Calibration([([0.0, 1.0], [0.9, 0.9])] * 3, *[(held_out.tolist(), [1.0] * 1_000)] * 3)
-    scores = sure.score(held_out, held_out)
-    sure = Calibration(sure.votes, sure.mahalanobis, sure.neg_max_logit, (np.sort(scores).tolist(), [1.0] * 1_000))
+    knots = (held_out.tolist(), [1.0] * 1_000)
+    sure = Calibration([([0.0, 1.0], [0.9, 0.9])] * 3, [knots] * 3, knots)
+    scores = sure.score(np.repeat(held_out[:, None], 3, 1))
+    sure = Calibration(sure.votes, sure.signals, (np.sort(scores).tolist(), [1.0] * 1_000))
     shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
     odd = 1_001 - 1_000 * shares
-    raw = Raw(np.zeros(3, np.int64), np.ones((3, 3)), odd, odd, np.zeros(3))
+    raw = Raw(np.zeros(3, np.int64), np.ones((3, 3)), np.repeat(odd[:, None], 3, 1), np.zeros(3))
     found = answer(raw, sure)
     assert np.allclose(found.p_value, shares, atol=0.002)
     assert found.depth.tolist() == [3, 2, 2]

@@ -6,12 +6,12 @@ answer always lie on one path. Held-out reference cells tell how often a label w
 regression, Zadrozny and Elkan 2002): that is the probability. The answer stops above the first level whose probability
 is below the confidence asked for.
 
-Votes say nothing about types that the reference lacks: such a cell still has 30 nearest. So a cell is also compared
-with the predicted type in two ways: the Mahalanobis distance of its input vector from the type's mean, under the
-covariance that all types share (Lee et al. 2018), and the largest logit that the adapter has for any path (Hendrycks et
-al. 2022): unknown cells get a low one. Both become conformal p-values, joined as Fisher did into the `ood_score`;
-`p_value` is the share of held-out cells, in the natural mix of types, whose score is as high or higher. Distances
-between fractal vectors say less: the adapter squeezes unknown cells into known types.
+Votes say nothing about types that the reference lacks: such a cell still has 30 nearest. Three signals speak for a cell
+of an unknown type: a large Mahalanobis distance of its input vector from the predicted type's mean, under the
+covariance that all types share (Lee et al. 2018); a small largest logit of the adapter's perceptron (Hendrycks et al.
+2022); and a small largest probability of a path (Hendrycks and Gimpel 2017), which the adapter's class means have a say
+in. They become conformal p-values, joined as Fisher did into the `ood_score`; `p_value` is the share of held-out cells,
+in the natural mix of types, whose score is as high or higher.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a 
 NOVEL = 0.03  # p-value below this: the cell is flagged
 CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
+SIGNALS = "Mahalanobis distance", "-largest logit", "-log of the largest probability"  # large in unknown types
 BATCH = 4_096  # cells whose neighbours' vectors are held at a time: 63 MB at 4 x 32
 
 
@@ -58,18 +59,17 @@ class Calibration:
     """What held-out cells taught: votes -> probability per level, and how odd ordinary cells are."""
 
     votes: list[Knots]  # per level: votes and probability, ascending, interpolated
-    mahalanobis: Knots  # of the held-out cells, ascending, and the weight of each
-    neg_max_logit: Knots
-    ood_score: Knots  # both joined
+    signals: list[Knots]  # per column of `Raw.signals`: of the held-out cells, ascending, and the weight of each
+    ood_score: Knots  # of the held-out cells
 
     def probability(self, votes: np.ndarray) -> np.ndarray:
         """Votes of the predicted labels (n, levels) -> (n, levels): a label is never surer than the one above it."""
         columns = [np.interp(column, *knots) for column, knots in zip(votes.T, self.votes, strict=True)]
         return np.minimum.accumulate(np.stack(columns, axis=1), axis=1)
 
-    def score(self, mahalanobis: np.ndarray, neg_max_logit: np.ndarray) -> np.ndarray:
-        """(n,) and (n,) -> the ood_score (n,), at least 0."""
-        return fisher(tail(mahalanobis, self.mahalanobis), tail(neg_max_logit, self.neg_max_logit))
+    def score(self, signals: np.ndarray) -> np.ndarray:
+        """`Raw.signals` (n, 3) -> the ood_score (n,), at least 0."""
+        return fisher(signals, self.signals)
 
     def p_value(self, ood_score: np.ndarray) -> np.ndarray:
         """(n,) -> (n,) in (0, 1]."""
@@ -93,8 +93,8 @@ def tail(values: np.ndarray, held_out: Knots) -> np.ndarray:
     return (at_least[np.searchsorted(knots, values, "left")] + weight.mean()) / (weight.sum() + weight.mean())
 
 
-def fisher(*p_values: np.ndarray) -> np.ndarray:
-    return -np.sum([np.log(p) for p in p_values], axis=0)
+def fisher(signals: np.ndarray, held_out: list[Knots]) -> np.ndarray:
+    return -np.sum([np.log(tail(column, knots)) for column, knots in zip(signals.T, held_out, strict=True)], axis=0)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class Raw:
 
     path: np.ndarray  # (n,) int64, a path that runs through all its labels
     votes: np.ndarray  # (n, levels) float64, the share of the votes for each label
-    mahalanobis: np.ndarray  # (n,) from the predicted subtype's mean
-    neg_max_logit: np.ndarray  # (n,) minus the largest logit
+    signals: np.ndarray  # (n, 3) float64, see `SIGNALS`
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
 
 
@@ -135,8 +134,9 @@ class Annotator:
     def ask(self, vectors: np.ndarray) -> Raw:
         x = torch.from_numpy(vectors).to(self.device)
         with torch.inference_mode():
-            logits, blocks = self.adapter.logits_and_blocks(x)
-            full, neg_max_logit = self.adapter.full(blocks), -logits.max(1).values
+            output = self.adapter(x)
+            full = self.adapter.full(output.blocks)
+            surest = torch.stack([output.logits.amax(1), output.probability.amax(1).log()], 1).cpu().numpy()
         k = min(NEIGHBOURS, len(self.bank))
         found = nearest(full, self.bank, k) if len(x) else torch.zeros(0, k, dtype=torch.int64)
         cosine = torch.einsum("nd,nkd->nk", full, self.bank[found]).cpu().double()  # Apple's MPS has no float64
@@ -145,7 +145,8 @@ class Annotator:
         path, share = descend(votes.numpy(), self.tree.nodes)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        return Raw(path, share, mahalanobis, neg_max_logit.cpu().numpy(), (1 - cosine[:, 0]).clamp(min=0).numpy())
+        signals = np.column_stack([mahalanobis, -surest])
+        return Raw(path, share, signals, (1 - cosine[:, 0]).clamp(min=0).numpy())
 
 
 def descend(votes: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,9 +172,8 @@ def calibrate(raw: Raw, true_path: np.ndarray, tree: Tree, weight: np.ndarray | 
     for votes, hits in zip(raw.votes.T, right.T, strict=True):
         fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(votes, hits, weight)
         knots.append((fit.X_thresholds_.tolist(), fit.y_thresholds_.tolist()))
-    mahalanobis, neg_max_logit = sorted_knots(raw.mahalanobis, weight), sorted_knots(raw.neg_max_logit, weight)
-    ood_score = fisher(tail(raw.mahalanobis, mahalanobis), tail(raw.neg_max_logit, neg_max_logit))
-    return Calibration(knots, mahalanobis, neg_max_logit, sorted_knots(ood_score, weight))
+    signals = [sorted_knots(column, weight) for column in raw.signals.T]
+    return Calibration(knots, signals, sorted_knots(fisher(raw.signals, signals), weight))
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def answer(raw: Raw, calibration: Calibration, confidence: float = 0.8, novelty:
     `novelty`: "on" flags odd cells and withholds their fine labels, "flag" only flags them, "off" does neither.
     """
     probability = calibration.probability(raw.votes)
-    ood_score = calibration.score(raw.mahalanobis, raw.neg_max_logit)
+    ood_score = calibration.score(raw.signals)
     p_value = calibration.p_value(ood_score)
     confident, depth = depths(probability, p_value, confidence, novelty)
     novel = (p_value < NOVEL) & (novelty != "off")

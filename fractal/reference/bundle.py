@@ -31,11 +31,11 @@ from fractal.cli import InputError
 from fractal.files import atomic_folder, recover
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
-from fractal.reference.annotator import Annotator, Answer, Calibration, Tree, answer, calibrate
+from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, answer, calibrate
 from fractal.reference.card import model_card
 from fractal.reference.space import space_problem
 
-VERSION = 3  # 2: without validation cells; 1: before the adapter's logits were asked
+VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
 OWN_FILES = (*FILES, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
 # As a checkpoint's facts, where nothing is known.
@@ -203,7 +203,7 @@ def make_reference(
     }
     about = {"config": config, "classes": classes, "recipe": config["recipe"], "levels": list(levels), **sizes}
     # the calibration takes its place below: it needs the annotator
-    nothing = Calibration([], ([], []), ([], []), ([], []))
+    nothing = Calibration([], [], ([], []))
     bundle = Bundle(
         adapter.eval(),
         tree,
@@ -358,7 +358,7 @@ def check_consistent(bundle: Bundle) -> None:
     if not all(isinstance(label, str) for names in bundle.tree.paths for label in names):
         raise ValueError("labels are missing")
     probability = bundle.calibration.probability(np.zeros((1, len(bundle.levels))))
-    p_value = bundle.calibration.p_value(bundle.calibration.score(np.zeros(1), np.zeros(1)))
+    p_value = bundle.calibration.p_value(bundle.calibration.score(np.zeros((1, len(SIGNALS)))))
     if not (np.isfinite(probability).all() and np.isfinite(p_value).all()):
         raise ValueError("the calibration holds something else than numbers")
     model_card(bundle.facts, VERSION)  # fails where a fact is missing that saving it again takes
