@@ -119,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     output = args.output or Path(f"data/fractal_adapter_{args.num_levels or len(levels_of(args.input))}L.pt")
     partial = output.with_name(f"{output.stem}.partial.pt")
-    check_paths({"--input": args.input}, {"--output": output, "--output, if stopped,": partial})
+    inputs = {"--input": args.input, "--obo": args.obo}
+    check_paths(inputs, {"--output": output, "--output, if stopped,": partial})
     settings = read_settings(args)
     device = pick_device(args.device)
     recipe = settings.of_recipe

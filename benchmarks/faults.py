@@ -29,7 +29,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import torch
+from anndata import AnnData
 from tqdm import tqdm
 
 from fractal.adapter import load
@@ -44,8 +48,9 @@ SCRIPTS = {
     "eval": "--model-path {in}/a.pt --input {in}/stratified.parquet --device cpu --json {out}/a.json",
     "embed": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/e.parquet --device cpu",
     "reference": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
-    "annotate": "--reference {in}/reference --input {in}/cells.parquet --output {out}/labels.tsv --device cpu",
+    "annotate": "{in}/cells.h5ad --use-rep X --reference {in}/reference --output {out}/labels.h5ad --device cpu",
     "export": "--model-path {in}/a.pt --output {out}/a.onnx",
+    "fit": "{in}/cells.h5ad --use-rep X --labels kind --output {out}/fitted --epochs 1 --device cpu",
 }
 PIPELINE = ("ingest", "stratify", "train", "eval")  # scripts; the others are commands, `fractal NAME`
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")
@@ -130,6 +135,13 @@ def mount(folder: Path, size: int) -> bool:
     return not ctypes.CDLL(None, use_errno=True).mount(b"tmpfs", bytes(folder), b"tmpfs", 0, f"size={size}".encode())
 
 
+def write_h5ad(cells: Path) -> None:
+    """The cells of a Parquet file as an .h5ad beside it."""
+    table = pq.read_table(cells)
+    obs = pd.DataFrame({"kind": table["level4_subtype"].to_pylist()}, index=[f"cell {i}" for i in range(len(table))])
+    AnnData(obs=obs, obsm={"X": np.stack(table["embedding"].to_numpy())}).write_h5ad(cells.with_suffix(".h5ad"))
+
+
 class Bench:
     """Everything that is needed to break one script: two sets of inputs, and what comes out of each."""
 
@@ -167,7 +179,7 @@ class Bench:
             return "wrong exit"
         left = found.keys() - self.good[1].keys()
         if fault == "failing operation":  # it may be the one that tidies up; the run after it must do so
-            left = {name for name in left if not Path(name).parts[0].endswith(".part")}
+            left = {name for name in left if not any(part.endswith(".part") for part in Path(name).parts)}
         if graceful and left:
             return "left over"
         kinds = set()
@@ -261,6 +273,9 @@ def main(argv: list[str] | None = None) -> None:
                 break
             remaining.discard(script)
             bench = Bench(script, Path(folder))
+            if script == "ingest":
+                for number in (0, 1):
+                    write_h5ad(Path(folder, f"in{number}", "cells.parquet"))
             for fault in args.faults if script in args.scripts else ():
                 counts, rng, number = Counter[str](), random.Random(f"{args.seed} {script} {fault}"), 0
                 each = fault in ("kill at each operation", "failing operation")  # until the run gets through

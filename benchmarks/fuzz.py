@@ -30,15 +30,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from anndata import AnnData
 from tqdm import tqdm
 
 from fractal import atlas, ontology, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
-from fractal.h5ad import read_map
+from fractal.h5ad import open_labelled, read_map
 from fractal.reference.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
 from fractal.reference.card import model_card
 from fractal.split import Split
@@ -184,6 +186,21 @@ def checkpoint_file(recipe: str, zipped: bool = True) -> bytes:
         return path.read_bytes()
 
 
+def h5ad_file() -> bytes:
+    obs = pd.DataFrame({"kind": ["B cell", None, "T cell", "ü", "B cell"], "donor": [*"aabba"]}, index=[*"abcde"])
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.h5ad")
+        AnnData(np.zeros((5, 1), np.float32), obs, obsm={"X_pca": np.ones((5, 3), np.float32)}).write_h5ad(path)
+        return path.read_bytes()
+
+
+def read_h5ad(path: Path) -> None:
+    """As ingest.py and `fractal fit` do."""
+    with open_labelled(path, "X_pca", "kind", "donor") as cells:
+        for _ in cells.chunks(2):
+            pass
+
+
 def npy_file(dtype: str) -> bytes:
     file = io.BytesIO()
     np.save(file, np.ones((5, 3), dtype))
@@ -266,6 +283,7 @@ def targets(scratch: Path) -> dict[str, Target]:
         "labels": Target(labels, scimilarity.read_labels, 250),
         "types": Target(types, scimilarity.read_types, 230),
         "map": Target([b"B\tB cell\nT\t\n", "ü\ta\r\nb\tc\r\n".encode()], read_map, 30),
+        "h5ad": Target([h5ad_file()], read_h5ad, 2),
         "npy": Target([npy_file("f4"), npy_file("f2"), npy_file(">f8")], read_npy, 20),
         "obo": Target([obo_file()], read_obo, 30),
         "parquet": Target(parquets, read_parquet, 40),

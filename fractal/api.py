@@ -195,6 +195,14 @@ def fit(
     """
     if bool(labels) == bool(levels):
         raise InputError("give either labels, a column of the Cell Ontology's names, or levels, columns of your own")
+    own = "levels" if levels else "hierarchy" if hierarchy else ""  # a tree in place of the ontology's
+    given = {
+        "label_map": levels and label_map,
+        "hierarchy": levels and hierarchy,
+        "unmapped": own and unmapped != "error",
+    }
+    if ignored := [name for name, has in given.items() if has]:
+        raise InputError(f"{', '.join(ignored)}: without effect beside {own}; leave out one or the other")
     if isinstance(label_map, str | Path):
         label_map = read_map(Path(label_map))
     place = pick_device(device)

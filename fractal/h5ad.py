@@ -26,7 +26,7 @@ from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
 from fractal.names import clean, is_missing
 from fractal.ontology import CellType, tree_of_columns
-from fractal.source import CELL_ID, CHUNK, Source, from_matrix, refuse
+from fractal.source import CELL_ID, CHUNK, Source, check_format, from_matrix, refuse
 
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
@@ -55,19 +55,21 @@ def reading_h5ad(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
-    """The h5py.File of an .h5ad. Raises InputError if it is damaged, locked, or written by an AnnData before 0.7."""
+    """The h5py.File of an .h5ad. Raises InputError for another format, damage, a lock, and an AnnData before 0.7."""
     h5py = needs("h5py", "h5ad")
+    check_format(path, "Read is .h5ad")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with reading_h5ad(path):
         file = h5py.File(path, mode)
     with file:
-        obs = file.get("obs")
-        if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
-            raise InputError(
-                f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
-                "write it again with anndata.read_h5ad(...).write_h5ad(...)"
-            )
+        with reading_h5ad(path):
+            obs = file.get("obs")
+            if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
+                raise InputError(
+                    f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
+                    "write it again with anndata.read_h5ad(...).write_h5ad(...)"
+                )
         yield file
 
 
@@ -113,7 +115,8 @@ def find_embedding(obsm: Mapping[str, Any], x: Any, path: Path | str, key: str) 
 
 def from_obsm(file: Any, path: Path, key: str) -> Source:
     """An array of the obsm of an open .h5ad, or X, with the cells' names."""
-    array = find_embedding(file.get("obsm", {}), file.get("X"), path, key)
+    with reading_h5ad(path):
+        array = find_embedding(file.get("obsm", {}), file.get("X"), path, key)
 
     def rows(some: slice) -> np.ndarray:
         with reading_h5ad(path):
@@ -130,14 +133,19 @@ def read_h5ad(path: Path, obsm: str) -> Iterator[Source]:
 
 def obs_names(file: Any, path: Path) -> Callable[[slice], np.ndarray]:
     """-> a function rows -> the names of these cells, (m,) str."""
-    obs = file["obs"]
-    index = obs.get(obs.attrs.get("_index", "_index"))
     h5py = needs("h5py", "h5ad")
-    if isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype):
-        return lambda some: index.asstr()[some].astype(str)
     with reading_h5ad(path):
-        names = needs("anndata", "h5ad").io.read_elem(index)  # numbers, or a text array of pandas
-    return lambda some: np.asarray(names[some]).astype(str)
+        obs = file["obs"]
+        index = obs.get(obs.attrs.get("_index", "_index"))
+        plain = isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype)
+        # Else numbers, or a text array of pandas.
+        names = index.asstr() if plain else needs("anndata", "h5ad").io.read_elem(index)
+
+    def rows(some: slice) -> np.ndarray:
+        with reading_h5ad(path):
+            return np.asarray(names[some]).astype(str)
+
+    return rows
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------
@@ -216,17 +224,28 @@ def open_labelled(
     """Open the cells of an .h5ad that have a label; see `read_labels`."""
     with open_h5ad(path) as file:
         vectors = from_obsm(file, path, obsm)
-        columns = [key for key in file["obs"].attrs["column-order"] if key in file["obs"]]
 
         def column(key: str) -> Any:
-            if key not in columns:
-                raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(columns)}")
-            obs, io = file["obs"], needs("anndata", "h5ad").io
-            with reading_h5ad(path):
-                # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its own reader puts them together.
-                return io.read_elem(obs)[key] if "categories" in obs[key].attrs else io.read_elem(obs[key])
+            values = obs_column(file, path, key)
+            if np.ndim(values) and len(values) != vectors.num_rows:
+                raise InputError(
+                    f"{path}: damaged, {vectors.num_rows:,} vectors and {len(values):,} values in obs '{key}'"
+                )
+            return values
 
         yield LabelledCells(read_labels(column, path, label_key, study_key, label_map, levels), vectors)
+
+
+def obs_column(file: Any, path: Path, key: str) -> Any:
+    """A column of the obs of an open .h5ad as AnnData reads it. Raises InputError for one that is not there."""
+    io = needs("anndata", "h5ad").io
+    with reading_h5ad(path):
+        obs = file["obs"]
+        columns = [str(name) for name in obs.attrs["column-order"] if name in obs]
+        if key not in columns:
+            raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(columns)}")
+        # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its own reader puts them together.
+        return io.read_elem(obs)[key] if "categories" in obs[key].attrs else io.read_elem(obs[key])
 
 
 def read_labels(

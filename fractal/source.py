@@ -13,6 +13,20 @@ from fractal.cli import InputError, reason
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
 CELL_ID = "cell_id"  # the column of the cells' names, text
+# Formats that people bring, and the way from there.
+NOT_READ = {
+    ".gz": "unpack it first (gunzip)",
+    ".zip": "unpack it first",
+    ".npz": "write its array as .npy with numpy.save",
+    ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".zarr": "write it as .h5ad with anndata.read_zarr(...).write_h5ad(...)",
+    ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
+    ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
+    ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
+    ".h5": "if it is AnnData, call it .h5ad",
+}
 
 Chunk = tuple[pa.Table, np.ndarray]
 
@@ -52,6 +66,13 @@ class Source:
                 refuse(~usable(vectors), start, self.path)
             yield columns, vectors
             start += len(vectors)
+
+
+def check_format(path: Path, read: str) -> None:
+    """Raise InputError for a file whose name says that it is in a format of NOT_READ; `read` says what is read."""
+    suffix = path.suffix.casefold()
+    if suffix in NOT_READ and path.exists():
+        raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. {read}")
 
 
 def refuse(bad: np.ndarray, start: int, path: Path) -> None:

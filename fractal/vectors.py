@@ -16,25 +16,11 @@ from fractal.atlas import metadata_of, open_parquet, open_writer, read_vectors, 
 from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
 from fractal.h5ad import open_h5ad, read_h5ad
-from fractal.source import CELL_ID, CHUNK, Chunk, Source, from_matrix, refuse
+from fractal.source import CELL_ID, CHUNK, Chunk, Source, check_format, from_matrix, refuse
 
 __all__ = ["CHUNK", "Source", "open_h5ad", "refuse", "usable"]  # what users of this module need beside it
 
 READ = "Parquet with a column 'embedding', .npy, .h5ad, and the folder of a dense TileDB array"
-# Formats that people bring, and the way from there.
-NOT_READ = {
-    ".gz": "unpack it first (gunzip)",
-    ".zip": "unpack it first",
-    ".npz": "write its array as .npy with numpy.save",
-    ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".zarr": "write it as .h5ad with anndata.read_zarr(...).write_h5ad(...)",
-    ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
-    ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
-    ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
-    ".h5": "if it is AnnData, call it .h5ad",
-}
 IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # what the column of cell names is called, best first
 
 
@@ -114,8 +100,7 @@ def open_vectors(path: str | Path, obsm: str = "X_scimilarity", dim: int | None 
     path = Path(path)
     opened: AbstractContextManager[Source]
     suffix = path.suffix.casefold()
-    if suffix in NOT_READ and path.exists():
-        raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. Read are {READ}")
+    check_format(path, f"Read are {READ}")
     if path.is_dir():
         opened = read_tiledb(path)
     elif suffix == ".h5ad":

@@ -27,6 +27,7 @@ def forked(work: Callable[[], None]) -> int:
     """Run `work` in a child process -> its number."""
     if child := os.fork():
         return child
+    signal.alarm(30)  # seconds: a child that waits for one that has failed ends as well
     try:
         work()
         os._exit(0)

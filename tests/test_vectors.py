@@ -18,7 +18,8 @@ from test_atlas import write
 
 from fractal.cli import InputError
 from fractal.h5ad import open_h5ad, truncate
-from fractal.vectors import NOT_READ, Source, open_vectors, writing_vectors
+from fractal.source import NOT_READ
+from fractal.vectors import Source, open_vectors, writing_vectors
 
 
 def write_tiledb(folder: Path, x: np.ndarray) -> None:
@@ -170,6 +171,8 @@ def test_formats_that_are_not_read_say_the_way(tmp_path: Path, ending: str):
     path = tmp_path / f"x{'.h5ad' if ending == '.gz' else ''}{ending}"
     path.mkdir() if ending == ".zarr" else path.write_bytes(b"x")
     with pytest.raises(InputError, match=rf"{ending} is not read; .* Read are Parquet"), open_vectors(path):
+        pass
+    with pytest.raises(InputError, match=rf"{ending} is not read; .* Read is .h5ad"), open_h5ad(path):
         pass
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
-from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
+from fractal.h5ad import add_obs, h5ad_copy, obs_codes, obs_column, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
 from fractal.source import CELL_ID, CHUNK, Source
 from fractal.vectors import is_h5ad, open_vectors, usable
@@ -187,6 +187,8 @@ def check_flags(args: argparse.Namespace) -> None:
     check_paths(inputs, {"--output": args.output}, in_place)
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
+    if args.obsm and not is_h5ad(args.input):
+        raise InputError(f"--use-rep {args.obsm}: only an .h5ad has several vectors, {args.input} is none; drop it")
     for flag in ("over", "truth"):
         if getattr(args, flag) and not is_h5ad(args.input):
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
@@ -197,9 +199,7 @@ def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None
     if key is None:
         return None
     with open_h5ad(path) as file:
-        if key not in file["obs"]:
-            raise InputError(f"{path}: obs has no column '{key}'; it has {', '.join(file['obs'])}")
-        return obs_codes(needs("anndata", "h5ad").io.read_elem(file["obs"][key]), path, key)
+        return obs_codes(obs_column(file, path, key), path, key)
 
 
 def check_space(bundle: Bundle, source: Source, force: bool) -> str:

@@ -68,9 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
     if args.write_label_map:
-        propose_labels(args)
+        propose_labels(args, parser)
         return
     from fractal.api import fit
     from fractal.reference.bundle import check_place
@@ -97,13 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{reference}\n\nwritten to {args.output}")
 
 
-def propose_labels(args: argparse.Namespace) -> None:
+def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Write the template of --write-label-map. Raises InputError for flags that would have no effect beside it."""
     from fractal.h5ad import open_labelled
     from fractal.ontology import CL_SLIM, load_graph, write_label_map
 
-    if not args.labels or args.label_map or args.hierarchy:
-        raise InputError("--write-label-map: takes --labels, and no --levels, --label-map or --hierarchy")
+    used = ("input", "write_label_map", "use_rep", "labels")
+    others = [name for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]
+    if others:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise InputError(f"--write-label-map: takes --labels and --use-rep only; leave out {flags}")
     check_paths({"input": args.input}, {"--write-label-map": args.write_label_map})
     with open_labelled(args.input, args.use_rep, args.labels) as cells:
         print(write_label_map(args.write_label_map, cells.types, cells.type_codes, load_graph(CL_SLIM)))

@@ -1,0 +1,405 @@
+"""What mutants of the code showed to be untested, and one rule in the places that it holds for: small, by hand."""
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import TYPES, clustered, write_h5ad
+from test_ingest import as_anndata_0_7
+
+import eval as evaluate
+import fractal
+import ingest
+import stratify
+import train
+from fractal.__main__ import COMMANDS, start
+from fractal.__main__ import main as call
+from fractal.adapter import FractalAdapter, PublishedAdapter
+from fractal.atlas import levels_of, open_atlas, read_rows, writing
+from fractal.cli import InputError, reason
+from fractal.commands import annotate, embed, export, fit, reference
+from fractal.evaluate import fit_controls, score, truth_of
+from fractal.files import check_folder, real_paths
+from fractal.hierarchical import HierarchicalObjective
+from fractal.matching import match_names, singular
+from fractal.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
+from fractal.reference.annotator import Answer, Tree
+from fractal.reference.card import model_card
+from fractal.reference.space import Comparison
+from fractal.reference.truth import report
+from fractal.simulate import STUDIES, Atlas
+from fractal.split import Split
+from fractal.vectors import open_vectors
+
+# One rule everywhere: inputs, flags, formats
+
+
+def test_a_column_of_anndata_0_7_is_read_by_annotate_too(tmp_path: Path):
+    """--truth and --over: names, not the codes "0", "1", and none for a cell without a label."""
+    path = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES[:3]), kind=pd.Categorical(["neuron", None, "B cell"]))
+    as_anndata_0_7(path)
+    found = annotate.read_obs(path, "kind")
+    assert found is not None
+    codes, names = found
+    assert (codes.tolist(), names) == ([1, -1, 0], ["B cell", "neuron"])
+    with pytest.raises(InputError, match="obs has no column '__categories'; it has kind$"):
+        annotate.read_obs(path, "__categories")
+
+
+H5AD = ["--h5ad", "a.h5ad"]
+READS_AND_WRITES: list[tuple] = [  # script, flags that are needed, flags of inputs, flags of outputs, ending
+    (ingest, H5AD, ["--h5ad", "--obo", "--label-map", "--hierarchy"], ["--output"], ""),
+    (ingest, H5AD, ["--h5ad", "--obo"], ["--write-label-map"], ""),
+    (stratify, [], ["--input"], ["--output"], ""),
+    (train, [], ["--input", "--obo"], ["--output"], ""),
+    (evaluate, [], ["--input", "--model-path", "--obo"], ["--json", "--cells-out"], ""),
+    (annotate, ["a.npy", "--reference", "ref"], ["--obo", "--reference"], ["--output"], ".tsv"),
+    (embed, ["a.npy"], ["--reference"], ["--output"], ".npy"),
+    (fit, ["a.h5ad", "--use-rep", "X", "--labels", "k"], ["--label-map", "--hierarchy"], ["--write-label-map"], ""),
+]
+WAYS = [
+    (script.main, needed, i, o, end) for script, needed, ins, outs, end in READS_AND_WRITES for i in ins for o in outs
+]
+
+
+@pytest.mark.parametrize(
+    ("main", "needed", "source", "output", "ending"), WAYS, ids=lambda v: getattr(v, "__module__", None) or str(v)
+)
+def test_no_script_writes_onto_what_it_reads(
+    fails, tmp_path: Path, monkeypatch, main, needed: list[str], source: str, output: str, ending: str
+):
+    """Whichever flags name it; said before anything is read."""
+    monkeypatch.chdir(tmp_path)
+    one = tmp_path / f"one{ending}"
+    one.write_text("mine")
+    flags = [flag for flag in needed if flag != source] if source not in needed else needed[: needed.index(source)]
+    message = fails(main, *flags, source, one, output, one)
+    assert any(words in message for words in ("is the input of", "takes --labels and --use-rep only"))
+    assert one.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [one.name]
+
+
+@pytest.mark.parametrize(
+    ("main", "needed", "sources"),
+    [
+        (fit.main, ["--use-rep", "X", "--labels", "k"], ["", "--label-map", "--hierarchy"]),
+        (reference.main, [], ["--model-path", "--input", "--obo"]),
+    ],
+)
+def test_no_folder_takes_the_place_of_what_is_read(fails, tmp_path: Path, main, needed: list[str], sources: list[str]):
+    (tmp_path / "ref").mkdir()
+    (tmp_path / "ref" / "mine").write_text("mine")
+    for source in sources:
+        argv = (
+            ["a.h5ad"] * (main is fit.main and source != "") + [source] * (source != "") + [tmp_path / "ref" / "mine"]
+        )
+        assert "holds the input of" in fails(main, *argv, *needed, "--output", tmp_path / "ref")
+    assert (tmp_path / "ref" / "mine").read_text() == "mine"
+
+
+def test_the_partial_checkpoint_is_no_ontology_either(fails, tmp_path: Path):
+    (tmp_path / "cl.partial.pt").write_text("mine")
+    argv = ["--input", tmp_path / "none", "--recipe", "hce", "--obo", tmp_path / "cl.partial.pt"]
+    assert "is the input of --obo" in fails(train.main, *argv, "--output", tmp_path / "cl.pt")
+
+
+def test_a_key_of_obsm_is_refused_where_there_is_none(fails, tmp_path: Path):
+    np.save(tmp_path / "x.npy", clustered(TYPES))
+    argv = [tmp_path / "x.npy", "--reference", tmp_path, "--output", tmp_path / "o.tsv", "--use-rep", "X_pca"]
+    assert "only an .h5ad has several vectors" in fails(annotate.main, *argv)
+
+
+def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
+    """No input is there: flags come first."""
+    none = str(tmp_path / "none.h5ad")
+    for more, words in (
+        ({"levels": ["a", "b"], "label_map": {"x": "B cell"}}, "label_map: without effect beside levels"),
+        ({"levels": ["a", "b"], "hierarchy": "t.tsv"}, "hierarchy: without effect beside levels"),
+        ({"levels": ["a", "b"], "unmapped": "other"}, "unmapped: without effect beside levels"),
+        ({"labels": "a", "hierarchy": "t.tsv", "unmapped": "other"}, "unmapped: without effect beside hierarchy"),
+    ):
+        with pytest.raises(InputError, match=words):
+            fractal.fit(none, **more)
+    argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
+    assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")
+
+
+def test_an_adapter_of_128_numbers_can_be_exported(tmp_path: Path):
+    """Whitening stretches directions of little variance by a thousand, and with them float32's rounding: above 1e-5."""
+    torch.manual_seed(0)
+    leaf = torch.arange(60)
+    path = torch.arange(1_200) % 60
+    x = torch.randn(1_200, 128) * torch.linspace(1, 0.001, 128) + torch.randn(60, 128)[path]
+    adapter = FractalAdapter(128, 4, 8, torch.stack([leaf // 8, leaf // 4, leaf // 2, leaf], 1)).eval()
+    adapter.fit_statistics(x, path, torch.ones(60))
+    assert 1e-5 < export.export(adapter, tmp_path / "a.onnx") < 1e-3
+
+
+# What mutants showed to be untested
+
+
+@pytest.fixture(scope="module")
+def graph() -> nx.DiGraph:
+    return load_graph(CL_SLIM)
+
+
+def test_the_reason_of_an_error_is_its_first_line_or_its_kind():
+    assert reason(ValueError("a\nb")) == "a"
+    assert reason(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("cells", "cell"), ("progenies", "progeny"), ("microvillus", "microvillus"), ("basis", "basis"),
+     ("abscess", "abscess"), ("T", "T"), ("as", "as"), ("ies", "ie")],
+)  # fmt: skip
+def test_singular_by_hand(word: str, expected: str):
+    assert singular(word) == expected
+
+
+def test_a_file_of_empty_vectors_says_so(tmp_path: Path):
+    pq.write_table(pa.table({"embedding": pa.array([[], []], pa.list_(pa.float32()))}), tmp_path / "x.parquet")
+    with (
+        pytest.raises(InputError, match=r"x\.parquet: its first cell has an empty vector"),
+        open_vectors(tmp_path / "x.parquet"),
+    ):
+        pass
+
+
+def test_a_level_s_name_may_hold_underscores(tmp_path: Path):
+    with writing(tmp_path / "a", 2, False, {}, levels=("cell_class", "cell_sub_class")) as writer:
+        writer.append(np.ones((1, 2), np.float32), [(np.array([0]), ["x"])] * 2)
+    assert (
+        read_rows(tmp_path / "a", np.array([0])).levels == levels_of(tmp_path / "a") == ("cell_class", "cell_sub_class")
+    )
+
+
+def test_without_studies_to_test_on_no_row_is_a_test_row(tmp_path: Path):
+    with writing(tmp_path / "a", 2, True, {}) as writer:
+        writer.append(np.eye(2, dtype=np.float32), [(np.array([0, 1]), ["x", "y"])] * 5)
+    split = Split.draw(tmp_path / "a", "", test_ratio=0.0, holdout="study")
+    assert split.is_test(tmp_path / "a").tolist() == [False, False]
+
+
+def test_the_blocks_of_the_published_adapter_equal_the_slow_version():
+    """Each scale adds .1 / (1 + .3 i) of the projected input, i from 0, to the output of the one shared block."""
+    torch.manual_seed(0)
+    adapter = PublishedAdapter(16, 3, 3, 2, 5).eval()
+    x = torch.randn(4, 16)
+    first = h = adapter.input(x)
+    for i in range(3):
+        h = h + adapter.attended(adapter.value(adapter.norm1(h)))
+        h = h + adapter.ffn(adapter.norm2(h)) + 0.1 / (1 + 0.3 * i) * first
+        assert torch.allclose(adapter.blocks(x)[:, i], adapter.scales[i](h), atol=1e-6)
+    bound = (6 / 64) ** 0.5
+    for end, of_end in ((-bound, adapter.value.weight.min()), (bound, adapter.value.weight.max())):
+        assert of_end.item() == pytest.approx(end, rel=0.05)
+    assert not adapter.value.bias.any()
+    assert not adapter.attended.bias.any()
+
+
+def test_a_folder_with_many_other_files_shows_five(tmp_path: Path):
+    for count, shown in ((5, r"\(1, 2, 3, 4, 5\)"), (6, r"\(1, 2, 3, 4, 5, \.\.\.\)")):
+        (tmp_path / str(count)).touch()
+        for i in range(count):
+            (tmp_path / str(i + 1)).touch()
+        with pytest.raises(InputError, match=shown):
+            check_folder(tmp_path, ["own"])
+
+
+def test_the_hierarchical_loss_of_a_certain_mistake_is_finite():
+    """A probability that is 0 in float32: the loss is that of 1e-8."""
+    torch.manual_seed(0)
+    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [1, 1]]))
+    objective = HierarchicalObjective(
+        adapter, torch.randn(4, 8), torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 1.0]), torch.eye(2)
+    )
+    sure = torch.tensor([[0.0, 1_000.0]])
+    with patch.object(adapter, "logits_and_blocks", return_value=(sure, torch.randn(1, 2, 4))):
+        loss = objective(adapter, torch.tensor([0]))
+    assert loss.isfinite()
+    assert loss > -np.log(1e-8) - 0.1
+
+
+def test_studies_are_careless_each_in_its_own_way():
+    carelessness = Atlas(2_000, 0).carelessness
+    assert len(set(carelessness.tolist())) == STUDIES
+    assert carelessness.mean() == pytest.approx(1)
+
+
+def test_controls_are_fitted_on_cells_that_lie_close_together():
+    x = 1 + 0.01 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    encode, failed = fit_controls(x, np.arange(60) % 3, [2])
+    assert not failed
+    assert {"PCA", "LDA"} <= set(encode(x))
+
+
+def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
+    facts = {
+        "recipe": "fractal", "reference_cells": 5, "reference_types": 2, "training_cells": 9, "config": {"dim": 3},
+        "split": {"fingerprint": "0123abc"}, "source": "s.h5ad", "data": "d.parquet", "versions": {"torch": "2.10"},
+        "scores": {"cells": 3, "flagged": 0.5, "levels": {"k": dict.fromkeys(
+            ("coverage", "accuracy", "accuracy_forced", "calibration_error", "calibration_noise_floor"))}},
+    }  # fmt: skip
+    card = model_card(facts, 3)
+    assert "Made from `d.parquet` (sha256 `0123abc`), with `torch 2.10`;\nformat 3 of the folder." in card
+    assert "as those of\n`s.h5ad`." in card
+    assert "release `none`." in card
+    assert "release `2025-07-30`." in model_card(facts | {"cl_release": "2025-07-30"}, 3)
+    bare = {name: value for name, value in facts.items() if name not in ("split", "source", "data", "versions")}
+    assert "Made from `unknown` (sha256 `unknown`), with unknown;" in model_card(bare, 3)
+    assert "On 3 test cells" in card
+    assert "(50.0% are flagged as novel)" in card
+    header = "| Level | Answered | Accuracy | If all were answered | ECE | ECE by chance |"
+    assert header in card
+    assert "| `k`   |        - |" in card
+
+
+def test_what_a_report_calls_its_columns():
+    """One cell answered wrongly from the second level on, and at the finest not at all."""
+    answered = {
+        "k": np.array(["I"], object), "m": np.array(["v"], object), "t": np.array(["y"], object),
+        "level": np.array(["m"], object), "status": np.array(["ok"], object),
+    }  # fmt: skip
+    paths = [("I", "u", "x"), ("I", "v", "y")]
+    text = report(answered, np.array([0]), ["x"], paths, ("k", "m", "t"), "kind")
+    assert "| Level | Accuracy, all cells | Answered | Accuracy, answered |" in text
+    assert "| k     |               1.000 |    1.000 |              1.000 |" in text
+    assert "| t     |               0.000 |    0.000 |                  - |" in text
+    assert "| Type              | Precision | Recall |    F1 | Cells |" in text
+    assert "| Confusion (true -> answered) | Cells | Share of the type |" in text
+    assert "| x -> y                       |     1 |             1.000 |" in text
+
+
+@pytest.mark.parametrize("levels", [["a"], ["a", "a"], [*"abcdefg"]])
+def test_a_hierarchy_of_another_number_of_levels_is_refused(tmp_path: Path, levels: list[str]):
+    text = "\t".join(["cl_id", *levels, "path"]) + "\n" + "\t".join(["", *(f"x{i}" for i in range(len(levels))), ""])
+    (tmp_path / "t.tsv").write_text(text + "\n")
+    with pytest.raises(InputError, match="the names of 2 to 6 levels"):
+        read_hierarchy(tmp_path / "t.tsv")
+
+
+def test_any_level_but_the_coarsest_may_be_missing():
+    labels = [("A", "", ""), ("A", "b", ""), ("A", "", "c")]
+    _, rows, _ = tree_of_columns(["k", "l", "m"], labels)
+    assert [rows[path].levels for path in labels] == [("A", "A", "A"), ("A", "b", "b"), ("A", "A", "c")]
+
+
+def test_names_of_cells_that_are_no_text_are_refused(tmp_path: Path):
+    columns = {"cell_id": [1], "embedding": pa.array([[1, 2]], pa.list_(pa.float32(), 2)), "level1_a": ["x"]}
+    pq.write_table(pa.table(columns | {"level2_b": ["y"]}), tmp_path / "a")
+    with pytest.raises(InputError, match="a: 'cell_id' is int64, expected text"):
+        open_atlas(tmp_path / "a")
+
+
+def test_flags_that_were_not_given_name_no_path():
+    assert real_paths({"--a": None, "--b": "", "--c": [], "--d": ["", "x"]}) == [("--d", Path.cwd() / "x")]
+
+
+def test_the_two_terms_that_are_matched_by_hand_are_known_by_their_ids(graph: nx.DiGraph):
+    found = match_names(["native cell", "CL:0000003", "CL:0000548"], graph)
+    assert set(found.values()) == {("CL:0000003", "manual"), ("CL:0000548", "manual")}
+
+
+def test_without_a_bank_its_figures_are_there_and_empty(graph: nx.DiGraph):
+    labels = torch.tensor([[0, 0]] * 4 + [[0, 1]] * 4)
+    truth = truth_of(("k", "t"), labels, [["A"], ["x", "y"]], [["A"], ["x", "y"]], [], None, graph)
+    row = score(torch.randn(8, 3), truth, None)
+    for kind in ("seen", "unseen"):
+        assert row[kind]["bank"] == row[f"{kind}_interval"]["bank"] == {"k": None, "t": None}
+    assert row["unseen"]["loo"] == {"k": None, "t": None}
+    assert row["bank"] == row["bank_interval"] == row["bank_macro_f1"] == {"k": None, "t": None}
+
+
+@pytest.mark.parametrize(
+    ("z", "vary", "repaired", "related", "expected"),
+    [
+        (10, 2.9, 0.5, 0.0, True), (9.9, 2.9, 0.5, 0.0, False), (10, 3, 0.5, 0.0, False), (10, 2.9, 0.49, 0.0, False),
+        (0, -5.5, 0.25, 0.0, True), (0, -5.4, 0.25, 0.0, False), (0, -5.5, 0.24, 0.0, False),
+        (10, 9, 0.35, None, True), (9.9, 9, 0.35, None, False), (10, 9, 0.34, None, False),
+    ],
+)  # fmt: skip
+def test_when_turned_signs_are_certain(z: float, vary: float, repaired: float, related: float | None, expected: bool):
+    assert Comparison(200, 0.0, False, related, (1,), repaired, z, vary).is_turned() == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "agreement", "related", "expected"),
+    [
+        (100, 0.44, 3.9, True), (100, 0.45, 3.9, False), (100, 0.1, 4.0, False), (100, 0.1, -4.0, False),
+        (99, 0.2, 0.0, False), (99, 0.14, 0.0, True), (100, 0.2, None, False), (100, 0.14, None, True),
+    ],
+)  # fmt: skip
+def test_when_another_space_is_certain(cells: int, agreement: float, related: float | None, expected: bool):
+    assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
+
+
+def answer_of(path: list[int], probability: list[list[float]]) -> Answer:
+    """Cells that are not odd, with these paths and probabilities."""
+    values = {field.name: np.zeros(len(path)) for field in fields(Answer)}
+    return Answer(
+        **values | {"path": np.array(path), "probability": np.array(probability), "p_value": np.full(len(path), 0.5)}
+    )
+
+
+def test_a_cluster_that_lies_in_two_chunks_gets_one_answer():
+    """Cluster 0: a cell of I, x (.9, .8), one of S, y (.6, .5), and one without a vector; cluster 1: two of S, y."""
+    bundle = SimpleNamespace(tree=Tree.of([("I", "x"), ("S", "y")]))
+    masks = np.array([True, False, True]), np.array([True, True])
+    parts = [
+        (answer_of([0, 1], [[0.9, 0.8], [0.9, 0.9]]), masks[0], np.zeros(2, bool)),
+        (answer_of([1, 1], [[0.6, 0.5], [0.7, 0.7]]), masks[1], np.ones(2, bool)),
+    ]
+    args = SimpleNamespace(confidence=0.8, novelty="on")
+    annotate.voted(parts, np.array([0, 0, 1, 0, 1]), bundle, args)  # type: ignore[arg-type]
+    for (found, mask, excluded), was, out in zip(parts, masks, (False, True), strict=True):
+        assert found.path.tolist() == [0, 1]
+        assert np.allclose(found.probability, [[0.45, 0.4], [0.8, 0.8]])
+        assert found.depth.tolist() == found.confident_depth.tolist() == [0, 2]
+        assert mask is was
+        assert excluded.tolist() == [out, out]
+
+
+def test_the_command_line_names_its_commands(monkeypatch, capsys):
+    for argv in (["fractal"], ["fractal", "-h"], ["fractal", "--help"]):
+        monkeypatch.setattr("sys.argv", argv)
+        start()
+        said = capsys.readouterr().out
+        assert said.startswith("usage: fractal COMMAND ...\n\n  ")
+        assert said.endswith("Each has its own help: fractal COMMAND --help\n")
+        assert all(f"\n  {name:12}{text}\n" in said for name, text in COMMANDS.items())
+    monkeypatch.setattr("sys.argv", ["fractal", "fit", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        start()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: fractal fit ")
+    with pytest.raises(InputError, match=r"^fractal a\\x1bb: there is no such command; there are fit, annotate, "):
+        call(["a\x1bb"])
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Reference", "fit", "load", "truncate", "__version__"} <= set(dir(fractal))
+    with pytest.raises(AttributeError, match="^module 'fractal' has no attribute 'fitt'$"):
+        _ = fractal.fitt
+
+
+def test_int8_vectors_are_measured_on_as_many_cells_as_said(tmp_path: Path):
+    np.save(tmp_path / "x.npy", clustered(TYPES, 8))
+    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [1, 1]])).eval()
+    argv = ["--model-path", str(tmp_path / "m"), "--vectors", str(tmp_path / "x.npy"), "--output", str(tmp_path / "o")]
+    for more, expected in (([], export.RECALL_CELLS), (["--recall-cells", "20"], 20)):
+        with (
+            patch("fractal.embedding.Embedder.open", return_value=SimpleNamespace(adapter=adapter, use_rep="")),
+            patch.object(export, "export", return_value=0.0),
+            patch.object(export, "write_int8", return_value=[]) as asked,
+        ):
+            export.main([*argv, *more])
+        assert asked.call_args.args[-1] == expected
