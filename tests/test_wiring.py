@@ -22,7 +22,7 @@ import stratify
 import train
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
-from fractal.adapter import FractalAdapter, PublishedAdapter
+from fractal.adapter import FractalAdapter, Output, PublishedAdapter
 from fractal.atlas import levels_of, open_atlas, read_rows, writing
 from fractal.cli import InputError, reason
 from fractal.commands import annotate, embed, export, fit, reference
@@ -133,14 +133,14 @@ def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
 
 
 def test_an_adapter_of_128_numbers_can_be_exported(tmp_path: Path):
-    """Whitening stretches directions of little variance by a thousand, and with them float32's rounding: above 1e-5."""
+    """Whitening stretches directions of little variance by a thousand, and with them float32's rounding."""
     torch.manual_seed(0)
     leaf = torch.arange(60)
     path = torch.arange(1_200) % 60
     x = torch.randn(1_200, 128) * torch.linspace(1, 0.001, 128) + torch.randn(60, 128)[path]
     adapter = FractalAdapter(128, 4, 8, torch.stack([leaf // 8, leaf // 4, leaf // 2, leaf], 1)).eval()
     adapter.fit_statistics(x, path, torch.ones(60))
-    assert 1e-5 < export.export(adapter, tmp_path / "a.onnx") < 1e-3
+    assert export.export(adapter, tmp_path / "a.onnx") < 1e-3
 
 
 # What mutants showed to be untested
@@ -223,7 +223,7 @@ def test_the_hierarchical_loss_of_a_certain_mistake_is_finite():
         adapter, torch.randn(4, 8), torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 1.0]), torch.eye(2)
     )
     sure = torch.tensor([[0.0, 1_000.0]])
-    with patch.object(adapter, "logits_and_blocks", return_value=(sure, torch.randn(1, 2, 4))):
+    with patch.object(adapter, "forward", return_value=Output(sure, sure.softmax(1), torch.randn(1, 2, 4))):
         loss = objective(adapter, torch.tensor([0]))
     assert loss.isfinite()
     assert loss > -np.log(1e-8) - 0.1
