@@ -113,6 +113,16 @@ def test_a_layer_is_looked_up_and_asked_for():
         assert np.array_equal(getattr(again, name), getattr(found, name))
 
 
+def test_an_old_scanpy_marks_unused_genes_by_nan():
+    x, labels = counts(200, 0)
+    used = np.arange(GENES) % 3 > 0
+    adata = with_pca(normalised(x), labels, used=used)
+    adata.varm["PCs"][~used] = np.nan
+    found, _ = learn(adata, "X_pca")
+    assert found is not None
+    assert list(found.genes) == list(adata.var_names[used])
+
+
 def test_nothing_is_kept_where_the_expression_does_not_give_the_components():
     adata = labelled(200)
     assert learn(adata, "X_other") == (None, "")

@@ -1,7 +1,8 @@
 """Principal components of new cells, from their expression: what a reference keeps of the PCA that it was made with.
 
 The components of a cell are x @ loadings - offset, where x is its expression of the genes that the PCA used. scanpy
-keeps the loadings in varm, with rows of zeros for genes that it did not use, but not the means that it subtracted.
+keeps the loadings in varm, with rows of zeros (formerly of NaN) for genes that it did not use, but not the means that
+it subtracted.
 x @ loadings - components gives them back: it is the same for every cell, be the PCA centred or not, also where cells
 were left out since. Where it differs between cells, X is no longer what the PCA has seen, and nothing is kept.
 
@@ -234,6 +235,8 @@ def measure(
     """x (n, genes), loadings (genes, dim) and components (n, dim) -> what `learn` gives."""
     if loadings.shape != (len(x.var), components.shape[1]):
         return None, ""
+    used = np.isfinite(loadings).all(1) & (loadings != 0).any(1)
+    loadings = np.where(used[:, None], loadings, np.float32(0))
     total, kinds = np.zeros(len(x.var)), set[str]()
     sums_of = np.zeros((2, components.shape[1]))  # of the residuals, and of their squares
     square, cells = 0.0, 0
@@ -248,7 +251,6 @@ def measure(
         kinds.add(kind_of(part))
     offset, residual_square = sums_of / max(1, cells)
     residual_square -= offset**2
-    used = (loadings != 0).any(1)
     genes = np.asarray(x.var.index).astype(str)[used]
     why = ""
     if not cells or residual_square.sum() > MAX_RESIDUAL**2 * square / cells:
