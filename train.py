@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fractal.adapter import MAX_LEVELS, pick_device, save
-from fractal.atlas import Cells, fingerprint, levels_of, path_counts, read_rows
+from fractal.atlas import fingerprint, levels_of, path_counts, read_rows
 from fractal.cli import InputError, add_device, non_negative_int, positive_float, positive_int, printable, ratio, run
 from fractal.files import check_paths
 from fractal.recipes import RECIPES
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     keep = np.ones(split.num_rows, bool)
     keep[test_rows] = False
     counts = path_counts(args.input, keep)
-    train, validation = read_cells(args.input, train_rows, val_rows)
+    train, validation = read_rows(args.input, np.concatenate([train_rows, val_rows])).split(len(train_rows))
 
     fitted = fit(train, validation, counts, settings, device, str(args.input))
     save(
@@ -183,15 +183,6 @@ def print_split(split: Split) -> None:
         if names:
             listed = printable(", ".join(names[:10]))
             print(f"held out: {len(names)} {kind} ({listed}{', ...' if len(names) > 10 else ''})")
-
-
-def read_cells(path: Path, train_rows: np.ndarray, val_rows: np.ndarray) -> tuple[Cells, Cells]:
-    """-> training and validation cells, whose labels share their codes."""
-    cells, n = read_rows(path, np.concatenate([train_rows, val_rows])), len(train_rows)
-    return (
-        Cells(cells.vectors[:n], cells.labels[:n], cells.classes, cells.levels),
-        Cells(cells.vectors[n:], cells.labels[n:], cells.classes, cells.levels),
-    )
 
 
 if __name__ == "__main__":

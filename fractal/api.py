@@ -5,7 +5,6 @@ temporary Parquet file, so that the split, the balancing and exact duplicates ar
 scripts, and memory does not grow with the file.
 """
 
-import hashlib
 import platform
 import tempfile
 import warnings
@@ -22,7 +21,6 @@ from fractal import __version__
 from fractal.adapter import pick_device
 from fractal.atlas import (
     LEVELS,
-    Cells,
     fingerprint,
     level_columns,
     open_atlas,
@@ -32,13 +30,16 @@ from fractal.atlas import (
     study_codes,
     writing,
 )
-from fractal.cli import InputError, table
+from fractal.cli import InputError
 from fractal.embedding import block_names, embed_matrix
 from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
 from fractal.h5ad import facts as embedding_facts
 from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.reference.annotator import NOVELTY
-from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, weights, write_bundle
+from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
+from fractal.reference.card import report_table
+from fractal.reference.projection import learn
+from fractal.reference.query import Origin, vectors_of
 from fractal.split import Split
 from fractal.training import Settings
 from fractal.training import fit as train
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
 TEST_CELLS = 5_000  # at most: a standard error of .004 at an accuracy of .9
-SHOWN = {"coverage": "Answered", "accuracy": "Accuracy", "accuracy_forced": "If all were answered"}
 
 
 class Reference:
@@ -62,12 +62,12 @@ class Reference:
     @property
     def use_rep(self) -> str:
         """Key of obsm whose vectors it was made of, and which it takes by default."""
-        return str(self.bundle.facts.get("obsm") or "X_scimilarity")
+        return self.bundle.use_rep
 
     @property
     def sha256(self) -> str:
         """Of the adapter's weights as `save` writes them."""
-        return hashlib.sha256(weights(self.bundle.adapter)).hexdigest()
+        return self.bundle.sha256
 
     def __repr__(self) -> str:
         """What it holds, and how good its answers are on cells that were held out."""
@@ -76,14 +76,12 @@ class Reference:
             f"Reference of {len(self.bundle.path):,} cells of {len(self.bundle.tree.paths)} types, from obsm "
             f"'{self.use_rep}' of {adapter.dim} numbers; {adapter.num_levels} blocks of {adapter.scale_dim}"
         )
+        if self.bundle.projection:
+            text += f"\nIt projects cells without such vectors itself, by {len(self.bundle.projection.genes):,} genes"
         if not scores["cells"]:
             return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
-        rows = [
-            [level, *("-" if found[key] is None else f"{found[key]:.3f}" for key in SHOWN)]
-            for level, found in scores["levels"].items()
-        ]
         kind = facts.get("held_out", "cells drawn at random")
-        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{table(['Level', *SHOWN.values()], rows)}"
+        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{report_table(scores, 3)}"
 
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
@@ -104,11 +102,12 @@ class Reference:
 
         obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, invalid)
         and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
-        float32. uns[key_added] gets the reference's name, the version, the confidence and a warning, if any.
+        float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
 
         confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
-        odd cells, "flag" only marks them, "off" does neither. Raises InputError for vectors that are missing, of
-        another width, or that as a body can't come from the reference's embedding (`force` goes on).
+        odd cells, "flag" only marks them, "off" does neither. Where vectors are missing, of another width, or as a body
+        can't come from the reference's embedding, a reference of a PCA projects the cells from X, and says so. Raises
+        InputError where it can't; `force` takes vectors of another embedding.
         """
         from pandas import Categorical
 
@@ -116,51 +115,45 @@ class Reference:
             raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
         if novelty not in NOVELTY:
             raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
-        vectors = self.vectors_of(adata, use_rep)
-        problem, certain = self.bundle.space_problem(vectors) or ("", False)
-        if certain and not force:
-            raise InputError(f"obsm '{use_rep or self.use_rep}': {problem}; force=True goes on")
-        if problem:
-            warnings.warn(f"obsm '{use_rep or self.use_rep}': {problem}", stacklevel=2)
+        vectors, origin = self.vectors_of(adata, use_rep, force)
         for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
             adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
-        told = {"reference": self.name or "not saved", "confidence": confidence, "version": __version__}
-        told["warning"] = problem
-        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **told}
+        about = self.bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
+        adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
 
     def embed(
-        self, adata: "AnnData", prefix: int | None = None, use_rep: str | None = None, key_added: str = "X_fractal"
+        self,
+        adata: "AnnData",
+        prefix: int | None = None,
+        use_rep: str | None = None,
+        key_added: str = "X_fractal",
+        *,
+        force: bool = False,
     ) -> None:
         """Add obsm[key_added] (n, dims) float32 of length 1 in place: the full vector, or its first `prefix` blocks.
 
         A cell whose vector is zero or not finite gets NaN. uns["fractal"] says what `fractal.truncate` must know, so
-        only the full vector is to be truncated; recipe `published` gets obsm["X_fractal_blocks"] for that.
-        Raises InputError for vectors that are missing or of another width, ValueError for another prefix.
+        only the full vector is to be truncated; recipe `published` gets obsm["X_fractal_blocks"] for that. Vectors are
+        found, projected or refused as in `annotate`. Raises InputError for these, ValueError for another prefix.
         """
         adapter, recipe = self.bundle.adapter, self.bundle.facts["recipe"]
         if prefix is not None and not 1 <= prefix <= adapter.num_levels:
             raise ValueError(f"prefix {prefix} of {adapter.num_levels}")
-        adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep), prefix)
+        adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep, force)[0], prefix)
         if prefix in (None, adapter.num_levels):
             if recipe == "published":
                 adata.obsm[f"{key_added}_blocks"] = blocks
             told = embedding_facts(adapter, recipe, self.sha256, block_names(self.bundle.facts["config"]))
             adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **told}
 
-    def vectors_of(self, adata: "AnnData", use_rep: str | None) -> np.ndarray:
-        """obsm[use_rep] as (n, dim) float32. Raises InputError where it is missing or of another width."""
-        key, dim = use_rep or self.use_rep, self.bundle.adapter.dim
-        if key not in adata.obsm:
-            raise InputError(
-                f"obsm has no '{key}', which the reference was made with; it has {', '.join(adata.obsm) or 'none'}. "
-                "The new cells must come through the same embedding"
-            )
-        vectors = np.ascontiguousarray(adata.obsm[key], np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != dim:
-            raise InputError(
-                f"obsm '{key}' has {vectors.shape[-1]} numbers a cell, the reference takes {dim}: another embedding"
-            )
-        return vectors
+    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
+        """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
+        vectors, origin = vectors_of(self.bundle, adata, use_rep, force)
+        if origin.projected:
+            print(origin.vectors)
+        if origin.warning:
+            warnings.warn(f"{origin.vectors}: {origin.warning}", stacklevel=3)
+        return vectors, origin
 
 
 def load(folder: str | Path, device: str = "auto") -> Reference:
@@ -211,14 +204,12 @@ def fit(
         options = {"label_key": labels or "", "study_key": study, "label_map": label_map, "levels": levels or ()}
         graph = load_graph(CL_SLIM)
         ingest(path, cells, {"obsm": use_rep, **options}, hierarchy, unmapped, graph)
+        projection, note = learn(cells, use_rep)
+        if note:
+            print(note)
         split = hold_out(path, study is not None, max_cells, seed)
         train_rows, val_rows, test_rows = split.rows(path)
-        m = len(train_rows)
-        both = read_rows(path, np.concatenate([train_rows, val_rows]))
-        training, validation = (
-            Cells(both.vectors[rows], both.labels[rows], both.classes, both.levels)
-            for rows in (slice(m), slice(m, None))
-        )
+        training, validation = read_rows(path, np.concatenate([train_rows, val_rows])).split(len(train_rows))
         counts = path_counts(path, ~split.is_test(path))
         settings = Settings(recipe=recipe, epochs=epochs, seed=seed)
         fitted = train(training, validation, counts, settings, place)
@@ -244,7 +235,9 @@ def fit(
         },
     }
     adapter, config, classes = fitted.adapter, fitted.config, fitted.classes
-    return Reference(make_reference(adapter, config, classes, training, validation, counts, test, facts, graph))
+    return Reference(
+        make_reference(adapter, config, classes, training, validation, counts, test, facts, graph, projection)
+    )
 
 
 def ingest(
@@ -262,9 +255,9 @@ def ingest(
             report: Labels | LabelReport = found.labels
             types, type_codes, dim = found.types, found.type_codes, found.dim
             studies, study_codes = found.studies, found.study_codes
-            chunks: Iterable[tuple[slice, np.ndarray]] = ((rows, x) for rows, x, _ in found.chunks())
+            chunks: Iterable[tuple[slice, np.ndarray, np.ndarray]] = found.chunks()
         else:
-            vectors, names, study_names, _, report = labelled_from_anndata(
+            vectors, names, study_names, ids, report = labelled_from_anndata(
                 cells,
                 options["obsm"],
                 options["label_key"],
@@ -274,7 +267,7 @@ def ingest(
             )
             types, type_codes = coded(names)
             studies, study_codes = coded(study_names) if study_names is not None else ([], None)
-            chunks, dim = [(slice(0, len(vectors)), vectors)], vectors.shape[1]
+            chunks, dim = [(slice(0, len(vectors)), vectors, ids)], vectors.shape[1]
         levels, tree = read_hierarchy(Path(hierarchy)) if hierarchy else (report.levels, report.tree)
         placed = hierarchy_of(types, graph, unmapped, tree, levels or LEVELS)
         classes = [
@@ -282,13 +275,14 @@ def ingest(
         ]
         facts = {
             "cl_release": graph.graph["release"],
+            "anchors_sha256": placed.rules_sha256,
             "source": str(cells) if isinstance(cells, str | Path) else "adata",
         }
-        with writing(path, dim, study_codes is not None, facts, placed.levels) as writer:
-            for rows, x in chunks:
+        with writing(path, dim, study_codes is not None, facts, placed.levels, has_ids=True) as writer:
+            for rows, x, cell_ids in chunks:
                 columns = [(codes[type_codes[rows]], values.tolist()) for values, codes in classes]
                 columns += [(study_codes[rows], studies)] if study_codes is not None else []
-                writer.append(x, columns)
+                writer.append(x, columns, cell_ids)
     for note in [*report.notes, *placed.notes]:
         print(note)
 

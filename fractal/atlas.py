@@ -130,6 +130,14 @@ class Cells:
     classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
     levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
 
+    def split(self, n: int) -> tuple["Cells", "Cells"]:
+        """The first n cells and the others; their labels share their codes."""
+        first, rest = (
+            Cells(self.vectors[rows], self.labels[rows], self.classes, self.levels)
+            for rows in (slice(n), slice(n, None))
+        )
+        return first, rest
+
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:

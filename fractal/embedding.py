@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fractal.adapter import Adapter, truncate_blocks
+from fractal.adapter import Adapter, load, truncate_blocks
 from fractal.atlas import LEVELS, fingerprint
-from fractal.reference.bundle import load_adapter
+from fractal.reference.bundle import Bundle, read_bundle
 from fractal.vectors import usable
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
@@ -28,15 +28,18 @@ class Embedder:
     levels: tuple[str, ...]  # names of the levels that the blocks stand for, coarse to fine
     sha256: str  # of the checkpoint, or of the reference's weights
     use_rep: str  # key of obsm that the adapter was trained on
+    reference: Bundle | None = None  # where it comes from one
 
     @staticmethod
     def open(path: Path, device: torch.device | str = "cpu") -> "Embedder":
         """Raises InputError for a path that is neither."""
-        adapter, checkpoint = load_adapter(path, device)
+        if path.is_dir():
+            bundle = read_bundle(path, device)
+            levels = block_names(bundle.facts["config"])
+            return Embedder(bundle.adapter, bundle.facts["recipe"], levels, bundle.sha256, bundle.use_rep, bundle)
+        adapter, checkpoint = load(path, device)
         config = checkpoint["config"]
-        sha256 = checkpoint["sha256"]["adapter.safetensors"] if path.is_dir() else fingerprint(path)
-        use_rep = str(checkpoint.get("obsm") or "X_scimilarity")
-        return Embedder(adapter, config["recipe"], block_names(config), sha256, use_rep)
+        return Embedder(adapter, config["recipe"], block_names(config), fingerprint(path), "X_scimilarity")
 
 
 def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def annotated(reference: Path, source: Path, out: Path, *more: str) -> list[dict
 
 
 def test_new_cells_get_their_labels_and_strange_ones_are_flagged(reference: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(annotate, "CHUNK", 50)
+    monkeypatch.setattr("fractal.source.CHUNK", 50)
     labels = TYPES * 30
     x = clustered(TYPES * 150)[-180:]  # other cells of the same types
     x[3], x[4, 2], x[5, 0] = 0, np.nan, np.inf
@@ -209,7 +209,7 @@ def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
     assert [row.pop("cell_id") for row in rows] == table["cell_id"].to_pylist() == obs.index.tolist()
     assert list(obs.columns) == ["kind", *(f"fractal_{name}" for name in rows[0])]
     about = anndata.read_h5ad(tmp_path / "c.h5ad").uns["fractal"]["annotation"]
-    assert (about["reference"], about["confidence"], about["version"]) == ("ref", 0.8, VERSION)
+    assert (about["reference"], about["confidence"], about["reference_format"]) == ("ref", 0.8, VERSION)
     for name in rows[0]:
         text = [row[name] for row in rows]
         for values in (table[name].to_pylist(), obs[f"fractal_{name}"].tolist()):

@@ -9,12 +9,17 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from conftest import TYPES, clustered
 
 import fractal
+import ingest as ingest_script
+from fractal.__main__ import COMMANDS
+from fractal.api import ingest
 from fractal.cli import InputError
 from fractal.commands import annotate, embed, fit
+from fractal.ontology import CL_SLIM, load_graph
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,11 +51,11 @@ def test_from_cells_to_answers(ref, tmp_path: Path):
     assert right[good].mean() > 0.95
     assert new.obs["fractal_status"].iloc[3] == "invalid"
     assert new.obs["fractal_subtype_probability"].between(0, 1)[good].all()
-    told = new.uns["fractal"]
-    assert (told["reference"], told["confidence"], told["version"]) == ("blood", 0.8, fractal.__version__)
+    told = new.uns["fractal"]["annotation"]
+    assert (told["reference"], told["confidence"], told["fractal_version"]) == ("blood", 0.8, fractal.__version__)
 
     again.embed(new)
-    assert new.uns["fractal"]["confidence"] == 0.8  # one does not wipe out the other
+    assert new.uns["fractal"]["annotation"]["confidence"] == 0.8  # one does not wipe out the other
     full = new.obsm["X_fractal"]
     assert full.dtype == np.float32
     assert np.isnan(full[3]).all()
@@ -68,7 +73,7 @@ def test_what_is_written_comes_back(ref, tmp_path: Path):
     new.write_h5ad(tmp_path / "new.h5ad")
     back = anndata.read_h5ad(tmp_path / "new.h5ad")
     assert list(back.obs["mine_label"]) == list(new.obs["mine_label"])
-    assert back.uns["mine"]["confidence"] == 0.5
+    assert back.uns["mine"]["annotation"]["confidence"] == 0.5
     assert np.array_equal(back.obsm["X_fractal"], new.obsm["X_fractal"])
 
 
@@ -99,6 +104,8 @@ def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, ca
     assert np.allclose(out.obsm["X_fractal"], new.obsm["X_fractal"], atol=1e-6)
     for key in ("recipe", "adapter_sha256"):
         assert out.uns["fractal"][key] == new.uns["fractal"][key]
+    assert out.uns["fractal"]["annotation"] == new.uns["fractal"]["annotation"]
+    assert {"fractal_version", "reference_format", "cl_release"} <= set(new.uns["fractal"]["annotation"])
 
 
 def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsys):
@@ -178,20 +185,39 @@ def test_importing_is_fast_and_loads_no_torch():
         fractal.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["annotate", "embed", "fit", "export"])
-def test_help_does_not_wait_for_torch(name: str):
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_loads_next_to_nothing(name: str):
+    """torch takes seconds to load, the others a good part of one."""
     check = f"""
 import sys
 from fractal.__main__ import main
 try:
-    main(["{name}", "--help"])
+    main([*{[name] if name else []}, "--help"])
 except SystemExit as stop:
     assert not stop.code
-assert not {{"torch", "sklearn"}} & set(sys.modules)
+loaded = {{"torch", "sklearn", "scipy", "anndata", "pandas", "networkx"}} & set(sys.modules)
+assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert f"usage: fractal {name}" in done.stdout
+    assert f"usage: fractal {name or 'COMMAND'}" in done.stdout
+
+
+def test_what_fit_ingests_says_where_it_comes_from(tmp_path: Path):
+    """As a file of ingest.py does: the rules' sha256 and the cells' names, from memory and from a file."""
+    cells(60).write_h5ad(tmp_path / "cells.h5ad")
+    options = {"obsm": "X_scVI", "label_key": "cell_type", "study_key": None, "label_map": None, "levels": ()}
+    found = []
+    for name, data in {"memory": cells(60), "file": tmp_path / "cells.h5ad"}.items():
+        ingest(tmp_path / f"{name}.parquet", data, options, None, "error", load_graph(CL_SLIM))
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        assert table["cell_id"].to_pylist() == list(cells(60).obs_names)
+        found.append(table.schema.metadata[b"anchors_sha256"])
+    argv = ["--h5ad", tmp_path / "cells.h5ad", "--obsm", "X_scVI", "--output", tmp_path / "script.parquet"]
+    ingest_script.main([str(part) for part in argv])
+    script = pq.read_table(tmp_path / "script.parquet")
+    assert found == [script.schema.metadata[b"anchors_sha256"]] * 2
+    assert script.equals(table)
 
 
 def test_one_version():

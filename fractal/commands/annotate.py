@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,26 +29,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
-from fractal.h5ad import add_obs, h5ad_copy, obs_codes, obs_column, open_h5ad
-from fractal.ontology import CL_SLIM, load_graph
-from fractal.source import CELL_ID, CHUNK, Source
-from fractal.vectors import is_h5ad, open_vectors, usable
 
-if TYPE_CHECKING:  # torch and scikit-learn take seconds to load, and --help needs neither
+if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
+    import pyarrow.parquet as pq
+
     from fractal.reference.annotator import Answer
     from fractal.reference.bundle import Bundle
+    from fractal.source import Source
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="fractal annotate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--reference",
@@ -66,9 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)",
     )
     files.add_argument("--output", type=Path, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
-    files.add_argument(
-        "--obo", default=CL_SLIM, help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)"
-    )
+    files.add_argument("--obo", help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)")
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--confidence",
@@ -96,7 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
         "an .h5ad --input",
     )
     answers.add_argument(
-        "--force", action="store_true", help="go on where the vectors can't come from the reference's embedding"
+        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
     )
     answers.add_argument(
         "--only", nargs="+", default=[], metavar="CL_ID", help="only these types and what is below them, as CL:0000084"
@@ -114,6 +109,9 @@ Sink = Callable[[dict[str, np.ndarray]], None]
 @contextmanager
 def table_sink(path: Path) -> Iterator[Sink]:
     """Write chunks of columns to a .tsv or Parquet file as they come."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with atomic_write(path) as part:
         if path.suffix == ".tsv":
             with open(part, "w", newline="", encoding="utf-8") as file:
@@ -148,6 +146,8 @@ def table_sink(path: Path) -> Iterator[Sink]:
 @contextmanager
 def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sink]:
     """Gather the columns, as codes, and write them into a copy of the .h5ad; `about` goes to uns["fractal"]."""
+    from fractal.h5ad import add_obs, h5ad_copy
+
     pandas = needs("pandas", "h5ad")
     chunks: list[dict[str, Any]] = []
 
@@ -175,6 +175,10 @@ def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sin
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
+    from fractal.ontology import CL_SLIM
+    from fractal.vectors import is_h5ad
+
+    args.obo = args.obo or CL_SLIM
     if bool(args.input) == bool(args.input_flag):
         raise InputError("name one input: fractal annotate new.h5ad --reference FOLDER --output FILE")
     args.input = args.input or args.input_flag
@@ -196,21 +200,12 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None:
     """-> (n,) codes, -1 where there is none, and their names."""
+    from fractal.h5ad import obs_codes, obs_column, open_h5ad
+
     if key is None:
         return None
     with open_h5ad(path) as file:
         return obs_codes(obs_column(file, path, key), path, key)
-
-
-def check_space(bundle: Bundle, source: Source, force: bool) -> str:
-    """Look at the first chunk -> a warning, which is printed, or "". Raises InputError for vectors of another space."""
-    _, chunk = next(iter(source.chunks(CHUNK)))
-    problem, certain = bundle.space_problem(chunk) or ("", False)
-    if certain and not force:
-        raise InputError(f"{source.path}: {problem}; name the right vectors with --obsm, or go on with --force")
-    if problem:
-        print(f"warning: {source.path}: {problem}", file=sys.stderr)
-    return problem
 
 
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
@@ -230,6 +225,10 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
 
 def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
     """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
+    from tqdm import tqdm
+
+    from fractal.source import CELL_ID, CHUNK
+    from fractal.vectors import usable
 
     def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
@@ -254,12 +253,13 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     from fractal.adapter import pick_device
+    from fractal.ontology import load_graph
     from fractal.reference.bundle import check_terms, choose_paths, read_bundle
+    from fractal.reference.query import open_query, tell
     from fractal.reference.truth import report
+    from fractal.source import CELL_ID
 
     bundle = read_bundle(args.reference, pick_device(args.device))
-    if args.obsm is None:
-        args.obsm = bundle.facts.get("obsm") or "X_scimilarity"
     groups, truth = read_obs(args.input, args.over), read_obs(args.input, args.truth)
     if bundle.cl_ids.any():
         graph = load_graph(args.obo)
@@ -271,15 +271,10 @@ def main(argv: list[str] | None = None) -> None:
 
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
     kept: list[dict[str, np.ndarray]] = []
-    with open_vectors(args.input, args.obsm, bundle.adapter.dim) as source:
-        about = {
-            "warning": check_space(bundle, source, args.force),
-            "reference": args.reference.resolve().name,
-            "confidence": args.confidence,
-            "novelty": args.novelty,
-            "version": bundle.facts["version"],
-            "adapter_sha256": bundle.facts["sha256"]["adapter.safetensors"],
-        }
+    with open_query(bundle, args.input, args.obsm, args.force) as (source, origin):
+        tell(origin, args.input)
+        name = args.reference.resolve().name
+        about = bundle.about(name, args.confidence, args.novelty, origin.vectors, origin.warning)
         to_h5ad = args.output.suffix == ".h5ad"
         sink = h5ad_sink(args.input, args.output, about) if to_h5ad else table_sink(args.output)
         with sink as write:

@@ -12,7 +12,7 @@ its other columns, and its metadata name the checkpoint, the recipe and the bloc
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,9 @@ def get_parser() -> argparse.ArgumentParser:
         default="float32",
         help="float16 takes half the space; the other scripts read float32 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="take vectors that can't come from the embedding of a reference folder"
+    )
     add_device(parser)
     return parser
 
@@ -121,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.adapter import pick_device
     from fractal.atlas import ROW_GROUP
     from fractal.embedding import Embedder, embed_chunks
+    from fractal.reference.query import open_query, tell
     from fractal.vectors import CHUNK, is_h5ad, open_vectors
 
     source_path = args.input or args.input_flag or Path("data/stratified.parquet")
@@ -156,7 +160,14 @@ def main(argv: list[str] | None = None) -> None:
         "block_widths": json.dumps([adapter.scale_dim] * levels),
         "prefix": str(prefix),
     }
-    with open_vectors(source_path, args.use_rep or embedder.use_rep, adapter.dim) as source:
+    with ExitStack() as stack:
+        if embedder.reference:
+            query = open_query(embedder.reference, source_path, args.use_rep, args.force)
+            source, origin = stack.enter_context(query)
+            tell(origin, source_path)
+        else:  # a checkpoint of train.py knows no cells
+            opened = open_vectors(source_path, args.use_rep or embedder.use_rep, adapter.dim)
+            source = stack.enter_context(opened)
         dim = prefix * adapter.scale_dim
         chunks = source.chunks(CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad)
         with (

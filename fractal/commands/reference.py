@@ -12,22 +12,16 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from fractal.adapter import load, pick_device
-from fractal.atlas import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
 from fractal.cli import InputError, add_device, positive_int, run
 from fractal.files import check_paths
-from fractal.ontology import CL_SLIM, load_graph
-from fractal.reference.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
-from fractal.reference.card import report_table
-from fractal.split import Split
 
 TEST_CELLS = 5_000  # for the report; a standard error of .004 at an accuracy of .9
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="fractal reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--model-path",
         type=Path,
@@ -46,9 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=50_000,
         help="how many training cells to keep, 512 bytes each at 128-d (default: %(default)s)",
     )
-    parser.add_argument(
-        "--obo", default=CL_SLIM, help="Cell Ontology that ingest.py used, a path or a URL (default: the shipped one)"
-    )
+    parser.add_argument("--obo", help="Cell Ontology that ingest.py used, a path or a URL (default: the shipped one)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/reference"), help="folder to write (default: %(default)s)"
     )
@@ -58,6 +50,16 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    import numpy as np
+
+    from fractal.adapter import load, pick_device
+    from fractal.atlas import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
+    from fractal.ontology import CL_SLIM, load_graph
+    from fractal.reference.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
+    from fractal.reference.card import report_table
+    from fractal.split import Split
+
+    args.obo = args.obo or CL_SLIM
     inputs = {"--model-path": args.model_path, "--input": args.input, "--obo": args.obo}
     check_paths(inputs, {}, folders={"--output": args.output})
     check_place(args.output)

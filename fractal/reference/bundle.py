@@ -4,6 +4,7 @@
     cells.safetensors     reference and validation cells: their vectors as they went in, and their rows of hierarchy.tsv
     hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
     calibration.json      what held-out cells taught (fractal.reference.annotator.Calibration)
+    projection.safetensors   only of a PCA: what projects new cells (fractal.reference.projection)
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
@@ -12,6 +13,7 @@ for some types only needs probabilities that hold among these.
 """
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
+from fractal import __version__
 from fractal import adapter as checkpoints
 from fractal.adapter import Adapter, build_adapter
 from fractal.atlas import Cells, fingerprint, usable
@@ -33,11 +36,13 @@ from fractal.metrics import calibration_noise_floor, expected_calibration_error,
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, answer, calibrate
 from fractal.reference.card import model_card
+from fractal.reference.projection import Projection
 from fractal.reference.space import space_problem
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
-OWN_FILES = (*FILES, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
+PROJECTION = "projection.safetensors"  # only where the vectors are principal components
+OWN_FILES = (*FILES, PROJECTION, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
 # As a checkpoint's facts, where nothing is known.
 NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
@@ -61,6 +66,31 @@ class Bundle:
     calibration: Calibration
     facts: dict[str, Any]  # bundle.json
     whole: "Bundle | None" = None  # of a restricted reference: that with all types
+    projection: Projection | None = None  # from expression to vectors
+
+    @property
+    def use_rep(self) -> str:
+        """Key of obsm whose vectors it was made of."""
+        return str(self.facts.get("obsm") or "X_scimilarity")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the adapter's weights as `write_bundle` writes them."""
+        return hashlib.sha256(weights(self.adapter)).hexdigest()
+
+    def about(self, name: str, confidence: float, novelty: str, vectors: str, warning: str) -> dict[str, Any]:
+        """What uns["fractal"]["annotation"] says of the answers; `name` is that of the reference."""
+        return {
+            "reference": name,
+            "adapter_sha256": self.sha256,
+            "cl_release": str(self.facts.get("cl_release", "")),
+            "confidence": confidence,
+            "novelty": novelty,
+            "vectors": vectors,
+            "warning": warning,
+            "fractal_version": __version__,
+            "reference_format": VERSION,
+        }
 
     @cached_property
     def annotator(self) -> Annotator:
@@ -176,14 +206,15 @@ def make_reference(
     test: Cells | None = None,
     facts: Mapping[str, Any] | None = None,
     graph: nx.DiGraph | None = None,
+    projection: Projection | None = None,
 ) -> Bundle:
     """A trained adapter and labelled cells -> a calibrated and scored reference.
 
     config, classes: those of the checkpoint. train: the reference cells, as balanced over types as can be; validation:
     cells that the adapter was not fitted on; test: cells that nothing has seen, for the scores. counts: how many cells
     of the training file that are no test cells lie on each path of names. facts: provenance, for bundle.json and the
-    card. graph: the ontology, for CL ids; without one, labels have none. Raises InputError where fewer than
-    MIN_VALIDATION validation cells are given.
+    card. graph: the ontology, for CL ids; without one, labels have none. projection: where the vectors are those of a
+    PCA. Raises InputError where fewer than MIN_VALIDATION validation cells are given.
     """
     if len(validation.vectors) < MIN_VALIDATION:
         raise InputError(
@@ -202,6 +233,8 @@ def make_reference(
         "training_cells": int(natural.sum()),
     }
     about = {"config": config, "classes": classes, "recipe": config["recipe"], "levels": list(levels), **sizes}
+    if projection:
+        about["projection"] = projection.facts()
     # the calibration takes its place below: it needs the annotator
     nothing = Calibration([], [], ([], []))
     bundle = Bundle(
@@ -216,6 +249,7 @@ def make_reference(
         validation_path,
         nothing,
         {**NOTHING_KNOWN, **(facts or {}), **about},
+        projection=projection,
     )
     bundle = replace(bundle, calibration=calibration_of(bundle))
     return replace(bundle, facts={**bundle.facts, "scores": scores_of(bundle, test)})
@@ -289,7 +323,12 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
             for names, ids, count in zip(bundle.tree.paths, bundle.cl_ids.tolist(), bundle.counts, strict=True):
                 writer.writerow([*names, *ids, count])
         (part / "calibration.json").write_text(json.dumps(asdict(bundle.calibration)) + "\n", encoding="utf-8")
-        hashes = {name: fingerprint(part / name) for name in FILES}
+        names = FILES
+        if bundle.projection:
+            arrays = {name: torch.tensor(values) for name, values in bundle.projection.arrays().items()}
+            (part / PROJECTION).write_bytes(save(arrays))
+            names = (*FILES, PROJECTION)
+        hashes = {name: fingerprint(part / name) for name in names}
         facts = {**bundle.facts, "version": VERSION, "sha256": hashes}
         (part / "bundle.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         (part / "README.md").write_text(model_card(bundle.facts, VERSION), encoding="utf-8")
@@ -311,7 +350,7 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
         ) from error
     if version != VERSION:
         raise InputError(f"{path}: a reference of version {version}, this reads {VERSION}; make it again")
-    for name in FILES:
+    for name in (*FILES, PROJECTION) if facts.get("projection") else FILES:
         if not (path / name).is_file() or fingerprint(path / name) != hashes.get(name):
             raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
     try:
@@ -326,7 +365,10 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
         cl_ids = np.array([[row[f"{level}_cl_id"] for level in levels] for row in rows])
         counts = np.array([int(row["cells"]) for row in rows])
         calibration = Calibration(**json.loads((path / "calibration.json").read_text(encoding="utf-8")))
-        cells = {name: tensor.numpy() for name, tensor in load_file(path / "cells.safetensors").items()}
+        cells = read_arrays(path / "cells.safetensors")
+        projection = None
+        if facts.get("projection"):
+            projection = Projection.of(read_arrays(path / PROJECTION), facts["projection"], adapter.dim)
         bundle = Bundle(
             adapter.to(device).eval(),
             tree,
@@ -339,11 +381,16 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
             cells["validation_path"],
             calibration,
             facts,
+            projection=projection,
         )
         check_consistent(bundle)
     except Exception as error:  # whatever damaged files make torch, json and numpy raise
         raise InputError(f"{path}: a damaged reference; make it again") from error
     return bundle
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in load_file(path).items()}
 
 
 def check_consistent(bundle: Bundle) -> None:

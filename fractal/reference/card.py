@@ -17,15 +17,24 @@ def code(text: object) -> str:
     return f"`{printable(' '.join(str(text).split())).replace('`', chr(39))[:MAX_TEXT] or ' '}`"
 
 
-def report_table(scores: Mapping[str, Any]) -> str:
-    """Markdown, a row per level."""
+COLUMNS = {
+    "coverage": "Answered",
+    "accuracy": "Accuracy",
+    "accuracy_forced": "If all were answered",
+    "calibration_error": "ECE",
+    "calibration_noise_floor": "ECE by chance",
+}
+
+
+def report_table(scores: Mapping[str, Any], columns: int = len(COLUMNS)) -> str:
+    """Markdown, a row per level and the first of COLUMNS."""
 
     def show(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    keys = ("coverage", "accuracy", "accuracy_forced", "calibration_error", "calibration_noise_floor")
+    keys = list(COLUMNS)[:columns]
     rows = [[level, *(show(found[key]) for key in keys)] for level, found in scores["levels"].items()]
-    return table(["Level", "Answered", "Accuracy", "If all were answered", "ECE", "ECE by chance"], rows)
+    return table(["Level", *(COLUMNS[key] for key in keys)], rows)
 
 
 def model_card(facts: Mapping[str, Any], version: int) -> str:
@@ -42,6 +51,13 @@ def model_card(facts: Mapping[str, Any], version: int) -> str:
         )
     versions = facts.get("versions")
     made_with = ", ".join(code(f"{k} {v}") for k, v in versions.items()) if isinstance(versions, Mapping) else "unknown"
+    projection = facts.get("projection")
+    projects = (
+        f"Cells that bring none are projected from their expression of {projection['genes']:,} genes, prepared as\n"
+        "that of the reference.\n"
+        if projection
+        else ""
+    )
     split = facts.get("split")
     fingerprint = split.get("fingerprint") if isinstance(split, Mapping) else "unknown"
     return f"""# Reference for annotating cells
@@ -54,8 +70,9 @@ An adapter of Fractal Cells (recipe {code(facts["recipe"])}) and {facts["referen
 
 {measured}
 Cells must come as vectors of the same embedding, made in the same way, as those of
-{code(facts.get("source", "unknown"))}. Probabilities hold for cells like the test cells: other tissues, assays or a
-different mix of types shift them. A type that the reference lacks is only sometimes recognised as novel.
+{code(facts.get("source", "unknown"))}.
+{projects}Probabilities hold for cells like the test cells: other tissues, assays or another mix of types shift them.
+A type that the reference lacks is only sometimes recognised as novel.
 
 Made from {code(facts.get("data", "unknown"))} (sha256 {code(fingerprint)}), with {made_with};
 format {version} of the folder.
