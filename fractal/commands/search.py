@@ -131,8 +131,8 @@ def h5ad_sink(path: Path, index: "Index") -> Iterator[Sink]:
     with atomic_write(path) as part:
         yield gather
         obs = pa.concat_tables(tables).to_pandas()
-        for name in obs.columns[obs.dtypes == object]:  # HDF5 has no text that is missing
-            obs[name] = obs[name].fillna("").astype(str)
+        text = obs.select_dtypes("object").columns
+        obs[text] = obs[text].fillna("").astype(str)  # HDF5 has no text that is missing
         obs.index = [f"{query}-{rank}" for query, rank in zip(obs["query"], obs["rank"], strict=True)]
         obsm = {"X_fractal": index.vectors_of(np.concatenate(cells))}
         anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(part)
