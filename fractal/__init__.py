@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fractal.api import Reference, fit, load
     from fractal.h5ad import truncate
+    from fractal.index import open_index
 
 __version__ = "0.1.0"
-__all__ = ["Reference", "fit", "load", "truncate"]
+__all__ = ["Reference", "fit", "load", "open_index", "truncate"]
 
-LAZY = {"Reference": "fractal.api", "fit": "fractal.api", "load": "fractal.api", "truncate": "fractal.h5ad"}
+LAZY = {
+    "Reference": "fractal.api",
+    "fit": "fractal.api",
+    "load": "fractal.api",
+    "open_index": "fractal.index",
+    "truncate": "fractal.h5ad",
+}
 
 
 def __getattr__(name: str) -> Any:  # PEP 562

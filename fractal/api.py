@@ -47,6 +47,9 @@ from fractal.training import fit as train
 if TYPE_CHECKING:
     from anndata import AnnData
     from networkx import DiGraph
+    from pandas import DataFrame
+
+    from fractal.index import Index
 
 TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
@@ -145,6 +148,16 @@ class Reference:
                 adata.obsm[f"{key_added}_blocks"] = blocks
             told = embedding_facts(adapter, recipe, self.sha256, block_names(self.bundle.facts["config"]))
             adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **told}
+
+    def search(self, adata: "AnnData", index: "Index | str | Path", k: int = 10, **options: Any) -> "DataFrame":
+        """The k nearest cells of an index (`fractal.open_index`, or its path) for each cell -> a row per hit.
+
+        options: prefix, where, only, group_by, columns and use_rep, as `fractal search` has them. Raises InputError for
+        an index of another adapter.
+        """
+        from fractal.index.query import search_anndata
+
+        return search_anndata(self, adata, index, k, **options)
 
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
