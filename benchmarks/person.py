@@ -32,7 +32,7 @@ FLAGS = {
     "pca": ["--labels", "bulk_labels", "--use-rep", "X_pca", "--label-map", "map.tsv"],
     "cellxgene": ["--labels", "cell_type_ontology_term_id", "--use-rep", "X_scVI", "--study", "donor_id"],
 }
-RESOLUTION = 0.03  # benchmarks/leiden.py
+RESOLUTION = 0.1  # benchmarks/leiden.py
 
 
 def get_parser() -> argparse.ArgumentParser:
