@@ -23,7 +23,7 @@ import argparse
 import csv
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
 from fractal.h5ad import add_obs, h5ad_copy, obs_codes, open_h5ad
 from fractal.ontology import CL_SLIM, load_graph
+from fractal.prefetch import prefetch
 from fractal.source import CELL_ID, CHUNK, Source
 from fractal.vectors import is_h5ad, open_vectors, usable
 
@@ -231,7 +232,7 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
 def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
     """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
 
-    def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
+    def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
             for table, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
@@ -241,7 +242,7 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
                 bar.update(len(chunk))
 
     names = list[np.ndarray | None]()  # of the cells of each chunk
-    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = asked()
+    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = prefetch(asked())
     if groups is not None:
         parts = list(parts)
         voted(parts, groups, bundle, args)
