@@ -3,11 +3,14 @@
     uv run --group benchmarks python -m benchmarks.speed knn
     uv run --group benchmarks python -m benchmarks.speed silhouette
     uv run --group benchmarks python -m benchmarks.speed embed --model-path ADAPTER.pt --input CELLS.parquet
+    uv run --group benchmarks python -m benchmarks.speed annotate --reference FOLDER --input CELLS.parquet
 
 knn         5,000 queries against 100,000 rows, 128-d, 5 neighbours: ours, faiss's flat index, a torch product with
             topk (how sentence-transformers searches), scikit-learn's brute force
 silhouette  50,000 cells, 128-d, 203 classes: ours and scikit-learn's, which goes through all pairs
 embed       `fractal embed` on a file, beside its products alone at the rate of a 4096-cubed one
+annotate    the first 200,000 cells of a file: the answers of the reference's lists and of exact search (of 20,000), and
+            `fractal annotate` as a whole, without Python's start
 
 Every run is a process of its own, so that its peak memory is its own; the runs take turns, and medians are printed. On
 a machine that does other things too, compare the CPU seconds. OMP_NUM_THREADS sets the threads of all of them.
@@ -32,13 +35,15 @@ from tqdm import tqdm
 
 from fractal.adapter import load
 from fractal.cli import positive_int, run, table
-from fractal.commands import embed
+from fractal.commands import annotate, embed
 from fractal.metrics import silhouette
+from fractal.reference.bundle import read_bundle
 from fractal.search import nearest
 from fractal.vectors import open_vectors
 
 QUERIES, BANK, DIM, K = 5_000, 100_000, 128, 5
 CELLS, CLASSES = 50_000, 203
+ANNOTATED, EXACTLY = 200_000, 20_000  # cells
 Prepared = tuple[Callable[[], Any], int, float]  # the work, rows that it goes through, what its seconds are scaled by
 
 
@@ -46,12 +51,15 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=list(STAGES), help="what to time")
     parser.add_argument("--rounds", type=positive_int, default=5, help="runs of each; slow peers run once (default: 5)")
-    files = parser.add_argument_group("files, of `embed`")
+    files = parser.add_argument_group("files, of `embed` and `annotate`")
     files.add_argument(
         "--model-path", type=Path, default=Path("data/fractal_adapter_4L.pt"), help="checkpoint (default: %(default)s)"
     )
     files.add_argument(
-        "--input", type=Path, default=Path("data/stratified.parquet"), help="file to embed (default: %(default)s)"
+        "--input", type=Path, default=Path("data/stratified.parquet"), help="its cells (default: %(default)s)"
+    )
+    files.add_argument(
+        "--reference", type=Path, default=Path("data/reference"), help="folder of a reference (default: %(default)s)"
     )
     return parser
 
@@ -113,13 +121,36 @@ def embedding(name: str, args: argparse.Namespace) -> Prepared:
     return lambda: square @ square, rows, flops / (2 * 4096**3)
 
 
+def annotating(name: str, args: argparse.Namespace) -> Prepared:
+    with open_vectors(args.input) as source:
+        chunks, cells = source.chunks(), list[np.ndarray]()
+        while sum(map(len, cells)) < ANNOTATED and (chunk := next(chunks, None)):
+            cells.append(chunk[1])
+    vectors = np.concatenate(cells)[:ANNOTATED]
+    if name == "whole command":
+        folder = tempfile.TemporaryDirectory()
+        np.save(Path(folder.name) / "cells.npy", vectors)
+
+        def command() -> None:
+            with folder:
+                files = ["--input", f"{folder.name}/cells.npy", "--output", f"{folder.name}/labels.tsv"]
+                annotate.main(["--reference", str(args.reference), *files, "--device", "cpu"])
+
+        return command, len(vectors), 1.0
+    annotator = read_bundle(args.reference).annotator
+    if name == "exact search":
+        vectors, annotator.neighbours.lengths = vectors[:EXACTLY], []
+    return lambda: annotator(vectors).path, len(vectors), 1.0
+
+
 # Stage -> its parts; the second is what the first is compared with. Those in SLOW run once.
 STAGES: dict[str, tuple[Callable[[str, argparse.Namespace], Prepared], list[str]]] = {
     "knn": (knn, ["ours", "faiss flat", "torch matmul + topk", "scikit-learn brute"]),
     "silhouette": (silhouettes, ["ours", "scikit-learn"]),
     "embed": (embedding, ["ours", "floor: its products"]),
+    "annotate": (annotating, ["ours", "exact search", "whole command"]),
 }
-SLOW = {"scikit-learn brute", "scikit-learn"}
+SLOW = {"scikit-learn brute", "scikit-learn", "exact search"}
 
 
 def timed(name: str, args: argparse.Namespace) -> tuple[float, float, int, float, Any]:
@@ -154,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.stage}, {torch.get_num_threads()} threads, medians\n\n{table(header, lines)}")
     for name in names:
         if (out := runs[name][0][4]) is not None:
-            print(f"{name}: agrees with ours to {np.isclose(out, runs['ours'][0][4], rtol=0, atol=1e-5).mean():.5f}")
+            ours = np.atleast_1d(runs["ours"][0][4])[: len(np.atleast_1d(out))]
+            print(f"{name}: agrees with ours to {np.isclose(out, ours, rtol=0, atol=1e-5).mean():.5f}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -227,10 +227,11 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
     """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
     from tqdm import tqdm
 
+    from fractal.prefetch import prefetch
     from fractal.source import CELL_ID, CHUNK
     from fractal.vectors import usable
 
-    def asked() -> Iterator[tuple[Answer, np.ndarray, np.ndarray]]:
+    def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
             for table, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
@@ -240,7 +241,7 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
                 bar.update(len(chunk))
 
     names = list[np.ndarray | None]()  # of the cells of each chunk
-    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = asked()
+    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = prefetch(asked())
     if groups is not None:
         parts = list(parts)
         voted(parts, groups, bundle, args)

@@ -1,7 +1,8 @@
-"""An adapter -> ONNX, with one output per prefix, for browsers and other languages; and vectors as int8.
+"""An adapter -> ONNX, with one output per prefix; its vectors as int8; and cells into a vector database.
 
     fractal export --reference blood_reference --output blood.onnx
     fractal export --reference blood_reference --vectors cells.npy --int8-dir data/int8   # and int8 vectors
+    fractal export --reference blood_reference --vectors cells.h5ad --to duckdb --output cells.duckdb
 
 Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
 length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-3  # rounding alone makes 4e-5, where whitening stretches small directions; what is wrong makes .1
 RECALL_CELLS = 5_000
+DATABASES = ("lancedb", "duckdb", "qdrant", "parquet")
 NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
 
 
@@ -44,7 +46,12 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("data/fractal_adapter_4L.pt"),
         help="folder of `fractal fit`, or a checkpoint of train.py (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, help=".onnx file to write (default: beside the checkpoint)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="what to write: an .onnx file (default: beside the checkpoint), or with --to a database (default: as "
+        "data/cells.duckdb)",
+    )
     vectors = parser.add_argument_group("int8 vectors")
     vectors.add_argument("--vectors", type=Path, help="cells: .npy, Parquet, .h5ad or a TileDB array's folder")
     vectors.add_argument(
@@ -58,6 +65,13 @@ def get_parser() -> argparse.ArgumentParser:
         "--recall-cells",
         type=positive_int,
         help="cells whose neighbours are compared, drawn at random (default: 5000)",
+    )
+    database = parser.add_argument_group("vector database: cells with a prefix, the full vector and all their columns")
+    database.add_argument(
+        "--to", choices=DATABASES, help="what to write the cells of --vectors to; --output names the file or folder"
+    )
+    database.add_argument(
+        "--prefix", type=positive_int, help="blocks of the prefix that makes a shortlist (default: all but the last)"
     )
     return parser
 
@@ -187,6 +201,28 @@ def write_int8(
     return [(n, *recall(s, q)) for n, s, q in zip(names, samples, quantized, strict=True)]
 
 
+def to_database(args: argparse.Namespace) -> None:
+    from fractal import databases
+    from fractal.embedding import Embedder
+
+    if args.vectors is None or args.int8_dir or args.recall_cells:
+        raise InputError(f"--to {args.to}: takes the cells of --vectors, and neither --int8-dir nor --recall-cells")
+    output = args.output or Path(f"data/cells.{args.to}")
+    inputs = {"--reference": args.model_path, "--vectors": args.vectors}
+    in_folder = args.to in ("lancedb", "qdrant")
+    check_paths(inputs, {} if in_folder else {"--output": output}, folders={"--output": output} if in_folder else {})
+    embedder = Embedder.open(args.model_path)
+    levels = embedder.adapter.num_levels
+    prefix = args.prefix or levels - 1
+    if prefix >= levels:
+        raise InputError(f"--prefix {prefix}: {args.model_path} has {levels} blocks; a prefix has at most {levels - 1}")
+    cells, left_out = databases.export(
+        embedder, args.vectors, args.use_rep or embedder.use_rep, args.to, output, prefix
+    )
+    more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
+    print(f"{cells:,} cells, columns prefix_{prefix} and full, written to {output}{more}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     from fractal.embedding import Embedder
@@ -198,6 +234,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.vectors} is none; drop it"
         )
+    if args.to:
+        to_database(args)
+        return
+    if args.prefix:
+        raise InputError("--prefix is about --to; name a database, or drop it")
     folder = args.int8_dir or Path("data/int8")
     embedder = Embedder.open(args.model_path)
     adapter, use_rep = embedder.adapter, args.use_rep or embedder.use_rep
