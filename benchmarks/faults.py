@@ -46,6 +46,8 @@ SCRIPTS = {
     "reference": "--model-path {in}/a.pt --input {in}/stratified.parquet --output {out}/reference --device cpu",
     "annotate": "--reference {in}/reference --input {in}/cells.parquet --output {out}/labels.tsv --device cpu",
     "export": "--model-path {in}/a.pt --output {out}/a.onnx",
+    "index": "--input {in}/e.parquet --output {out}/index --device cpu",
+    "search": "--query {in}/e.parquet --index {in}/index --output {out}/hits.tsv --device cpu",
 }
 PIPELINE = ("ingest", "stratify", "train", "eval")  # scripts; the others are commands, `fractal NAME`
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")
