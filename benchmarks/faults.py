@@ -51,6 +51,8 @@ SCRIPTS = {
     "annotate": "{in}/cells.h5ad --use-rep X --reference {in}/reference --output {out}/labels.h5ad --device cpu",
     "export": "--model-path {in}/a.pt --output {out}/a.onnx",
     "fit": "{in}/cells.h5ad --use-rep X --labels kind --output {out}/fitted --epochs 1 --device cpu",
+    "index": "--input {in}/e.parquet --output {out}/index --device cpu",
+    "search": "--query {in}/e.parquet --index {in}/index --output {out}/hits.tsv --device cpu",
 }
 PIPELINE = ("ingest", "stratify", "train", "eval")  # scripts; the others are commands, `fractal NAME`
 FAULTS = ("kill", "kill at each operation", "failing operation", "SIGINT", "SIGTERM", "file size limit", "full disk")

@@ -6,6 +6,7 @@ Hochberg. Hits are neighbours of each other and no independent draws, so the p-v
 evidence about single cells.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,11 +43,9 @@ def enrichment(
         cells = np.unique(hits.cells[of_group == group])
         taken = index.take(cells[cells >= 0], columns)
         for column in columns:
-            values, counts = np.unique(
-                np.array(taken[column].drop_null().to_pylist(), object).astype(str), return_counts=True
-            )
-            total, drawn = sum(atlas[column].values()), int(counts.sum())
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            counts = Counter(taken[column].drop_null().to_pylist())
+            total, drawn = sum(atlas[column].values()), counts.total()
+            for value, count in sorted(counts.items()):
                 cells_with = atlas[column][value]
                 row = (group, column, value, count, drawn, cells_with, total)
                 fold = (count / drawn) / (cells_with / total)
@@ -58,16 +57,12 @@ def enrichment(
         tested = len(names) * sum(len(atlas[column]) for column in columns)
         p_values = np.concatenate([found["p_value"], np.ones(tested - len(found["p_value"]))])
         found["q_value"] = false_discovery_control(p_values)[: len(found["p_value"])].tolist()
-    position = {name: i for i, name in enumerate([*names, *columns])}
-    order = sorted(
-        range(len(found["group"])),
-        key=lambda i: (
-            names.index(found["group"][i]),
-            position[found["column"][i]],
-            found["q_value"][i],
-            -found["fold"][i],
-        ),
-    )
+    place = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(columns)}
+
+    def by(i: int) -> tuple[float, ...]:
+        return place[0][found["group"][i]], place[1][found["column"][i]], found["q_value"][i], -found["fold"][i]
+
+    order = sorted(range(len(found["group"])), key=by)
     return pa.table({name: [values[i] for i in order] for name, values in found.items()})
 
 
@@ -86,4 +81,6 @@ def summary(found: pa.Table, most: int = 3, q_value: float = 0.05) -> str:
                 f"{row['p_value']:.1e}",
                 f"{row['q_value']:.1e}",
             ])  # fmt: skip
+    if not rows:
+        return f"No value is more frequent among the hits than in the atlas (q <= {q_value:g})."
     return table(["Group", "Column", "Value", "Hits", "Fold", "p", "q"], rows)

@@ -257,18 +257,15 @@ class Index:
         return pa.table([*told.values(), *found.columns[3:]], names=[*told, *shown])
 
     def vectors_of(self, cells: np.ndarray) -> np.ndarray:
-        """The vectors of some cells (m,) -> (m, dim) float32. Reads all rows' numbers once: for some thousand cells."""
-        found = np.empty((len(cells), self.space.dim), np.float32)
-        wanted = np.unique(cells)
+        """The vectors of some cells (m,) -> (m, dim) float32. Reads the rows of all lists, 8 bytes a cell."""
+        wanted, back = np.unique(cells, return_inverse=True)
+        found = np.empty((len(wanted), self.space.dim), np.float32)
         for first, part in zip(self.first, self.parts, strict=False):
             for number in np.flatnonzero(part.sizes).tolist():
                 rows = part.rows(number) + first
                 hit = np.flatnonzero(np.isin(rows, wanted))
-                if len(hit):
-                    vectors = part.vectors(number)[hit].astype(np.float32)
-                    for row, vector in zip(rows[hit], vectors, strict=True):
-                        found[cells == row] = vector
-        return found
+                found[np.searchsorted(wanted, rows[hit])] = part.vectors(number)[hit]
+        return found[back]
 
     def counts(self, column: str, keep: np.ndarray | None = None) -> Counter[str]:
         """How many cells have each value of a text column; those without one are left out. keep: see `search`."""

@@ -1,0 +1,355 @@
+"""Search among 10^5 to 8 * 10^6 cells: `fractal index` beside exact search, HNSW graphs and product quantisation.
+
+    uv run --group benchmarks python -m benchmarks.search --cells 100000 1000000 7913892
+
+SIMULATED releases, embedded by an adapter that was trained on one of them. 1,000 cells of the file are asked for, one
+at a time, by one thread, in a warm process; the cell itself is no hit. Every line is built in one process, and opened
+and asked in another.
+
+exact            fractal.search.nearest: every vector in memory
+fractal index    the lists of `fractal index`; beside it, the levels by their prefixes
+IVF-PQ           faiss: lists, and 64 or 32 bytes a cell; without the vectors, as in a browser (CytoVerse's way)
+hnswlib, usearch, faiss HNSW    graphs, M = 16, in memory
+
+recall@10     of the ten nearest by exact search with the full vector
+right class   share of the queries with their own label among the ten hits: of the level for a prefix, else the subtype
+              (in brackets: by exact search with the same vector or prefix)
+beside        MB on disk beside the vectors as float16; what holds its own copy of them is counted without it
+anon          MB of memory that the system can't take back
+CPU ms        of a query: where others use the machine too, it says more than the time
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import hnswlib
+import numpy as np
+import torch
+from tqdm import tqdm
+from usearch.index import Index as USearch
+
+import ingest
+import stratify
+import train
+from benchmarks.scale import memory_of
+from fractal import simulate
+from fractal.atlas import iter_vectors, level_columns, open_parquet, read_codes
+from fractal.cli import InputError, positive_int, run, table
+from fractal.commands import embed
+from fractal.commands import index as index_command
+from fractal.index import open_index
+from fractal.index.folder import part_names
+from fractal.search import Nearest, nearest
+
+QUERIES, K, SEED = 1_000, 10, 0
+TRAIN_CELLS, TRAIN_ROWS = 100_000, 60_000  # of the release that the adapter is trained on
+EMBEDDED, ADAPTER, TRUTH, VECTORS = "embedded.parquet", "adapter.pt", "truth.npz", "vectors.npy"
+SLOW = {"exact"}  # asked fewer queries
+Search = Callable[[np.ndarray], np.ndarray]  # queries (n, dim) -> rows (n, K + 1), the query's own row among them
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    build: Callable[[Path, Path], None]  # (folder of the data, where it goes)
+    open: Callable[[Path, Path], Search]
+    vectors_within: int = 0  # bytes a number that its files hold of the vectors themselves
+    level: int | None = None  # of the prefix, from 1
+    most: int = 2**63  # cells: not run above
+
+
+def mapped(data: Path) -> np.ndarray:
+    return np.load(data / VECTORS, mmap_mode="r")
+
+
+def pieces(data: Path) -> Any:
+    vectors = mapped(data)
+    for start in range(0, len(vectors), 65_536):
+        yield start, np.ascontiguousarray(vectors[start : start + 65_536])
+
+
+# Each peer: how it is built, and how it is opened
+
+
+def no_build(data: Path, out: Path) -> None:
+    out.mkdir()
+
+
+def open_exact(data: Path, out: Path) -> Search:
+    bank = torch.from_numpy(np.array(mapped(data)))
+    return lambda queries: nearest(torch.from_numpy(queries), bank, K + 1, unit=True).numpy()
+
+
+def build_ours(data: Path, out: Path) -> None:
+    index_command.main([str(data / EMBEDDED), "--output", str(out)])
+
+
+def open_ours(prefix: int | None) -> Callable[[Path, Path], Search]:
+    def opened(data: Path, out: Path) -> Search:
+        index = open_index(out)
+        return lambda queries: index.search(queries, K + 1, prefix).cells
+
+    return opened
+
+
+def build_pq(code: str) -> Callable[[Path, Path], None]:
+    def build(data: Path, out: Path) -> None:
+        vectors = mapped(data)
+        lists = max(1, round(len(vectors) / 1_000))
+        index = faiss.index_factory(vectors.shape[1], f"IVF{lists},{code}", faiss.METRIC_INNER_PRODUCT)
+        some = np.sort(np.random.default_rng(SEED).permutation(len(vectors))[: max(64 * lists, 50_000)])
+        index.train(np.ascontiguousarray(vectors[some]))
+        for _, piece in pieces(data):
+            index.add(piece)
+        out.mkdir()
+        faiss.write_index(index, str(out / "index.faiss"))
+
+    return build
+
+
+def open_faiss(data: Path, out: Path) -> Search:
+    index = faiss.read_index(str(out / "index.faiss"))
+    if hasattr(index, "nprobe"):
+        index.nprobe = 16
+    else:
+        index.hnsw.efSearch = 64
+    return lambda queries: index.search(queries, K + 1)[1]
+
+
+def build_faiss_hnsw(data: Path, out: Path) -> None:
+    index = faiss.IndexHNSWFlat(mapped(data).shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+    for _, piece in pieces(data):
+        index.add(piece)
+    out.mkdir()
+    faiss.write_index(index, str(out / "index.faiss"))
+
+
+def build_hnswlib(data: Path, out: Path) -> None:
+    vectors = mapped(data)
+    index = hnswlib.Index("ip", vectors.shape[1])
+    index.init_index(len(vectors), M=16, ef_construction=200)
+    for _, piece in pieces(data):
+        index.add_items(piece)
+    out.mkdir()
+    index.save_index(str(out / "index.bin"))
+
+
+def open_hnswlib(data: Path, out: Path) -> Search:
+    index = hnswlib.Index("ip", mapped(data).shape[1])
+    index.load_index(str(out / "index.bin"))
+    index.set_ef(64)
+    return lambda queries: index.knn_query(queries, K + 1, num_threads=1)[0].astype(np.int64)
+
+
+def build_usearch(data: Path, out: Path) -> None:
+    index = USearch(ndim=mapped(data).shape[1], metric="ip", dtype="f16", connectivity=16)
+    for start, piece in pieces(data):
+        index.add(np.arange(start, start + len(piece)), piece)
+    out.mkdir()
+    index.save(str(out / "index.usearch"))
+
+
+def open_usearch(data: Path, out: Path) -> Search:
+    index = USearch.restore(str(out / "index.usearch"), view=True)
+    assert index is not None
+    return lambda queries: np.atleast_2d(index.search(queries, K + 1, threads=1).keys).astype(np.int64)
+
+
+METHODS = [
+    Method("exact", no_build, open_exact),
+    Method("fractal index", build_ours, open_ours(None), 2),
+    *(Method(f"fractal index, prefix {j}", build_ours, open_ours(j), 2, j) for j in (1, 2, 3)),
+    Method("IVF-PQ, 64 bytes", build_pq("PQ64"), open_faiss),
+    Method("IVF-PQ, 32 bytes", build_pq("PQ32"), open_faiss),
+    Method("hnswlib", build_hnswlib, open_hnswlib, 4, most=1_000_000),
+    Method("usearch", build_usearch, open_usearch, 2, most=1_000_000),
+    Method("faiss HNSW", build_faiss_hnsw, open_faiss, 4, most=1_000_000),
+]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cells",
+        type=positive_int,
+        nargs="+",
+        default=[100_000, 1_000_000],
+        help="sizes of the releases; 7913892 is SCimilarity's (default: 100000 1000000)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=[m.name for m in METHODS],
+        metavar="METHOD",
+        help="some lines only (default: all)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("data/search"),
+        help="where the files go, 2 GB for a million cells; what is there is used again (default: %(default)s)",
+    )
+    return parser
+
+
+def prepare(folder: Path, cells: int) -> None:
+    """Make what is missing: the embedded file of a size, its vectors as .npy, and what exact search finds."""
+    data = folder / str(cells)
+    data.mkdir(parents=True, exist_ok=True)
+    if not (data / EMBEDDED).exists():
+        if not (folder / ADAPTER).exists():
+            release(data, TRAIN_CELLS, "training.parquet")
+            stratify.main(["--input", str(data / "training.parquet"), "--output", str(data / "stratified.parquet")])
+            flags = ["--max-samples", str(TRAIN_ROWS), "--epochs", "4"]
+            train.main(["--input", str(data / "stratified.parquet"), "--output", str(folder / ADAPTER), *flags])
+        if not (data / "cells.parquet").exists():
+            release(data, cells, "cells.parquet")
+        flags = ["--reference", str(folder / ADAPTER), "--output", str(data / EMBEDDED)]
+        embed.main([str(data / "cells.parquet"), *flags])
+    if not (data / VECTORS).exists():
+        part = data / "part.npy"
+        dim = open_parquet(data / EMBEDDED).schema_arrow.field("embedding").type.list_size
+        matrix = np.lib.format.open_memmap(part, "w+", np.float32, (cells, dim))
+        start = 0
+        for chunk in iter_vectors(data / EMBEDDED):
+            matrix[start : (start := start + len(chunk))] = chunk
+        part.replace(data / VECTORS)
+    if not (data / TRUTH).exists():
+        rows = np.sort(np.random.default_rng(SEED).choice(cells, min(QUERIES, cells), replace=False))
+        vectors = mapped(data)
+        queries = np.array(vectors[rows])
+        widths = [queries.shape[1] * j // 4 for j in (1, 2, 3, 4)]
+        found = [Nearest(torch.from_numpy(queries[:, :width].copy()), K + 1) for width in widths]
+        for _, piece in pieces(data):
+            for width, one in zip(widths, found, strict=True):
+                one.add(torch.from_numpy(piece[:, :width]))
+        truth: dict[str, Any] = {f"prefix{j}": without_self(one.rows().numpy(), rows) for j, one in enumerate(found, 1)}
+        np.savez(data / TRUTH, rows=rows, queries=queries, **truth)
+
+
+def release(data: Path, cells: int, name: str) -> None:
+    simulate.main(["--cells", str(cells), "--output", str(data / "model_v1.1")])
+    ingest.main(["--model-dir", str(data / "model_v1.1"), "--output", str(data / name)])
+
+
+def without_self(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n, K + 1) rows of the hits -> (n, K), without the query itself, or else without the last."""
+    kept = [[row for row in hits if row != own][:K] for hits, own in zip(found.tolist(), rows.tolist(), strict=True)]
+    return np.array([hits + [-1] * (K - len(hits)) for hits in kept])
+
+
+def spent(do: Callable[[], Any]) -> tuple[Any, float, float]:
+    """-> what comes out, seconds, and seconds of computing."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    out = do()
+    return out, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def quietly(do: Callable[..., Any], *args: Any) -> Any:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        return do(*args)
+
+
+def built(name: str, data: Path, out: Path) -> dict[str, float]:
+    """In a process of its own: build what is not there yet."""
+    facts = out.with_suffix(".json")
+    if not facts.exists():
+        method = next(m for m in METHODS if m.name == name)
+        _, wall, cpu = spent(lambda: quietly(method.build, data, out))
+        facts.write_text(json.dumps({"seconds": wall, "cpu": cpu}))
+    return json.loads(facts.read_text())
+
+
+def asked(name: str, data: Path, out: Path) -> dict[str, float]:
+    """In a process of its own: open it, and ask."""
+    method = next(m for m in METHODS if m.name == name)
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    truth = np.load(data / TRUTH)
+    before = memory_of(os.getpid()).get("RssAnon", 0)
+    search, opening, _ = spent(lambda: method.open(data, out))
+    some = 20 if name in SLOW else len(truth["rows"])
+    queries, rows = truth["queries"], truth["rows"]
+    for query in queries[:some]:  # warm: what it reads is in the page cache then
+        search(query[None])
+    _, wall, cpu = spent(lambda: [search(query[None]) for query in queries[:some]])
+    found = without_self(np.concatenate([search(piece) for piece in np.array_split(queries, 10)]), rows)
+    labels = level_columns(open_parquet(data / EMBEDDED).schema_arrow)
+    codes, _ = read_codes(data / EMBEDDED, labels[(method.level or 4) - 1])
+    exact = truth[f"prefix{method.level or 4}"]
+    pairs = zip(found.tolist(), truth["prefix4"].tolist(), strict=True)
+    names = [out / part_names(0)[i] for i in range(3)] if name.startswith("fractal") else list(out.iterdir())
+    size = sum(file.stat().st_size for file in names) - method.vectors_within * mapped(data).size
+    return {
+        "opening": opening,
+        "wall": 1e3 * wall / some,
+        "cpu": 1e3 * cpu / some,
+        "recall": sum(len({*a} & {*b}) for a, b in pairs) / (K * len(found)),
+        "right": float((codes[found] == codes[rows][:, None]).any(1).mean()),
+        "right_exact": float((codes[exact] == codes[rows][:, None]).any(1).mean()),
+        "right_full": float((codes[truth["prefix4"]] == codes[rows][:, None]).any(1).mean()),
+        "size": size,
+        "anon": memory_of(os.getpid()).get("RssAnon", 0) - before,
+    }
+
+
+def line(method: Method, cells: int, made: dict[str, float], result: dict[str, float], exact_ms: float) -> list[str]:
+    return [
+        method.name,
+        f"{cells:,}",
+        f"{made['seconds']:.0f}",
+        f"{made['cpu']:.0f}",
+        f"{result['size'] / 1e6:,.0f}",
+        f"{result['anon'] / 1e6:,.0f}",
+        f"{result['opening']:.2f}",
+        f"{result['wall']:.2f}",
+        f"{result['cpu']:.2f}",
+        f"{exact_ms / result['cpu']:.0f}" if exact_ms else "-",
+        "-" if method.level else f"{result['recall']:.3f}",
+        f"{result['right']:.3f} ({result['right_exact']:.3f})",
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    methods = [m for m in METHODS if not args.methods or m.name in args.methods]
+    lines = []
+    spawn = multiprocessing.get_context("spawn")  # a forked process would start with the memory of this one
+    with tqdm(total=len(args.cells) * (1 + len(methods)), unit="line", desc="search") as bar:
+        for cells in args.cells:
+            data = args.folder / str(cells)
+            with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+                pool.submit(quietly, prepare, args.folder, cells).result()
+                bar.update()
+                exact_ms = 0.0
+                for method in methods:
+                    bar.set_postfix_str(f"{method.name}, {cells:,} cells")
+                    if cells > method.most:
+                        lines.append([method.name, f"{cells:,}", *["-"] * 10])
+                        bar.update()
+                        continue
+                    out = data / method.name.split(", prefix")[0]  # all prefixes ask one index
+                    try:
+                        made = pool.submit(built, method.name, data, out).result()
+                        result = pool.submit(asked, method.name, data, out).result()
+                    except InputError as error:
+                        raise InputError(f"{method.name}, {cells:,} cells: {error}") from error
+                    exact_ms = result["cpu"] if method.name == "exact" else exact_ms
+                    lines.append(line(method, cells, made, result, exact_ms))
+                    bar.update()
+    header = ["", "Cells", "Build s", "CPU s", "Beside MB", "anon MB", "Opening s", "ms", "CPU ms", "x exact"]
+    print(table([*header, "recall@10", "Right class"], lines))
+
+
+if __name__ == "__main__":
+    run(main)
