@@ -134,6 +134,9 @@ def test_nothing_is_kept_where_the_expression_does_not_give_the_components():
     twice = adata.copy()
     twice.var_names = ["same"] * GENES
     assert "not unique" in learn(twice, "X_pca")[1]
+    hole = adata.copy()
+    hole.X[3, 4] = np.nan
+    assert "not finite" in learn(hole, "X_pca")[1]
     bare = adata.copy()
     bare.X = None
     assert "without the expression" in learn(bare, "X_pca")[1]

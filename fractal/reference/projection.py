@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fractal.cli import InputError, needs
 from fractal.h5ad import open_h5ad, reading_h5ad
@@ -212,7 +213,7 @@ def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
     with opened(cells) as (parts, expression):
         empty: dict[str, Any] = {}
         varm, told = parts.get("varm", empty), parts.get("uns", empty).get(told_key)
-        if use_rep not in parts["obsm"] or loadings_key not in varm:
+        if use_rep not in parts.get("obsm", empty) or loadings_key not in varm:
             return None, ""
         params = told.get("params", empty) if hasattr(told, "get") else empty
         layer = as_text(params.get("layer", "")) if hasattr(params, "get") else ""
@@ -240,6 +241,7 @@ def measure(
     total, kinds = np.zeros(len(x.var)), set[str]()
     sums_of = np.zeros((2, components.shape[1]))  # of the residuals, and of their squares
     square, cells = 0.0, 0
+    bar = tqdm(total=x.num_cells, unit="cells", unit_scale=True, desc="loadings", leave=False)
     for rows, part in x.chunks(0, x.num_cells):
         expected = np.asarray(components[rows], np.float64)
         residual = part @ loadings - expected
@@ -249,14 +251,18 @@ def measure(
         cells += int(good.sum())
         total += sums(part)
         kinds.add(kind_of(part))
+        bar.update(rows.stop - rows.start)
+    bar.close()
     offset, residual_square = sums_of / max(1, cells)
     residual_square -= offset**2
     genes = np.asarray(x.var.index).astype(str)[used]
     why = ""
     if not cells or residual_square.sum() > MAX_RESIDUAL**2 * square / cells:
         why = f"{x.where} times the loadings does not give it, so X has changed since"
-    elif len(set(genes)) < len(genes):
-        why = "the names of the genes are not unique, see var_names_make_unique"
+    elif not np.isfinite(total[used]).all():
+        why = f"{x.where} holds numbers that are not finite"
+    elif len(set(genes)) < len(genes) or any("\n" in gene for gene in genes):
+        why = "the names of the genes are not unique (see var_names_make_unique), or of several lines"
     if why:
         return None, f"obsm '{use_rep}': {why}; the reference will not project new cells, they must bring their own"
     kind = next(kind for kind in ("scaled", "normalised", "counts") if kind in kinds)
