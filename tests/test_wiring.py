@@ -20,9 +20,10 @@ import fractal
 import ingest
 import stratify
 import train
+from benchmarks.annotation import off_path
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
-from fractal.adapter import FractalAdapter, Output, PublishedAdapter
+from fractal.adapter import FractalAdapter, PublishedAdapter
 from fractal.atlas import levels_of, open_atlas, read_rows, writing
 from fractal.cli import InputError, reason
 from fractal.commands import annotate, embed, export, fit, reference
@@ -101,7 +102,8 @@ def test_no_folder_takes_the_place_of_what_is_read(fails, tmp_path: Path, main, 
         argv = (
             ["a.h5ad"] * (main is fit.main and source != "") + [source] * (source != "") + [tmp_path / "ref" / "mine"]
         )
-        assert "holds the input of" in fails(main, *argv, *needed, "--output", tmp_path / "ref")
+        said = fails(main, *argv, *needed, "--output", tmp_path / "ref")
+        assert said.startswith(f"error: --output {tmp_path / 'ref'}: holds the input of {source or 'input'}, ")
     assert (tmp_path / "ref" / "mine").read_text() == "mine"
 
 
@@ -130,17 +132,6 @@ def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
             fractal.fit(none, **more)
     argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
     assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")
-
-
-def test_an_adapter_of_128_numbers_can_be_exported(tmp_path: Path):
-    """Whitening stretches directions of little variance by a thousand, and with them float32's rounding."""
-    torch.manual_seed(0)
-    leaf = torch.arange(60)
-    path = torch.arange(1_200) % 60
-    x = torch.randn(1_200, 128) * torch.linspace(1, 0.001, 128) + torch.randn(60, 128)[path]
-    adapter = FractalAdapter(128, 4, 8, torch.stack([leaf // 8, leaf // 4, leaf // 2, leaf], 1)).eval()
-    adapter.fit_statistics(x, path, torch.ones(60))
-    assert export.export(adapter, tmp_path / "a.onnx") < 1e-3
 
 
 # What mutants showed to be untested
@@ -223,7 +214,7 @@ def test_the_hierarchical_loss_of_a_certain_mistake_is_finite():
         adapter, torch.randn(4, 8), torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 1.0]), torch.eye(2)
     )
     sure = torch.tensor([[0.0, 1_000.0]])
-    with patch.object(adapter, "forward", return_value=Output(sure, sure.softmax(1), torch.randn(1, 2, 4))):
+    with patch.object(adapter, "forward", return_value=(sure, None, torch.randn(1, 2, 4))):
         loss = objective(adapter, torch.tensor([0]))
     assert loss.isfinite()
     assert loss > -np.log(1e-8) - 0.1
@@ -403,3 +394,15 @@ def test_int8_vectors_are_measured_on_as_many_cells_as_said(tmp_path: Path):
         ):
             export.main([*argv, *more])
         assert asked.call_args.args[-1] == expected
+
+
+def test_the_way_from_an_answer_to_the_nearest_term_that_is_true():
+    """Three terms in a row. True of the cells are the first two, the first two, and the first alone."""
+    steps = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
+    true = np.array([[True, True, False], [True, True, False], [True, False, False]])
+    assert off_path(steps, true, np.array([2, 1, 2])).tolist() == [1, 0, 2]
+
+
+def test_an_input_is_asked_for(fails):
+    message = fails(annotate.main, "--reference", "r", "--output", "o.tsv")
+    assert message == "error: name one input: fractal annotate new.h5ad --reference FOLDER --output FILE"

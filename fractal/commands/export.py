@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     from fractal.adapter import Adapter
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
-TOLERANCE = 1e-3  # rounding alone makes 4e-5, where whitening stretches small directions; what is wrong makes .1
+TOLERANCE = 1e-5
 RECALL_CELLS = 5_000
 DATABASES = ("lancedb", "duckdb", "qdrant", "parquet")
 NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
