@@ -58,6 +58,7 @@ class Index:
         self.first = np.concatenate([[0], np.cumsum([part.cells for part in self.parts])])  # (parts + 1,)
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
         self.quantizer.add(self.centroids)
+        self.mapped: list[Any] = []
         self.scanners = [self.scanner(part) for part in self.parts]
 
     def __len__(self) -> int:
@@ -84,11 +85,12 @@ class Index:
         index = faiss.IndexIVFScalarQuantizer(self.quantizer, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
         on_disk = faiss.OnDiskInvertedLists(lists, index.code_size, str(part.path))
         on_disk.read_only = True
-        on_disk.set_all_lists_sizes(faiss.swig_ptr(np.ascontiguousarray(part.sizes, np.uint64)))
+        sizes = part.sizes.astype(np.uint64)  # a name of its own: faiss is given its bare address
+        on_disk.set_all_lists_sizes(faiss.swig_ptr(sizes))
         on_disk.totsize = int(part.starts[-1])
         on_disk.do_mmap()
-        index.replace_invlists(on_disk, True)
-        on_disk.this.disown()
+        index.replace_invlists(on_disk, False)
+        self.mapped.append(on_disk)  # faiss keeps a bare pointer to it
         index.ntotal, index.is_trained = part.cells, True
         return index
 
