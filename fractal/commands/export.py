@@ -7,8 +7,7 @@
 Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
 length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
 
-int8 vectors are prefix values times 127 over the largest value of that prefix among the --recall-cells; larger ones are
-cut off there. Cosines do not depend on the factor.
+int8 vectors are a cell's values times 127 over the largest of them. Cosines do not depend on the factor.
 """
 
 import argparse
@@ -136,9 +135,10 @@ def export(adapter: "Adapter", path: Path) -> float:
     return worst
 
 
-def quantize(vectors: np.ndarray, scale: float) -> np.ndarray:
-    """(n, dims) float32 -> int8, values beyond `scale` cut off."""
-    return np.clip(np.rint(vectors * (127 / scale)), -127, 127).astype(np.int8)
+def quantize(vectors: np.ndarray) -> np.ndarray:
+    """(n, dims) float32 -> int8: each row has a factor of its own, which no cosine sees, and so all of the range."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
+    return np.rint(vectors * (127 / largest)).astype(np.int8)
 
 
 def recall(exact: "Tensor", int8: "Tensor") -> tuple[float, float]:
@@ -162,7 +162,7 @@ def write_int8(
 ) -> list[tuple[str, float, float]]:
     """Write an int8 .npy per prefix, rows as in the source, zeros for unusable cells -> per prefix what `recall` says.
 
-    The source is read twice, first for the scale, the largest value among the drawn cells; it is never held.
+    Recall is measured among `recall_cells` cells drawn at random, the only ones that are held.
     """
     import torch
     from tqdm import tqdm
@@ -170,35 +170,32 @@ def write_int8(
     from fractal.adapter import embed
     from fractal.vectors import CHUNK, open_vectors, usable, write_npy
 
-    names = output_names(adapter)
+    names, width = output_names(adapter), adapter.scale_dim
     with open_vectors(path, obsm, adapter.dim) as source, ExitStack() as stack:
         is_drawn = np.zeros(source.num_rows, bool)
         is_drawn[np.random.default_rng(0).permutation(source.num_rows)[:recall_cells]] = True
         kept, start = [list[torch.Tensor]() for _ in names], 0
-        for _, chunk in source.chunks(CHUNK):
-            rows = is_drawn[start : start + len(chunk)] & usable(chunk)
-            start += len(chunk)
-            for part, vectors in zip(kept, embed(adapter, torch.from_numpy(chunk[rows])), strict=True):
-                part.append(vectors)
-        samples = [torch.cat(part) for part in kept]
-        if len(samples[0]) <= NEIGHBOURS:
-            raise InputError(f"{path}: {len(samples[0])} usable cells are too few to measure recall on")
-        scales = [float(sample.abs().max()) for sample in samples]
         appends = [
-            stack.enter_context(write_npy(folder / f"{name}.npy", source, sample.shape[1], np.dtype(np.int8), {}))
-            for name, sample in zip(names, samples, strict=True)
+            stack.enter_context(write_npy(folder / f"{name}.npy", source, j * width, np.dtype(np.int8), {}))
+            for j, name in enumerate(names, 1)
         ]
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="int8") as bar:
             for columns, chunk in source.chunks(CHUNK):
                 good = usable(chunk)
-                prefixes = embed(adapter, torch.from_numpy(chunk[good]))
-                for append, prefix, scale in zip(appends, prefixes, scales, strict=True):
+                drawn = torch.from_numpy(is_drawn[start : start + len(chunk)][good])
+                for append, prefix, part in zip(
+                    appends, embed(adapter, torch.from_numpy(chunk[good])), kept, strict=True
+                ):
                     out = np.zeros((len(chunk), prefix.shape[1]), np.int8)
-                    out[good] = quantize(prefix.numpy(), scale)
+                    out[good] = quantize(prefix.numpy())
                     append(columns, out)
+                    part.append(prefix[drawn])
+                start += len(chunk)
                 bar.update(len(chunk))
-    quantized = [torch.from_numpy(quantize(s.numpy(), scale)) for s, scale in zip(samples, scales, strict=True)]
-    return [(n, *recall(s, q)) for n, s, q in zip(names, samples, quantized, strict=True)]
+        samples = [torch.cat(part) for part in kept]
+        if len(samples[0]) <= NEIGHBOURS:
+            raise InputError(f"{path}: {len(samples[0])} usable cells are too few to measure recall on")
+    return [(n, *recall(s, torch.from_numpy(quantize(s.numpy())))) for n, s in zip(names, samples, strict=True)]
 
 
 def to_database(args: argparse.Namespace) -> None:
