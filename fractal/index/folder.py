@@ -82,7 +82,8 @@ class Part:
 
     @cached_property
     def data(self) -> np.ndarray:
-        return np.memmap(self.path, np.uint8, "r")
+        """Its bytes, mapped copy-on-write: torch takes no array that is read-only."""
+        return np.memmap(self.path, np.uint8, "c")
 
     @cached_property
     def starts(self) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
+import torch
 
 from fractal.cli import InputError
 from fractal.index.folder import NO_COLUMN, Folder, Part, read_folder
@@ -184,16 +185,17 @@ class Index:
             for first, part in zip(self.first, self.parts, strict=False):
                 for number in numbers[numbers >= 0].tolist():
                     if part.sizes[number]:
-                        vectors = part.vectors(number)[:, :width].astype(np.float32)
-                        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+                        # torch makes float32 of float16 ten times as fast as numpy
+                        vectors = torch.from_numpy(part.vectors(number)).float()[:, :width]
+                        cosines = (vectors @ torch.from_numpy(query)) / vectors.norm(dim=1).clamp(min=1e-12)
                         rows.append(part.rows(number) + first)
-                        similarity.append(vectors @ query / np.maximum(norms, 1e-12))
+                        similarity.append(cosines.numpy())
             cells = np.concatenate(rows) if rows else np.empty(0, np.int64)
-            cosines = np.concatenate(similarity) if rows else np.empty(0, np.float32)
+            all_similar = np.concatenate(similarity) if rows else np.empty(0, np.float32)
             if some is not None:
                 passing = some.mask[cells]
-                cells, cosines = cells[passing], cosines[passing]
-            found.append(best_of([(cells[None], cosines[None])], k))
+                cells, all_similar = cells[passing], all_similar[passing]
+            found.append(best_of([(cells[None], all_similar[None])], k))
         return Hits(np.concatenate([h.cells for h in found]), np.concatenate([h.similarity for h in found]))
 
     def take(self, cells: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
