@@ -75,7 +75,7 @@ def mapped(data: Path) -> np.ndarray:
 def pieces(data: Path) -> Any:
     vectors = mapped(data)
     for start in range(0, len(vectors), 65_536):
-        yield start, np.ascontiguousarray(vectors[start : start + 65_536])
+        yield start, np.array(vectors[start : start + 65_536])  # a copy: torch takes no array that is read-only
 
 
 # Each peer: how it is built, and how it is opened
