@@ -9,7 +9,6 @@ be trusted.
 
 import argparse
 import platform
-from collections.abc import Mapping
 from pathlib import Path
 
 from fractal.cli import InputError, add_device, positive_int, run
@@ -83,20 +82,15 @@ def main(argv: list[str] | None = None) -> None:
         )
     train_rows = balanced_rows(args.input, train_rows, args.reference_cells, split.seed)
     test_rows = np.sort(np.random.default_rng(split.seed).permutation(test_rows)[:TEST_CELLS])
-    versions = checkpoint.get("versions")
     facts = {
         "cl_release": release,
         "data": args.input.name,
         "source": Path(metadata.get("source", "unknown")).name,
         "obsm": metadata.get("obsm", ""),
         "split": checkpoint["split"],
-        "training": checkpoint.get("training"),
-        "validation": checkpoint.get("validation"),
-        "versions": {
-            **(versions if isinstance(versions, Mapping) else {}),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "training": checkpoint["training"],
+        "validation": checkpoint["validation"],
+        "versions": {**checkpoint["versions"], "numpy": np.__version__, "python": platform.python_version()},
     }
     bundle = make_reference(
         adapter,
