@@ -77,6 +77,7 @@ def misread(number: int) -> Callable[[], None]:
     ],
 )
 def test_what_stops_a_script_is_one_line(main, code: int, line: str, capsys: pytest.CaptureFixture[str]):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     with pytest.raises(SystemExit) as stop:
         run(main)
     assert stop.value.code == code
