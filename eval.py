@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from fractal.adapter import Adapter, embed, pick_device
-from fractal.atlas import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
 from fractal.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
 from fractal.evaluate import (
     Encoder,
@@ -41,6 +40,7 @@ from fractal.evaluate import (
 from fractal.files import atomic_write, check_paths
 from fractal.metrics import K, silhouette, steerability
 from fractal.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
+from fractal.parquet import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
 from fractal.reference.bundle import load_adapter
 from fractal.search import nearest
 from fractal.split import Split

@@ -19,7 +19,6 @@ import networkx as nx
 import numpy as np
 from tqdm import tqdm
 
-from fractal.atlas import duplicate_groups, num_duplicates, writing
 from fractal.cli import InputError, run, table
 from fractal.files import check_paths
 from fractal.h5ad import LabelledCells, open_labelled, read_map
@@ -33,6 +32,7 @@ from fractal.ontology import (
     write_hierarchy,
     write_label_map,
 )
+from fractal.parquet import duplicate_groups, num_duplicates, writing
 from fractal.prefetch import prefetch
 from fractal.scimilarity import Release, open_release
 

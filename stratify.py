@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fractal.atlas import (
+from fractal.cli import non_negative_int, num_bytes, run
+from fractal.files import check_paths
+from fractal.parquet import (
     ROW_GROUP,
     iter_vectors,
     level_columns,
@@ -24,8 +26,6 @@ from fractal.atlas import (
     read_codes,
     read_column,
 )
-from fractal.cli import non_negative_int, num_bytes, run
-from fractal.files import check_paths
 from fractal.reorder import reorder, round_robin
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from fractal.adapter import MAX_LEVELS, pick_device, save
-from fractal.atlas import fingerprint, levels_of, path_counts, read_rows
 from fractal.cli import InputError, add_device, non_negative_int, positive_float, positive_int, printable, ratio, run
 from fractal.files import check_paths
+from fractal.parquet import fingerprint, levels_of, path_counts, read_rows
 from fractal.recipes import RECIPES
 from fractal.split import HOLDOUTS, VAL_RATIO, Split
 from fractal.training import Settings, fit

@@ -27,10 +27,10 @@ import eval as evaluate
 import train
 from benchmarks.quality import DATASETS, get_parser, own_embedding, prepare, summary
 from fractal.adapter import FractalAdapter
-from fractal.atlas import LEVELS, Cells, read_rows
 from fractal.cli import run, table
 from fractal.evaluate import shuffled_tree
 from fractal.files import atomic_write
+from fractal.parquet import LEVELS, Cells, read_rows
 from fractal.training import Counts
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what

@@ -36,11 +36,11 @@ import stratify
 import train
 from benchmarks.quality import summary, tonsil_and_blood
 from fractal.adapter import FractalAdapter, embed, load
-from fractal.atlas import LEVELS, path_counts, read_rows, study_codes
 from fractal.cli import InputError, non_negative_int, run, table
 from fractal.files import atomic_write
 from fractal.metrics import K, calibration_noise_floor, cluster_bootstrap, expected_calibration_error, nearest
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
+from fractal.parquet import LEVELS, path_counts, read_rows, study_codes
 from fractal.reference.annotator import (
     CAUTION,
     NEIGHBOURS,

@@ -22,9 +22,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tqdm import tqdm
 
 from benchmarks.quality import summary
-from fractal.atlas import LEVELS
 from fractal.cli import InputError, run, table
 from fractal.metrics import knn_accuracy, silhouette
+from fractal.parquet import LEVELS
 from fractal.simulate import BLOCK, Atlas
 from stratify import round_robin
 

@@ -36,7 +36,7 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal import atlas, ontology, scimilarity, vectors
+from fractal import ontology, parquet, scimilarity, vectors
 from fractal.adapter import build_adapter, load, save
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
@@ -47,7 +47,7 @@ from fractal.split import Split
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
-LEVELS: dict[str, Any] = {"levels": list(atlas.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
+LEVELS: dict[str, Any] = {"levels": list(parquet.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
 SPLIT = asdict(Split("0" * 64, 9, 0, 0.2, 0.1, 0))
 EXTREMES = [0, 1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 
@@ -136,21 +136,21 @@ def obo_file() -> bytes:
 
 
 def read_parquet(path: Path) -> None:
-    file = atlas.open_atlas(path)
+    file = parquet.open_atlas(path)
     if file.metadata.num_rows > 10_000:
         return
-    atlas.read_rows(path, np.arange(min(7, file.metadata.num_rows)))
-    atlas.path_counts(path, np.ones(file.metadata.num_rows, bool))
-    for _ in atlas.iter_vectors(path):
+    parquet.read_rows(path, np.arange(min(7, file.metadata.num_rows)))
+    parquet.path_counts(path, np.ones(file.metadata.num_rows, bool))
+    for _ in parquet.iter_vectors(path):
         pass
     if "study" in file.schema_arrow.names:
-        atlas.study_codes(path)
+        parquet.study_codes(path)
 
 
 def parquet_file(sizes: list[int], has_study: bool) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "a")
-        with atlas.writing(path, 3, has_study, {"cl_release": "2025-07-30"}) as writer:
+        with parquet.writing(path, 3, has_study, {"cl_release": "2025-07-30"}) as writer:
             for n in sizes:
                 columns = [(np.arange(n) % 3, ["a", "b", "ü"])] * (5 if has_study else 4)
                 writer.append(np.ones((n, 3), np.float32), columns)
@@ -221,7 +221,7 @@ def make_bundle(folder: Path) -> None:
     x = np.random.default_rng(0).normal(size=(MIN_VALIDATION, 8)).astype(np.float32)
     labels = np.zeros((MIN_VALIDATION, 4), np.int64)
     labels[::2, 3] = 1
-    cells = atlas.Cells(x, labels, classes)
+    cells = parquet.Cells(x, labels, classes)
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
     counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
     bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)
@@ -248,7 +248,7 @@ def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
     def read(path: Path) -> None:
         (folder / name).write_bytes(path.read_bytes())
         if name != "bundle.json":
-            hashes = {**whole["sha256"], name: atlas.fingerprint(path)}
+            hashes = {**whole["sha256"], name: parquet.fingerprint(path)}
             (folder / "bundle.json").write_text(json.dumps({**whole, "sha256": hashes}))
         use_bundle(folder)
 

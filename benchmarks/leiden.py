@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import fractal
 from benchmarks.quality import prepare
-from fractal.atlas import open_atlas, read_rows
 from fractal.cli import needs, positive_int, run, table
 from fractal.files import atomic_write
+from fractal.parquet import open_atlas, read_rows
 
 RESOLUTIONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 EXAMPLE = Path(__file__).parent.parent / "docs" / "example.md"

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 import eval as evaluate
 from fractal.adapter import embed, load
-from fractal.atlas import read_rows
 from fractal.cli import positive_int, run
 from fractal.files import atomic_write
 from fractal.metrics import knn_accuracy, silhouette
+from fractal.parquet import read_rows
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -25,10 +25,10 @@ import ingest
 import stratify
 import train
 from fractal import simulate
-from fractal.atlas import LEVELS, study_codes
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.metrics import bootstrap_interval, t_interval
+from fractal.parquet import LEVELS, study_codes
 from fractal.recipes import RECIPES
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation

@@ -30,9 +30,9 @@ import hnswlib
 import numpy as np
 from tqdm import tqdm
 
-from fractal.atlas import open_atlas, writing
 from fractal.cli import InputError, positive_int, run, table
 from fractal.files import atomic_write
+from fractal.parquet import open_atlas, writing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"

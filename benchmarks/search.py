@@ -43,12 +43,12 @@ import stratify
 import train
 from benchmarks.scale import memory_of
 from fractal import simulate
-from fractal.atlas import iter_vectors, level_columns, open_parquet, read_codes
 from fractal.cli import InputError, positive_int, run, table
 from fractal.commands import embed
 from fractal.commands import index as index_command
 from fractal.index import open_index
 from fractal.index.folder import part_names
+from fractal.parquet import iter_vectors, level_columns, open_parquet, read_codes
 from fractal.search import Nearest, nearest
 
 QUERIES, K, SEED = 1_000, 10, 0

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.quality import prepare
-from fractal.atlas import open_atlas, read_rows, study_codes
 from fractal.cli import InputError, run, table
+from fractal.parquet import open_atlas, read_rows, study_codes
 from fractal.reference.space import space_problem
 
 ATLASES = ("pancreas_studies", "fetal_organs", "pbmc_tonsil")

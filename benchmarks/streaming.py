@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 
 from fractal.adapter import build_adapter, save
-from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run
 from fractal.commands import annotate, embed
 from fractal.h5ad import add_obsm
+from fractal.parquet import LEVELS
 from fractal.vectors import CHUNK, open_h5ad
 
 DIM, SUBTYPES = 128, 203

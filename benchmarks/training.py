@@ -27,8 +27,8 @@ from tqdm import tqdm
 import eval as evaluate
 import train
 from fractal.adapter import FractalAdapter, load
-from fractal.atlas import LEVELS
 from fractal.cli import positive_int, run, table
+from fractal.parquet import LEVELS
 from fractal.recipes import RECIPES
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on

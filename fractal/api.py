@@ -19,7 +19,12 @@ import torch
 
 from fractal import __version__
 from fractal.adapter import pick_device
-from fractal.atlas import (
+from fractal.cli import InputError
+from fractal.embedding import block_names, embed_matrix
+from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
+from fractal.h5ad import facts as embedding_facts
+from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from fractal.parquet import (
     LEVELS,
     fingerprint,
     level_columns,
@@ -30,11 +35,6 @@ from fractal.atlas import (
     study_codes,
     writing,
 )
-from fractal.cli import InputError
-from fractal.embedding import block_names, embed_matrix
-from fractal.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
-from fractal.h5ad import facts as embedding_facts
-from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.reference.annotator import NOVELTY
 from fractal.reference.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
 from fractal.reference.card import report_table

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, load, truncate_blocks
-from fractal.atlas import LEVELS, fingerprint
+from fractal.parquet import LEVELS, fingerprint
 from fractal.reference.bundle import Bundle, read_bundle
 from fractal.vectors import usable
 

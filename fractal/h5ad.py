@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from fractal.atlas import LEVELS, usable
 from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
 from fractal.names import clean, is_missing
 from fractal.ontology import CellType, tree_of_columns
+from fractal.parquet import LEVELS, usable
 from fractal.source import CELL_ID, CHUNK, Source, check_format, from_matrix, refuse
 
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this

@@ -30,11 +30,11 @@ import networkx as nx
 import numpy as np
 import obonet
 
-from fractal.atlas import LEVELS
 from fractal.cli import InputError, printable, reason
 from fractal.files import atomic_write
 from fractal.matching import MANUAL, cl_id_of, closest_names, match_names
 from fractal.names import clean, is_missing
+from fractal.parquet import LEVELS
 
 __all__ = ["MANUAL", "closest_names", "match_names"]  # what other modules find here
 

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from fractal.atlas import usable
 from fractal.cli import InputError
 from fractal.names import clean, is_missing
+from fractal.parquet import usable
 from fractal.reorder import reorder
 
 # hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.atlas import ROW_GROUP, usable
 from fractal.cli import InputError, reason
+from fractal.parquet import ROW_GROUP, usable
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
 CELL_ID = "cell_id"  # the column of the cells' names, text

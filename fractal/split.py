@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fractal.atlas import balanced_rows, duplicate_groups, level_columns, open_atlas, read_codes, study_codes
 from fractal.cli import InputError, printable
+from fractal.parquet import balanced_rows, duplicate_groups, level_columns, open_atlas, read_codes, study_codes
 
 VAL_RATIO = 0.15
 MIN_VALIDATION, MIN_PER_TYPE = 100, 5  # cells: a standard error of .04 at an accuracy of .8; fewer say little

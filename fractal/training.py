@@ -14,12 +14,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed
-from fractal.atlas import Cells
 from fractal.cli import InputError
 from fractal.hierarchical import HierarchicalObjective, ancestor_matrix
 from fractal.metrics import knn_accuracy
 from fractal.objective import PrefixObjective
 from fractal.ontology import CL_SLIM, load_graph
+from fractal.parquet import Cells
 from fractal.published import KEEP, PublishedObjective
 from fractal.recipes import RECIPES, Recipe
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from fractal.atlas import metadata_of, open_parquet, open_writer, read_vectors, reading, row_groups, usable
 from fractal.cli import InputError, needs, reason
 from fractal.files import atomic_write
 from fractal.h5ad import open_h5ad, read_h5ad
+from fractal.parquet import metadata_of, open_parquet, open_writer, read_vectors, reading, row_groups, usable
 from fractal.source import CELL_ID, CHUNK, Chunk, Source, check_format, from_matrix, refuse
 
 __all__ = ["CHUNK", "Source", "open_h5ad", "refuse", "usable"]  # what users of this module need beside it

@@ -25,8 +25,8 @@ from fractal.adapter import (
     pick_device,
     save,
 )
-from fractal.atlas import LEVELS
 from fractal.cli import InputError
+from fractal.parquet import LEVELS
 
 PATHS = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 2], [1, 2, 0, 3]])
 CLASSES = [["a", "b"], ["a", "b", "c"], ["x"], ["p", "q", "r", "s"]]

@@ -23,13 +23,13 @@ import eval as evaluate
 import ingest
 import train
 from fractal.adapter import FractalAdapter, PublishedAdapter, embed
-from fractal.atlas import LEVELS
 from fractal.cli import InputError
 from fractal.commands import annotate, export
 from fractal.commands import embed as embed_script
 from fractal.commands import reference as bundle
 from fractal.metrics import expected_calibration_error
 from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
+from fractal.parquet import LEVELS
 from fractal.reference.annotator import (
     CAUTION,
     NOVEL,

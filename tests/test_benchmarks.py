@@ -14,7 +14,7 @@ from benchmarks import strangers
 from benchmarks.ablations import ABLATIONS
 from benchmarks.quality import differences, own_embedding, paired, summary
 from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
-from fractal.atlas import LEVELS
+from fractal.parquet import LEVELS
 
 FOUR = {"recipe": "fractal", "num_levels": 4}
 BLOOD = {"recipe": "fractal", "num_levels": 3, "block_levels": [1, 2, 3]}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TYPES, clustered, write_h5ad
-from test_atlas import write
+from test_parquet import write
 from test_vectors import write_tiledb
 
 import eval as evaluate
@@ -19,10 +19,10 @@ import train
 from fractal import adapter as adapters
 from fractal import embedding, vectors
 from fractal.adapter import load
-from fractal.atlas import fingerprint, read_rows
 from fractal.cli import InputError
 from fractal.commands import embed
 from fractal.h5ad import truncate
+from fractal.parquet import fingerprint, read_rows
 
 
 @pytest.fixture(params=["fractal", "published"])

@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 import eval as evaluate
 import train
-from fractal.atlas import LEVELS, writing
 from fractal.evaluate import (
     distinct_names,
     fit_controls,
@@ -27,6 +26,7 @@ from fractal.evaluate import (
 )
 from fractal.metrics import wilson_interval
 from fractal.ontology import CL_SLIM, load_graph, term_distances
+from fractal.parquet import LEVELS, writing
 
 CLASSES = [["Immune"], ["Lymphoid", "Myeloid"], ["B", "T"], ["B cell", "T cell", "blob"]]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from fractal.atlas import writing
 from fractal.cli import InputError, run
 from fractal.files import atomic_folder, atomic_write, check_paths, recover
+from fractal.parquet import writing
 
 
 def names(folder: Path) -> list[str]:

@@ -10,8 +10,8 @@ from conftest import TYPES, clustered, write_h5ad
 
 import ingest
 from fractal.adapter import FractalAdapter, save
-from fractal.atlas import open_atlas, read_rows
 from fractal.commands import embed
+from fractal.parquet import open_atlas, read_rows
 
 
 def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad: Path):

@@ -17,9 +17,9 @@ import ingest
 import stratify
 import train
 from fractal.adapter import load
-from fractal.atlas import LEVEL_COLUMNS, read_rows, text_codes
 from fractal.cli import InputError
 from fractal.ontology import CL_SLIM, build_hierarchy, load_graph
+from fractal.parquet import LEVEL_COLUMNS, read_rows, text_codes
 from fractal.scimilarity import open_index, open_release, read_labels, read_types
 
 LONG = "x" * 100_000

@@ -13,10 +13,10 @@ import pytest
 from conftest import TYPES, clustered, write_h5ad, write_release
 
 import ingest
-from fractal.atlas import levels_of
 from fractal.cli import InputError
 from fractal.h5ad import labelled_from_anndata, read_map
 from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from fractal.parquet import levels_of
 
 
 def run(path: Path, out: Path, *flags: object) -> pd.DataFrame:

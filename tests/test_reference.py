@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fractal.adapter import build_adapter
-from fractal.atlas import LEVELS, Cells
 from fractal.cli import InputError
+from fractal.parquet import LEVELS, Cells
 from fractal.reference.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, answer, calibrate, majority
 from fractal.reference.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
 from fractal.reference.card import code, model_card

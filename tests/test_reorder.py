@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import fractal.reorder
 import stratify
-from fractal.atlas import LEVEL_COLUMNS, iter_vectors
+from fractal.parquet import LEVEL_COLUMNS, iter_vectors
 from fractal.reorder import reorder
 from stratify import round_robin
 
@@ -78,7 +78,7 @@ def test_stratify_equals_a_table_that_is_taken_whole(
     memory: str, stratified: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(stratify, "ROW_GROUP", 50)
-    monkeypatch.setattr(fractal.atlas, "ROW_GROUP", 70)
+    monkeypatch.setattr(fractal.parquet, "ROW_GROUP", 70)
     cells = pq.read_table(tmp_path / "cells.parquet")
     names = sorted(set(cells["level4_subtype"].to_pylist()))
     order = round_robin(np.array([names.index(name) for name in cells["level4_subtype"].to_pylist()]), seed=3)

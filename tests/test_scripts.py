@@ -21,9 +21,9 @@ import ingest
 import stratify
 import train
 from fractal import training
-from fractal.atlas import LEVEL_COLUMNS, LEVELS, read_rows
 from fractal.evaluate import shuffled_tree
 from fractal.metrics import bootstrap_interval
+from fractal.parquet import LEVEL_COLUMNS, LEVELS, read_rows
 from fractal.scimilarity import open_release
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +142,7 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
     from fractal import split
-    from fractal.atlas import metadata_of, writing
+    from fractal.parquet import metadata_of, writing
 
     num_rows = pq.read_metadata(stratified).num_rows
     is_test = split.held_out(num_rows, 0.2, 0)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fractal.atlas import LEVELS, column_names, writing
 from fractal.cli import InputError
+from fractal.parquet import LEVELS, column_names, writing
 from fractal.split import Split, draw_studies, draw_types, held_out
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stratify
-from fractal.atlas import is_stratified
+from fractal.parquet import is_stratified
 from fractal.reorder import round_robin
 
 

@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 import train
 from fractal import training
 from fractal.adapter import load
-from fractal.atlas import LEVELS, Cells, writing
 from fractal.cli import run
 from fractal.objective import PrefixObjective
+from fractal.parquet import LEVELS, Cells, writing
 from fractal.training import EMA_DECAY, Settings, Validator, choose_levels, default_scale_dim, fit, path_frequency
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fractal.atlas import LEVELS
+from fractal.parquet import LEVELS
 from fractal.truncation import search_table
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiledb
 from conftest import TYPES, clustered, write_h5ad
-from test_atlas import write
+from test_parquet import write
 
 from fractal.cli import InputError
 from fractal.h5ad import open_h5ad, truncate

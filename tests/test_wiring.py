@@ -24,7 +24,6 @@ from benchmarks.annotation import off_path
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
 from fractal.adapter import FractalAdapter, PublishedAdapter
-from fractal.atlas import levels_of, open_atlas, read_rows, writing
 from fractal.cli import InputError, reason
 from fractal.commands import annotate, embed, export, fit, reference
 from fractal.evaluate import fit_controls, score, truth_of
@@ -32,6 +31,7 @@ from fractal.files import check_folder, real_paths
 from fractal.hierarchical import HierarchicalObjective
 from fractal.matching import match_names, singular
 from fractal.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
+from fractal.parquet import levels_of, open_atlas, read_rows, writing
 from fractal.reference.annotator import Answer, Tree
 from fractal.reference.card import model_card
 from fractal.reference.space import Comparison

@@ -122,8 +122,8 @@ def vector_sink(source: "Source", target: Path, dim: int, dtype: str, metadata: 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     from fractal.adapter import pick_device
-    from fractal.atlas import ROW_GROUP
     from fractal.embedding import Embedder, embed_chunks
+    from fractal.parquet import ROW_GROUP
     from fractal.reference.query import open_query, tell
     from fractal.vectors import CHUNK, is_h5ad, open_vectors
 

@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
 
     from fractal.adapter import load, pick_device
-    from fractal.atlas import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
     from fractal.ontology import CL_SLIM, load_graph
+    from fractal.parquet import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
     from fractal.reference.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
     from fractal.reference.card import report_table
     from fractal.split import Split

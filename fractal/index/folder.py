@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.atlas import fingerprint
 from fractal.cli import InputError, reason
 from fractal.files import recover
+from fractal.parquet import fingerprint
 
 VERSION = 1
 MANIFEST, CENTROIDS = "index.json", "centroids.npy"

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.atlas import metadata_of
 from fractal.cli import InputError, needs
 from fractal.embedding import Embedder, embed_matrix
 from fractal.h5ad import open_h5ad, reading_h5ad
 from fractal.index.build import PIECE, Cells
 from fractal.index.folder import Space
+from fractal.parquet import metadata_of
 from fractal.reference.bundle import weights
 from fractal.vectors import Source, is_h5ad, open_vectors
 

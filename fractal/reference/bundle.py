@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save
 from fractal import __version__
 from fractal import adapter as checkpoints
 from fractal.adapter import Adapter, build_adapter
-from fractal.atlas import Cells, fingerprint, usable
 from fractal.cli import InputError
 from fractal.files import atomic_folder, recover
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
+from fractal.parquet import Cells, fingerprint, usable
 from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, answer, calibrate
 from fractal.reference.card import model_card
 from fractal.reference.projection import Projection

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.atlas import (
+from fractal.cli import InputError
+from fractal.parquet import (
     LEVEL_COLUMNS,
     balanced_rows,
     duplicate_groups,
@@ -25,7 +26,6 @@ from fractal.atlas import (
     row_groups,
     writing,
 )
-from fractal.cli import InputError
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
 
