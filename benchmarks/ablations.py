@@ -14,7 +14,7 @@ quality.py, whose atlases are used.
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,7 +53,10 @@ def subtype_frequency(counts: Counts, classes: list[list[str]], levels: list[int
 
 
 def adapter(**arguments: Any) -> Patches:
-    return lambda: {"fractal.adapter.FractalAdapter": partial(FractalAdapter, **arguments)}
+    class Changed(FractalAdapter):  # a class, since loading a checkpoint asks it for its sizes
+        __init__ = partialmethod(FractalAdapter.__init__, **arguments)
+
+    return lambda: {"fractal.adapter.FractalAdapter": Changed}
 
 
 ABLATIONS: dict[str, tuple[list[str], Patches]] = {

@@ -1,11 +1,13 @@
 """The statistics behind the tables, against examples worked by hand."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from conftest import TYPES, clustered, write_release
 from scipy import stats
 
@@ -14,6 +16,7 @@ from benchmarks import strangers
 from benchmarks.ablations import ABLATIONS
 from benchmarks.quality import differences, own_embedding, paired, summary
 from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
+from fractal.adapter import build_adapter, load, save
 from fractal.parquet import LEVELS
 
 FOUR = {"recipe": "fractal", "num_levels": 4}
@@ -72,10 +75,17 @@ def test_the_embedding_of_a_level_follows_the_blocks():
 
 
 @pytest.mark.parametrize("name", list(ABLATIONS))
-def test_what_an_ablation_replaces_is_there(name: str):
-    for target, value in ABLATIONS[name][1]().items():
-        with patch(target, value):
-            pass
+def test_what_an_ablation_replaces_is_there_and_its_checkpoint_is_read_again(name: str, tmp_path: Path):
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 4, "block_levels": [0, 1],
+              "levels": ["a", "b"], "paths": [[0, 0], [0, 1]]}  # fmt: skip
+    classes = [["x"], ["y", "z"]]
+    facts = {"split": {}, "training": {}, "versions": {}, "validation": None}
+    with ExitStack() as stack:
+        for target, value in ABLATIONS[name][1]().items():
+            stack.enter_context(patch(target, value))
+        save(tmp_path / "a.pt", build_adapter(config, classes), config, classes, **facts)
+        adapter, _ = load(tmp_path / "a.pt")
+    assert adapter.encode(torch.ones(1, 8)).shape == (1, 8)
 
 
 def test_donors_in_twos_hold_every_donor_once():
