@@ -416,3 +416,16 @@ def test_an_obs_without_an_order_of_columns_is_refused_before_the_work(reference
         del file["obs"].attrs["column-order"]
     argv = ["--reference", reference / "ref", "--input", path, "--obsm", "X_pca", "--output", tmp_path / "out.h5ad"]
     assert f"{path}: not an .h5ad file" in fails(annotate.main, *argv)
+
+
+def test_a_picture_of_the_confusions(reference: Path, tmp_path: Path, fails, capsys: pytest.CaptureFixture[str]):
+    source = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES * 3), kind=TYPES * 3)
+    base = ["--reference", reference / "ref", "--input", source, "--obsm", "X_pca", "--device", "cpu", "--output"]
+    assert "needs --truth" in fails(annotate.main, *base, tmp_path / "a.tsv", "--confusions", tmp_path / "a.png")
+    truth = [tmp_path / "a.tsv", "--truth", "kind", "--confusions"]
+    assert "name a .png, .svg or .pdf" in fails(annotate.main, *base, *truth, tmp_path / "a.tif")
+    assert fails(annotate.main, *base, tmp_path / "a.h5ad", "--truth", "kind", "--confusions", source)
+    assert not (tmp_path / "a.tsv").exists()
+    annotate.main([str(a) for a in (*base, *truth, tmp_path / "a.png")])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "cells whose kind the reference has" in capsys.readouterr().out

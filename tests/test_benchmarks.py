@@ -3,6 +3,7 @@
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_what_an_ablation_replaces_is_there_and_its_checkpoint_is_read_again(nam
     config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 4, "block_levels": [0, 1],
               "levels": ["a", "b"], "paths": [[0, 0], [0, 1]]}  # fmt: skip
     classes = [["x"], ["y", "z"]]
-    facts = {"split": {}, "training": {}, "versions": {}, "validation": None}
+    facts: dict[str, Any] = {"split": {}, "training": {}, "versions": {}, "validation": None}
     with ExitStack() as stack:
         for target, value in ABLATIONS[name][1]().items():
             stack.enter_context(patch(target, value))

@@ -3,10 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from fractal.adapter import build_adapter
 from fractal.cli import InputError
@@ -15,7 +17,7 @@ from fractal.reference.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, 
 from fractal.reference.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
 from fractal.reference.card import code, model_card
 from fractal.reference.space import is_centred, relation, row_relation, space_problem, variation
-from fractal.reference.truth import report
+from fractal.reference.truth import draw_confusions, report
 
 CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
 LABELS = np.array([[0, 0, 2, 0], [0, 0, 2, 1], [0, 1, 1, 2], [1, 0, 0, 3]])
@@ -232,3 +234,22 @@ def test_scores_by_hand():
     assert "hierarchical F1 of the finest labels: 0.833" in text  # 5 of 6 nodes on both sides
     assert "x -> y" in text
     assert json.dumps(text)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_confusions_are_drawn_in_the_order_of_the_tree(tmp_path: Path, suffix: str):
+    """Two of x's three cells are taken for y, which lies beside it though z comes first; a name is no formula."""
+    answered = {
+        "t": np.array(["x$_1$", "y", "y", "z", "z"], object), "status": np.array(["ok"] * 4 + ["invalid"], object),
+    }  # fmt: skip
+    codes, names = np.array([0, 0, 0, 1, 2]), ["x$_1$", "z", "strange"]
+    paths = [("I", "z"), ("S", "y"), ("S", "x$_1$"), ("S", "absent")]
+    with (
+        patch.object(Axes, "imshow", autospec=True, side_effect=Axes.imshow) as imshow,
+        patch.object(Axes, "set_yticks", autospec=True, side_effect=Axes.set_yticks) as yticks,
+    ):
+        draw_confusions(tmp_path / f"a.{suffix}", answered, codes, names, paths, ("k", "t"), "kind")
+    assert yticks.call_args.args[2] == ["z", "x$_1$", "y"]
+    assert np.allclose(imshow.call_args.args[1], np.array([[1, 0, 0], [0, 1 / 3, 2 / 3], [0, 0, 0]]))
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)

@@ -91,6 +91,12 @@ def get_parser() -> argparse.ArgumentParser:
         "an .h5ad --input",
     )
     answers.add_argument(
+        "--confusions",
+        metavar="FILE",
+        type=Path,
+        help="with --truth: draw which types are taken for which, .png, .svg or .pdf (the extra `pictures`)",
+    )
+    answers.add_argument(
         "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
     )
     answers.add_argument(
@@ -188,7 +194,13 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
     in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
     inputs = {"--input": args.input, "--reference": args.reference, "--obo": args.obo}
-    check_paths(inputs, {"--output": args.output}, in_place)
+    check_paths(inputs, {"--output": args.output, "--confusions": args.confusions}, in_place)
+    if args.confusions:
+        if not args.truth:
+            raise InputError(f"--confusions {args.confusions}: needs --truth, the obs column of the known labels")
+        if args.confusions.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise InputError(f"{args.confusions}: name a .png, .svg or .pdf file with --confusions")
+        needs("matplotlib.figure", "pictures")
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
     if args.obsm and not is_h5ad(args.input):
@@ -257,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.ontology import load_graph
     from fractal.reference.bundle import check_terms, choose_paths, read_bundle
     from fractal.reference.query import open_query, tell
-    from fractal.reference.truth import report
+    from fractal.reference.truth import draw_confusions, report
     from fractal.source import CELL_ID
 
     bundle = read_bundle(args.reference, pick_device(args.device))
@@ -297,7 +309,10 @@ def main(argv: list[str] | None = None) -> None:
     print(table(["Deepest label", "Cells", "%"], shown))
     if truth:
         answered = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-        print("\n" + report(answered, *truth, bundle.tree.paths, bundle.levels, args.truth))
+        known = (answered, *truth, bundle.tree.paths, bundle.levels, args.truth)
+        print("\n" + report(*known))
+        if args.confusions:
+            draw_confusions(args.confusions, *known)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """How good the answers are where the labels are known: accuracy per level, per type, and what is confused."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fractal.cli import table
+from fractal.cli import needs, table
+from fractal.files import atomic_write
 from fractal.metrics import hierarchical_f1
 
 CONFUSIONS = 15  # rows of the table
@@ -73,3 +75,43 @@ def tree_f1(said: np.ndarray, true: np.ndarray, paths: Sequence[tuple[str, ...]]
     above = np.array([[path[: len(node)] == node for node in nodes] for path in paths])
     code = lambda labels: np.array([position[name] for name in labels])  # noqa: E731
     return hierarchical_f1(code(said), code(true), above) or 0.0
+
+
+def draw_confusions(
+    file: Path,
+    answered: dict[str, np.ndarray],
+    codes: np.ndarray,
+    names: Sequence[str],
+    paths: Sequence[tuple[str, ...]],
+    levels: Sequence[str],
+    column: str,
+) -> None:
+    """Write a picture: the share of each true type's cells by the finest label that they were given.
+
+    Types stand in the order of the tree, with a line where the second level changes: mistakes within a lineage lie near
+    the diagonal. Arguments are those of `report`; nothing is written where no cell has a label that the reference has.
+    """
+    known = (np.array([*np.isin(names, [path[-1] for path in paths]), False]))[codes]
+    known &= answered["status"] != "invalid"
+    if not known.any():
+        return
+    true, said = np.array(names, object)[codes[known]], answered[levels[-1]][known]
+    present = {*true, *said}
+    shown = sorted({path for path in paths if path[-1] in present})
+    types = [path[-1] for path in shown]
+    share = confusion_matrix(true.astype(str), said.astype(str), labels=types, normalize="true")
+    side = 3 + 0.25 * len(types)  # inches
+    figure = needs("matplotlib.figure", "pictures").Figure((side, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(types)), types, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(types)), types, parse_math=False)
+    axes.set_xlabel("answered")
+    axes.set_ylabel(column, parse_math=False)
+    for i in range(1, len(shown)):
+        if shown[i][:2] != shown[i - 1][:2]:
+            axes.axhline(i - 0.5, color="grey", linewidth=0.5)
+            axes.axvline(i - 0.5, color="grey", linewidth=0.5)
+    figure.colorbar(image, label="share of the true type", shrink=0.5)
+    with atomic_write(file) as part:
+        figure.savefig(part, format=file.suffix[1:].lower(), dpi=150)
