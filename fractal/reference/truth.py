@@ -100,18 +100,18 @@ def draw_confusions(
     shown = sorted({path for path in paths if path[-1] in present})
     types = [path[-1] for path in shown]
     share = confusion_matrix(true.astype(str), said.astype(str), labels=types, normalize="true")
-    side = 3 + 0.25 * len(types)  # inches
+    side = 1.5 + 0.25 * len(types) + 0.07 * max(map(len, types))  # inches: a type takes .25, a letter of 8 points .07
     figure = needs("matplotlib.figure", "pictures").Figure((side, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(types)), types, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(types)), types, parse_math=False)
+    axes.set_xticks(range(len(types)), types, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(types)), types, fontsize=8, parse_math=False)
     axes.set_xlabel("answered")
     axes.set_ylabel(column, parse_math=False)
     for i in range(1, len(shown)):
         if shown[i][:2] != shown[i - 1][:2]:
             axes.axhline(i - 0.5, color="grey", linewidth=0.5)
             axes.axvline(i - 0.5, color="grey", linewidth=0.5)
-    figure.colorbar(image, label="share of the true type", shrink=0.5)
+    figure.colorbar(image, label="share of the true type", shrink=0.5, aspect=15)
     with atomic_write(file) as part:
         figure.savefig(part, format=file.suffix[1:].lower(), dpi=150)
