@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from fractal.adapter import load
 from fractal.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.files import recover
 
 # What is run: module, and its flags. {in} holds the outputs of the lines before, made with seed {seed}.
 SCRIPTS = {
@@ -176,7 +177,11 @@ class Bench:
 
     def judge(self, older: bool, code: int, fault: str) -> str:
         """What the fault left behind: "old", "new", "nothing", "mixed" (all whole), "best so far", or a failure."""
-        graceful, found = "kill" not in fault, contents(self.out)
+        graceful = "kill" not in fault
+        if not graceful:  # as whoever reads a folder does: it may have been killed between two renames
+            for folder in {Path(name).parts[0] for name in self.good[1] if len(Path(name).parts) > 1}:
+                recover(self.out / folder)
+        found = contents(self.out)
         if graceful and (code not in (0, 2, 130, 143) or "Traceback" in self.log.read_text()):
             return "wrong exit"
         left = found.keys() - self.good[1].keys()
