@@ -11,6 +11,8 @@ and `truncate` cuts a prefix out of these as it should be cut.
 """
 
 import csv
+import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fractal.cli import InputError, needs, reason
-from fractal.files import atomic_write
+from fractal.files import FULL, atomic_write
 from fractal.names import clean, is_missing
 from fractal.ontology import CellType, tree_of_columns
 from fractal.parquet import LEVELS, usable
@@ -447,8 +449,14 @@ def h5ad_copy(source: Path, target: Path) -> Iterator[Any]:
     """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
     with atomic_write(target) as part:
         shutil.copyfile(source, part)
-        with open_h5ad(part, "r+") as file:
-            yield file
+        try:
+            with open_h5ad(part, "r+") as file:
+                yield file
+        except (OSError, RuntimeError, ValueError) as error:  # HDF5 tells of a full disk in its text only
+            number = re.search(r"errno = (\d+)", str(error))
+            if number and int(number[1]) in FULL:
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
 
 
 def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:

@@ -9,13 +9,16 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_h5ad
 
 from fractal.cli import InputError, run
 from fractal.files import atomic_folder, atomic_write, check_paths, recover
+from fractal.h5ad import h5ad_copy
 from fractal.parquet import writing
 
 
@@ -361,3 +364,22 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path, where: str):
     }
     with pytest.raises(InputError, match=f"^{where} .*: its name is not UTF-8"):
         check_paths({"--in": names["--in"]}, {"--out": names["--out"]}, folders={"--folder": names["--folder"]})
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda file: file.create_dataset("big", data=np.ones(100_000)),
+        lambda file: [file.create_group(f"{i}") for i in range(4_000)],
+    ],
+    ids=["data", "metadata"],
+)
+def test_a_full_disk_under_a_copy_of_an_h5ad(small_disk: None, tmp_path: Path, fill: Callable[[Any], object]):
+    """HDF5 has an OSError for data, and for metadata a ValueError, or a RuntimeError when the file is closed."""
+    source = write_h5ad(tmp_path / "x.h5ad", np.ones((4, 3), np.float32), kind=["B cell"] * 4)
+    with (
+        pytest.raises(InputError, match=r"new.h5ad: cannot be written \(file too large\); make room"),
+        h5ad_copy(source, tmp_path / "new.h5ad") as file,
+    ):
+        fill(file)
+    assert names(tmp_path) == ["x.h5ad"]
