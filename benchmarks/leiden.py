@@ -10,7 +10,6 @@ which draws other halves. The raw vectors are clustered beside, and compared wit
 """
 
 import argparse
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import fractal
-from benchmarks.quality import prepare
+from benchmarks.quality import add_data, prepare
 from fractal.cli import needs, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.parquet import open_atlas, read_rows
@@ -56,12 +55,7 @@ DATASETS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=os.environ.get("FRACTAL_REAL_DATA"),
-        help="folder with a release per real atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
-    )
+    add_data(parser)
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: all)")
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("data/leiden.md"), help="(default: %(default)s)")

@@ -75,14 +75,19 @@ STUDIES = {"pbmc_tonsil_donors", "pancreas_studies", "simulated_studies"}  # wha
 Run = tuple[dict[str, Any], Any]  # what eval.py writes: its JSON, and per query right or wrong
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flag --data, the same in all that reads the real atlases."""
     parser.add_argument(
         "--data",
         type=Path,
         default=os.environ.get("FRACTAL_REAL_DATA"),
         help="folder with a release per real atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
     )
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data(parser)
     parser.add_argument(
         "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: %(default)s)"
     )

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.quality import LONGER, own_embedding, prepare, train_and_score
+from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
 from fractal.cli import non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.metrics import cluster_bootstrap, t_interval
@@ -90,12 +90,7 @@ class Result:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=os.environ.get("FRACTAL_REAL_DATA"),
-        help="folder with a release per real atlas, ATLAS/model_v1.1 (default: $FRACTAL_REAL_DATA)",
-    )
+    add_data(parser)
     parser.add_argument("--atlases", nargs="+", choices=ATLASES, default=ATLASES, help="(default: all)")
     parser.add_argument("--kinds", nargs="+", choices=["types", "studies"], default=["types", "studies"])
     parser.add_argument(

@@ -197,15 +197,9 @@ class FractalAdapter(Adapter):
         kept = pad(unit, (0, max(0, self.num_levels * width - self.dim)))[:, : self.num_levels * width]
         return pad(kept.unflatten(1, (self.num_levels, width)).flip(1), (0, self.scale_dim - width))
 
-    def whiten(self, x: Tensor) -> Tensor:
-        """(n, dim) -> (n, dim) in the whitened axes, of any length."""
-        return (normalize(x, dim=1) - self.mean) @ self.axes
-
-    def logits_and_probability(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
-        """Whitened cells (n, dim) -> the perceptron's logits, and the probability of each path: both (n, num_paths).
-
-        No gradient goes through the probability, else the blocks' losses would blur it.
-        """
+    def forward(self, x: Tensor) -> Output:
+        """No gradient goes from the blocks into the probability, else the blocks' losses would blur it."""
+        whitened = (normalize(x, dim=1) - self.mean) @ self.axes
         unit = normalize(whitened, dim=1)
         seen = unit + self.noise / self.dim**0.5 * torch.randn_like(unit) if self.training else unit
         seen = seen * self.dim**0.5  # entries of about 1
@@ -215,17 +209,12 @@ class FractalAdapter(Adapter):
         doubt = (distances.amin(1, keepdim=True) / self.familiar).clamp(min=1).square()  # temperature of a strange cell
         by_network = (logits.detach() / doubt).softmax(1)
         by_means = ((self.log_prior - distances / (2 * MEANS_TEMPERATURE)) / doubt).softmax(1)
-        return logits, torch.lerp(by_network, by_means, MEANS_SHARE)
-
-    def forward(self, x: Tensor) -> Output:
-        whitened = self.whiten(x)
-        logits, probability = self.logits_and_probability(whitened)
+        probability = torch.lerp(by_network, by_means, MEANS_SHARE)  # of the paths
         of_classes = (probability @ self.path_to_class).split(self.classes, 1)  # one per level
         anchors = normalize(self.anchors, dim=1).split(self.classes)
         levels = zip(of_classes, self.sharpness, anchors, strict=True)
         told = [normalize((p + 1e-9) ** power, p=1.0, dim=1) @ of for p, power, of in levels]
-        residual = self.slices(normalize(whitened, dim=1))
-        blocks = self.block_scale * torch.stack(told, 1) + self.residual_scale * residual
+        blocks = self.block_scale * torch.stack(told, 1) + self.residual_scale * self.slices(unit)
         return Output(logits, probability, blocks)
 
 

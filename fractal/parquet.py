@@ -12,7 +12,7 @@ The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`; 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,23 @@ class Cells:
             for rows in (slice(n), slice(n, None))
         )
         return first, rest
+
+
+@contextmanager
+def table_writer(path: str | Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Write tables to a Parquet file as they come; their columns are those of the first."""
+    writers: list[pq.ParquetWriter] = []
+
+    def write(table: pa.Table) -> None:
+        if not writers:
+            writers.append(pq.ParquetWriter(path, table.schema))
+        writers[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.close()
 
 
 @contextmanager

@@ -34,8 +34,6 @@ from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
-    import pyarrow.parquet as pq
-
     from fractal.reference.annotator import Answer
     from fractal.reference.bundle import Bundle
     from fractal.source import Source
@@ -116,7 +114,8 @@ Sink = Callable[[dict[str, np.ndarray]], None]
 def table_sink(path: Path) -> Iterator[Sink]:
     """Write chunks of columns to a .tsv or Parquet file as they come."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from fractal.parquet import table_writer
 
     with atomic_write(path) as part:
         if path.suffix == ".tsv":
@@ -134,19 +133,8 @@ def table_sink(path: Path) -> Iterator[Sink]:
 
                 yield write_tsv
         else:
-            writers: list[pq.ParquetWriter] = []
-
-            def write_parquet(columns: dict[str, np.ndarray]) -> None:
-                chunk = pa.table({name: pa.array(values) for name, values in columns.items()})
-                if not writers:
-                    writers.append(pq.ParquetWriter(part, chunk.schema))
-                writers[0].write_table(chunk)
-
-            try:
-                yield write_parquet
-            finally:
-                for open_writer in writers:
-                    open_writer.close()
+            with table_writer(part) as write:
+                yield lambda columns: write(pa.table({name: pa.array(values) for name, values in columns.items()}))
 
 
 @contextmanager

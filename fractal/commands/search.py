@@ -98,21 +98,10 @@ def tsv_sink(path: Path) -> Iterator[Sink]:
 
 @contextmanager
 def parquet_sink(path: Path) -> Iterator[Sink]:
-    import pyarrow.parquet as pq
+    from fractal.parquet import table_writer
 
-    writers: list[pq.ParquetWriter] = []
-    with atomic_write(path) as part:
-
-        def write(table: "pa.Table", _: "Hits") -> None:
-            if not writers:
-                writers.append(pq.ParquetWriter(part, table.schema))
-            writers[0].write_table(table)
-
-        try:
-            yield write
-        finally:
-            for writer in writers:
-                writer.close()
+    with atomic_write(path) as part, table_writer(part) as write:
+        yield lambda table, _: write(table)
 
 
 @contextmanager

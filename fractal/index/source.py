@@ -1,6 +1,5 @@
 """What is indexed, or asked for: a file's vectors in the space of an adapter, and its columns."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from fractal.h5ad import open_h5ad, reading_h5ad
 from fractal.index.build import PIECE, Cells
 from fractal.index.folder import Space
 from fractal.parquet import metadata_of
-from fractal.reference.bundle import weights
+from fractal.reference.bundle import weights_sha256
 from fractal.vectors import Source, is_h5ad, open_vectors
 
 X_FRACTAL = "X_fractal"
@@ -80,7 +79,7 @@ def space_of(embedder: Embedder) -> Space:
     """What an adapter's full vectors are."""
     adapter = embedder.adapter
     blocks = (adapter.scale_dim,) * adapter.num_levels
-    hashes = dict.fromkeys([embedder.sha256, hashlib.sha256(weights(adapter)).hexdigest()])
+    hashes = dict.fromkeys([embedder.sha256, weights_sha256(adapter)])
     return Space(sum(blocks), embedder.recipe, blocks, tuple(embedder.levels), tuple(hashes))
 
 

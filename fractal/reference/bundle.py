@@ -76,7 +76,7 @@ class Bundle:
     @cached_property
     def sha256(self) -> str:
         """Of the adapter's weights as `write_bundle` writes them."""
-        return hashlib.sha256(weights(self.adapter)).hexdigest()
+        return weights_sha256(self.adapter)
 
     def about(self, name: str, confidence: float, novelty: str, vectors: str, warning: str) -> dict[str, Any]:
         """What uns["fractal"]["annotation"] says of the answers; `name` is that of the reference."""
@@ -308,6 +308,10 @@ def check_place(path: Path) -> None:
 def weights(adapter: Adapter) -> bytes:
     """What adapter.safetensors holds; safetensors' save_file would make files that only their owner reads."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()})
+
+
+def weights_sha256(adapter: Adapter) -> str:
+    return hashlib.sha256(weights(adapter)).hexdigest()
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:

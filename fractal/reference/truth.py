@@ -27,9 +27,9 @@ def report(
     counted, and stand in no figure but that of how many of them are flagged as novel.
     """
     path_of = {path[-1]: path for path in paths}
-    known_name = np.array([name in path_of for name in names] + [False])
-    known = known_name[codes] & (answered["status"] != "invalid")
-    strange = (codes >= 0) & ~known_name[codes]
+    listed = has_label(codes, names, paths)
+    known = listed & (answered["status"] != "invalid")
+    strange = (codes >= 0) & ~listed
     lines = [f"{known.sum():,} cells whose {column} the reference has"]
     if strange.any():
         flagged = (answered["status"][strange] == "novel").mean()
@@ -68,6 +68,12 @@ def report(
     return "\n\n".join(lines)
 
 
+def has_label(codes: np.ndarray, names: Sequence[str], paths: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Codes (n,) of `names`, -1 for none -> (n,) bool: whether the reference has that label."""
+    finest = {path[-1] for path in paths}
+    return np.array([*(name in finest for name in names), False])[codes]
+
+
 def tree_f1(said: np.ndarray, true: np.ndarray, paths: Sequence[tuple[str, ...]]) -> float:
     """Hierarchical F1 of finest labels (n,), over the nodes of the reference's own tree."""
     nodes = sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})
@@ -91,8 +97,7 @@ def draw_confusions(
     Types stand in the order of the tree, with a line where the second level changes: mistakes within a lineage lie near
     the diagonal. Arguments are those of `report`; nothing is written where no cell has a label that the reference has.
     """
-    known = (np.array([*np.isin(names, [path[-1] for path in paths]), False]))[codes]
-    known &= answered["status"] != "invalid"
+    known = has_label(codes, names, paths) & (answered["status"] != "invalid")
     if not known.any():
         return
     true, said = np.array(names, object)[codes[known]], answered[levels[-1]][known]
