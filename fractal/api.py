@@ -100,6 +100,8 @@ class Reference:
         confidence: float = CONFIDENCE,
         novelty: str = "on",
         force: bool = False,
+        index: "Index | str | Path | None" = None,
+        index_labels: str | None = None,
     ) -> None:
         """Label the cells of `adata` in place, each as deep in the hierarchy as it can be trusted.
 
@@ -108,7 +110,9 @@ class Reference:
         float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
 
         confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
-        odd cells, "flag" only marks them, "off" does neither. Where vectors are missing, of another width, or as a body
+        odd cells, "flag" only marks them, "off" does neither. index: all cells of an index (see `search`) vote in place
+        of the reference's, and the probabilities are calibrated anew; index_labels: its column with the reference's
+        finest labels, where it has no columns of levels. Where vectors are missing, of another width, or as a body
         can't come from the reference's embedding, a reference of a PCA projects the cells from X, and says so. Raises
         InputError where it can't; `force` takes vectors of another embedding.
         """
@@ -119,9 +123,14 @@ class Reference:
         if novelty not in NOVELTY:
             raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
         vectors, origin = self.vectors_of(adata, use_rep, force)
-        for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
+        bundle = self.bundle
+        if index is not None:
+            from fractal.index.voters import with_index
+
+            bundle = with_index(bundle, index, index_labels)
+        for name, values in bundle.annotate(vectors, confidence, novelty).items():
             adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
-        about = self.bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
+        about = bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
         adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
 
     def embed(
