@@ -23,6 +23,7 @@ FAMILIES = (
     "#2a9d8f",
 )
 OTHER = "#8a8a8a"
+NEUTRAL = "#6f7f8f"  # above the families
 UNKNOWN = "#b4b4b4"  # cells without a label, on light and dark ground
 LIGHTNESS = 0.44, 0.83  # of the shades
 HUE = 44.0  # degrees over which the shades of one family run
@@ -36,25 +37,22 @@ def colours_of(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     top = next((k for k, some in enumerate(of_level, 1) if len(some) > 1), 1)  # the level of the families
     families = [node for node in of_level[top - 1] if node[-1] != "Other"]
     base = {node: FAMILIES[i % len(FAMILIES)] for i, node in enumerate(families)}
-    colours = {node: base.get(node[:top], OTHER) for node in nodes if len(node) == top}
-    colours |= {node: colours[families[0]] if families else OTHER for node in nodes if len(node) < top}
-    for some in of_level[top:]:
-        for family in of_level[top - 1]:
-            members = [node for node in some if node[:top] == family]
-            shades = shades_of(colours[family], len(members))
-            colours |= dict(zip(members, shades, strict=True))
+    colours = {node: base.get(node, OTHER) for node in of_level[top - 1]}
+    colours |= {node: NEUTRAL for node in nodes if len(node) < top}
+    for family in of_level[top - 1]:
+        leaves = sorted({path for path in paths if path[:top] == family})
+        for node in (node for node in nodes if len(node) > top and node[:top] == family):
+            below = [i for i, leaf in enumerate(leaves) if leaf[: len(node)] == node]
+            position = (sum(below) / len(below) + 0.5) / len(leaves)  # of its middle leaf among the family's
+            colours[node] = shade(colours[family], position) if len(leaves) > 1 else colours[family]
     return colours
 
 
-def shades_of(colour: str, count: int) -> list[str]:
-    """`count` shades, from dark to light; a single one is the colour itself."""
-    if count == 1:
-        return [colour]
+def shade(colour: str, position: float) -> str:
+    """A colour of the family of `colour`: dark at position 0, light at 1."""
     _, chroma, hue = to_oklch(colour)
-    steps = np.linspace(0, 1, count)
-    return [
-        from_oklch(float(np.interp(s, (0, 1), LIGHTNESS)), chroma * 0.95, hue + HUE * (s - 0.5)) for s in steps.tolist()
-    ]
+    lightness = LIGHTNESS[0] + position * (LIGHTNESS[1] - LIGHTNESS[0])
+    return from_oklch(lightness, 0.95 * chroma, hue + HUE * (position - 0.5))
 
 
 # OKLab: linear sRGB -> cone responses -> their cube roots -> lightness, green-red, blue-yellow.

@@ -5,6 +5,7 @@ export interface Island {
   count: number;
   x: number;
   y: number;
+  radius: number; // half of its cells are nearer
 }
 
 /** One place per group of at least `least` cells: layout (n, 2), groups (n,); group 0 has no name. */
@@ -25,7 +26,7 @@ export function islands(layout: Float32Array, groups: ArrayLike<number>, least: 
 }
 
 /** The fullest cell of a coarse grid, then twice the mean of the group's cells around. */
-function densest(layout: Float32Array, own: number[]): { x: number; y: number } {
+function densest(layout: Float32Array, own: number[]): { x: number; y: number; radius: number } {
   const cells = new Map<number, number>();
   const side = 0.12;
   let best = 0, place = 0;
@@ -48,5 +49,6 @@ function densest(layout: Float32Array, own: number[]): { x: number; y: number } 
     }
     if (near) [x, y] = [sumX / near, sumY / near];
   }
-  return { x, y };
+  const distances = own.map((i) => Math.hypot(layout[2 * i] - x, layout[2 * i + 1] - y)).sort((a, b) => a - b);
+  return { x, y, radius: distances[distances.length >> 1] };
 }

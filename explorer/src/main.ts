@@ -124,7 +124,7 @@ class Page {
     this.body = element("div", { id: "legend" });
     find("#types").append(element("label", { className: "field" }, "Colour by ", this.choice), this.body);
     const bar = find("#prefix");
-    this.map = new MapView(find("#points"), find("#overlay"), bar.offsetHeight + 8, {
+    this.map = new MapView(find("#points"), find("#overlay"), () => bar.offsetHeight + 24, {
       click: (hit) => this.choose(hit),
       hover: (hit, x, y) => this.tip(hit, x, y),
       lasso: (corners) => this.select(corners),
@@ -496,7 +496,7 @@ class Page {
       const { vectors, n, names } = await readVectors(file, annotator.adapter.dim);
       note.textContent = `Labelling ${count(n)} cells of ${file.name} …`;
       const answers = await annotator.answer(vectors, n, (done) => rest((0.6 * done) / n));
-      const places = answers && (await placed(answers.full, n, fractal, this.layouts, answers.path, (done) => rest(0.6 + (0.4 * done) / n)));
+      const places = answers && (await placed(answers.full, n, fractal, this.about.widths, this.layouts, answers.path, (done) => rest(0.6 + (0.4 * done) / n)));
       if (!answers || !places) return;
       this.forget();
       this.yours = { file: file.name, names, vectors, answers, node: nodesOf(answers, this.about.annotator.paths), layouts: places };

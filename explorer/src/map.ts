@@ -45,7 +45,7 @@ export class MapView {
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly overlay: HTMLCanvasElement,
-    private readonly bottom: number, // pixels below the map that other things cover
+    private readonly covered: () => number, // pixels below the map that other things cover
     private readonly events: Events,
   ) {
     this.points = new Points(canvas);
@@ -234,6 +234,10 @@ export class MapView {
     return [layouts[from], layouts[to], this.prefix - Math.floor(this.prefix)];
   }
 
+  private get bottom(): number {
+    return this.covered();
+  }
+
   private get ratio(): number {
     return Math.min(devicePixelRatio, 2);
   }
@@ -253,7 +257,7 @@ export class MapView {
   private size(): number {
     const n = Math.max(1, (this.layouts[0]?.[0].length ?? 2) / 2);
     const free = Math.min(this.width, this.height - this.bottom);
-    return Math.min(16, Math.max(1.8, (0.5 * free) / Math.sqrt(n)) * this.transform.k ** 0.45);
+    return Math.min(16, Math.max(2.2, (0.8 * free) / Math.sqrt(n)) * this.transform.k ** 0.45);
   }
 
   private resize(): void {
@@ -368,9 +372,11 @@ export class MapView {
     const small = Math.min(this.width, this.height) < 480;
     const size = small ? 11 : 13;
     context.font = `600 ${size}px system-ui, sans-serif`;
-    for (const { node, x, y } of this.names(nearest)) {
-      const [screenX, screenY] = this.toScreen(x, y);
+    for (const { node, x, y, radius } of this.names(nearest)) {
+      const [screenX, middle] = this.toScreen(x, y);
       const lines = wrap(this.nameOf(node), small ? 16 : 22);
+      const reach = radius * this.camera().scale;
+      const screenY = reach > 24 ? middle : middle - reach * 1.5 - 6 - (lines.length * size) / 2; // a name would hide it
       const width = Math.max(...lines.map((line) => context.measureText(line).width)) + 6;
       const height = lines.length * (size + 2) + 2;
       const box: [number, number, number, number] = [screenX - width / 2, screenY - height / 2, screenX + width / 2, screenY + height / 2];

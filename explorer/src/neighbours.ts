@@ -25,15 +25,23 @@ export function largest(values: Float32Array, start: number, count: number, k: n
   return { rows, cosines };
 }
 
-/** Products of rows a (n, dim) and b (m, dim), float32 -> (n, m). Four rows of a at a time: b is read once for them. */
+/** Products of rows a (n, dim) and b (m, dim), float32 -> (n, m). */
 export function products(a: Float32Array, n: number, b: Float32Array, m: number, dim: number): Float32Array {
   const out = new Float32Array(n * m);
+  addProducts(out, a, n, b, m, dim, 0, dim);
+  return out;
+}
+
+/** Adds those of the numbers from `first` to before `end`. Four rows of a at a time: b is read once for them. */
+export function addProducts(
+  out: Float32Array, a: Float32Array, n: number, b: Float32Array, m: number, dim: number, first: number, end: number,
+): void {
   let i = 0;
   for (; i + 4 <= n; i += 4) {
     const a0 = i * dim, a1 = a0 + dim, a2 = a1 + dim, a3 = a2 + dim;
     for (let j = 0; j < m; j++) {
       let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      for (let k = 0, at = j * dim; k < dim; k++, at++) {
+      for (let k = first, at = j * dim + first; k < end; k++, at++) {
         const value = b[at];
         s0 += a[a0 + k] * value;
         s1 += a[a1 + k] * value;
@@ -41,20 +49,19 @@ export function products(a: Float32Array, n: number, b: Float32Array, m: number,
         s3 += a[a3 + k] * value;
       }
       const to = i * m + j;
-      out[to] = s0;
-      out[to + m] = s1;
-      out[to + 2 * m] = s2;
-      out[to + 3 * m] = s3;
+      out[to] += s0;
+      out[to + m] += s1;
+      out[to + 2 * m] += s2;
+      out[to + 3 * m] += s3;
     }
   }
   for (; i < n; i++) {
     for (let j = 0; j < m; j++) {
       let sum = 0;
-      for (let k = 0, at = j * dim; k < dim; k++, at++) sum += a[i * dim + k] * b[at];
-      out[i * m + j] = sum;
+      for (let k = first, at = j * dim + first; k < end; k++, at++) sum += a[i * dim + k] * b[at];
+      out[i * m + j] += sum;
     }
   }
-  return out;
 }
 
 /** Cells that can be searched by any prefix of their vectors. */
@@ -69,7 +76,7 @@ export class Bank {
   }
 
   /** Length of the first `width` numbers of each row. */
-  private lengths(width: number): Float64Array {
+  lengths(width: number): Float64Array {
     let found = this.norms.get(width);
     if (!found) {
       found = new Float64Array(this.n);

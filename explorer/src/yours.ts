@@ -3,7 +3,7 @@
 import type { Answers } from "./adapter";
 import type { About } from "./data";
 import { csvRow } from "./dom";
-import { type Bank, largest, products } from "./neighbours";
+import { addProducts, type Bank, largest } from "./neighbours";
 import type { Tree } from "./tree";
 
 export const STATUSES = ["ok", "withheld", "novel", "invalid"] as const;
@@ -28,15 +28,18 @@ export function nodesOf(answers: Answers, paths: number[][]): Int32Array {
   return Int32Array.from(answers.path, (path, i) => (path < 0 || !answers.depth[i] ? 0 : paths[path][answers.depth[i] - 1]));
 }
 
-const ANCHORS = 5; // cells of the map that a new cell is placed among
-const SHARP = 0.02; // cosines that far apart weigh e times less
+const PLACED_BY = 10; // cells of the map, as in fractal/maps.py
 const BATCH = 64;
 
-/** full (n, width) -> (n, 2) per prefix: among the nearest cells of the map. A cell without a vector is out of sight. */
+/**
+ * full (n, width) -> (n, 2) per prefix: the median place, axis by axis, of the nearest cells of the map by that prefix.
+ * A cell without a vector has none.
+ */
 export async function placed(
   full: Float32Array,
   n: number,
   bank: Bank,
+  widths: number[],
   maps: Float32Array[],
   path: Int32Array,
   progress: (done: number) => boolean | Promise<boolean>,
@@ -44,21 +47,29 @@ export async function placed(
   const layouts = maps.map(() => new Float32Array(2 * n).fill(NaN));
   for (let start = 0; start < n; start += BATCH) {
     const some = Math.min(BATCH, n - start);
-    const cosines = products(full.subarray(start * bank.dim, (start + some) * bank.dim), some, bank.rows, bank.n, bank.dim);
-    for (let i = 0; i < some; i++) {
-      if (path[start + i] < 0) continue;
-      const near = largest(cosines, i * bank.n, bank.n, Math.min(ANCHORS, bank.n));
-      const weights = near.cosines.map((cosine) => Math.exp((cosine - near.cosines[0]) / SHARP));
-      const total = weights.reduce((a, b) => a + b, 0);
-      maps.forEach((map, j) => {
+    const rows = full.subarray(start * bank.dim, (start + some) * bank.dim);
+    const sums = new Float32Array(some * bank.n);
+    const cosines = new Float32Array(bank.n);
+    widths.forEach((width, j) => {
+      addProducts(sums, rows, some, bank.rows, bank.n, bank.dim, j ? widths[j - 1] : 0, width);
+      const lengths = bank.lengths(width);
+      for (let i = 0; i < some; i++) {
+        if (path[start + i] < 0) continue;
+        for (let cell = 0; cell < bank.n; cell++) cosines[cell] = sums[i * bank.n + cell] / lengths[cell];
+        const near = largest(cosines, 0, bank.n, Math.min(PLACED_BY, bank.n)).rows;
         for (let axis = 0; axis < 2; axis++) {
-          layouts[j][2 * (start + i) + axis] = near.rows.reduce((sum, row, k) => sum + weights[k] * map[2 * row + axis], 0) / total;
+          layouts[j][2 * (start + i) + axis] = median(near.map((row) => maps[j][2 * row + axis]));
         }
-      });
-    }
+      }
+    });
     if (!(await progress(start + some))) return null;
   }
   return layouts;
+}
+
+function median(values: number[]): number {
+  const sorted = values.sort((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }
 
 /** The columns of `fractal annotate`, as far as the page knows them. */
