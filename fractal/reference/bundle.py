@@ -5,6 +5,7 @@
     hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
     calibration.json      what held-out cells taught (fractal.reference.annotator.Calibration)
     projection.safetensors   only of a PCA: what projects new cells (fractal.reference.projection)
+    maps.safetensors      only after `fractal map`: layouts of the cells (fractal.maps), with a hash of its own
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
@@ -42,7 +43,9 @@ from fractal.reference.space import space_problem
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
 PROJECTION = "projection.safetensors"  # only where the vectors are principal components
-OWN_FILES = (*FILES, PROJECTION, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
+MAPS = "maps.safetensors"  # layouts of the cells, made by `fractal map`; a reference that is made again loses them
+# reference.parquet is of older versions
+OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "reference.parquet")
 # As a checkpoint's facts, where nothing is known.
 NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
@@ -298,6 +301,7 @@ def check_place(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path}: is a file, and the reference is a folder; name another --output")
+    recover(path / MAPS)  # of a run of `fractal map` that was killed
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
         raise InputError(f"{path}: is there, and no reference; name another --output")
