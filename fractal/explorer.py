@@ -15,6 +15,7 @@ What the page computes is what torch computes on the same numbers:
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +30,10 @@ from fractal.cli import InputError
 from fractal.colours import UNKNOWN, colours_of
 from fractal.embedding import block_names, embed_matrix
 from fractal.files import atomic_write
-from fractal.names import is_missing
+from fractal.maps import fractal_vectors, maps_of
+from fractal.names import clean, is_missing
 from fractal.ontology import CL_SLIM, SHIPPED, load_graph
+from fractal.parquet import usable
 from fractal.reference.annotator import (
     CAUTION,
     CAUTIOUS_DEPTH,
@@ -45,6 +48,7 @@ from fractal.reference.bundle import CONFIDENCE, Bundle, natural_weight
 from fractal.reference.neighbours import Neighbours
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from pandas import DataFrame, Series
 
 TEMPLATE = SHIPPED / "explorer.html"
@@ -67,22 +71,28 @@ class Cells:
     columns: Mapping[str, "Series"] = field(default_factory=dict)
 
 
-def write_page(path: Path, bundle: Bundle, cells: Cells, title: str, reference: str) -> int:
-    """Write the page -> its size in bytes. Raises InputError where it can't be made."""
-    text = page(bundle, cells, title, reference).encode()
-    with atomic_write(path) as part:
-        part.write_bytes(text)
-    return len(text)
-
-
-def page(bundle: Bundle, cells: Cells, title: str, reference: str) -> str:
+def check_template() -> None:
+    """Raises InputError, before any work, where the page's code is missing."""
     if not TEMPLATE.is_file():
         raise InputError(
             f"{TEMPLATE}: the explorer's page is not built, which takes npm's packages once; go online and say "
             "`uv sync --reinstall-package fractal-cells`, or `pip install .`"
         )
+
+
+def write_page(path: Path, bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str) -> int:
+    """Write the page -> its size in bytes. Arguments as of `page`; raises InputError as it does."""
+    text = page(bundle, cells, layouts, title, reference).encode()
+    with atomic_write(path) as part:
+        part.write_bytes(text)
+    return len(text)
+
+
+def page(bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str) -> str:
+    """layouts (prefixes, n, 2), in one frame; title and reference are shown. Raises InputError as `contents` does."""
+    check_template()
     template = TEMPLATE.read_text(encoding="utf-8")
-    about, arrays = contents(bundle, cells, title, reference)
+    about, arrays = contents(bundle, cells, layouts, title, reference)
     facts = json.dumps(about, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")  # no tag can end here
     parts = [f'<script type="application/json" id="about">{facts}</script>']
     parts += [
@@ -157,8 +167,13 @@ def nodes_of(tree: Tree) -> list[tuple[str, ...]]:
     return sorted({path[:k] for path in tree.paths for k in range(len(path) + 1)})
 
 
-def contents(bundle: Bundle, cells: Cells, title: str, reference: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the page is told, and its arrays, in the order in which the page reads them."""
+def contents(
+    bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the page is told, and its arrays, in the order in which the page reads them.
+
+    Raises InputError for recipe `published` and for a column of too many values.
+    """
     adapter = bundle.adapter
     if not isinstance(adapter, FractalAdapter):
         raise InputError(
@@ -211,7 +226,6 @@ def contents(bundle: Bundle, cells: Cells, title: str, reference: str) -> tuple[
         },
         "facts": provenance(bundle),
     }
-    layouts = layouts_of(full, widths)
     arrays = {
         "maps": np.rint(layouts * (32_000 / np.abs(layouts).max())).astype(np.int16),
         "node": node.astype(np.uint16 if len(nodes) < 2**16 else np.uint32),
@@ -230,13 +244,6 @@ def contents(bundle: Bundle, cells: Cells, title: str, reference: str) -> tuple[
         "ood_weights": np.array(small.calibration.ood_score[1]),
     }
     return about, arrays
-
-
-def layouts_of(full: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """Full vectors (n, dims), and how many numbers each prefix has -> (prefixes, n, 2) float32, in one frame."""
-    from fractal.maps import fit_maps
-
-    return fit_maps(full, widths, seed=0).layouts
 
 
 def node_of_cells(
@@ -329,7 +336,43 @@ def provenance(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def text_columns(frame: "DataFrame") -> list[str]:
-    """The columns shown unless others are named: text of 2 to DEFAULT_VALUES values, DEFAULT_COLUMNS at most."""
-    some = [name for name in frame if frame[name].dtype.kind not in "iufM"]
-    return [name for name in some if 2 <= frame[name].nunique() <= DEFAULT_VALUES][:DEFAULT_COLUMNS]
+def choose(
+    frame: "DataFrame", labels: str | None, columns: Sequence[str] | None, where: Path | str
+) -> tuple[list[str] | None, dict[str, "Series"]]:
+    """The table of the cells -> their labels, and the columns to colour by, see `fractal explore --help`.
+
+    Raises InputError for a column that is not there.
+    """
+    own = [name for name in sorted(map(str, frame.columns)) if re.match(r"level[1-9]_.", name)]  # of an atlas
+    labels = labels or (own[-1] if own else None)
+    if missing := [name for name in [*(columns or ()), *([labels] if labels else [])] if name not in frame]:
+        raise InputError(
+            f"{where}: has no column '{missing[0]}'; it has {', '.join(map(str, frame.columns)) or 'none'}"
+        )
+    if columns is None:
+        some = [name for name in frame if name not in (*own, labels) and frame[name].dtype.kind not in "iufM"]
+        columns = [name for name in some if 2 <= frame[name].nunique() <= DEFAULT_VALUES][:DEFAULT_COLUMNS]
+    types = None if labels is None else [clean(str(name)) for name in frame[labels]]
+    return types, {name: frame[name] for name in columns}
+
+
+def explore(
+    bundle: Bundle,
+    adata: "AnnData",
+    vectors: np.ndarray,
+    path: Path,
+    labels: str | None,
+    columns: Sequence[str] | None,
+    max_cells: int,
+    reference: str,
+) -> int:
+    """`Reference.explore`: the page of an AnnData whose cells have these vectors (n, dim) float32 -> its bytes."""
+    check_template()
+    rows = np.random.default_rng(0).permutation(len(vectors))[:max_cells]
+    rows = np.sort(rows[usable(vectors[rows])])
+    if not len(rows):
+        raise InputError("none of the cells has a usable vector")
+    types, shown = choose(adata.obs.iloc[rows], labels, columns, "adata.obs")
+    cells = Cells(vectors[rows], len(vectors), adata.obs_names[rows].astype(str).tolist(), types, shown)
+    layouts = maps_of(bundle).transform(fractal_vectors(bundle, cells.vectors))
+    return write_page(path, bundle, cells, layouts, "AnnData", reference)

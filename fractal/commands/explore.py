@@ -10,7 +10,6 @@ of ingest.py brings its own.
 """
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +73,7 @@ def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
     import pyarrow as pa
     from tqdm import tqdm
 
-    from fractal.explorer import Cells, text_columns
-    from fractal.names import clean
+    from fractal.explorer import Cells, choose
     from fractal.vectors import CHUNK, is_h5ad, usable
 
     drawn = np.zeros(source.num_rows, bool)
@@ -99,20 +97,8 @@ def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
         frame = obs_of(args.input, np.concatenate(rows), args.columns, args.labels)
     else:
         frame = pd.DataFrame() if table is None else table.to_pandas()
-    own = [name for name in sorted(frame.columns) if re.match(r"level[1-9]_.", str(name))]  # of an atlas
-    labels = args.labels or (own[-1] if own else None)
-    wanted = args.columns or text_columns(
-        frame.drop(columns=[*own, *([labels] if labels and labels not in own else [])])
-    )
-    if missing := [name for name in [*wanted, *([labels] if labels else [])] if name not in frame]:
-        raise InputError(f"{args.input}: has no column '{missing[0]}'; it has {', '.join(frame.columns) or 'none'}")
-    return Cells(
-        x,
-        source.num_rows,
-        None if names is None else names.tolist(),
-        None if labels is None else [clean(str(name)) for name in frame[labels]],
-        {name: frame[name] for name in wanted},
-    )
+    labels, shown = choose(frame, args.labels, args.columns, args.input)
+    return Cells(x, source.num_rows, None if names is None else names.tolist(), labels, shown)
 
 
 def obs_of(path: Path, rows: np.ndarray, columns: list[str] | None, labels: str | None) -> "DataFrame":
@@ -134,18 +120,21 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
     from fractal.adapter import pick_device
-    from fractal.explorer import write_page
+    from fractal.explorer import check_template, write_page
+    from fractal.maps import fractal_vectors, maps_of
     from fractal.reference.bundle import read_bundle
     from fractal.reference.query import open_query, tell
     from fractal.vectors import is_h5ad
 
     if args.use_rep and not is_h5ad(args.input):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
+    check_template()
     bundle = read_bundle(args.reference, pick_device(args.device))
     with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
         tell(origin, args.input)
         cells = read_cells(source, args)
-    size = write_page(args.output, bundle, cells, args.input.name, args.reference.resolve().name)
+    layouts = maps_of(bundle, args.reference).transform(fractal_vectors(bundle, cells.vectors))
+    size = write_page(args.output, bundle, cells, layouts, args.input.name, args.reference.resolve().name)
     print(
         f"{len(cells.vectors):,} of {cells.total:,} cells of {args.input} -> {args.output}, {size / 1e6:.1f} MB; "
         "open it in a browser"
