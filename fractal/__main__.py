@@ -14,6 +14,7 @@ COMMANDS = {  # name -> what --help says of it
     "index": "a file of cells -> an index to search",
     "search": "the cells of an index that are most like yours",
     "map": "a layout in the plane per prefix, on which islands split",
+    "explore": "cells and a reference -> one HTML page to look at",
 }
 HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
 

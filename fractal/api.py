@@ -190,6 +190,28 @@ class Reference:
         for j, layout in enumerate(places, 1):
             adata.obsm[OBSM.format(j)] = layout
 
+    def explore(
+        self,
+        adata: "AnnData",
+        path: str | Path,
+        labels: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        use_rep: str | None = None,
+        max_cells: int = 20_000,
+        force: bool = False,
+    ) -> None:
+        """Write one HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
+
+        labels: column of obs with the cells' types, named as the reference's finest; without it the reference's answers
+        are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
+        Vectors are found or refused as in `annotate`. Raises InputError for these and for recipe `published`.
+        """
+        from fractal.explorer import explore
+
+        vectors, _ = self.vectors_of(adata, use_rep, force)
+        explore(self.bundle, adata, vectors, Path(path), labels, columns, max_cells, self.name or "a reference")
+
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
         vectors, origin = vectors_of(self.bundle, adata, use_rep, force)
