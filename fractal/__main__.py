@@ -11,6 +11,7 @@ COMMANDS = {  # name -> what --help says of it
     "embed": "give every cell of a file its fractal vector",
     "export": "an adapter as ONNX, and vectors as int8",
     "reference": "a trained adapter of train.py -> a reference",
+    "report": "how good a reference is, on one page",
     "index": "a file of cells -> an index to search",
     "search": "the cells of an index that are most like yours",
     "map": "a layout in the plane per prefix, on which islands split",
