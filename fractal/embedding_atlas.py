@@ -27,8 +27,8 @@ def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, col
     """Write cells for Embedding Atlas, whole or not at all.
 
     vectors (n, D) float32: as `Maps.transform` takes them; columns: a table of n rows, such as names and labels, of
-    which those with the names of the new ones are replaced. Distances are 1 - cosine. Raises InputError for vectors that
-    are zero or not finite, and for fewer than two cells.
+    which those with the names of the new ones are replaced. Distances are 1 - cosine. Raises InputError for vectors
+    that are zero or not finite, and for fewer than two cells.
     """
     if (bad := ~usable(vectors)).any():
         raise InputError(f"the vector of cell {bad.argmax()} is zero or not finite; leave such cells out")

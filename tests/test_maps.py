@@ -1,4 +1,4 @@
-"""Maps that belong together: layouts, new cells on them, the file, the reference's cache, the command, the hand-over."""
+"""Maps that belong together: layouts, new cells, the file, the reference's cache, the command, the hand-over."""
 
 import shutil
 import sys
