@@ -12,6 +12,7 @@ COMMANDS = {  # name -> what --help says of it
     "export": "an adapter as ONNX, and vectors as int8",
     "reference": "a trained adapter of train.py -> a reference",
     "index": "a file of cells -> an index to search",
+    "cluster": "ingest, stratify, embed and annotate on many machines",
     "search": "the cells of an index that are most like yours",
 }
 HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
