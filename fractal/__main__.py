@@ -13,6 +13,7 @@ COMMANDS = {  # name -> what --help says of it
     "reference": "a trained adapter of train.py -> a reference",
     "report": "how good a reference is, on one page",
     "index": "a file of cells -> an index to search",
+    "cluster": "ingest, stratify, embed and annotate on many machines",
     "search": "the cells of an index that are most like yours",
     "map": "a layout in the plane per prefix, on which islands split",
     "explore": "cells and a reference -> one HTML page to look at",

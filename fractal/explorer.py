@@ -129,6 +129,7 @@ class PageAnnotator(Annotator):
 
     def __init__(self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree) -> None:
         super().__init__(adapter, vectors, path, tree)
+        assert isinstance(self.neighbours, Neighbours)  # the reference's own cells vote here, not an index
         self.bank = whole_numbers(self.neighbours.bank.cpu().numpy())
         self.neighbours = Neighbours(torch.from_numpy(unit(self.bank)).to(self.device))
 

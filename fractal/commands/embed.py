@@ -10,7 +10,6 @@ its other columns, and its metadata name the checkpoint, the recipe and the bloc
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -124,7 +123,6 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.adapter import pick_device
     from fractal.embedding import Embedder, embed_chunks
     from fractal.parquet import ROW_GROUP
-    from fractal.reference.bundle import weights_sha256
     from fractal.reference.query import open_query, tell
     from fractal.vectors import CHUNK, is_h5ad, open_vectors
 
@@ -154,14 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     prefix = args.prefix or levels
     if prefix > levels:
         raise InputError(f"{args.model_path}: has {levels} blocks, --prefix {prefix} asks for more")
-    metadata = {
-        "checkpoint_sha256": embedder.sha256,
-        "adapter_sha256": weights_sha256(embedder.adapter),  # the same in a reference that was made of it
-        "recipe": recipe,
-        "num_levels": str(levels),
-        "block_widths": json.dumps([adapter.scale_dim] * levels),
-        "prefix": str(prefix),
-    }
+    metadata = embedder.metadata(prefix)
     with ExitStack() as stack:
         if embedder.reference:
             query = open_query(embedder.reference, source_path, args.use_rep, args.force)
