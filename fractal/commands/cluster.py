@@ -25,6 +25,7 @@ from fractal.files import check_paths
 if TYPE_CHECKING:  # --help loads nothing heavy
     from fractal.cluster import Engine, Task
 
+STARTS = 3  # attempts: Ray gives up after 30 seconds, which a busy machine may need
 OBJECTS = 300_000_000  # bytes of Ray's own memory for objects: only numbers of tasks and of cells go there
 
 
@@ -99,7 +100,15 @@ def ray_engine(address: str | None, workers: int | None) -> Iterator["Engine"]:
 
     own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECTS}
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    ray.init(**(own if address is None else {"address": address}), **quiet)
+    where = own if address is None else {"address": address}
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**where, **quiet)
+            break
+        except Exception as error:  # it has no class of its own for a start that takes too long
+            ray.shutdown()
+            if attempt == STARTS:
+                raise InputError(f"Ray does not start: {reason(error)}") from error
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
