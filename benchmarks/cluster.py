@@ -3,10 +3,10 @@
     uv run --extra cluster python -m benchmarks.cluster --cells 1_000_000
 
 Each stage runs on a SIMULATED release as the script of one machine, on one thread, and by `fractal cluster` with two
-workers (`train`: by torchrun with two processes, all cells, one epoch). CPU s are those of all processes together, Ray's
-own ones among them. Worker MB is the peak of memory of the largest worker, of pages that the system can't take back,
-main MB that of the process that plans. Equal: do the outputs agree row for row? Of `train`: its losses, and the largest
-difference of a weight.
+workers (`train`: by torchrun with two processes, all cells, one epoch). CPU s are those of all processes together,
+Ray's own ones among them. Worker MB is the peak of memory of the largest worker, of pages that the system can't take
+back, main MB that of the process that plans. Equal: do the outputs agree row for row? Of `train`: its losses, and the
+largest difference of a weight.
 """
 
 import argparse
