@@ -15,9 +15,12 @@ from scipy import stats
 import train
 from benchmarks import strangers
 from benchmarks.ablations import ABLATIONS
+from benchmarks.plan import Line as Measured
+from benchmarks.plan import fitted
 from benchmarks.quality import differences, own_embedding, paired, summary
 from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
 from fractal.adapter import build_adapter, load, save
+from fractal.cli import InputError
 from fractal.parquet import LEVELS
 
 FOUR = {"recipe": "fractal", "num_levels": 4}
@@ -206,3 +209,24 @@ def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Mo
     strangers.main(argv)
     assert len(calls) == 12
     assert (tmp_path / "out" / "strangers.md").read_text() == first
+
+
+def test_the_plan_finds_the_constants_that_made_the_lines(tmp_path: Path):
+    """Of computing: 2 s and 3 us a cell, and 1 us more of stratify's cells beyond 917,504; of memory 100 MB and 8."""
+    path = tmp_path / "lines.json"
+    sizes = [100_000, 1_000_000, 2_000_000, 4_000_000]
+    lines = [
+        {"stage": stage, "cells": n, "RssAnon": 1e8 + 8 * n, "cpu": 2 + 3e-6 * n + extra * max(0, n - 917_504)}
+        for stage, extra in (("ingest", 0), ("stratify", 1e-6))
+        for n in sizes
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [{**lines[0], "cpu": 99.0}, *lines]))  # the last counts
+    for model, largest in fitted(Measured.read(path)):
+        assert largest.cells == 4_000_000
+        assert model.seconds(4_000_000) == pytest.approx(largest.cpu, rel=1e-6)
+        assert model.bytes(4_000_000) == pytest.approx(132e6, rel=1e-6)
+        assert model.cpu[:2] == pytest.approx([2, 3e-6], rel=1e-4)
+        assert model.memory == pytest.approx([1e8, 8], rel=1e-4)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no lines of"):
+        Measured.read(path)
