@@ -151,8 +151,8 @@ def test_which_prefix_for_which_level(scored: Scored):
     values |= {"type": [0.5, 0.6, 0.9, 0.905], "subtype": [0.5, 0.6, 0.7, 0.8]}
     figure = findings.accuracy(with_accuracy(scored, values, 0.85))
     assert figure.conclusion == (
-        "Use prefix 1 (4 numbers) for system (.990), prefix 2 (8 numbers) for lineage (.900), prefix 3 (12 numbers) for "
-        "type (.900) and the full vector (16 numbers) for subtype (.800): the shortest that lose at most .01 to the "
+        "Use prefix 1 (4 numbers) for system (.990), prefix 2 (8 numbers) for lineage (.900), prefix 3 (12 numbers) "
+        "for type (.900) and the full vector (16 numbers) for subtype (.800): the shortest that lose at most .01 to the "
         "best; but the raw vectors are better for subtype (.850)."
     )
     assert (
