@@ -152,8 +152,8 @@ def test_which_prefix_for_which_level(scored: Scored):
     figure = findings.accuracy(with_accuracy(scored, values, 0.85))
     assert figure.conclusion == (
         "Use prefix 1 (4 numbers) for system (.990), prefix 2 (8 numbers) for lineage (.900), prefix 3 (12 numbers) "
-        "for type (.900) and the full vector (16 numbers) for subtype (.800): the shortest that lose at most .01 to the "
-        "best; but the raw vectors are better for subtype (.850)."
+        "for type (.900) and the full vector (16 numbers) for subtype (.800): the shortest that lose at most .01 to "
+        "the best; but the raw vectors are better for subtype (.850)."
     )
     assert (
         "Do not ask prefix 1 for lineage (loses .400), type (loses .405) and subtype (loses .300)." in figure.cautions
