@@ -30,8 +30,8 @@ from fractal.ontology import CL_SLIM, load_graph
 from fractal.parquet import LEVELS, Cells, fingerprint, read_rows, writing
 from fractal.reference.bundle import Bundle, make_reference, write_bundle
 from fractal.report import findings, page, svg
-from fractal.report.reference import of_atlas, own_cells, score_reference
-from fractal.report.scored import Scored
+from fractal.report.reference import kept_answers, of_atlas, own_cells, score_reference
+from fractal.report.scored import Scored, provenance
 from fractal.split import Split
 
 EVIL = "</text><script>alert(1)</script><img src=x onerror=alert(2)> & \"'`\x1b[31m"
@@ -352,6 +352,14 @@ def test_a_page_that_fails_leaves_the_old_one(scored: Scored, tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.parametrize("damage", ["x", {"cells": 9}, {"cells": 9, "levels": {}}])
+def test_damaged_scores_are_refused(bundle: Bundle, damage: object):
+    own = replace(bundle, facts={**bundle.facts, "scores": damage, "split": "x", "versions": 1, "training": []})
+    with pytest.raises(InputError, match=r"blood: the scores in bundle\.json are damaged"):
+        kept_answers(own, "blood")
+    assert provenance(own.facts, "x")
+
+
 # Labelled cells of a file
 
 
@@ -386,8 +394,10 @@ def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Bundle, st
     cells, tests = of_atlas(own, stratified, 5_000, 0), split.rows(stratified)[2]
     assert np.array_equal(cells.vectors, read_rows(stratified, tests).vectors)
     assert cells.said == f"{len(tests)} test cells of {stratified.name}"
-    assert cells.groups is not None
-    assert len(of_atlas(bundle, stratified, 5_000, 0).vectors) == 600  # another file: all of it
+    assert cells.groups is None  # cells were held out, not studies
+    other = of_atlas(bundle, stratified, 5_000, 0)  # all of it
+    assert len(other.vectors) == 600
+    assert other.groups is not None
     with pytest.raises(InputError, match="its levels are"):
         of_atlas(replace(bundle, levels=("a", "b")), stratified, 5_000, 0)
 
