@@ -29,7 +29,7 @@ def part_of(number: int, s: Scored, drawn: list[Figure]) -> dict[str, Any]:
     return {
         "number": number,
         "name": short(s.name),
-        "cells": s.cells,
+        "cells": short(s.cells, 1_000),
         "warnings": [short(line, MAX_FACT) for line in s.warnings],
         "header": header,
         "rows": rows,
