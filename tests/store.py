@@ -28,7 +28,7 @@ class Store:
     def __init__(self) -> None:
         self.app = DomainDispatcherApplication(create_backend_app)
         self.faults: list[int | str] = []
-        self.of = ("GET", "PUT", "POST")
+        self.of: tuple[str, ...] = ("GET", "PUT", "POST")
         self.forever = False
         self.requests: list[tuple[str, str, int | str | None]] = []  # method, path, fault
         self.lock = threading.Lock()
