@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from fractal.reference.card import report_table
 from fractal.reference.projection import learn
 from fractal.reference.query import Origin, vectors_of
 from fractal.split import Split
-from fractal.storage import Place
+from fractal.storage import Place, fetch
 from fractal.storage import place as place_of
 from fractal.training import Settings
 from fractal.training import fit as train
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from fractal.index import Index
+    from fractal.maps import Maps
 
 TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
@@ -61,8 +63,8 @@ TEST_CELLS = 5_000  # at most: a standard error of .004 at an accuracy of .9
 class Reference:
     """An adapter and labelled cells, ready to label and embed new ones. `fit` and `load` make it."""
 
-    def __init__(self, bundle: Bundle, name: str = "") -> None:
-        self.bundle, self.name = bundle, name
+    def __init__(self, bundle: Bundle, name: str = "", folder: Path | None = None) -> None:
+        self.bundle, self.name, self.folder = bundle, name, folder
 
     @property
     def use_rep(self) -> str:
@@ -91,7 +93,7 @@ class Reference:
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
         write_bundle(Path(folder), self.bundle)
-        self.name = Path(folder).resolve().name
+        self.name, self.folder = Path(folder).resolve().name, Path(folder)
 
     def annotate(
         self,
@@ -102,6 +104,8 @@ class Reference:
         confidence: float = CONFIDENCE,
         novelty: str = "on",
         force: bool = False,
+        index: "Index | str | Path | None" = None,
+        index_labels: str | None = None,
     ) -> None:
         """Label the cells of `adata` in place, each as deep in the hierarchy as it can be trusted.
 
@@ -110,7 +114,9 @@ class Reference:
         float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
 
         confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
-        odd cells, "flag" only marks them, "off" does neither. Where vectors are missing, of another width, or as a body
+        odd cells, "flag" only marks them, "off" does neither. index: all cells of an index (see `search`) vote in place
+        of the reference's, and the probabilities are calibrated anew; index_labels: its column with the reference's
+        finest labels, where it has no columns of levels. Where vectors are missing, of another width, or as a body
         can't come from the reference's embedding, a reference of a PCA projects the cells from X, and says so. Raises
         InputError where it can't; `force` takes vectors of another embedding.
         """
@@ -121,9 +127,14 @@ class Reference:
         if novelty not in NOVELTY:
             raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
         vectors, origin = self.vectors_of(adata, use_rep, force)
-        for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
+        bundle = self.bundle
+        if index is not None:
+            from fractal.index.voters import with_index
+
+            bundle = with_index(bundle, index, index_labels)
+        for name, values in bundle.annotate(vectors, confidence, novelty).items():
             adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
-        about = self.bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
+        about = bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
         adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
 
     def embed(
@@ -161,6 +172,48 @@ class Reference:
 
         return search_anndata(self, adata, index, k, **options)
 
+    @cached_property
+    def maps(self) -> "Maps":
+        """A layout of the reference's cells per prefix (fractal.maps), kept in its folder if it has one."""
+        from fractal.maps import maps_of
+
+        return maps_of(self.bundle, self.folder)
+
+    def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
+        """Place the cells of `adata` on the reference's maps, in place, without refitting.
+
+        obsm gets "X_fractal_umap_1" (prefix 1), "X_fractal_umap_2", ... (n, 2) float32, within about [-1, 1]; a cell
+        whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
+        for 20,000. Vectors are found, projected or refused as in `annotate`. Raises InputError for these.
+        """
+        from fractal.maps import OBSM, fractal_vectors
+
+        places = self.maps.transform(fractal_vectors(self.bundle, self.vectors_of(adata, use_rep, force)[0]))
+        for j, layout in enumerate(places, 1):
+            adata.obsm[OBSM.format(j)] = layout
+
+    def explore(
+        self,
+        adata: "AnnData",
+        path: str | Path,
+        labels: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        use_rep: str | None = None,
+        max_cells: int = 20_000,
+        force: bool = False,
+    ) -> None:
+        """Write one HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
+
+        labels: column of obs with the cells' types, named as the reference's finest; without it the reference's answers
+        are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
+        Vectors are found or refused as in `annotate`. Raises InputError for these and for recipe `published`.
+        """
+        from fractal.explorer import explore
+
+        vectors, _ = self.vectors_of(adata, use_rep, force)
+        explore(self.bundle, adata, vectors, Path(path), labels, columns, max_cells, self.name or "a reference")
+
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
         vectors, origin = vectors_of(self.bundle, adata, use_rep, force)
@@ -173,7 +226,8 @@ class Reference:
 
 def load(folder: str | Path, device: str = "auto") -> Reference:
     """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
-    return Reference(read_bundle(place_of(folder), pick_device(device)), place_of(folder).resolve().name)
+    path = place_of(folder)
+    return Reference(read_bundle(path, pick_device(device)), path.resolve().name, fetch(path))
 
 
 def fit(

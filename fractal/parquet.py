@@ -334,15 +334,21 @@ def read_ahead(
     return prefetch_calls(reads, max(1, min(AHEAD, AHEAD_BYTES // max(1, largest))))
 
 
-def row_groups(path: str | Place, columns: list[str] | None = None, size: int = ROW_GROUP) -> Iterator[pa.Table]:
-    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory."""
+def row_groups(
+    path: str | Place, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
+
+    groups: only these row groups, by number (None: all).
+    """
     opened = open_parquet(path)
+    some = range(opened.num_row_groups) if groups is None else groups
     with reading(path):
         if isinstance(opened, ManyFiles):
-            for table in read_ahead(opened, range(opened.num_row_groups), columns):
+            for table in read_ahead(opened, some, columns):
                 yield from (table.slice(start, size) for start in range(0, len(table), size))
             return
-        for group in range(opened.num_row_groups):
+        for group in some:
             # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map
             # for each row group lets go of it, and is no burden where a foreign file is one huge row group.
             file = pq.ParquetFile(path, metadata=opened.metadata, memory_map=True)

@@ -6,7 +6,7 @@ Parquet and .npy are written here. What is in a folder, and else the end of a na
 fits, it is Parquet.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -69,14 +69,16 @@ def has_obsm(path: str | Place) -> bool:
     return kind_of(path) in ("h5ad", "zarr", "soma")
 
 
-def read_parquet(path: Place) -> Source:
+def read_parquet(path: Place, groups: Sequence[int] | None = None) -> Source:
     """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
 
     The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
-    pandas writes an index, becomes `cell_id`. All other columns stay. Raises InputError for anything else.
+    pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
+    Raises InputError for anything else.
     """
     file = open_parquet(path)
-    num_rows, schema = file.metadata.num_rows, file.schema_arrow
+    some = range(file.num_row_groups) if groups is None else groups
+    num_rows, schema = sum(file.metadata.row_group(i).num_rows for i in some), file.schema_arrow
     dim = vector_length(path)
     ids = next((name for name in IDS if name in schema.names), None)
     others = [name for name in schema.names if name not in ("embedding", ids)]
@@ -84,7 +86,7 @@ def read_parquet(path: Place) -> Source:
     schema = pa.schema([*fields, *(schema.field(name) for name in others)], metadata=schema.metadata)
 
     def chunks(size: int) -> Iterator[Chunk]:
-        for table in row_groups(path, size=size):
+        for table in row_groups(path, size=size, groups=groups):
             vectors, columns = read_vectors(table, path), table.select(others)
             if vectors.shape[1] != dim:
                 raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")

@@ -16,7 +16,7 @@ from test_vectors import write_tiledb
 
 from fractal.cli import InputError
 from fractal.commands import annotate, embed, fit, index
-from fractal.index.search import Index
+from fractal.index.search import open_index
 from fractal.vectors import open_vectors
 
 LABELS = TYPES * 40
@@ -102,8 +102,9 @@ def test_cellsearch_is_embedded_annotated_and_indexed(tmp_path: Path, capsys):
     assert labels["cell_id"].tolist() == list(range(240))
     assert (labels["subtype"] == LABELS).mean() > 0.9
     index.main([folder, "--reference", reference, "--output", str(tmp_path / "index")])
-    found = Index.open(tmp_path / "index")
-    assert {"cell_id", "study", "tissue"} <= set(found.columns)
+    found = open_index(tmp_path / "index")
+    assert {"study", "tissue"} <= set(found.columns)
+    assert found.take(np.array([7]))["id"].to_pylist() == ["7"]
 
 
 @pytest.mark.parametrize("first", [0, 5])

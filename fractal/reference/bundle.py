@@ -5,6 +5,7 @@
     hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
     calibration.json      what held-out cells taught (fractal.reference.annotator.Calibration)
     projection.safetensors   only of a PCA: what projects new cells (fractal.reference.projection)
+    maps.safetensors      only after `fractal map`: layouts of the cells (fractal.maps), with a hash of its own
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
@@ -34,7 +35,7 @@ from fractal.files import atomic_folder, recover
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.parquet import Cells, fingerprint, usable
-from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, answer, calibrate
+from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, Voters, answer, calibrate
 from fractal.reference.card import model_card
 from fractal.reference.projection import Projection
 from fractal.reference.space import space_problem
@@ -43,7 +44,9 @@ from fractal.storage import Place, fetch
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
 PROJECTION = "projection.safetensors"  # only where the vectors are principal components
-OWN_FILES = (*FILES, PROJECTION, "bundle.json", "README.md", "reference.parquet")  # the last one is of older versions
+MAPS = "maps.safetensors"  # layouts of the cells, made by `fractal map`; a reference that is made again loses them
+# reference.parquet is of older versions
+OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "reference.parquet")
 # As a checkpoint's facts, where nothing is known.
 NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
@@ -68,6 +71,7 @@ class Bundle:
     facts: dict[str, Any]  # bundle.json
     whole: "Bundle | None" = None  # of a restricted reference: that with all types
     projection: Projection | None = None  # from expression to vectors
+    voters: Voters | None = None  # cells of an index, which vote in place of the reference's
 
     @property
     def use_rep(self) -> str:
@@ -91,11 +95,12 @@ class Bundle:
             "warning": warning,
             "fractal_version": __version__,
             "reference_format": VERSION,
+            **({"index": str(self.voters)} if self.voters else {}),
         }
 
     @cached_property
     def annotator(self) -> Annotator:
-        return Annotator(self.adapter, self.vectors, self.path, self.tree)
+        return Annotator(self.adapter, self.vectors, self.path, self.tree, self.voters)
 
     def restricted(self, keep: np.ndarray) -> "Bundle":
         """With the paths of the mask `keep` (paths,) only, calibrated anew on the validation cells that lie on these.
@@ -117,6 +122,7 @@ class Bundle:
             validation_vectors=self.validation_vectors[validation],
             validation_path=self.validation_path[validation],
             whole=self,
+            voters=self.voters and self.voters.restricted(keep),
         )
         return replace(part, calibration=calibration_of(part))
 
@@ -187,9 +193,10 @@ class Bundle:
 
 
 def calibration_of(bundle: Bundle) -> Calibration:
-    """From a bundle's validation cells, weighted to count as the training file's mix."""
+    """From a bundle's validation cells, weighted to count as the training file's mix. An index may hold them, too."""
     weight = natural_weight(bundle.validation_path, bundle.counts)
-    return calibrate(bundle.annotator(bundle.validation_vectors), bundle.validation_path, bundle.tree, weight)
+    raw = bundle.annotator(bundle.validation_vectors, skip_copies=bundle.voters is not None)
+    return calibrate(raw, bundle.validation_path, bundle.tree, weight)
 
 
 def natural_weight(path: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -299,6 +306,7 @@ def check_place(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path}: is a file, and the reference is a folder; name another --output")
+    recover(path / MAPS)  # of a run of `fractal map` that was killed
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
         raise InputError(f"{path}: is there, and no reference; name another --output")
