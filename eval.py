@@ -48,6 +48,7 @@ from fractal.report.page import write as write_report
 from fractal.report.scored import Scored, answers_of, provenance, reference_of
 from fractal.search import nearest
 from fractal.split import Split
+from fractal.storage import place
 from fractal.truncation import RECALL, search_table
 
 SEARCHES = 2_000  # queries of --search
@@ -58,14 +59,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model-path",
-        type=Path,
+        type=place,
         nargs="+",
         default=[Path("data/fractal_adapter_4L.pt")],
         help="checkpoints of train.py or references, all with the same split (default: data/fractal_adapter_4L.pt)",
     )
     parser.add_argument(
         "--input",
-        type=Path,
+        type=place,
         default=Path("data/stratified.parquet"),
         help="the Parquet file that it was trained on (default: %(default)s)",
     )
@@ -104,7 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
     add_device(parser)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file, unrounded")
+    parser.add_argument("--json", type=place, help="also write the figures to this file, unrounded")
     parser.add_argument(
         "--report",
         metavar="HTML",
@@ -117,7 +118,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cells-out",
-        type=Path,
+        type=place,
         help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose types were "
         "seen and what counts in bank, to this .npz",
     )

@@ -33,6 +33,7 @@ from fractal.ontology import (
 from fractal.parquet import duplicate_groups, num_duplicates, writing
 from fractal.prefetch import prefetch
 from fractal.scimilarity import Release, open_release
+from fractal.storage import Place, place, scratch
 
 MODEL_DIR = Path("data/models/scimilarity/model_v1.1")
 OUTPUT = Path("data/scimilarity_embeddings.parquet")
@@ -43,11 +44,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model-dir",
-        type=Path,
+        type=place,
         help=f"the model_v1.1 folder of a release; annotation/ and label_ints.csv are read (default: {MODEL_DIR})",
     )
     own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
-    own.add_argument("--h5ad", type=Path, help="an .h5ad file with an embedding and labels")
+    own.add_argument("--h5ad", type=place, help="an .h5ad file, or a .zarr, with an embedding and labels")
     own.add_argument("--obsm", "--use-rep", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})")
     own.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
     own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
@@ -60,19 +61,19 @@ def get_parser() -> argparse.ArgumentParser:
     labels = parser.add_argument_group("labels and hierarchy")
     labels.add_argument(
         "--label-map",
-        type=Path,
+        type=place,
         metavar="TSV",
         help="renames labels: own name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
     )
     labels.add_argument(
         "--write-label-map",
-        type=Path,
+        type=place,
         metavar="TSV",
         help="write a label map to start from, with the best guess for each name, and stop",
     )
     labels.add_argument(
         "--hierarchy",
-        type=Path,
+        type=place,
         metavar="TSV",
         help="a table as this script writes it, edited: the place of each type, in place of the ontology's",
     )
@@ -84,7 +85,7 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["error", "other"],
         help="type names that CL does not know: stop and list them, or file them under Other (default: error)",
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="Parquet file to write (default: %(default)s)")
+    parser.add_argument("--output", type=place, default=OUTPUT, help="Parquet file to write (default: %(default)s)")
     return parser
 
 
@@ -131,7 +132,7 @@ def refuse_ignored(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output}: Parquet is written, so the name of --output ends in .parquet")
 
 
-def hierarchy_path(output: Path) -> Path:
+def hierarchy_path(output: Place) -> Place:
     """The design's plain name for the default output; else named after the output, so that two never meet."""
     return output.with_name("hierarchy.tsv" if output == OUTPUT else f"{output.stem}.hierarchy.tsv")
 
@@ -164,17 +165,17 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
 
 
 def chunks_of(
-    cells: Release | LabelledCells, scratch: Path
+    cells: Release | LabelledCells, folder: Path | None
 ) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
     """Yield (rows, vectors (m, dim) float32, cell names (m,) or None): a release names no cells."""
     if isinstance(cells, LabelledCells):
         yield from cells.chunks()
     else:
-        yield from ((rows, vectors, None) for rows, vectors in cells.chunks(scratch=scratch))
+        yield from ((rows, vectors, None) for rows, vectors in cells.chunks(scratch=folder))
 
 
 def write_cells(
-    path: Path, cells: Release | LabelledCells, codes: np.ndarray, hierarchy: Hierarchy, metadata: dict[str, str]
+    path: Place, cells: Release | LabelledCells, codes: np.ndarray, hierarchy: Hierarchy, metadata: dict[str, str]
 ) -> None:
     of_class = ClassColumns.of(hierarchy)
     studies = cells.study_codes
@@ -183,7 +184,7 @@ def write_cells(
         writing(path, cells.dim, studies is not None, metadata, hierarchy.levels, has_ids) as writer,
         tqdm(total=len(cells), unit="cells", unit_scale=True, desc="ingest") as bar,
     ):
-        for rows, vectors, ids in prefetch(chunks_of(cells, path.parent)):
+        for rows, vectors, ids in prefetch(chunks_of(cells, scratch(path))):
             keep = codes[rows] >= 0
             columns = of_class.columns(codes[rows][keep])
             if studies is not None:
@@ -193,7 +194,7 @@ def write_cells(
             bar.update(len(vectors))
 
 
-def report_cells(output: Path, dim: int, codes: np.ndarray, hierarchy: Hierarchy) -> None:
+def report_cells(output: Place, dim: int, codes: np.ndarray, hierarchy: Hierarchy) -> None:
     cells = Counter[str]()
     sizes = np.bincount(codes[codes >= 0], minlength=len(hierarchy.classes))
     for row, count in zip(hierarchy.classes, sizes.tolist(), strict=True):

@@ -27,18 +27,19 @@ from fractal.parquet import (
     read_column,
 )
 from fractal.reorder import reorder, round_robin
+from fractal.storage import Place, place, scratch
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--input",
-        type=Path,
+        type=place,
         default=Path("data/scimilarity_embeddings.parquet"),
-        help="Parquet file of ingest.py (default: %(default)s)",
+        help="Parquet file of ingest.py, or a folder of such files (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("data/stratified.parquet"), help="file to write (default: %(default)s)"
+        "--output", type=place, default=Path("data/stratified.parquet"), help="file to write (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=non_negative_int, default=0, help="of the order within a round (default: %(default)s)"
@@ -53,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def with_places(path: Path, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def with_places(path: Place, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read a file once, from first row to last -> (places in `order` (m,) int64, vectors (m, dim) float32)."""
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
     ):
         source, start = with_places(args.input, order, bar), 0
-        for bucket in reorder(source, len(order), dim, held * ROW_GROUP, args.output.parent):
+        for bucket in reorder(source, len(order), dim, held * ROW_GROUP, scratch(args.output)):
             for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
                 rows = pa.array(order[start : start + len(vectors)])
                 writer.append_table(vectors, pa.table([c.take(rows) for c in columns], names=others.names))

@@ -29,6 +29,7 @@ from fractal.files import check_paths
 from fractal.parquet import fingerprint, levels_of, path_counts, read_rows
 from fractal.recipes import RECIPES
 from fractal.split import HOLDOUTS, VAL_RATIO, Split
+from fractal.storage import place
 from fractal.training import Counts, Settings, fit
 
 
@@ -37,13 +38,13 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--input",
-        type=Path,
+        type=place,
         default=Path("data/stratified.parquet"),
         help="Parquet file of stratify.py (default: %(default)s)",
     )
     files.add_argument(
         "--output",
-        type=Path,
+        type=place,
         help="checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)",
     )
     model = parser.add_argument_group("model")

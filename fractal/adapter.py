@@ -4,7 +4,6 @@
 `PublishedAdapter` is the published reference, kept for comparison.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.functional import normalize, pad
 from fractal.cli import InputError
 from fractal.files import atomic_write
 from fractal.recipes import RECIPES
+from fractal.storage import Place, fetch, place
 
 MAX_LEVELS = 6
 MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
@@ -315,7 +315,7 @@ def embed(adapter: Adapter, vectors: Tensor, batch: int = 2_048) -> list[Tensor]
     return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
-def save(path: str | Path, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any) -> None:
+def save(path: str | Place, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any) -> None:
     """Write a checkpoint of plain containers and tensors, so that `torch.load(weights_only=True)` reads it.
 
     `facts`: what else belongs to the run (split, versions, validation scores).
@@ -358,15 +358,15 @@ def check(checkpoint: dict[str, Any]) -> None:
             raise ValueError("too many paths and classes for so few weights")
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
     Raises InputError for a file that is missing or is not a checkpoint of this version's train.py.
     """
-    if not Path(path).is_file():
+    if not place(path).is_file():
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
         check(checkpoint)
         adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
         adapter.load_state_dict(checkpoint["state"])

@@ -42,6 +42,8 @@ from fractal.reference.card import report_table
 from fractal.reference.projection import learn
 from fractal.reference.query import Origin, vectors_of
 from fractal.split import Split
+from fractal.storage import Place, fetch
+from fractal.storage import place as place_of
 from fractal.training import Settings
 from fractal.training import fit as train
 
@@ -224,7 +226,8 @@ class Reference:
 
 def load(folder: str | Path, device: str = "auto") -> Reference:
     """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
-    return Reference(read_bundle(Path(folder), pick_device(device)), Path(folder).resolve().name, Path(folder))
+    path = place_of(folder)
+    return Reference(read_bundle(path, pick_device(device)), path.resolve().name, fetch(path))
 
 
 def fit(
@@ -262,8 +265,8 @@ def fit(
     }
     if ignored := [name for name, has in given.items() if has]:
         raise InputError(f"{', '.join(ignored)}: without effect beside {own}; leave out one or the other")
-    if isinstance(label_map, str | Path):
-        label_map = read_map(Path(label_map))
+    if isinstance(label_map, str | Place):
+        label_map = read_map(place_of(label_map))
     place = pick_device(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.parquet"
@@ -283,7 +286,7 @@ def fit(
             raise fitted.stopped
         drawn = np.sort(np.random.default_rng(seed).permutation(test_rows)[:TEST_CELLS])
         test = read_rows(path, drawn) if len(drawn) else None
-    name = Path(cells).name if isinstance(cells, str | Path) else "an AnnData"
+    name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
     facts = {
         "obsm": use_rep,
         "data": name,
@@ -316,8 +319,8 @@ def ingest(
 ) -> None:
     """Write the labelled cells to `path` as ingest.py does; print a line for all that was left out or merged."""
     with ExitStack() as stack:
-        if isinstance(cells, str | Path):
-            found = stack.enter_context(open_labelled(Path(cells), **options))
+        if isinstance(cells, str | Place):
+            found = stack.enter_context(open_labelled(place_of(cells), **options))
             report: Labels | LabelReport = found.labels
             types, type_codes, dim = found.types, found.type_codes, found.dim
             studies, study_codes = found.studies, found.study_codes
@@ -334,7 +337,7 @@ def ingest(
             types, type_codes = coded(names)
             studies, study_codes = coded(study_names) if study_names is not None else ([], None)
             chunks, dim = [(slice(0, len(vectors)), vectors, ids)], vectors.shape[1]
-        levels, tree = read_hierarchy(Path(hierarchy)) if hierarchy else (report.levels, report.tree)
+        levels, tree = read_hierarchy(place_of(hierarchy)) if hierarchy else (report.levels, report.tree)
         placed = hierarchy_of(types, graph, unmapped, tree, levels or LEVELS)
         classes = [
             np.unique([row.levels[k] for row in placed.rows], return_inverse=True) for k in range(len(placed.levels))
@@ -342,7 +345,7 @@ def ingest(
         facts = {
             "cl_release": graph.graph["release"],
             "anchors_sha256": placed.rules_sha256,
-            "source": str(cells) if isinstance(cells, str | Path) else "adata",
+            "source": str(cells) if isinstance(cells, str | Place) else "adata",
         }
         with writing(path, dim, study_codes is not None, facts, placed.levels, has_ids=True) as writer:
             for rows, x, cell_ids in chunks:

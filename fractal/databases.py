@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fractal.cli import InputError, needs
 from fractal.files import atomic_folder, atomic_write, flush
 from fractal.source import CHUNK, Source
-from fractal.vectors import is_h5ad, open_h5ad, open_vectors, usable
+from fractal.vectors import has_obs, open_h5ad, open_vectors, usable
 
 if TYPE_CHECKING:
     from fractal.embedding import Embedder
@@ -96,7 +96,7 @@ def export(
     with a column that is named as one of those written.
     """
     with open_vectors(source_path, use_rep, embedder.adapter.dim) as source:
-        others = obs_of(source_path) if is_h5ad(source_path) else None
+        others = obs_of(source_path) if has_obs(source_path) else None
         width = embedder.adapter.scale_dim
         sizes = {f"prefix_{prefix}": prefix * width, "full": embedder.adapter.num_levels * width}
         schema = schema_of(source, others, sizes, embedder)

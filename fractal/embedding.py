@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from fractal.adapter import Adapter, load, truncate_blocks
 from fractal.parquet import LEVELS, fingerprint
 from fractal.reference.bundle import Bundle, read_bundle, weights_sha256
+from fractal.storage import Place
 from fractal.vectors import usable
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
@@ -32,7 +32,7 @@ class Embedder:
     reference: Bundle | None = None  # where it comes from one
 
     @staticmethod
-    def open(path: Path, device: torch.device | str = "cpu") -> "Embedder":
+    def open(path: Place, device: torch.device | str = "cpu") -> "Embedder":
         """Raises InputError for a path that is neither."""
         if path.is_dir():
             bundle = read_bundle(path, device)

@@ -204,7 +204,7 @@ def fit_controls(train: Tensor, types: np.ndarray, widths: Sequence[int]) -> tup
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """A name per checkpoint: its stem, or as much of its path as tells it from the others of that stem."""
-    full = [Path(os.path.abspath(path)).with_suffix("") for path in paths]
+    full = [Path(os.path.abspath(str(path))).with_suffix("") for path in paths]
     for parts in range(1, max(len(path.parts) for path in full) + 1):
         names = ["/".join(path.parts[-parts:]) for path in full]
         if len(set(names)) == len(names):

@@ -6,25 +6,35 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fractal.cli import InputError
+from fractal.storage import Place, Remote, check_output, place, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Place) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, move it there, else remove it.
 
     Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
     new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place. Of
-    several runs that write it at once, the file is that of the last one to end.
+    several runs that write it at once, the file is that of the last one to end. For a URI, the temporary path is one of
+    this machine, and what was written there is uploaded.
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory(prefix="fractal-") as temporary:
+            yield (part := Path(temporary, path.name))
+            with upload(path) as target, open(part, "rb") as file:
+                shutil.copyfileobj(file, target, 1 << 24)
+        return
     check_file(path)
     with own_folder(path) as (path, folder):
         part = folder / "new"
@@ -44,6 +54,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             ):  # neither Python nor Arrow says where
                 error.filename = str(path)
             raise
+
+
+@contextmanager
+def atomic_stream(path: str | Place) -> Iterator[Any]:
+    """The same for what is written from first byte to last: for a URI an open file, which is uploaded meanwhile."""
+    with upload(path) if isinstance(path, Remote) else atomic_write(path) as target:
+        yield target
 
 
 @contextmanager
@@ -83,7 +100,7 @@ def check_folder(path: str | Path, names: Collection[str]) -> None:
         raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these files away")
 
 
-Paths = Path | str | Sequence[Path | str] | None  # what one flag names; None and "" are flags that were not given
+Paths = Place | str | Sequence[Place | str] | None  # what one flag names; None and "" are flags that were not given
 
 
 def check_paths(
@@ -94,8 +111,9 @@ def check_paths(
 ) -> None:
     """A script's declaration of what it reads and writes, by flag: {"--input": args.input, ...}.
 
-    Inputs are files, URLs (which no output can be) or folders, of which every file counts. `outputs` are files,
-    `folders` are folders to write. Pairs (output flag, input flag) of `in_place` may name the same file.
+    Inputs are files, URLs of the web (which no output can be) or folders, of which every file counts. `outputs` are
+    files, `folders` are folders to write, on this machine. Pairs (output flag, input flag) of `in_place` may name the
+    same file.
     Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
     input; for two outputs at one place; and for an output that can't be a file, or a folder, at all. Links count as
     what they lead to. Raises it as well for a name that is not UTF-8. To be called before any work is done.
@@ -107,6 +125,8 @@ def check_paths(
     for flag, path in files:
         check_file(path, f"{flag} ")
     for flag, path in new_folders:
+        if isinstance(path, Remote):
+            raise InputError(f"{flag} {path}: name a folder of this machine, and copy it when it is done")
         if path.exists() and not path.is_dir():
             raise InputError(f"{flag} {path}: is not a folder, so it can't be replaced by one; name another output")
     written = files + new_folders
@@ -119,29 +139,47 @@ def check_paths(
             if same_place(path, source):
                 if (flag, source_flag) not in in_place:
                     raise InputError(f"{flag} {path}: is the input of {source_flag}; name another output")
-            elif source.is_dir() and path.exists() and any(path.samefile(file) for file in files_below(source)):
+            elif is_below(path, source):
                 raise InputError(f"{flag} {path}: is a file of {source_flag} {source}; name another output")
         for flag, path in new_folders:
-            if source.exists() and source.is_relative_to(path):
+            if isinstance(path, Path) and isinstance(source, Path) and source.exists() and source.is_relative_to(path):
                 raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
 
 
-def check_file(path: str | Path, flag: str = "") -> None:
+def check_file(path: str | Place, flag: str = "") -> None:
     """Raises InputError for an output that is there and no file, such as a folder or /dev/null."""
+    if isinstance(path, Remote):
+        check_output(path, flag)
+        return
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
 
 
-def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Path]]:
-    """(flag, path without links) for each path that a flag names."""
-    many = [(flag, [value] if isinstance(value, str | Path) else value or []) for flag, value in flags.items()]
-    return [(flag, Path(os.path.realpath(path))) for flag, paths in many for path in paths if str(path)]
+def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Place]]:
+    """(flag, path without links, or URI) for each path that a flag names. Raises InputError for a URI as a Path."""
+    many = [(flag, [value] if isinstance(value, str | Place) else value or []) for flag, value in flags.items()]
+    found = [(flag, name) for flag, names in many for name in names if str(name)]
+    for flag, name in found:
+        if isinstance(name, Path) and re.fullmatch("[a-z][a-z0-9+.-]+:", name.parts[0] if name.parts else ""):
+            raise InputError(f"{flag} {name}: can't be at a URI; name a file or folder of this machine")
+    web = re.compile("https?://")
+    places = [(flag, Path(name) if isinstance(name, str) and web.match(name) else place(name)) for flag, name in found]
+    return [(flag, path if isinstance(path, Remote) else Path(os.path.realpath(path))) for flag, path in places]
 
 
-def same_place(one: Path, other: Path) -> bool:
+def same_place(one: Place, other: Place) -> bool:
     """Also where both are names (hard links) of one file."""
+    if isinstance(one, Remote) or isinstance(other, Remote):
+        return str(one) == str(other)
     return one == other or (one.exists() and other.exists() and one.samefile(other))
+
+
+def is_below(path: Place, folder: Place) -> bool:
+    """Whether an output is a file of a folder; in a store, where a folder is no more than a name, or would be one."""
+    if isinstance(path, Remote) or isinstance(folder, Remote):
+        return str(path).startswith(f"{folder}/")
+    return folder.is_dir() and path.exists() and any(path.samefile(file) for file in files_below(folder))
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -13,10 +13,9 @@ and `truncate` cuts a prefix out of these as it should be cut.
 import csv
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from fractal.names import clean, is_missing
 from fractal.ontology import CellType, tree_of_columns
 from fractal.parquet import LEVELS, usable
 from fractal.source import CELL_ID, CHUNK, Source, check_format, from_matrix, refuse
+from fractal.storage import Place, download, fetch, open_random, zarr_store
 
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
@@ -37,7 +37,7 @@ MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has mor
 
 
 @contextmanager
-def reading_h5ad(path: Path) -> Iterator[None]:
+def reading_h5ad(path: Place) -> Iterator[None]:
     """Turn what HDF5 and anndata say of a file that cannot be read into one line that names it and the way out."""
     try:
         yield
@@ -52,22 +52,29 @@ def reading_h5ad(path: Path) -> Iterator[None]:
             ) from error
         if "unable to lock" in said:
             raise InputError(f"{path}: locked, another program has it open for writing; close it there") from error
-        raise InputError(f"{path}: not an .h5ad file, or damaged ({reason(error)})") from error
+        raise InputError(f"{path}: not an .h5ad file or .zarr folder, or damaged ({reason(error)})") from error
 
 
 @contextmanager
-def open_h5ad(path: Path, mode: str = "r") -> Iterator[Any]:
-    """The h5py.File of an .h5ad. Raises InputError for another format, damage, a lock, and an AnnData before 0.7."""
+def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
+    """The h5py.File of an .h5ad, or the zarr.Group of a .zarr, which has the same methods.
+
+    Raises InputError for another format, damage, a lock, and an AnnData before 0.7.
+    """
     h5py = needs("h5py", "h5ad")
-    check_format(path, "Read is .h5ad")
-    if not path.is_file():
+    check_format(path, "Read are .h5ad and .zarr")
+    is_zarr = path.suffix.casefold() != ".h5ad" and path.is_dir()
+    if not is_zarr and not path.is_file():
         raise InputError(f"{path}: no such file")
-    with reading_h5ad(path):
-        file = h5py.File(path, mode)
-    with file:
+    zarr = needs("zarr", "zarr") if is_zarr else None
+    with ExitStack() as stack:
         with reading_h5ad(path):
+            if zarr:
+                file = zarr.open_group(zarr_store(path), mode=mode)
+            else:
+                file = stack.enter_context(h5py.File(open_random(path), mode))
             obs = file.get("obs")
-            if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
+            if not hasattr(obs, "keys") or "column-order" not in obs.attrs:
                 raise InputError(
                     f"{path}: not an .h5ad file, or written by an AnnData before 0.7; "
                     "write it again with anndata.read_h5ad(...).write_h5ad(...)"
@@ -94,7 +101,7 @@ def check_embedding(array: Any, where: str) -> None:
         raise InputError(f"{where} holds {array.dtype} of shape {array.shape}, so gene expression; {HOW_TO_EMBED}")
 
 
-def find_embedding(obsm: Mapping[str, Any], x: Any, path: Path | str, key: str) -> Any:
+def find_embedding(obsm: Mapping[str, Any], x: Any, path: Place | str, key: str) -> Any:
     """`obsm[key]`, or X for the key "X". Raises InputError that says what there is instead, and the way out."""
     if key == "X" and "X" not in obsm:
         if x is None:
@@ -115,7 +122,7 @@ def find_embedding(obsm: Mapping[str, Any], x: Any, path: Path | str, key: str) 
     return obsm[key]
 
 
-def from_obsm(file: Any, path: Path, key: str) -> Source:
+def from_obsm(file: Any, path: Place, key: str) -> Source:
     """An array of the obsm of an open .h5ad, or X, with the cells' names."""
     with reading_h5ad(path):
         array = find_embedding(file.get("obsm", {}), file.get("X"), path, key)
@@ -128,12 +135,12 @@ def from_obsm(file: Any, path: Path, key: str) -> Source:
 
 
 @contextmanager
-def read_h5ad(path: Path, obsm: str) -> Iterator[Source]:
+def read_h5ad(path: Place, obsm: str) -> Iterator[Source]:
     with open_h5ad(path) as file:
         yield from_obsm(file, path, obsm)
 
 
-def obs_names(file: Any, path: Path) -> Callable[[slice], np.ndarray]:
+def obs_names(file: Any, path: Place) -> Callable[[slice], np.ndarray]:
     """-> a function rows -> the names of these cells, (m,) str."""
     h5py = needs("h5py", "h5ad")
     with reading_h5ad(path):
@@ -145,7 +152,7 @@ def obs_names(file: Any, path: Path) -> Callable[[slice], np.ndarray]:
 
     def rows(some: slice) -> np.ndarray:
         with reading_h5ad(path):
-            return np.asarray(names[some]).astype(str)
+            return np.asarray(names[some], object).astype(str)
 
     return rows
 
@@ -216,7 +223,7 @@ class LabelledCells:
 
 @contextmanager
 def open_labelled(
-    path: Path,
+    path: Place,
     obsm: str,
     label_key: str,
     study_key: str | None = None,
@@ -238,7 +245,7 @@ def open_labelled(
         yield LabelledCells(read_labels(column, path, label_key, study_key, label_map, levels), vectors)
 
 
-def obs_column(file: Any, path: Path, key: str) -> Any:
+def obs_column(file: Any, path: Place, key: str) -> Any:
     """A column of the obs of an open .h5ad as AnnData reads it. Raises InputError for one that is not there."""
     io = needs("anndata", "h5ad").io
     with reading_h5ad(path):
@@ -252,7 +259,7 @@ def obs_column(file: Any, path: Path, key: str) -> Any:
 
 def read_labels(
     column: Callable[[str], Any],
-    where: Path | str,
+    where: Place | str,
     label_key: str,
     study_key: str | None = None,
     label_map: Mapping[str, str] | None = None,
@@ -322,7 +329,7 @@ def _paths_of(read: Sequence[tuple[np.ndarray, list[str]]]) -> tuple[list[tuple[
     return paths, np.where(none[codes.reshape(-1)], -1, codes.reshape(-1))
 
 
-def obs_codes(values: Any, where: Path | str, key: str) -> tuple[np.ndarray, list[str]]:
+def obs_codes(values: Any, where: Place | str, key: str) -> tuple[np.ndarray, list[str]]:
     """A column of obs -> its (n,) codes, -1 where it is missing, and their names, cleaned and sorted."""
     if np.ndim(values) != 1:
         raise InputError(f"{where}: obs '{key}' has {np.ndim(values)} dimensions; name a column of one label per cell")
@@ -335,7 +342,7 @@ def obs_codes(values: Any, where: Path | str, key: str) -> tuple[np.ndarray, lis
     return renumber[categorical.codes], names
 
 
-def read_map(path: Path) -> dict[str, str]:
+def read_map(path: Place) -> dict[str, str]:
     """A label map -> own name -> CL name; an empty CL name leaves these cells out.
 
     A TSV, own name and CL name on each line; more columns, a first line that begins with # and blank lines are skipped
@@ -343,7 +350,7 @@ def read_map(path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(fetch(path), newline="", encoding="utf-8-sig") as file:
             for number, line in enumerate(csv.reader(file, delimiter="\t"), 1):
                 cells = [clean(cell) for cell in line]
                 if not any(cells) or (number == 1 and cells[0].startswith("#")):
@@ -445,10 +452,10 @@ def truncate(vectors: np.ndarray, facts: Mapping[str, Any], j: int, blocks: np.n
 
 
 @contextmanager
-def h5ad_copy(source: Path, target: Path) -> Iterator[Any]:
+def h5ad_copy(source: Place, target: Place) -> Iterator[Any]:
     """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
     with atomic_write(target) as part:
-        shutil.copyfile(source, part)
+        download(source, part)
         try:
             with open_h5ad(part, "r+") as file:
                 yield file

@@ -35,6 +35,7 @@ from fractal.files import atomic_write
 from fractal.matching import MANUAL, cl_id_of, closest_names, match_names
 from fractal.names import clean, is_missing
 from fractal.parquet import LEVELS
+from fractal.storage import Place, fetch
 
 __all__ = ["MANUAL", "closest_names", "match_names"]  # what other modules find here
 
@@ -337,7 +338,7 @@ def tree_of_columns(
     return levels, rows, [f"labels with several parents made one type under each: {'; '.join(names)}"] if names else []
 
 
-def write_hierarchy(path: Path, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:
+def write_hierarchy(path: Place, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:
     """A TSV with a header: cl_id, the levels from coarse to fine, path. It can be edited and read again."""
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -345,13 +346,13 @@ def write_hierarchy(path: Path, levels: tuple[str, ...], rows: Iterable[CellType
         writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
 
 
-def read_hierarchy(path: Path) -> tuple[tuple[str, ...], dict[str, CellType]]:
+def read_hierarchy(path: Place) -> tuple[tuple[str, ...], dict[str, CellType]]:
     """A table of `write_hierarchy`, edited or not -> the levels' names, and its rows by the finest label.
 
     Raises InputError for another header, 1 or more than 6 levels, an empty label, and a finest label that occurs twice.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(fetch(path), newline="", encoding="utf-8-sig") as file:
             header, *lines = [[clean(cell) for cell in line] for line in csv.reader(file, delimiter="\t") if any(line)]
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table of UTF-8 text, or empty ({reason(error)})") from error
@@ -373,7 +374,7 @@ def read_hierarchy(path: Path) -> tuple[tuple[str, ...], dict[str, CellType]]:
     return levels, rows
 
 
-def write_label_map(path: Path, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
+def write_label_map(path: Place, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
     """A template for --label-map: own name, CL name, CL id, how, number of cells, a line each -> what to say of it.
 
     codes (n,) int: the name of each cell, -1 for none. The most frequent names come first; "" is left out.

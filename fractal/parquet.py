@@ -12,25 +12,32 @@ The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`; 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from fractal.cli import InputError, reason
-from fractal.files import atomic_write
+from fractal.files import atomic_stream
+from fractal.prefetch import prefetch_calls
 from fractal.reorder import round_robin
+from fractal.storage import Place, asking, file_system, files_of, pieces, place
 
 LEVELS = ("system", "lineage", "type", "subtype")  # of the default tree, coarse to fine, as tables and JSON call them
 LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
 MIN_LEVELS, MAX_LEVELS = 2, 6
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
+PARQUET = (".parquet", ".pq")
+AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
 
 
 class Writer:
@@ -65,7 +72,7 @@ class Writer:
 
 @contextmanager
 def open_writer(
-    path: str | Path, dim: int, others: pa.Schema, metadata: dict[str, str], dtype: Any = np.float32
+    path: str | Place, dim: int, others: pa.Schema, metadata: dict[str, str], dtype: Any = np.float32
 ) -> Iterator[Writer]:
     """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
 
@@ -76,7 +83,7 @@ def open_writer(
     schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
     names = [name for name in schema.names if name != "embedding"]
     with (
-        atomic_write(path) as part,
+        atomic_stream(path) as part,
         # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long
         # to write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
         pq.ParquetWriter(
@@ -91,7 +98,7 @@ def open_writer(
 
 
 def writing(
-    path: str | Path,
+    path: str | Place,
     dim: int,
     has_study: bool,
     metadata: dict[str, str],
@@ -116,7 +123,7 @@ def level_columns(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
 
 
-def levels_of(path: str | Path) -> tuple[str, ...]:
+def levels_of(path: str | Place) -> tuple[str, ...]:
     """The names of an atlas's levels, coarse to fine; LEVELS for the default tree."""
     return tuple(name.split("_", 1)[1] for name in level_columns(open_atlas(path).schema_arrow))
 
@@ -140,7 +147,7 @@ class Cells:
 
 
 @contextmanager
-def table_writer(path: str | Path) -> Iterator[Callable[[pa.Table], None]]:
+def table_writer(path: str | Place) -> Iterator[Callable[[pa.Table], None]]:
     """Write tables to a Parquet file as they come; their columns are those of the first."""
     writers: list[pq.ParquetWriter] = []
 
@@ -157,21 +164,84 @@ def table_writer(path: str | Path) -> Iterator[Callable[[pa.Table], None]]:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn whatever Arrow says of a damaged file into one line that names it."""
+def reading(path: str | Place) -> Iterator[None]:
+    """Turn whatever Arrow says of a damaged file, or of a store, into one line that names it."""
     try:
-        yield
+        with asking(place(path)):
+            yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a Parquet file, or damaged ({reason(error)})") from error
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
-    """Open a Parquet file with an `embedding`, whatever else it holds. Raises InputError that says what is wrong."""
-    path = Path(path)
-    if not path.is_file():
+class ManyFiles:
+    """The Parquet files of a folder as one, or a file of a store, with what is used here of pq.ParquetFile.
+
+    The files are in the order of their names. Folders called NAME=VALUE, as Spark and Arrow write them, are columns of
+    text. A row group is opened, read and let go of by itself.
+    """
+
+    def __init__(self, path: Place) -> None:
+        self.path = path
+        system, base = file_system(path)
+        files = [file for file in files_of(path) if file.suffix in PARQUET] if path.is_dir() else [path]
+        if not files:
+            raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
+        folders = str(files[0])[len(str(path)) :].split("/")[:-1]
+        text = pa.dictionary(pa.int32(), pa.string())
+        keys = pa.schema([(name.partition("=")[0], text) for name in folders if "=" in name])
+        partitioning = ds.partitioning(keys, flavor="hive", dictionaries="infer")
+        self.data = ds.dataset(
+            [file_system(file)[1] for file in files],
+            filesystem=system,
+            format="parquet",
+            partitioning=partitioning,
+            partition_base_dir=base,
+        )
+        self.schema_arrow: pa.Schema = self.data.schema
+        split = [partial(file.split_by_row_group, schema=self.schema_arrow) for file in self.data.get_fragments()]
+        self.groups = list(chain.from_iterable(prefetch_calls(split, AHEAD)))  # reads the end of each file
+
+    @property
+    def metadata(self) -> "ManyFiles":
+        return self
+
+    @property
+    def num_row_groups(self) -> int:
+        return len(self.groups)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.row_group(i).num_rows for i in range(len(self.groups)))
+
+    def row_group(self, i: int) -> Any:
+        """With `num_rows` and `total_byte_size`."""
+        return self.groups[i].row_groups[0]
+
+    def read_row_group(self, i: int, columns: list[str] | None = None) -> pa.Table:
+        return self.groups[i].to_table(schema=self.schema_arrow, columns=columns)
+
+    def read(self, columns: list[str]) -> pa.Table:
+        return self.data.to_table(columns=columns)
+
+
+def open_file(path: Place) -> pq.ParquetFile | ManyFiles:
+    """Raises InputError for what is not there, or is no Parquet."""
+    if isinstance(path, Path) and path.is_file():
+        with reading(path):
+            return pq.ParquetFile(path, memory_map=True)
+    if not path.exists():
         raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
     with reading(path):
-        file = pq.ParquetFile(path, memory_map=True)
+        return ManyFiles(path)
+
+
+def open_parquet(path: str | Place) -> pq.ParquetFile | ManyFiles:
+    """Open a Parquet file with an `embedding`, whatever else it holds; or a folder of them, or one at a URI.
+
+    Raises InputError that says what is wrong.
+    """
+    file = open_file(place(path))
+    with reading(path):
         schema, groups = file.schema_arrow, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         names = schema.names
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
@@ -197,7 +267,7 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def open_atlas(path: str | Path) -> pq.ParquetFile:
+def open_atlas(path: str | Place) -> pq.ParquetFile | ManyFiles:
     """Open an atlas and check its columns. Raises InputError that says what is missing."""
     file = open_parquet(path)
     schema = file.schema_arrow
@@ -221,14 +291,14 @@ def open_atlas(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def metadata_of(source: str | Path | pa.Schema) -> dict[str, str]:
+def metadata_of(source: str | Place | pa.Schema) -> dict[str, str]:
     """The metadata of a Parquet file, or of its schema, as text; bytes that are no UTF-8 are replaced."""
     if not isinstance(source, pa.Schema):
         source = open_parquet(source).schema_arrow
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (source.metadata or {}).items()}
 
 
-def read_vectors(table: pa.Table, path: str | Path) -> np.ndarray:
+def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
     """The embedding column of a table -> (n, dim) float32, a view without a copy where it is one chunk of float32.
 
     Raises InputError for missing values, and for vectors of different lengths.
@@ -253,30 +323,60 @@ def usable(vectors: np.ndarray) -> np.ndarray:
     return np.isfinite(norm) & (norm > 0)
 
 
+def read_ahead(
+    file: pq.ParquetFile | ManyFiles, groups: Iterable[int], columns: list[str] | None
+) -> Iterator[pa.Table]:
+    """The given row groups, one after the other; of a folder or a store, the next ones are read meanwhile."""
+    reads = (partial(file.read_row_group, group, columns=columns) for group in groups)
+    if not isinstance(file, ManyFiles):
+        return (read() for read in reads)
+    largest = max(file.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    return prefetch_calls(reads, max(1, min(AHEAD, AHEAD_BYTES // max(1, largest))))
+
+
 def row_groups(
-    path: str | Path, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
+    path: str | Place, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
 ) -> Iterator[pa.Table]:
     """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
 
     groups: only these row groups, by number (None: all).
     """
-    metadata = open_parquet(path).metadata
+    opened = open_parquet(path)
+    some = range(opened.num_row_groups) if groups is None else groups
     with reading(path):
-        for group in range(metadata.num_row_groups) if groups is None else groups:
+        if isinstance(opened, ManyFiles):
+            for table in read_ahead(opened, some, columns):
+                yield from (table.slice(start, size) for start in range(0, len(table), size))
+            return
+        for group in some:
             # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map
             # for each row group lets go of it, and is no burden where a foreign file is one huge row group.
-            file = pq.ParquetFile(path, metadata=metadata, memory_map=True)
+            file = pq.ParquetFile(path, metadata=opened.metadata, memory_map=True)
             for batch in file.iter_batches(size, row_groups=[group], columns=columns):
                 yield pa.Table.from_batches([batch])
 
 
-def iter_vectors(path: str | Path) -> Iterator[np.ndarray]:
+def vector_length(path: str | Place) -> int:
+    """Of the first cell, where the column does not say it of all. Raises InputError for an empty vector."""
+    file = open_parquet(path)
+    kind = file.schema_arrow.field("embedding").type
+    if isinstance(file, ManyFiles) and pa.types.is_fixed_size_list(kind):
+        length = kind.list_size
+    else:
+        with reading(path):
+            length = read_vectors(next(row_groups(path, ["embedding"], 1)), path).shape[1]
+    if length < 1:
+        raise InputError(f"{path}: its first cell has an empty vector")
+    return length
+
+
+def iter_vectors(path: str | Place) -> Iterator[np.ndarray]:
     """The whole embedding column in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
     for table in row_groups(path, ["embedding"]):
         yield read_vectors(table, path)
 
 
-def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray, list[str]]:
+def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarray, list[str]]:
     """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
     column = table[name]
     if column.null_count:
@@ -296,7 +396,7 @@ def text_codes(table: pa.Table, name: str, path: str | Path) -> tuple[np.ndarray
     return renumber[codes], [names[code] for code in used]
 
 
-def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
+def read_rows(path: str | Place, rows: np.ndarray) -> Cells:
     """Read the given rows, in the given order; only row groups that hold one of them are touched.
 
     Memory is that of the result and one row group. Raises InputError for vectors that are zero or not finite.
@@ -306,20 +406,20 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     vectors = np.empty((len(rows), file.schema_arrow.field("embedding").type.list_size), np.float32)
-    tables, start = [file.schema_arrow.empty_table().select(names)], 0
-    for group in range(file.num_row_groups):
-        stop = start + file.metadata.row_group(group).num_rows
-        lo, hi = np.searchsorted(ascending, [start, stop])
-        if hi > lo:
-            with reading(path):
-                table = file.read_row_group(group, columns=["embedding", *names])
-            chosen = ascending[lo:hi] - start
+    tables = [file.schema_arrow.empty_table().select(names)]
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    bounds = np.searchsorted(ascending, starts)
+    touched = np.flatnonzero(np.diff(bounds)).tolist()
+    with reading(path):
+        for group, table in zip(touched, read_ahead(file, touched, ["embedding", *names]), strict=True):
+            lo, hi = bounds[group : group + 2]
+            chosen = ascending[lo:hi] - starts[group]
             found = read_vectors(table, path)[chosen]
             if not usable(found).all():
                 raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
             vectors[order[lo:hi]] = found
             tables.append(table.select(names).take(pa.array(chosen)))
-        start = stop
     back = np.argsort(order)  # from ascending to the order asked for
     columns = [text_codes(pa.concat_tables(tables), name, path) for name in names]
     labels = np.stack([codes[back] for codes, _ in columns], axis=1).astype(np.int64)
@@ -327,7 +427,7 @@ def read_rows(path: str | Path, rows: np.ndarray) -> Cells:
     return Cells(vectors, labels, [classes for _, classes in columns], levels)
 
 
-def path_counts(path: str | Path, keep: np.ndarray) -> dict[tuple[str, ...], int]:
+def path_counts(path: str | Place, keep: np.ndarray) -> dict[tuple[str, ...], int]:
     """How many of the kept rows, a mask (num_rows,), lie on each path of labels: (system, ..., subtype) -> count."""
     with reading(path):
         file = open_atlas(path)
@@ -338,13 +438,13 @@ def path_counts(path: str | Path, keep: np.ndarray) -> dict[tuple[str, ...], int
     return {tuple(labels): count for *labels, count in zip(*columns, strict=True)}
 
 
-def is_stratified(path: str | Path) -> bool:
+def is_stratified(path: str | Place) -> bool:
     """Does the file say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
     schema = open_atlas(path).schema_arrow
     return metadata_of(schema).get("stratified") == level_columns(schema)[-1]
 
 
-def balanced_rows(path: str | Path, rows: np.ndarray, n: int, seed: int) -> np.ndarray:
+def balanced_rows(path: str | Place, rows: np.ndarray, n: int, seed: int) -> np.ndarray:
     """n of the given rows (m,), ascending, of every finest label as many as sizes allow; all m where n is no fewer.
 
     The first n of a stratified file; of any other order (an atlas sorted by type, say) those that stratify.py would
@@ -374,7 +474,7 @@ def group_equal(hashes: np.ndarray) -> np.ndarray | None:
     return None if len(first) == len(hashes) else first[group].astype(np.int64)
 
 
-def duplicate_groups(path: str | Path) -> np.ndarray | None:
+def duplicate_groups(path: str | Place) -> np.ndarray | None:
     """(n,) int64, for each row the first row that has exactly its vector; None where no two rows have the same.
 
     One pass over the file; memory: 24 bytes a row.
@@ -387,20 +487,26 @@ def num_duplicates(groups: np.ndarray | None) -> int:
     return 0 if groups is None else int((groups != np.arange(len(groups))).sum())
 
 
-def fingerprint(path: str | Path) -> str:
-    """sha256 of the whole file (3 s for 4 GB): it changes with any cell, and with the order of the rows."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def fingerprint(path: str | Place) -> str:
+    """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
+    path = place(path)
+    if isinstance(path, Path) and path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.sha256()
+    for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):
+        found.update(piece)
+    return found.hexdigest()
 
 
-def read_codes(path: str | Path, name: str) -> tuple[np.ndarray, list[str]]:
+def read_codes(path: str | Place, name: str) -> tuple[np.ndarray, list[str]]:
     """-> the (num_rows,) int32 codes of a text column and their names, sorted."""
     file = open_atlas(path)
     with reading(path):
         return text_codes(file.read(columns=[name]), name, path)
 
 
-def read_column(path: str | Path, name: str) -> pa.Array:
+def read_column(path: str | Place, name: str) -> pa.Array:
     """-> a whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
     file = open_atlas(path)
     kind = file.schema_arrow.field(name).type
@@ -411,7 +517,7 @@ def read_column(path: str | Path, name: str) -> pa.Array:
         return file.read(columns=[name])[name].unify_dictionaries()
 
 
-def study_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:
+def study_codes(path: str | Place) -> tuple[np.ndarray, list[str]]:
     """-> the study of every row (num_rows,) and the studies' names. Raises InputError for an atlas without studies."""
     if "study" not in open_atlas(path).schema_arrow.names:
         raise InputError(f"{path}: has no column 'study', so no study can be held out; hold out cells instead")

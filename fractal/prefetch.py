@@ -1,7 +1,8 @@
 """Read the next piece while the present one is being written."""
 
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,3 +22,22 @@ def prefetch(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
                 yield item
     finally:
         items.close()
+
+
+def prefetch_calls(calls: Iterable[Callable[[], Item]], ahead: int) -> Generator[Item, None, None]:
+    """Yield what the calls return, in their order; threads make `ahead` of them while the caller is busy with one.
+
+    For calls that wait, as for a store on the network. Memory: `ahead` items more.
+    """
+    coming = deque[Future[Item]]()
+    with ThreadPoolExecutor(ahead) as pool:
+        try:
+            for call in calls:
+                coming.append(pool.submit(call))
+                if len(coming) > ahead:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()

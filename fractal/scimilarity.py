@@ -25,6 +25,7 @@ from fractal.cli import InputError
 from fractal.names import clean, is_missing
 from fractal.parquet import usable
 from fractal.reorder import reorder
+from fractal.storage import Place, fetch, place
 
 # hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.
 HEADER = np.dtype(
@@ -44,6 +45,7 @@ HEADER = np.dtype(
         ("ef_construction", "<u8"),
     ]
 )
+RELEASE_FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
 DELETED = 0x01  # hnswlib's DELETE_MARK, in the third byte of a record
 BRUTE_FORCE = np.dtype([("max_elements", "<u8"), ("record_size", "<u8"), ("count", "<u8")])  # header of a BFIndex
 
@@ -104,16 +106,14 @@ class Release:
             yield labels.astype(np.int64), records["vector"]
 
 
-def open_release(model_dir: str | Path) -> Release:
+def open_release(model_dir: str | Place) -> Release:
     """Open and validate a `model_v1.1` folder without reading its vectors.
 
     Raises InputError if a file is missing or damaged, if labels and vectors differ in number, or if a cell's type
     is not in label_ints.csv.
     """
-    model_dir = Path(model_dir)
-    types_path = model_dir / "label_ints.csv"
-    labels_path = model_dir / "annotation" / "reference_labels.tsv"
-    index_path = model_dir / "annotation" / "labelled_kNN.bin"
+    model_dir = fetch(place(model_dir), RELEASE_FILES)  # the index is mapped
+    types_path, labels_path, index_path = (model_dir / name for name in RELEASE_FILES)
     for path in (types_path, labels_path, index_path):
         if not path.is_file():
             raise InputError(f"{path}: no such file; --model-dir takes the model_v1.1 folder of a SCimilarity release")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from fractal.cli import InputError, reason
 from fractal.parquet import ROW_GROUP, usable
+from fractal.storage import Place
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
 CELL_ID = "cell_id"  # the column of the cells' names, text
@@ -21,7 +21,6 @@ NOT_READ = {
     ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
     ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
     ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".zarr": "write it as .h5ad with anndata.read_zarr(...).write_h5ad(...)",
     ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
     ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
     ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
@@ -38,7 +37,7 @@ class Source:
     `schema`: of the other columns, with the file's metadata; `cell_id`, the cells' names, is the first where known.
     """
 
-    path: Path
+    path: Place
     num_rows: int
     dim: int
     schema: pa.Schema
@@ -68,14 +67,14 @@ class Source:
             start += len(vectors)
 
 
-def check_format(path: Path, read: str) -> None:
+def check_format(path: Place, read: str) -> None:
     """Raise InputError for a file whose name says that it is in a format of NOT_READ; `read` says what is read."""
     suffix = path.suffix.casefold()
     if suffix in NOT_READ and path.exists():
         raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. {read}")
 
 
-def refuse(bad: np.ndarray, start: int, path: Path) -> None:
+def refuse(bad: np.ndarray, start: int, path: Place) -> None:
     """Raise InputError for the first of the `bad` rows, (m,) bool; `start` is the number of row 0."""
     if bad.any():
         raise InputError(
@@ -84,7 +83,7 @@ def refuse(bad: np.ndarray, start: int, path: Path) -> None:
 
 
 def from_matrix(
-    path: Path,
+    path: Place,
     shape: tuple[int, ...],
     dtype: Any,
     rows: Callable[[slice], np.ndarray],

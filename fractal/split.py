@@ -10,6 +10,7 @@ import numpy as np
 
 from fractal.cli import InputError, printable
 from fractal.parquet import balanced_rows, duplicate_groups, level_columns, open_atlas, read_codes, study_codes
+from fractal.storage import Place, place, stamp
 
 VAL_RATIO = 0.15
 MIN_VALIDATION, MIN_PER_TYPE = 100, 5  # cells: a standard error of .04 at an accuracy of .8; fewer say little
@@ -23,11 +24,11 @@ def held_out(num_rows: int, ratio: float, seed: int, fold: int = 0) -> np.ndarra
     Philox is a counter-based generator: the number of row i is a hash of (seed, i), whatever the file's length. The
     folds 0, 1, ... below 1 / ratio share no row.
     """
-    place = np.random.Philox(key=seed).random_raw(num_rows) * 2.0**-64  # in [0, 1]
-    return (place >= fold * ratio) & (place < (fold + 1) * ratio)
+    drawn = np.random.Philox(key=seed).random_raw(num_rows) * 2.0**-64  # in [0, 1]
+    return (drawn >= fold * ratio) & (drawn < (fold + 1) * ratio)
 
 
-def draw_studies(path: str | Path, ratio: float, seed: int) -> list[str]:
+def draw_studies(path: str | Place, ratio: float, seed: int) -> list[str]:
     """Studies in random order, as many as it takes to hold `ratio` of the cells; never all of them."""
     codes, names = study_codes(path)
     if len(names) < 2:
@@ -38,12 +39,12 @@ def draw_studies(path: str | Path, ratio: float, seed: int) -> list[str]:
     return sorted(names[i] for i in order[:count])
 
 
-def type_codes(path: str | Path) -> tuple[np.ndarray, list[str]]:
+def type_codes(path: str | Place) -> tuple[np.ndarray, list[str]]:
     """-> the finest label of every row (num_rows,) and the labels' names."""
     return read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
 
 
-def draw_types(path: str | Path, ratio: float, seed: int) -> list[str]:
+def draw_types(path: str | Place, ratio: float, seed: int) -> list[str]:
     """A share of the types that have at least MIN_TYPE cells: at least one, and all but two of the file's at most."""
     codes, names = type_codes(path)
     large = np.flatnonzero(np.bincount(codes) >= MIN_TYPE)
@@ -83,7 +84,7 @@ class Split:
 
     @staticmethod
     def draw(
-        path: str | Path,
+        path: str | Place,
         fingerprint: str,
         seed: int = 0,
         test_ratio: float = 0.2,
@@ -147,7 +148,7 @@ class Split:
                 f"{model}: carries no split of this version of train.py; train it again to know its test cells"
             ) from error
 
-    def unseen(self, path: str | Path) -> np.ndarray:
+    def unseen(self, path: str | Place) -> np.ndarray:
         """(num_rows,) bool: the cells of the types that are held out, of which none was trained on.
 
         Raises InputError for a type that the file does not have.
@@ -157,7 +158,7 @@ class Split:
             return np.zeros(self.num_rows, bool)
         return is_named(path, self.test_types, *type_codes(path), "type")
 
-    def is_test(self, path: str | Path) -> np.ndarray:
+    def is_test(self, path: str | Place) -> np.ndarray:
         """(num_rows,) bool. Copies of one vector are all test cells, or none is, where cells are held out.
 
         Raises InputError for a study or a type that the file does not have, and for another number of rows.
@@ -169,12 +170,12 @@ class Split:
             return is_named(path, self.test_studies, *study_codes(path), "study")
         return held_out(self.num_rows, self.test_ratio, self.seed, self.fold)[first_copies(path)] | self.unseen(path)
 
-    def check(self, path: str | Path) -> None:
+    def check(self, path: str | Place) -> None:
         """Before memory is taken for `num_rows`."""
         if self.num_rows != (there := open_atlas(path).metadata.num_rows):
             raise InputError(f"{path}: has {there:,} rows, and the split is of {self.num_rows:,}; name its own file")
 
-    def sample_rows(self, path: str | Path, is_test: np.ndarray | None = None) -> np.ndarray:
+    def sample_rows(self, path: str | Place, is_test: np.ndarray | None = None) -> np.ndarray:
         """The rows that are trained or validated on, ascending: `max_samples` of those that are no test rows.
 
         They are balanced over the types where they are not all. A copy of a test cell is none of them.
@@ -186,7 +187,7 @@ class Split:
         rest = np.flatnonzero(~is_test & ~tested[first])
         return balanced_rows(path, rest, self.max_samples or len(rest), self.seed)
 
-    def rows(self, path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, path: str | Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> training, validation and test rows, each ascending. No two share a vector.
 
         The test rows of `holdout` "cells" keep the file's own mix of types.
@@ -203,19 +204,18 @@ class Split:
         return rest[~is_val], rest[is_val], np.flatnonzero(is_test)
 
 
-def first_copies(path: str | Path) -> np.ndarray:
+def first_copies(path: str | Place) -> np.ndarray:
     """(num_rows,) the first row with the same vector as each row: itself where there is no copy."""
-    stat = Path(path).stat()
-    return _first_copies(path, stat.st_size, stat.st_mtime_ns)
+    return _first_copies(path, *stamp(place(path)))
 
 
 @lru_cache(maxsize=1)  # a split asks several times, and each answer takes a pass over the file
-def _first_copies(path: str | Path, *_: int) -> np.ndarray:
+def _first_copies(path: str | Place, *_: object) -> np.ndarray:
     groups = duplicate_groups(path)
     return np.arange(open_atlas(path).metadata.num_rows) if groups is None else groups
 
 
-def is_named(path: str | Path, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
+def is_named(path: str | Place, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
     """(num_rows,) bool: rows whose name is wanted. Raises InputError for names that there are not."""
     if unknown := sorted(set(wanted) - set(names)):
         found, listed = printable(", ".join(unknown[:20])), printable(", ".join(names[:20]))

@@ -32,6 +32,7 @@ import numpy as np
 
 from fractal.cli import InputError, add_device, needs, run, table
 from fractal.files import atomic_write, check_paths
+from fractal.storage import Place, place
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
     from fractal.reference.annotator import Answer
@@ -48,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument(
         "--reference",
-        type=Path,
+        type=place,
         default=Path("data/reference"),
         help="folder of `fractal fit` or `fractal reference` (default: %(default)s)",
     )
@@ -62,15 +63,17 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="with --index: its column of labels, named as the reference's finest (default: its columns of levels)",
     )
-    files.add_argument("input", nargs="?", type=Path, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder")
-    files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
+    files.add_argument("input", nargs="?", type=place, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
+    files.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
         "--use-rep",
         "--obsm",
         dest="obsm",
         help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)",
     )
-    files.add_argument("--output", type=Path, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
+    files.add_argument(
+        "--output", type=place, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)"
+    )
     files.add_argument("--obo", help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)")
     answers = parser.add_argument_group("answers")
     answers.add_argument(
@@ -121,7 +124,7 @@ Sink = Callable[[dict[str, np.ndarray]], None]
 
 
 @contextmanager
-def table_sink(path: Path) -> Iterator[Sink]:
+def table_sink(path: Place) -> Iterator[Sink]:
     """Write chunks of columns to a .tsv or Parquet file as they come."""
     import pyarrow as pa
 
@@ -148,7 +151,7 @@ def table_sink(path: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sink]:
+def h5ad_sink(source: Place, target: Place, about: dict[str, Any]) -> Iterator[Sink]:
     """Gather the columns, as codes, and write them into a copy of the .h5ad; `about` goes to uns["fractal"]."""
     from fractal.h5ad import add_obs, h5ad_copy
 
@@ -180,7 +183,7 @@ def h5ad_sink(source: Path, target: Path, about: dict[str, Any]) -> Iterator[Sin
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
     from fractal.ontology import CL_SLIM
-    from fractal.vectors import is_h5ad
+    from fractal.vectors import has_obs, has_obsm, is_h5ad
 
     args.obo = args.obo or CL_SLIM
     if bool(args.input) == bool(args.input_flag):
@@ -203,14 +206,14 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
-    if args.obsm and not is_h5ad(args.input):
+    if args.obsm and not has_obsm(args.input):
         raise InputError(f"--use-rep {args.obsm}: only an .h5ad has several vectors, {args.input} is none; drop it")
     for flag in ("over", "truth"):
-        if getattr(args, flag) and not is_h5ad(args.input):
+        if getattr(args, flag) and not has_obs(args.input):
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def read_obs(path: Path, key: str | None) -> tuple[np.ndarray, list[str]] | None:
+def read_obs(path: Place, key: str | None) -> tuple[np.ndarray, list[str]] | None:
     """-> (n,) codes, -1 where there is none, and their names."""
     from fractal.h5ad import obs_codes, obs_column, open_h5ad
 

@@ -6,7 +6,8 @@
 An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/h5ad.py); a cell
 whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other scripts read. Parquet keeps all
 its other columns, and its metadata name the checkpoint, the recipe and the blocks. A .npy file, a float matrix
-(cells, dim), and a TileDB array's folder are taken as well.
+(cells, dim), a .zarr of AnnData, an array or SOMA experiment of TileDB, and a folder of Parquet files are taken as
+well. Files may be at a URI, such as s3://bucket/new.h5ad.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 
 from fractal.cli import InputError, add_device, needs, positive_int, run
 from fractal.files import check_paths
+from fractal.storage import Place, place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
@@ -35,15 +37,15 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "input",
         nargs="?",
-        type=Path,
-        help="cells: .h5ad, Parquet, .npy or a TileDB array's folder (default: data/stratified.parquet)",
+        type=place,
+        help="cells: .h5ad, .zarr, Parquet (a file or a folder), .npy or TileDB (default: data/stratified.parquet)",
     )
-    files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
+    files.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
         "--reference",
         "--model-path",
         dest="model_path",
-        type=Path,
+        type=place,
         default=Path("data/fractal_adapter_4L.pt"),
         help="folder of `fractal fit`, or a checkpoint of train.py (default: %(default)s)",
     )
@@ -55,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--output",
-        type=Path,
+        type=place,
         help="Parquet, .npy for the vectors alone, or .h5ad for an .h5ad, which may be the input (default: "
         "data/fractal_embeddings.parquet, or beside an .h5ad, its name with _fractal)",
     )
@@ -77,7 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def h5ad_sink(source: "Source", target: Path, embedder: "Embedder") -> Iterator["Append"]:
+def h5ad_sink(source: "Source", target: Place, embedder: "Embedder") -> Iterator["Append"]:
     """A copy of the .h5ad with X_fractal and uns["fractal"], filled chunk by chunk; whole or not at all."""
     from fractal.h5ad import add_obsm, facts, h5ad_copy
 
@@ -106,7 +108,7 @@ def h5ad_sink(source: "Source", target: Path, embedder: "Embedder") -> Iterator[
 
 
 @contextmanager
-def vector_sink(source: "Source", target: Path, dim: int, dtype: str, metadata: dict[str, str]) -> Iterator["Append"]:
+def vector_sink(source: "Source", target: Place, dim: int, dtype: str, metadata: dict[str, str]) -> Iterator["Append"]:
     """Parquet with the columns of the source, or .npy; whole or not at all."""
     from fractal.vectors import writing_vectors
 
@@ -124,13 +126,13 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.embedding import Embedder, embed_chunks
     from fractal.parquet import ROW_GROUP
     from fractal.reference.query import open_query, tell
-    from fractal.vectors import CHUNK, is_h5ad, open_vectors
+    from fractal.vectors import CHUNK, has_obsm, is_h5ad, open_vectors
 
     source_path = args.input or args.input_flag or Path("data/stratified.parquet")
     from_h5ad = is_h5ad(source_path)
     if args.input and args.input_flag:
         raise InputError(f"{args.input_flag}: the input is {args.input} already; name one")
-    if args.use_rep and not from_h5ad:
+    if args.use_rep and not has_obsm(source_path):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {source_path} is none; drop it")
     beside = source_path.with_name(f"{source_path.stem}_fractal.h5ad")
     output = args.output or (beside if from_h5ad else Path("data/fractal_embeddings.parquet"))

@@ -20,6 +20,7 @@ import numpy as np
 
 from fractal.cli import InputError, needs, positive_int, run, table
 from fractal.files import atomic_write, check_paths
+from fractal.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     from torch import Tensor, nn
@@ -52,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
         "data/cells.duckdb)",
     )
     vectors = parser.add_argument_group("int8 vectors")
-    vectors.add_argument("--vectors", type=Path, help="cells: .npy, Parquet, .h5ad or a TileDB array's folder")
+    vectors.add_argument("--vectors", type=place, help="cells: .npy, Parquet, .h5ad, .zarr or TileDB")
     vectors.add_argument(
         "--use-rep",
         "--obsm",
@@ -223,11 +224,11 @@ def to_database(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     from fractal.embedding import Embedder
-    from fractal.vectors import is_h5ad, open_vectors
+    from fractal.vectors import has_obsm, open_vectors
 
     if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
         raise InputError("--use-rep, --int8-dir and --recall-cells are about --vectors; name those, or drop them")
-    if args.use_rep and not is_h5ad(args.vectors):
+    if args.use_rep and not has_obsm(args.vectors):
         raise InputError(
             f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.vectors} is none; drop it"
         )

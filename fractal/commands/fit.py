@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fractal.cli import InputError, add_device, non_negative_int, positive_int, run
 from fractal.files import check_paths
+from fractal.storage import place
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -19,7 +20,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fractal fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     files = parser.add_argument_group("files")
-    files.add_argument("input", type=Path, help=".h5ad with one vector per cell in obsm, and labels in obs")
+    files.add_argument("input", type=place, help=".h5ad or .zarr with one vector per cell in obsm, and labels in obs")
     target = files.add_mutually_exclusive_group(required=True)
     target.add_argument("--output", type=Path, help="folder to write; only a reference is replaced")
     target.add_argument(
@@ -39,7 +40,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--levels", nargs="+", metavar="COLUMN", help="2 to 6 columns of obs, coarse to fine, in place of the ontology"
     )
     labels.add_argument(
-        "--label-map", type=Path, metavar="TSV", help="own name<TAB>CL name or id; an empty one leaves its cells out"
+        "--label-map", type=place, metavar="TSV", help="own name<TAB>CL name or id; an empty one leaves its cells out"
     )
     labels.add_argument(
         "--unmapped",
@@ -47,7 +48,7 @@ def get_parser() -> argparse.ArgumentParser:
         default="error",
         help="names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
     )
-    labels.add_argument("--hierarchy", type=Path, metavar="TSV", help="an edited hierarchy table, in place of CL's")
+    labels.add_argument("--hierarchy", type=place, metavar="TSV", help="an edited hierarchy table, in place of CL's")
     training = parser.add_argument_group("training")
     training.add_argument(
         "--recipe",

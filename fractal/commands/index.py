@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from fractal.cli import InputError, add_device, non_negative_int, run
 from fractal.files import check_paths
+from fractal.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     from fractal.index.folder import Folder
@@ -27,16 +28,14 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fractal index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "input", nargs="?", type=Path, help="cells: Parquet, .h5ad, .npy or a TileDB array's folder; or an index"
-    )
-    files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
+    files.add_argument("input", nargs="?", type=place, help="cells: Parquet, .h5ad, .zarr, .npy or TileDB; or an index")
+    files.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument("--output", type=Path, help="folder of the new index")
     files.add_argument(
         "--reference",
         "--model-path",
         dest="reference",
-        type=Path,
+        type=place,
         help="folder of `fractal fit`, or a checkpoint of train.py: embeds vectors that it has not made",
     )
     files.add_argument(
@@ -46,7 +45,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="of an .h5ad: key of its vectors in obsm (default: what the reference takes; without one X_fractal)",
     )
     parser.add_argument(
-        "--add", type=Path, metavar="FILE", help="add the cells of FILE to the index, without a rebuild"
+        "--add", type=place, metavar="FILE", help="add the cells of FILE to the index, without a rebuild"
     )
     parser.add_argument("--check", action="store_true", help="read all of the index and compare it with its checksums")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the clustering (default: %(default)s)")

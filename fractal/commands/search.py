@@ -21,6 +21,7 @@ import numpy as np
 
 from fractal.cli import InputError, add_device, needs, positive_int, run
 from fractal.files import atomic_write, check_paths
+from fractal.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
@@ -36,9 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
         prog="fractal search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--query", type=Path, required=True, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder"
-    )
+    files.add_argument("--query", type=place, required=True, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
     files.add_argument("--index", type=Path, required=True, help="folder of `fractal index`")
     files.add_argument(
         "--reference",

@@ -73,7 +73,7 @@ def questions(opened: Opened, group_by: str | None, size: int) -> Iterator[tuple
         yield means.found(str(opened.source.path))
 
 
-def group_column(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
+def group_column(table: pa.Table, name: str, path: object) -> pa.ChunkedArray:
     if name not in table.column_names:
         there = ", ".join(n for n in table.column_names if n != CELL_ID) or "none"
         raise InputError(f"{path}: has no column '{name}' to group by; it has {there}")

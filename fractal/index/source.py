@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from fractal.index.build import PIECE, Cells
 from fractal.index.folder import Space
 from fractal.parquet import metadata_of
 from fractal.reference.bundle import weights_sha256
-from fractal.vectors import Source, is_h5ad, open_vectors
+from fractal.storage import Place
+from fractal.vectors import Source, has_obs, kind_of, open_vectors
 
 X_FRACTAL = "X_fractal"
 
@@ -49,7 +49,7 @@ class Opened:
 
 @contextmanager
 def open_cells(
-    path: Path, embedder: Embedder | None = None, use_rep: str | None = None, embedded: bool = False
+    path: Place, embedder: Embedder | None = None, use_rep: str | None = None, embedded: bool = False
 ) -> Iterator[Opened]:
     """Open a file whose vectors an adapter has made (they say so, or `embedded` does), takes, or that stay as they are.
 
@@ -70,7 +70,7 @@ def open_cells(
             raise InputError(f"{path}: its vectors have {source.dim} numbers, those of the adapter {space.dim}")
         if sum(space.blocks or [space.dim]) != space.dim:
             raise InputError(f"{path}: its vectors have {source.dim} numbers, their blocks {sum(space.blocks)}")
-        obs = read_obs_table(path) if is_h5ad(path) else None
+        obs = read_obs_table(path) if has_obs(path) else None
         facts = {key: value for key, value in metadata_of(source.schema).items() if key in ("cl_release", "source")}
         yield Opened(source, space, None if made else embedder, obs, facts)
 
@@ -83,18 +83,18 @@ def space_of(embedder: Embedder) -> Space:
     return Space(sum(blocks), embedder.recipe, blocks, tuple(embedder.levels), tuple(hashes))
 
 
-def told_by(path: Path, use_rep: str) -> dict[str, Any] | None:
+def told_by(path: Place, use_rep: str) -> dict[str, Any] | None:
     """What `fractal embed` has written of the vectors, as `Space` has it; None where they are not its output."""
-    if path.suffix.casefold() == ".npy" or path.is_dir():
+    if kind_of(path) in ("npy", "tiledb", "soma"):
         return None
-    if is_h5ad(path) and not use_rep.startswith(X_FRACTAL):
+    if has_obs(path) and not use_rep.startswith(X_FRACTAL):
         return None
-    facts = uns_of(path) if is_h5ad(path) else metadata_of(path)
+    facts = uns_of(path) if has_obs(path) else metadata_of(path)
     hashes = [str(facts[name]) for name in ("checkpoint_sha256", "adapter_sha256") if name in facts]
     if not hashes:
         return None
     try:
-        if is_h5ad(path):
+        if has_obs(path):
             blocks = np.diff([0, *facts["prefix_ends"]])
         else:
             blocks = json.loads(facts["block_widths"])[: int(facts["prefix"])]
@@ -108,7 +108,7 @@ def told_by(path: Path, use_rep: str) -> dict[str, Any] | None:
         raise InputError(f"{path}: what it says of its vectors' blocks can't be read; embed it again") from error
 
 
-def uns_of(path: Path) -> Mapping[str, Any]:
+def uns_of(path: Place) -> Mapping[str, Any]:
     """uns["fractal"] of an .h5ad; empty where it has none."""
     with open_h5ad(path) as file, reading_h5ad(path):
         uns = file.get("uns", {})
@@ -116,7 +116,7 @@ def uns_of(path: Path) -> Mapping[str, Any]:
     return facts if isinstance(facts, Mapping) else {}
 
 
-def read_obs_table(path: Path) -> pa.Table:
+def read_obs_table(path: Place) -> pa.Table:
     """obs of an .h5ad; a column that Arrow has no type for as text."""
     with open_h5ad(path) as file, reading_h5ad(path):
         frame = needs("anndata", "h5ad").io.read_elem(file["obs"])

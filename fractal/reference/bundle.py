@@ -39,6 +39,7 @@ from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration,
 from fractal.reference.card import model_card
 from fractal.reference.projection import Projection
 from fractal.reference.space import space_problem
+from fractal.storage import Place, fetch
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
@@ -349,8 +350,9 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
 CELL_ARRAYS = ("vectors", "path", "validation_vectors", "validation_path")
 
 
-def read_bundle(path: Path, device: torch.device | str = "cpu") -> Bundle:
+def read_bundle(path: Place, device: torch.device | str = "cpu") -> Bundle:
     """Raises InputError for a folder that is no bundle, is of another version, or whose files were changed."""
+    path = fetch(path)
     if not path.exists() and path.parent.is_dir():
         recover(path)  # of a run that was killed just as it put the folder there
     try:
@@ -423,7 +425,7 @@ def check_consistent(bundle: Bundle) -> None:
     model_card(bundle.facts, VERSION)  # fails where a fact is missing that saving it again takes
 
 
-def load_adapter(path: Path, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load_adapter(path: Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """A checkpoint of train.py, or a reference's folder -> the adapter, and what the checkpoint says beside it.
 
     Raises InputError for anything else.

@@ -12,7 +12,6 @@ New cells must be normalised as the labelled ones were. That is the user's part;
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from fractal.cli import InputError, needs
 from fractal.h5ad import open_h5ad, reading_h5ad
+from fractal.storage import Place, place
 
 # How far X may be from giving the components, both as root mean squares: float32 alone makes 1e-6, a randomised SVD,
 # which is not exact, a few hundredths.
@@ -169,7 +169,7 @@ def in_memory(adata: Any, layer: str = "") -> Expression | None:
     return Expression(f"layer '{layer}'" if layer else "X", adata.n_obs, adata.var, matrix.__getitem__)
 
 
-def on_disk(file: Any, path: Path, layer: str = "") -> Expression | None:
+def on_disk(file: Any, path: Place, layer: str = "") -> Expression | None:
     """X, or a layer, of an open .h5ad. Rows are read as they are asked for; of a CSC matrix all, which has no rows."""
     h5py, io = needs("h5py", "h5ad"), needs("anndata", "h5ad").io
     matrix = file.get(f"layers/{layer}" if layer else "X")
@@ -196,9 +196,9 @@ def on_disk(file: Any, path: Path, layer: str = "") -> Expression | None:
 @contextmanager
 def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
     """An AnnData, or the path of an .h5ad -> something with obsm, varm and uns, and a function layer -> expression."""
-    if isinstance(cells, str | Path):
-        with open_h5ad(Path(cells)) as file:
-            yield file, lambda layer: on_disk(file, Path(cells), layer)
+    if isinstance(cells, str | Place):
+        with open_h5ad(place(cells)) as file:
+            yield file, lambda layer: on_disk(file, place(cells), layer)
     else:
         parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
         yield parts, lambda layer: in_memory(cells, layer)

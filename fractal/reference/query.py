@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from fractal.h5ad import check_embedding, obs_names, open_h5ad
 from fractal.reference.bundle import Bundle
 from fractal.reference.projection import Expression, in_memory, on_disk
 from fractal.source import CHUNK, Source, from_matrix
-from fractal.vectors import is_h5ad, open_vectors
+from fractal.storage import Place
+from fractal.vectors import has_obsm, is_h5ad, open_vectors
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def vectors_of(bundle: Bundle, adata: Any, use_rep: str | None, force: bool) -> 
 
 
 @contextmanager
-def open_query(bundle: Bundle, path: Path, use_rep: str | None, force: bool) -> Iterator[tuple[Source, Origin]]:
+def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) -> Iterator[tuple[Source, Origin]]:
     """The cells of a file, streamed. Raises InputError as `vectors_of` and fractal.vectors.open_vectors do."""
     key, dim = use_rep or bundle.use_rep, bundle.adapter.dim
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def open_query(bundle: Bundle, path: Path, use_rep: str | None, force: bool) -> 
             _, chunk = next(iter(source.chunks(CHUNK)))
             odd, certain = bundle.space_problem(chunk) or ("", False)
             if force or not certain:
-                yield source, Origin(f"obsm '{key}'" if is_h5ad(path) else "", odd)
+                yield source, Origin(f"obsm '{key}'" if has_obsm(path) else "", odd)
                 return
             problem = f"obsm '{key}': {odd}" if expression else odd
         if expression is None:
@@ -78,7 +78,7 @@ def open_query(bundle: Bundle, path: Path, use_rep: str | None, force: bool) -> 
         yield from_matrix(path, shape, np.float32, rows, obs_names(file, path)), origin
 
 
-def tell(origin: Origin, path: Path) -> None:
+def tell(origin: Origin, path: Place) -> None:
     """Print where vectors that are not the file's own come from, and what is odd about them."""
     if origin.projected:
         print(f"{path}: {origin.vectors}")
