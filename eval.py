@@ -7,14 +7,15 @@ queries. `bank` takes the neighbours from the training cells, which is what anno
 types were held out, seen and unseen types follow, apart. Then the same with every class counting alike, how far the
 predicted type is from the true one in the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of
 every prefix at every level, and steerability. Several checkpoints, trained on the same cells, become rows of the same
-tables. `--search` adds what a shorter vector buys in search.
+tables. `--search` adds what a shorter vector buys in search, `--report` draws it all on one page.
 """
 
 import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ from fractal.evaluate import (
 from fractal.files import atomic_write, check_paths
 from fractal.metrics import K, silhouette, steerability
 from fractal.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
-from fractal.parquet import LEVELS, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
-from fractal.reference.bundle import load_adapter
+from fractal.parquet import LEVELS, Cells, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
+from fractal.reference.bundle import load_adapter, read_bundle, weights_sha256
+from fractal.report.page import check_output
+from fractal.report.page import write as write_report
+from fractal.report.scored import Scored, answers_of, provenance, reference_of
 from fractal.search import nearest
 from fractal.split import Split
 from fractal.truncation import RECALL, search_table
@@ -102,6 +106,16 @@ def get_parser() -> argparse.ArgumentParser:
     add_device(parser)
     parser.add_argument("--json", type=Path, help="also write the figures to this file, unrounded")
     parser.add_argument(
+        "--report",
+        metavar="HTML",
+        type=Path,
+        help="also write a page: the figures drawn, what to conclude from each, and what a reference of the checkpoint "
+        "would answer; see docs/report.md",
+    )
+    parser.add_argument(
+        "--figures", metavar="DIR", type=Path, help="also write these as .svg and .png (the extra `pictures`)"
+    )
+    parser.add_argument(
         "--cells-out",
         type=Path,
         help="also write right (True) or wrong per embedding, query and level, row numbers, labels, whose types were "
@@ -136,8 +150,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     rows_out = [args.rows_out / name for name in ("train.npy", "queries.npy")] if args.rows_out else []
     check_paths(
         {"--input": args.input, "--model-path": args.model_path, "--obo": args.obo},
-        {"--json": args.json, "--cells-out": args.cells_out, "--rows-out": rows_out},
+        {"--json": args.json, "--cells-out": args.cells_out, "--rows-out": rows_out, "--report": args.report},
     )
+    check_output(args.report, args.figures)
     if args.rows_out and args.rows_out.exists() and not args.rows_out.is_dir():
         raise InputError(f"--rows-out {args.rows_out}: is a file; name a folder")
     if args.all_rows:
@@ -211,20 +226,22 @@ def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]
     return lines
 
 
-def print_heading(args: argparse.Namespace, models: list[Model], truth: Truth, num_bank: int) -> None:
-    for model in models:
-        config = model.checkpoint["config"]
-        told = ", ".join(truth.levels[k] for k in model.blocks)
-        print(f"{model.path}: recipe {config['recipe']}, {len(model.blocks)} blocks of {config['scale_dim']}: {told}")
-    n, split, strangers = len(truth.seen), models[0].split, int((~truth.seen).sum())
+def of_model(model: Model, truth: Truth) -> str:
+    config = model.checkpoint["config"]
+    told = ", ".join(truth.levels[k] for k in model.blocks)
+    return f"recipe {config['recipe']}, {len(model.blocks)} blocks of {config['scale_dim']}: {told}"
+
+
+def of_cells(args: argparse.Namespace, split: Split, truth: Truth, num_bank: int, data: object) -> list[str]:
+    """What is scored, and what was held out; `data` is the file's name."""
+    n, strangers = len(truth.seen), int((~truth.seen).sum())
     if args.all_rows:
-        print(f"{n:,} cells of {args.input}, which are all new")
-        return
-    print(f"{n:,} test cells of {args.input}, {num_bank:,} {BANKS[args.bank]} cells in the bank")
+        return [f"{n:,} cells of {data}, which are all new"]
     held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
     if split.test_types:
         held_out = f"{len(split.test_types)} whole types, of which {strangers:,} test cells are, and other types' cells"
-    print(f"held out: {held_out}")
+    cells = f"{n:,} test cells of {data}, {num_bank:,} {BANKS[args.bank]} cells in the bank"
+    return [cells, f"held out: {held_out}"]
 
 
 def show(value: float | None, digits: int = 3) -> str:
@@ -354,6 +371,54 @@ def score_all(
     return rows, shuffled, steering
 
 
+def scored_model(
+    args: argparse.Namespace,
+    models: list[Model],
+    i: int,
+    rows: list[dict[str, Any]],
+    shuffled: list[dict[str, Any]],
+    truth: Truth,
+    cells: Cells,
+    protocols: dict[str, str],
+) -> Scored:
+    """What --report shows of the i-th checkpoint: its rows, as printed, and what its reference would answer."""
+    model, queries = models[i], cells.split(len(truth.seen))[0]
+    *_, start, stop = np.cumsum([1, *(len(one.blocks) for one in models[: i + 1])])  # raw comes first
+    last = 1 + sum(len(one.blocks) for one in models)
+    try:
+        if args.all_rows and not model.path.is_dir():
+            raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
+        same = not args.all_rows
+        bundle = (
+            reference_of(model.adapter, model.checkpoint, args.input, model.split) if same else read_bundle(model.path)
+        )
+        answers, why = answers_of(bundle, queries, truth.seen), ""
+    except InputError as error:
+        answers, why = {}, str(error)
+    return Scored(
+        name=model.name,
+        cells=of_model(model, truth),
+        levels=truth.levels,
+        blocks=model.blocks,
+        prefixes=rows[start:stop][::-1],
+        raw=rows[0],
+        controls=rows[last:],
+        shuffled=shuffled[start - 1 : stop - 1],
+        protocols=protocols,
+        truth=truth,
+        classes=cells.classes,
+        paths=np.unique(cells.labels, axis=0),
+        studies=study_codes(args.input)[1] if truth.groups is not None else (),
+        answers=answers,
+        no_answers=why,
+        facts=[
+            ("model", model.path.name),
+            ("cells scored", f"{args.input.name}, sha256 {fingerprint(args.input)}, draw {args.seed}"),
+            *provenance(model.checkpoint, weights_sha256(model.adapter)),
+        ],
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = pick_device(args.device)
@@ -410,8 +475,9 @@ def main(argv: list[str] | None = None) -> None:
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if places:
         protocols["bank"] = f"neighbours from the {BANKS[args.bank]} cells (bank)"
-    print_heading(args, models, truth, num_bank)
-    print("\n".join([*warnings(args.input, graph.graph["release"], copies, failed), ""]))
+    about = of_cells(args, split, truth, num_bank, args.input)
+    odd = warnings(args.input, graph.graph["release"], copies, failed)
+    print("\n".join([*(f"{model.path}: {of_model(model, truth)}" for model in models), *about, *odd, ""]))
     print_tables(rows, protocols, levels, bool(unseen), what_intervals_are_of(split, groups))
     if args.controls:
         print("\nThe same with the subtypes shuffled over the paths of the tree: no prefix should show a level\n")
@@ -424,7 +490,18 @@ def main(argv: list[str] | None = None) -> None:
         print(search_table(asked, bank, labels[:SEARCHES], bank_labels, levels))
 
     # Write.
+    if args.report or args.figures:
+        whose = {"bank": f"{BANKS[args.bank]} cells", "loo": "the other test cells"}
+        whose = {protocol: name for protocol, name in whose.items() if protocol in protocols}
+        about = of_cells(args, split, truth, num_bank, args.input.name)
+        scored = [scored_model(args, models, i, rows, shuffled, truth, cells, whose) for i in range(len(models))]
+        scored = [replace(one, cells="; ".join([one.cells, *about]), warnings=odd) for one in scored]
+        write_report(
+            f"{', '.join(model.name for model in models)} on {args.input.name}", scored, args.report, args.figures
+        )
     right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
+    for row, p in product(rows, protocols):
+        del row[f"{p}_predicted"]
     result = {
         "rows": rows,
         "levels": list(levels),

@@ -22,13 +22,11 @@ from tqdm import tqdm
 from fractal.cli import InputError, run, table
 from fractal.files import check_paths
 from fractal.h5ad import LabelledCells, open_labelled, read_map
-from fractal.names import clean, is_missing
+from fractal.ingestion import ClassColumns, atlas_metadata, place_cells, type_names
 from fractal.ontology import (
     CL_SLIM,
     Hierarchy,
-    hierarchy_of,
     load_graph,
-    read_hierarchy,
     write_hierarchy,
     write_label_map,
 )
@@ -106,9 +104,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.write_label_map:
             print(write_label_map(args.write_label_map, names, cells.type_codes, graph))
             return
-        codes, hierarchy = place_cells(cells, names, graph, args)
+        source = args.h5ad or args.model_dir or MODEL_DIR
+        codes, hierarchy = place_cells(cells, names, graph, source, args.hierarchy, args.unmapped)
         report_hierarchy(hierarchy, graph, args)
-        write_cells(args.output, cells, codes, hierarchy, metadata_for(hierarchy, graph, args))
+        write_cells(args.output, cells, codes, hierarchy, atlas_metadata(hierarchy, graph, source))
         write_hierarchy(hierarchy_path(args.output), hierarchy.levels, hierarchy.classes)
     report_cells(args.output, cells.dim, codes, hierarchy)
 
@@ -146,39 +145,6 @@ def open_cells(
     return open_labelled(args.h5ad, args.obsm or OBSM, key, args.study_key, label_map, levels)
 
 
-def type_names(cells: Release | LabelledCells, label_map: Mapping[str, str] | None) -> list[str]:
-    """The names of the types, cleaned and mapped; "" for those whose cells are left out."""
-    names = [clean(name) for name in cells.types]
-    if label_map and isinstance(cells, Release):  # an .h5ad is opened with its map
-        if unused := sorted(set(label_map) - set(names)):
-            print(f"warning: the label map has names that no type has: {'; '.join(unused)}")
-        names = [label_map.get(name, name) for name in names]
-    return ["" if is_missing(name) else name for name in names]
-
-
-def place_cells(
-    cells: Release | LabelledCells, names: list[str], graph: nx.DiGraph, args: argparse.Namespace
-) -> tuple[np.ndarray, Hierarchy]:
-    """-> the class of each cell (n,) int64, into `hierarchy.classes`, -1 for those left out; and the hierarchy."""
-    known = [name for name in dict.fromkeys(names) if name]
-    if isinstance(cells, LabelledCells) and cells.labels.tree is not None:
-        hierarchy = hierarchy_of(known, graph, tree=cells.labels.tree, levels=cells.labels.levels or ())
-    elif args.hierarchy:
-        levels, tree = read_hierarchy(args.hierarchy)
-        hierarchy = hierarchy_of(known, graph, tree=tree, levels=levels)
-    else:
-        hierarchy = hierarchy_of(known, graph, args.unmapped or "error")
-    number = {row: code for code, row in enumerate(hierarchy.classes)}
-    class_of = dict(zip(known, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
-    codes = np.array([*(class_of[name] for name in names), -1])[cells.type_codes]
-    notes = cells.labels.notes if isinstance(cells, LabelledCells) else cells.notes
-    unmapped = int(((codes < 0) & (cells.type_codes >= 0)).sum())
-    missing = [f"{unmapped:,} of {len(codes):,} cells left out: the label map has no name for them"] if unmapped else []
-    if not (codes >= 0).any():
-        raise InputError(f"{args.h5ad or args.model_dir or MODEL_DIR}: no cell has a label")
-    return codes, Hierarchy(hierarchy.levels, hierarchy.rows, [*notes, *missing, *hierarchy.notes])
-
-
 def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> None:
     print(f"Cell Ontology release {graph.graph['release']} ({args.obo})")
     how = Counter(row.matched for row in hierarchy.rows)
@@ -197,14 +163,6 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
         print(note)
 
 
-def metadata_for(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> dict[str, str]:
-    return {
-        "cl_release": graph.graph["release"],
-        "anchors_sha256": hierarchy.rules_sha256,
-        "source": str(args.h5ad or args.model_dir or MODEL_DIR),
-    }
-
-
 def chunks_of(
     cells: Release | LabelledCells, scratch: Path
 ) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
@@ -218,12 +176,7 @@ def chunks_of(
 def write_cells(
     path: Path, cells: Release | LabelledCells, codes: np.ndarray, hierarchy: Hierarchy, metadata: dict[str, str]
 ) -> None:
-    # Per level: the names, and for each class the code of its name.
-    levels = [
-        np.unique([row.levels[k] for row in hierarchy.classes], return_inverse=True)
-        for k in range(len(hierarchy.levels))
-    ]
-    names = [list(map(str, values)) for values, _ in levels]
+    of_class = ClassColumns.of(hierarchy)
     studies = cells.study_codes
     has_ids = isinstance(cells, LabelledCells)
     with (
@@ -232,8 +185,7 @@ def write_cells(
     ):
         for rows, vectors, ids in prefetch(chunks_of(cells, path.parent)):
             keep = codes[rows] >= 0
-            classes = codes[rows][keep]
-            columns = [(of_class[classes], level) for (_, of_class), level in zip(levels, names, strict=True)]
+            columns = of_class.columns(codes[rows][keep])
             if studies is not None:
                 columns.append((studies[rows][keep], cells.studies))
             if keep.any():

@@ -7,6 +7,10 @@ reference (fractal/published.py), `mrl` is the flat control that trains every pr
 control with hierarchical cross-entropy over the ancestors in the Cell Ontology (fractal/hierarchical.py).
 
 Ctrl-C keeps the best epoch so far beside the output, as NAME.partial.pt; a finished checkpoint stays as it is.
+
+Several processes share the rows and the work, on one machine or more; the loss curve is that of one process:
+
+    uv run torchrun --standalone --nproc-per-node 2 train.py --max-samples 0
 """
 
 import argparse
@@ -18,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.adapter import MAX_LEVELS, pick_device, save
+from fractal.adapter import MAX_LEVELS, save
 from fractal.cli import InputError, add_device, non_negative_int, positive_float, positive_int, printable, ratio, run
+from fractal.distributed import Group, joined
 from fractal.files import check_paths
 from fractal.parquet import fingerprint, levels_of, path_counts, read_rows
 from fractal.recipes import RECIPES
 from fractal.split import HOLDOUTS, VAL_RATIO, Split
-from fractal.training import Settings, fit
+from fractal.training import Counts, Settings, fit
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -115,17 +120,51 @@ def recipe_defaults(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    began = time.perf_counter()
     args = get_parser().parse_args(argv)
+    with joined(args.device) as group:
+        train_adapter(args, group)
+
+
+def train_adapter(args: argparse.Namespace, group: Group) -> None:
+    began = time.perf_counter()
     output = args.output or Path(f"data/fractal_adapter_{args.num_levels or len(levels_of(args.input))}L.pt")
     partial = output.with_name(f"{output.stem}.partial.pt")
     inputs = {"--input": args.input, "--obo": args.obo}
     check_paths(inputs, {"--output": output, "--output, if stopped,": partial})
     settings = read_settings(args)
-    device = pick_device(args.device)
     recipe = settings.of_recipe
-    print(f"recipe {settings.recipe}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {device}")
+    where = f"{group.device}" + (f", {group.size} processes" if group.size > 1 else "")
+    print(f"recipe {settings.recipe}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {where}")
 
+    split, rows, counts = group.from_main(lambda: draw_split(args))
+    train_rows, val_rows = (some[group.share(len(some))] for some in rows)
+    cells = group.same_classes(read_rows(args.input, np.concatenate([train_rows, val_rows])))
+    train, validation = cells.split(len(train_rows))
+
+    fitted = fit(train, validation, counts, settings, group.device, str(args.input), group)
+    if group.is_main:
+        save(
+            partial if fitted.partial else output,
+            fitted.adapter,
+            fitted.config,
+            fitted.classes,
+            split=asdict(split),
+            training=fitted.training(settings),
+            validation=fitted.validation,
+            versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
+        )
+    if fitted.stopped:
+        done = f"{fitted.epochs_done} of {settings.epochs} epochs done"
+        why = f"{fitted.stopped}; {done}" if str(fitted.stopped) else done
+        kept = f"epoch {fitted.best_epoch}, the best of them, written to {partial}"
+        raise type(fitted.stopped)(f"{why}; {kept}" if group.is_main else why)
+    if group.is_main:
+        partial.unlink(missing_ok=True)
+    print(f"epoch {fitted.best_epoch} kept, {time.perf_counter() - began:.0f} s, written to {output}")
+
+
+def draw_split(args: argparse.Namespace) -> tuple[Split, tuple[np.ndarray, np.ndarray], Counts]:
+    """-> the split, its training and validation rows, and how many cells but test cells lie on each path."""
     split = Split.draw(
         args.input,
         fingerprint(args.input),
@@ -149,25 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     keep = np.ones(split.num_rows, bool)
     keep[test_rows] = False
-    counts = path_counts(args.input, keep)
-    train, validation = read_rows(args.input, np.concatenate([train_rows, val_rows])).split(len(train_rows))
-
-    fitted = fit(train, validation, counts, settings, device, str(args.input))
-    save(
-        partial if fitted.partial else output,
-        fitted.adapter,
-        fitted.config,
-        fitted.classes,
-        split=asdict(split),
-        training=fitted.training(settings),
-        validation=fitted.validation,
-        versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
-    )
-    if fitted.stopped:
-        done = f"{fitted.epochs_done} of {settings.epochs} epochs done"
-        raise type(fitted.stopped)(f"{done}; epoch {fitted.best_epoch}, the best of them, written to {partial}")
-    partial.unlink(missing_ok=True)
-    print(f"epoch {fitted.best_epoch} kept, {time.perf_counter() - began:.0f} s, written to {output}")
+    return split, (train_rows, val_rows), path_counts(args.input, keep)
 
 
 def read_settings(args: argparse.Namespace) -> Settings:

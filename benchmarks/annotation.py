@@ -121,7 +121,9 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
     nothing = np.zeros(len(queries))  # no rival flags odd cells
 
     def raw(probability: np.ndarray) -> Raw:
-        return Raw(*descend(probability, nodes), np.tile(nothing[:, None], 3), nothing)
+        every = torch.arange(num_paths).expand(len(probability), -1)
+        said, share = descend(every, torch.from_numpy(probability), torch.from_numpy(nodes))
+        return Raw(said.numpy(), share.numpy(), np.tile(nothing[:, None], 3), nothing)
 
     def neighbours(q: torch.Tensor, bank: torch.Tensor, k: int) -> Raw:
         found = path[nearest(q, bank, k).numpy()]

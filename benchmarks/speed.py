@@ -38,6 +38,7 @@ from fractal.cli import positive_int, run, table
 from fractal.commands import annotate, embed
 from fractal.metrics import silhouette
 from fractal.reference.bundle import read_bundle
+from fractal.reference.neighbours import Neighbours
 from fractal.search import nearest
 from fractal.vectors import open_vectors
 
@@ -139,6 +140,7 @@ def annotating(name: str, args: argparse.Namespace) -> Prepared:
         return command, len(vectors), 1.0
     annotator = read_bundle(args.reference).annotator
     if name == "exact search":
+        assert isinstance(annotator.neighbours, Neighbours)
         vectors, annotator.neighbours.lengths = vectors[:EXACTLY], []
     return lambda: annotator(vectors).path, len(vectors), 1.0
 

@@ -11,9 +11,12 @@ COMMANDS = {  # name -> what --help says of it
     "embed": "give every cell of a file its fractal vector",
     "export": "an adapter as ONNX, and vectors as int8",
     "reference": "a trained adapter of train.py -> a reference",
+    "report": "how good a reference is, on one page",
     "index": "a file of cells -> an index to search",
+    "cluster": "ingest, stratify, embed and annotate on many machines",
     "search": "the cells of an index that are most like yours",
     "map": "a layout in the plane per prefix, on which islands split",
+    "explore": "cells and a reference -> one HTML page to look at",
 }
 HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
 

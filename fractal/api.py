@@ -102,6 +102,8 @@ class Reference:
         confidence: float = CONFIDENCE,
         novelty: str = "on",
         force: bool = False,
+        index: "Index | str | Path | None" = None,
+        index_labels: str | None = None,
     ) -> None:
         """Label the cells of `adata` in place, each as deep in the hierarchy as it can be trusted.
 
@@ -110,7 +112,9 @@ class Reference:
         float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
 
         confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
-        odd cells, "flag" only marks them, "off" does neither. Where vectors are missing, of another width, or as a body
+        odd cells, "flag" only marks them, "off" does neither. index: all cells of an index (see `search`) vote in place
+        of the reference's, and the probabilities are calibrated anew; index_labels: its column with the reference's
+        finest labels, where it has no columns of levels. Where vectors are missing, of another width, or as a body
         can't come from the reference's embedding, a reference of a PCA projects the cells from X, and says so. Raises
         InputError where it can't; `force` takes vectors of another embedding.
         """
@@ -121,9 +125,14 @@ class Reference:
         if novelty not in NOVELTY:
             raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
         vectors, origin = self.vectors_of(adata, use_rep, force)
-        for name, values in self.bundle.annotate(vectors, confidence, novelty).items():
+        bundle = self.bundle
+        if index is not None:
+            from fractal.index.voters import with_index
+
+            bundle = with_index(bundle, index, index_labels)
+        for name, values in bundle.annotate(vectors, confidence, novelty).items():
             adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
-        about = self.bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
+        about = bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
         adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
 
     def embed(
@@ -180,6 +189,28 @@ class Reference:
         places = self.maps.transform(fractal_vectors(self.bundle, self.vectors_of(adata, use_rep, force)[0]))
         for j, layout in enumerate(places, 1):
             adata.obsm[OBSM.format(j)] = layout
+
+    def explore(
+        self,
+        adata: "AnnData",
+        path: str | Path,
+        labels: str | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        use_rep: str | None = None,
+        max_cells: int = 20_000,
+        force: bool = False,
+    ) -> None:
+        """Write one HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
+
+        labels: column of obs with the cells' types, named as the reference's finest; without it the reference's answers
+        are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
+        Vectors are found or refused as in `annotate`. Raises InputError for these and for recipe `published`.
+        """
+        from fractal.explorer import explore
+
+        vectors, _ = self.vectors_of(adata, use_rep, force)
+        explore(self.bundle, adata, vectors, Path(path), labels, columns, max_cells, self.name or "a reference")
 
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""

@@ -1,5 +1,6 @@
 """The one loop behind `fractal embed` and `Reference.embed`: vectors in, fractal vectors out, chunk by chunk."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from fractal.adapter import Adapter, load, truncate_blocks
 from fractal.parquet import LEVELS, fingerprint
-from fractal.reference.bundle import Bundle, read_bundle
+from fractal.reference.bundle import Bundle, read_bundle, weights_sha256
 from fractal.vectors import usable
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
@@ -40,6 +41,18 @@ class Embedder:
         adapter, checkpoint = load(path, device)
         config = checkpoint["config"]
         return Embedder(adapter, config["recipe"], block_names(config), fingerprint(path), "X_scimilarity")
+
+    def metadata(self, prefix: int) -> dict[str, str]:
+        """What a file of its vectors, cut to so many blocks, says of them."""
+        levels = self.adapter.num_levels
+        return {
+            "checkpoint_sha256": self.sha256,
+            "adapter_sha256": weights_sha256(self.adapter),  # the same in a reference that was made of it
+            "recipe": self.recipe,
+            "num_levels": str(levels),
+            "block_widths": json.dumps([self.adapter.scale_dim] * levels),
+            "prefix": str(prefix),
+        }
 
 
 def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -115,7 +115,8 @@ def score(vectors: Tensor, truth: Truth, neighbours: Tensor | None) -> dict[str,
     Per level: `loo` and `bank` accuracy of a 5-NN vote, with `_interval`, `_macro` (mean recall of the classes),
     `_macro_f1`; `silhouette`; `zoom_agree`. For the types: `_distance` (mean steps in the Cell Ontology from the true
     to the predicted type), `_distance_cells` (of so many cells), `_hierarchical_f1`. `seen` and `unseen` are the
-    accuracies of those types apart. `loo_right` and `bank_right` are (n, levels) bool arrays.
+    accuracies of those types apart. `loo_right` and `bank_right` are (n, levels) bool arrays, `loo_predicted` and
+    `bank_predicted` (n, levels) int64, what was answered.
     """
     levels, labels = truth.levels, truth.labels
     nothing = dict.fromkeys(levels)
@@ -132,7 +133,7 @@ def score(vectors: Tensor, truth: Truth, neighbours: Tensor | None) -> dict[str,
     for protocol, predicted in protocols.items():
         right = (predicted == labels).cpu().numpy()
         use = truth.counts if protocol == "bank" else np.ones_like(right)
-        row[f"{protocol}_right"] = right
+        row[f"{protocol}_right"], row[f"{protocol}_predicted"] = right, predicted.cpu().numpy()
         row[protocol], row[f"{protocol}_interval"] = by_group(truth, right, use, truth.groups)
         for key, metric in (("macro", macro_accuracy), ("macro_f1", macro_f1)):
             row[f"{protocol}_{key}"] = {

@@ -43,13 +43,22 @@ class HierarchicalObjective(nn.Module):
     """The loss of a batch. As in the `mrl` control, every prefix has prototypes of the leaf classes.
 
     x (n, dim) are all training rows, path (n,) the number of each row's path, frequency (num_paths,) how many cells of
-    the file are on each path, ancestors (num_paths, num_terms) from `ancestor_matrix`.
+    the file are on each path, ancestors (num_paths, num_terms) from `ancestor_matrix`, sampled (num_paths,) how many
+    training rows are on each path (None: those of `path`, all of them).
     """
 
-    def __init__(self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor, ancestors: Tensor) -> None:
+    def __init__(
+        self,
+        adapter: FractalAdapter,
+        x: Tensor,
+        path: Tensor,
+        frequency: Tensor,
+        ancestors: Tensor,
+        sampled: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.x, self.path, self.ancestors = x, path, ancestors
-        sampled = path.bincount(minlength=len(frequency)).float()
+        sampled = (path.bincount(minlength=len(frequency)) if sampled is None else sampled).float()
         self.logit_adjustment = log_ratio(sampled, frequency.float())  # see fractal/objective.py
         # Terms differ in number by class, so the sum over them is divided by their mean number: the loss is then of
         # the size of one cross-entropy, and a deep class still counts more than a shallow one.

@@ -27,13 +27,16 @@ class PrefixObjective(nn.Module):
     """The loss of a batch. x (n, dim) are all training rows, on the training device.
 
     path (n,) is the number of each row's path among the adapter's, frequency (num_paths,) how many cells of the file
-    are on each path. The prototypes are weights of the loss, not of the adapter: nothing of them is saved.
+    are on each path, sampled (num_paths,) how many training rows are (None: those of `path`, all of them). The
+    prototypes are weights of the loss, not of the adapter: nothing of them is saved.
     """
 
-    def __init__(self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor) -> None:
+    def __init__(
+        self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor, sampled: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.x, self.path = x, path
-        sampled = path.bincount(minlength=len(frequency)).float()
+        sampled = (path.bincount(minlength=len(frequency)) if sampled is None else sampled).float()
         # The softmaxes: one over the paths, and one over the classes of each level.
         members = [torch.eye(len(frequency), device=x.device), *adapter.path_to_class.split(adapter.classes, 1)]
         self.logit_adjustment = [log_ratio(sampled @ member, frequency.float() @ member) for member in members]

@@ -253,11 +253,16 @@ def usable(vectors: np.ndarray) -> np.ndarray:
     return np.isfinite(norm) & (norm > 0)
 
 
-def row_groups(path: str | Path, columns: list[str] | None = None, size: int = ROW_GROUP) -> Iterator[pa.Table]:
-    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory."""
+def row_groups(
+    path: str | Path, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
+
+    groups: only these row groups, by number (None: all).
+    """
     metadata = open_parquet(path).metadata
     with reading(path):
-        for group in range(metadata.num_row_groups):
+        for group in range(metadata.num_row_groups) if groups is None else groups:
             # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map
             # for each row group lets go of it, and is no burden where a foreign file is one huge row group.
             file = pq.ParquetFile(path, metadata=metadata, memory_map=True)

@@ -78,7 +78,7 @@ class Release:
         the row numbers.
         """
         start = 0
-        for vectors in reorder(self._records_by_chunk(size), len(self), self.dim, size, scratch):
+        for vectors in reorder(self.records_by_chunk(size), len(self), self.dim, size, scratch):
             bad = np.flatnonzero(~usable(vectors) & (self.type_codes[start : start + len(vectors)] >= 0))
             if len(bad):
                 raise InputError(
@@ -88,7 +88,7 @@ class Release:
             yield slice(start, start + len(vectors)), vectors
             start += len(vectors)
 
-    def _records_by_chunk(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def records_by_chunk(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (labels (m,) int64, vectors (m, dim) float32) as they stand in the index."""
         seen = np.zeros(len(self), bool)
         for start in range(0, len(self), size):

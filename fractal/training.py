@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fractal.adapter import Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed
+from fractal.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed
 from fractal.cli import InputError
+from fractal.distributed import Group, ProcessLostError
 from fractal.hierarchical import HierarchicalObjective, ancestor_matrix
 from fractal.metrics import knn_accuracy
 from fractal.objective import PrefixObjective
@@ -28,6 +29,7 @@ CLIP = 1.0  # norm of the gradient
 EMA_DECAY = 0.98  # the moving average of the weights looks back about 50 steps
 VAL_QUERIES, VAL_BANK = 2_000, 10_000  # enough for a standard error of .01, and a third of a second
 Counts = dict[tuple[str, ...], int]  # path of labels -> number of cells
+ALONE = Group()  # one process
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Fitted:
     validation: dict[str, float] | None = None  # 5-NN accuracy by level, and `score`, of the best epoch
     best_epoch: int = 0
     epochs_done: int = 0
-    stopped: KeyboardInterrupt | None = field(default=None, repr=False)  # Ctrl-C or SIGTERM ended it
+    stopped: KeyboardInterrupt | ProcessLostError | None = field(
+        default=None, repr=False
+    )  # what ended it: Ctrl-C, SIGTERM
 
     @property
     def partial(self) -> bool:
@@ -85,17 +89,25 @@ class Validator:
     """Scores an adapter on validation cells, against training cells.
 
     x (n, dim), labels (n, levels), val_x and val_labels the same for validation. block_levels: the level that each
-    prefix stands for. `own_level`: the prefixes count as well, each at its own level.
+    prefix stands for. `own_level`: the prefixes count as well, each at its own level. `group`: the processes that train
+    together, each with its share of the rows.
     """
 
     def __init__(
-        self, x: Tensor, labels: Tensor, val_x: Tensor, val_labels: Tensor, block_levels: list[int], own_level: bool
+        self,
+        x: Tensor,
+        labels: Tensor,
+        val_x: Tensor,
+        val_labels: Tensor,
+        block_levels: list[int],
+        own_level: bool,
+        group: Group = ALONE,
     ) -> None:
         self.block_levels, self.own_level = block_levels, own_level
-        bank = torch.randperm(len(x))[:VAL_BANK].to(x.device)
-        queries = torch.randperm(len(val_x))[:VAL_QUERIES].to(x.device)
-        self.bank, self.bank_labels = x[bank], labels[bank]
-        self.queries, self.labels = val_x[queries], val_labels[queries]
+        n, num_val = group.num_rows(x), group.num_rows(val_x)
+        bank, queries = torch.randperm(n)[:VAL_BANK], torch.randperm(num_val)[:VAL_QUERIES]
+        self.bank, self.bank_labels = group.collect(x, bank, n), group.collect(labels, bank, n)
+        self.queries, self.labels = group.collect(val_x, queries, num_val), group.collect(val_labels, queries, num_val)
 
     def __call__(self, adapter: Adapter) -> tuple[list[float], float]:
         """-> 5-NN accuracy of the full vector at all levels, and the score by which an epoch is chosen.
@@ -114,7 +126,7 @@ class Validator:
 
 
 def choose_levels(labels: Tensor, num_levels: int | None, published: bool = False) -> list[int]:
-    """labels (n, levels) of the training rows -> the level that each block stands for.
+    """labels (n, levels) of the training rows, or each path of them once -> the level that each block stands for.
 
     By default every level with two or more classes. With `num_levels` the first so many levels; where one of them has
     a single class, which can't be learnt, its block takes the next level that can (but not in the published recipe).
@@ -157,24 +169,31 @@ def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
     return found
 
 
-def check_settings(settings: Settings, train: Cells, source: str) -> None:
-    """Raises InputError for cells that nothing can be learnt from, and for a number of levels that they don't have."""
-    if len(train.vectors) < 2:
+def check_settings(settings: Settings, num_rows: int, train: Cells, source: str, group: Group = ALONE) -> None:
+    """Raises InputError for too few cells to learn from, for a number of levels that they don't have, and for a recipe
+    that one process must train."""
+    if num_rows < max(2, group.size):
         raise InputError(
-            f"{source}: {len(train.vectors)} rows are left to train on; it takes more cells, or a larger --max-samples"
+            f"{source}: {num_rows} rows are left to train on; it takes more cells, or a larger --max-samples"
         )
-    if len(set(train.labels[:, -1].tolist())) < 2:
-        raise InputError(f"{source}: all training rows are of one type; there is nothing to tell apart")
     if settings.num_levels and settings.num_levels > len(train.levels):
         raise InputError(f"{source}: has {len(train.levels)} levels ({', '.join(train.levels)}); lower --num-levels")
+    if settings.recipe == "published" and group.size > 1:
+        raise InputError(
+            "--recipe published: compares all cells of a batch with each other, so one process trains it; "
+            "start train.py without torchrun"
+        )
 
 
 def prepare(
-    x: Tensor, y: Tensor, train: Cells, counts: Counts, settings: Settings, source: str
+    x: Tensor, y: Tensor, train: Cells, counts: Counts, settings: Settings, source: str, group: Group = ALONE
 ) -> tuple[Fitted, nn.Module]:
     """A new adapter and its objective. x (n, dim) and y (n, levels) are the training rows, on the training device."""
     published = settings.recipe == "published"
-    levels = choose_levels(y, settings.num_levels, published)
+    found, number = group.unique_rows(y)  # the paths through all levels, and that of each row
+    if len(found[:, -1].unique()) < 2:
+        raise InputError(f"{source}: all training rows are of one type; there is nothing to tell apart")
+    levels = choose_levels(found, settings.num_levels, published)
     if published and len(levels) not in KEEP:
         raise InputError(f"{source}: the published recipe has 2 to 4 levels, not {len(levels)}; give --num-levels 4")
     scale_dim = settings.scale_dim or default_scale_dim(x.shape[1], len(levels))
@@ -191,18 +210,22 @@ def prepare(
         fitted = Fitted(adapter, config, train.classes)
         return fitted, PublishedObjective(cast(PublishedAdapter, adapter), x, y[:, levels])
     trained = levels if RECIPES[settings.recipe].own_level else levels[-1:] * len(levels)
-    paths, path = y[:, trained].unique(dim=0, return_inverse=True)
+    paths, path_of = found[:, trained].unique(dim=0, return_inverse=True)
+    path = path_of[number]
     config["paths"] = paths.tolist()
     network = cast(FractalAdapter, build_adapter(config, train.classes).to(x.device))
     frequency = path_frequency(counts, train.classes, trained, paths).to(x.device)
-    network.fit_statistics(x, path, frequency)
+    sampled = group.total(path.bincount(minlength=len(paths)))
+    n = group.num_rows(x)
+    head = torch.arange(min(n, STATISTICS_ROWS))
+    network.fit_statistics(group.collect(x, head, n), group.collect(path, head, n), frequency)
     fitted = Fitted(network, config, train.classes)
     if settings.recipe != "hce":
-        return fitted, PrefixObjective(network, x, path, frequency)
+        return fitted, PrefixObjective(network, x, path, frequency, sampled)
     lineages = {labels[levels[-1]]: tuple(labels[k] for k in levels) for labels in counts}
     leaves = [train.classes[levels[-1]][leaf] for leaf in paths[:, -1].tolist()]
     ancestors = ancestor_matrix([lineages.get(leaf, (leaf,)) for leaf in leaves], load_graph(settings.obo))
-    return fitted, HierarchicalObjective(network, x, path, frequency, ancestors.to(x.device))
+    return fitted, HierarchicalObjective(network, x, path, frequency, ancestors.to(x.device), sampled)
 
 
 def describe(config: dict[str, Any]) -> str:
@@ -216,25 +239,39 @@ def describe(config: dict[str, Any]) -> str:
 
 
 def fit(
-    train: Cells, validation: Cells, counts: Counts, settings: Settings, device: torch.device, source: str = "cells"
+    train: Cells,
+    validation: Cells,
+    counts: Counts,
+    settings: Settings,
+    device: torch.device,
+    source: str = "cells",
+    group: Group = ALONE,
 ) -> Fitted:
     """Train an adapter. The two sets of cells share their classes; `validation` may be empty: the last epoch counts.
 
     counts: how many cells of the file lie on each path, without the test cells. source: what messages call the cells.
-    Ctrl-C or SIGTERM ends it after the first epoch with the best one so far (`Fitted.stopped`), and is raised before.
+    group: the processes that train it together, each with its share of the cells (fractal/distributed.py).
+    Ctrl-C or SIGTERM ends it after the first epoch with the best one so far (`Fitted.stopped`), and is raised before;
+    so does the end of another process of the group.
     Raises InputError for cells that nothing can be learnt from, and for training that diverges.
     """
-    check_settings(settings, train, source)
+    check_settings(settings, group.num_rows(train.vectors), train, source, group)
     torch.manual_seed(settings.seed)
     torch.set_flush_denormal(True)  # once training has converged, numbers below 1e-38 slow a CPU down tenfold
     try:
-        return train_epochs(train, validation, counts, settings, device, source)
+        return train_epochs(train, validation, counts, settings, device, source, group)
     finally:
         torch.set_flush_denormal(False)
 
 
 def train_epochs(
-    train: Cells, validation: Cells, counts: Counts, settings: Settings, device: torch.device, source: str
+    train: Cells,
+    validation: Cells,
+    counts: Counts,
+    settings: Settings,
+    device: torch.device,
+    source: str,
+    group: Group,
 ) -> Fitted:
     """See `fit`, which prepares torch for it."""
     recipe = settings.of_recipe
@@ -242,30 +279,34 @@ def train_epochs(
         torch.from_numpy(array).to(device)
         for array in (train.vectors, train.labels, validation.vectors, validation.labels)
     )
-    fitted, objective = prepare(x, y, train, counts, settings, source)
+    n, num_val = group.num_rows(x), group.num_rows(val_x)
+    fitted, objective = prepare(x, y, train, counts, settings, source, group)
     print(describe(fitted.config))
     adapter = fitted.adapter
+    group.same_weights(adapter, objective)
     scored = copy.deepcopy(adapter) if recipe.ema else adapter
     weights, averages = list(adapter.parameters()), list(scored.parameters())
-    steps = len(batches(len(x), recipe.batch_size, recipe.min_steps))
-    optimizer = torch.optim.AdamW(
-        [*weights, *objective.parameters()], lr=recipe.lr, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    trained = [*weights, *objective.parameters()]
+    steps = len(batches(n, recipe.batch_size, recipe.min_steps))
+    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
     scheduler = schedule(optimizer, settings, settings.epochs * steps)
-    validate = Validator(x, y, val_x, val_y, fitted.config["block_levels"], recipe.own_level) if len(val_x) else None
+    block_levels = fitted.config["block_levels"]
+    validate = Validator(x, y, val_x, val_y, block_levels, recipe.own_level, group) if num_val else None
 
     best_score, best_state = -math.inf, copy.deepcopy(scored.state_dict())
     diverged = f"give a lower --lr than {recipe.lr:g}"
+    hidden = not group.is_main
     began = time.perf_counter()
     try:
-        with tqdm(total=settings.epochs * steps, unit="step", desc="train", mininterval=0.5) as bar:
+        with tqdm(total=settings.epochs * steps, unit="step", desc="train", mininterval=0.5, disable=hidden) as bar:
             for epoch in range(1, settings.epochs + 1):
                 adapter.train()
                 total = torch.zeros((), device=device)
-                for step, rows in enumerate(batches(len(x), recipe.batch_size, recipe.min_steps)):
-                    loss = objective(adapter, rows.to(device))
+                for step, rows in enumerate(batches(n, recipe.batch_size, recipe.min_steps)):
+                    loss = group.loss(objective, adapter, rows.to(device), n)
                     optimizer.zero_grad()
                     loss.backward()
+                    group.add_gradients(trained)
                     nn.utils.clip_grad_norm_(weights, CLIP)
                     optimizer.step()
                     scheduler.step()
@@ -274,14 +315,14 @@ def train_epochs(
                         get_ema_multi_avg_fn(ema_decay)(averages, weights, None)
                     total += loss.detach()
                     bar.update()
-                mean_loss = total.item() / steps
+                mean_loss = group.total(total).item() / steps
                 if not math.isfinite(mean_loss):
                     raise InputError(f"{source}: the loss is {mean_loss} in epoch {epoch}; {diverged}")
                 bar.set_postfix(loss=f"{mean_loss:.3f}")
                 line = f"epoch {epoch:3d}  loss {mean_loss:.3f}  {time.perf_counter() - began:6.1f} s"
                 scores, score = None, 0.0  # without validation the last epoch counts
                 if validate is not None:
-                    accuracy, score = validate(scored)
+                    accuracy, score = group.from_main(lambda: validate(scored))
                     scores = dict(zip(train.levels, accuracy, strict=True)) | {"score": score}
                     line += "  validation 5-NN " + " ".join(f"{k} {v:.3f}" for k, v in scores.items() if k != "score")
                 bar.write(line)
@@ -292,7 +333,7 @@ def train_epochs(
                 if epoch - fitted.best_epoch >= settings.patience:
                     bar.write(f"no better for {settings.patience} epochs: stopping")
                     break
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, ProcessLostError) as stop:
         if not fitted.best_epoch:
             raise
         fitted.stopped = stop

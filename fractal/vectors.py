@@ -5,7 +5,7 @@ folder of a dense TileDB array such as SCimilarity's cellsearch/cell_embedding. 
 end of a file's name says what it is; where nothing else fits, it is Parquet.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -28,14 +28,16 @@ def is_h5ad(path: str | Path) -> bool:
     return Path(path).suffix.casefold() == ".h5ad"
 
 
-def read_parquet(path: Path) -> Source:
+def read_parquet(path: Path, groups: Sequence[int] | None = None) -> Source:
     """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
 
     The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
-    pandas writes an index, becomes `cell_id`. All other columns stay. Raises InputError for anything else.
+    pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
+    Raises InputError for anything else.
     """
     file = open_parquet(path)
-    num_rows, schema = file.metadata.num_rows, file.schema_arrow
+    some = range(file.num_row_groups) if groups is None else groups
+    num_rows, schema = sum(file.metadata.row_group(i).num_rows for i in some), file.schema_arrow
     with reading(path):
         dim = read_vectors(pa.table(next(file.iter_batches(1, columns=["embedding"]))), path).shape[1]
     if dim < 1:
@@ -46,7 +48,7 @@ def read_parquet(path: Path) -> Source:
     schema = pa.schema([*fields, *(schema.field(name) for name in others)], metadata=schema.metadata)
 
     def chunks(size: int) -> Iterator[Chunk]:
-        for table in row_groups(path, size=size):
+        for table in row_groups(path, size=size, groups=groups):
             vectors, columns = read_vectors(table, path), table.select(others)
             if vectors.shape[1] != dim:
                 raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")

@@ -97,9 +97,9 @@ def test_the_statistics_are_those_of_the_training_cells():
 def test_the_loss_knows_how_frequent_the_paths_are_in_the_file(monkeypatch):
     seen = []
 
-    def noting(adapter, x, path, frequency):
+    def noting(adapter, x, path, frequency, sampled):
         seen.append(frequency.tolist())
-        return PrefixObjective(adapter, x, path, frequency)
+        return PrefixObjective(adapter, x, path, frequency, sampled)
 
     monkeypatch.setattr(training, "PrefixObjective", noting)
     fit(cells(100), NOBODY, counts_of([500, 3, 20, 7, 1]), SHORT, CPU)
@@ -160,7 +160,7 @@ def test_the_recipes_that_train_prefixes_choose_by_them(monkeypatch):
     chosen: dict[str, bool] = {}
 
     def noting(*args):
-        chosen[recipe] = args[-1]
+        chosen[recipe] = args[5]
         return Validator(*args)
 
     monkeypatch.setattr(training, "Validator", noting)

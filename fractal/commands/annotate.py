@@ -52,6 +52,16 @@ def get_parser() -> argparse.ArgumentParser:
         default=Path("data/reference"),
         help="folder of `fractal fit` or `fractal reference` (default: %(default)s)",
     )
+    files.add_argument(
+        "--index",
+        type=Path,
+        help="folder of `fractal index`, made with this reference: all its cells vote, in place of the reference's",
+    )
+    files.add_argument(
+        "--index-labels",
+        metavar="COLUMN",
+        help="with --index: its column of labels, named as the reference's finest (default: its columns of levels)",
+    )
     files.add_argument("input", nargs="?", type=Path, help="cells: .h5ad, .npy, Parquet, or a TileDB array's folder")
     files.add_argument("--input", dest="input_flag", type=Path, help=argparse.SUPPRESS)  # as in the scripts
     files.add_argument(
@@ -181,7 +191,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
     in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
-    inputs = {"--input": args.input, "--reference": args.reference, "--obo": args.obo}
+    inputs = {"--input": args.input, "--reference": args.reference, "--index": args.index, "--obo": args.obo}
     check_paths(inputs, {"--output": args.output, "--confusions": args.confusions}, in_place)
     if args.confusions:
         if not args.truth:
@@ -189,6 +199,8 @@ def check_flags(args: argparse.Namespace) -> None:
         if args.confusions.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise InputError(f"{args.confusions}: name a .png, .svg or .pdf file with --confusions")
         needs("matplotlib.figure", "pictures")
+    if args.index_labels and not args.index:
+        raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
     if args.obsm and not is_h5ad(args.input):
@@ -233,7 +245,7 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
 
     def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for table, chunk in source.chunks(CHUNK):
+            for table, chunk in source.chunks(4 * CHUNK):  # the annotator's BATCH
                 good = usable(chunk)
                 some = chunk[good]
                 names.append(source.ids(table))
@@ -262,6 +274,11 @@ def main(argv: list[str] | None = None) -> None:
 
     bundle = read_bundle(args.reference, pick_device(args.device))
     groups, truth = read_obs(args.input, args.over), read_obs(args.input, args.truth)
+    if args.index:
+        from fractal.index.voters import with_index
+
+        bundle = with_index(bundle, args.index, args.index_labels)
+        print(f"{bundle.voters} vote; probabilities by {len(bundle.validation_path):,} validation cells")
     if bundle.cl_ids.any():
         graph = load_graph(args.obo)
         check_terms(bundle, graph, args.reference, args.obo)

@@ -10,7 +10,6 @@ its other columns, and its metadata name the checkpoint, the recipe and the bloc
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -153,13 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     prefix = args.prefix or levels
     if prefix > levels:
         raise InputError(f"{args.model_path}: has {levels} blocks, --prefix {prefix} asks for more")
-    metadata = {
-        "checkpoint_sha256": embedder.sha256,
-        "recipe": recipe,
-        "num_levels": str(levels),
-        "block_widths": json.dumps([adapter.scale_dim] * levels),
-        "prefix": str(prefix),
-    }
+    metadata = embedder.metadata(prefix)
     with ExitStack() as stack:
         if embedder.reference:
             query = open_query(embedder.reference, source_path, args.use_rep, args.force)

@@ -90,8 +90,8 @@ def told_by(path: Path, use_rep: str) -> dict[str, Any] | None:
     if is_h5ad(path) and not use_rep.startswith(X_FRACTAL):
         return None
     facts = uns_of(path) if is_h5ad(path) else metadata_of(path)
-    sha256 = facts.get("checkpoint_sha256", facts.get("adapter_sha256"))
-    if sha256 is None:
+    hashes = [str(facts[name]) for name in ("checkpoint_sha256", "adapter_sha256") if name in facts]
+    if not hashes:
         return None
     try:
         if is_h5ad(path):
@@ -102,7 +102,7 @@ def told_by(path: Path, use_rep: str) -> dict[str, Any] | None:
             "recipe": str(facts["recipe"]),
             "blocks": tuple(map(int, blocks)),
             "levels": tuple(map(str, facts.get("levels", ()))),
-            "adapters": (str(sha256),),
+            "adapters": tuple(dict.fromkeys(hashes)),
         }
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: what it says of its vectors' blocks can't be read; embed it again") from error

