@@ -37,7 +37,7 @@ from fractal.maps import Maps
 
 ROOT = Path(__file__).parents[1]
 TYPES = (
-    "B cell", "CD14-low, CD16-positive monocyte", "dendritic cell", "endothelial cell of artery", 
+    "B cell", "CD14-low, CD16-positive monocyte", "dendritic cell", "endothelial cell of artery",
     "epithelial cell of lung",
     "fibroblast", "mast cell", "natural killer cell", "neuron", "regulatory T cell", "smooth muscle cell",
     "type II pneumocyte",
