@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from fractal.index import Index
+    from fractal.maps import Maps
 
 TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
@@ -59,8 +61,8 @@ TEST_CELLS = 5_000  # at most: a standard error of .004 at an accuracy of .9
 class Reference:
     """An adapter and labelled cells, ready to label and embed new ones. `fit` and `load` make it."""
 
-    def __init__(self, bundle: Bundle, name: str = "") -> None:
-        self.bundle, self.name = bundle, name
+    def __init__(self, bundle: Bundle, name: str = "", folder: Path | None = None) -> None:
+        self.bundle, self.name, self.folder = bundle, name, folder
 
     @property
     def use_rep(self) -> str:
@@ -89,7 +91,7 @@ class Reference:
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
         write_bundle(Path(folder), self.bundle)
-        self.name = Path(folder).resolve().name
+        self.name, self.folder = Path(folder).resolve().name, Path(folder)
 
     def annotate(
         self,
@@ -159,6 +161,26 @@ class Reference:
 
         return search_anndata(self, adata, index, k, **options)
 
+    @cached_property
+    def maps(self) -> "Maps":
+        """A layout of the reference's cells per prefix (fractal.maps), kept in its folder if it has one."""
+        from fractal.maps import maps_of
+
+        return maps_of(self.bundle, self.folder)
+
+    def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
+        """Place the cells of `adata` on the reference's maps, in place, without refitting.
+
+        obsm gets "X_fractal_umap_1" (prefix 1), "X_fractal_umap_2", ... (n, 2) float32, within about [-1, 1]; a cell
+        whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
+        for 20,000. Vectors are found, projected or refused as in `annotate`. Raises InputError for these.
+        """
+        from fractal.maps import OBSM, fractal_vectors
+
+        places = self.maps.transform(fractal_vectors(self.bundle, self.vectors_of(adata, use_rep, force)[0]))
+        for j, layout in enumerate(places, 1):
+            adata.obsm[OBSM.format(j)] = layout
+
     def explore(
         self,
         adata: "AnnData",
@@ -179,7 +201,8 @@ class Reference:
         from fractal.explorer import explore
 
         vectors, _ = self.vectors_of(adata, use_rep, force)
-        explore(self.bundle, adata, vectors, Path(path), labels, columns, max_cells, self.name or "a reference")
+        maps, name = self.maps, self.name or "a reference"
+        explore(self.bundle, maps, adata, vectors, Path(path), labels, columns, max_cells, name)
 
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
@@ -193,7 +216,7 @@ class Reference:
 
 def load(folder: str | Path, device: str = "auto") -> Reference:
     """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
-    return Reference(read_bundle(Path(folder), pick_device(device)), Path(folder).resolve().name)
+    return Reference(read_bundle(Path(folder), pick_device(device)), Path(folder).resolve().name, Path(folder))
 
 
 def fit(
