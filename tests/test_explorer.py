@@ -561,6 +561,10 @@ def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pyte
     about, found = contents(Path("explorer.html").read_text())
     assert (about["title"], about["reference"], about["cells"], about["total"]) == ("new.h5ad", "blood", 250, 300)
     assert found["maps"].shape == (len(about["blocks"]), 250, 2)
+    explore.main(["new.h5ad", "--reference", "blood", "--embedding-atlas", "--labels", "cell_type"])
+    table = pq.read_table("cells.parquet").to_pandas()
+    assert {"cell_id", *about["levels"], "donor", "x_1", f"y_{len(about['blocks'])}", "neighbors"} <= {*table}
+    assert table[about["levels"][-1]].tolist() == new.obs["cell_type"].tolist()
     fractal.load("blood").explore(new, "api.html", labels="cell_type", max_cells=100)
     about, found = contents(Path("api.html").read_text())
     assert about["known"]
