@@ -49,6 +49,7 @@ async function start(): Promise<void> {
     study: study >= 0 ? study : columns.findIndex(({ column }) => column.values),
   };
   const page = new Page(about, tree, facts, layouts);
+  Object.assign(window, { explorer: page }); // for the browser's console, and the tests
   page.begin();
   performance.mark("map"); // the cells are drawn
   // Let the browser show the map before the vectors, which are a hundred times larger, are unpacked.
