@@ -3,9 +3,9 @@
     uv run python -m benchmarks.storage
 
 A folder of Parquet files, vectors and labels, is read three ways in turn: from disk; from a server on this machine
-(moto's, in a process of its own); and as the same requests once more, sent bare, their answers thrown away: that is the
-server's own time. Overhead is (store - server) / disk. moto is one process of Python that copies a whole object for each
-request, so its own time is long; files of 34 MB keep that in proportion.
+(moto's, in a process of its own); and as the same requests once more, sent bare, their answers thrown away. That is the
+server's own time. Overhead is (store - server) / disk. moto is one process of Python that copies a whole object for
+each request, so its own time is long; files of 34 MB keep that in proportion.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def serve(log: Path) -> None:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
-    WSGIRequestHandler.log = lambda *_: None  # type: ignore[assignment]
+    WSGIRequestHandler.log = lambda *_: None  # type: ignore[method-assign]
     app = DomainDispatcherApplication(create_backend_app)
 
     def logged(environ: dict[str, Any], start: Any) -> Any:

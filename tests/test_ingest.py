@@ -336,3 +336,14 @@ def test_memory_and_file_follow_the_same_rules(tmp_path: Path, flags: dict, caps
     assert np.array_equal(vectors, np.stack(table["embedding"]))
     assert all(note in said for note in report.notes)
     assert re.search("cells left out", " ".join(report.notes))
+
+
+def test_a_zarr_of_anndata_is_read_like_its_h5ad(tmp_path: Path, h5ad: Path):
+    anndata.read_h5ad(h5ad).write_zarr(tmp_path / "cells.zarr")
+    tables = []
+    for path in (h5ad, tmp_path / "cells.zarr"):
+        flags = ["--obsm", "X_pca", "--label-key", "kind", "--study-key", "donor"]
+        ingest.main(["--h5ad", str(path), *flags, "--output", str(tmp_path / "cells.parquet")])
+        tables.append(pq.read_table(tmp_path / "cells.parquet"))
+    assert len(tables[0]) == 59
+    assert tables[0].equals(tables[1])

@@ -82,6 +82,29 @@ def put(path: Path, key: str) -> str:
     return f"s3://cells/{key}"
 
 
+# The table of docs/questions.md: what is read, and the tests that show it.
+TAKEN = {
+    "`.h5ad`": "test_vectors.py test_all_files_give_the_same_vectors",
+    "`.zarr` of AnnData": "test_ingest.py test_a_zarr_of_anndata_is_read_like_its_h5ad",
+    "Parquet with a column `embedding`": "test_vectors.py test_all_files_give_the_same_vectors",
+    "a folder of Parquet files, `study=s1/...` too": "test_storage.py test_a_folder_of_parquet_is_one_atlas",
+    "`.npy`": "test_vectors.py test_all_files_give_the_same_vectors",
+    "SCimilarity's `cellsearch`, a dense TileDB array": "test_tiledb.py test_the_frame_of_cellsearch_becomes_columns",
+    "an experiment of TileDB-SOMA": "test_tiledb.py test_an_experiment_of_soma",
+    "any of these at `s3://` or `gs://`": "test_storage.py test_all_formats_are_read_from_a_store",
+}
+
+
+def test_the_questions_page_has_this_table():
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "questions.md").read_text(encoding="utf-8")
+    table = text.partition("| Cells | Taken by |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table] == [*TAKEN]
+    for shown in TAKEN.values():
+        file, test = shown.split()
+        assert f"def {test}(" in (root / "tests" / file).read_text(encoding="utf-8")
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +152,7 @@ def test_no_output_is_an_input(store: Store):
 # --- the pipeline ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_scripts_write_the_same_bytes_to_a_store(store: Store, release: Path, tmp_path: Path):
     """ingest, stratify, train, eval and embed, from URI to URI; the copy of the release makes no difference either."""
 
@@ -164,6 +188,7 @@ def test_the_scripts_write_the_same_bytes_to_a_store(store: Store, release: Path
     assert uploads() == []
 
 
+@pytest.mark.slow
 def test_cells_of_a_store_are_annotated_and_indexed(store: Store, tmp_path: Path):
     labels = TYPES * 40
     local = write_h5ad(tmp_path / "cells.h5ad", clustered(labels), kind=labels)

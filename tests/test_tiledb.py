@@ -84,6 +84,7 @@ def test_a_frame_of_other_cells_is_refused(tmp_path: Path):
         pass
 
 
+@pytest.mark.slow  # it fits a reference
 def test_cellsearch_is_embedded_annotated_and_indexed(tmp_path: Path, capsys):
     """From the commands' side: its columns come along, and a search can ask by them."""
     x = clustered(LABELS)

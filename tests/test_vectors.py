@@ -51,9 +51,12 @@ def test_all_files_give_the_same_vectors(tmp_path: Path, size: int):
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "wide.npy", np.asfortranarray(x, np.float64))
     write_h5ad(tmp_path / "x.h5ad", x)
+    for version in (2, 3):
+        with anndata.settings.override(zarr_write_format=version):
+            anndata.read_h5ad(tmp_path / "x.h5ad").write_zarr(tmp_path / f"{version}.zarr")
     write_tiledb(tmp_path / "named", x)
     tiledb.from_numpy(str(tmp_path / "bare"), x).close()
-    for name in ("x.npy", "wide.npy", "x.h5ad", "named", "bare"):
+    for name in ("x.npy", "wide.npy", "x.h5ad", "2.zarr", "3.zarr", "named", "bare"):
         with open_vectors(tmp_path / name, "X_pca", 16) as source:
             assert np.array_equal(read(source, size), x, equal_nan=True)
             with pytest.raises(InputError, match="vector of cell 11 is zero or not finite"):
