@@ -226,7 +226,7 @@ def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) 
     true = nx.descendants(graph, build_hierarchy([name], graph)[0].cl_id)
     ancestor = np.isin(terms[strangers.path, strangers.depth], sorted(true))
     forced = np.isin(terms[strangers.path, -1], sorted(true))
-    points = {}
+    points: dict[str, float] = {}
     for threshold in THRESHOLDS:
         flagged, depth = at_threshold(strangers, threshold)
         known_flagged, known_depth = at_threshold(known, threshold)

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from benchmarks.strangers import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
-from fractal.adapter import Adapter, FractalAdapter, embed, load
+from fractal.adapter import FractalAdapter, embed, load
 from fractal.cli import InputError, run, table
 from fractal.files import atomic_write
 from fractal.metrics import knn_predict, silhouette
@@ -65,8 +65,8 @@ def figures(prefixes: list[Tensor], levels: list[int], labels: Tensor, seen: Ten
     full = prefixes[-1]
     right = knn_predict(full, labels)[:, -1] == labels[:, -1]
     alone = knn_predict(full[seen], labels[seen])[:, -1] == labels[seen, -1]
-    widths = [[silhouette(e[seen], labels[seen, k]) for e in prefixes] for k in levels]
-    best = [own == max(width) for j, width in enumerate(widths) if (own := width[j]) is not None]
+    widths = [np.array([silhouette(e[seen], labels[seen, k]) for e in prefixes], float) for k in levels]
+    best = [width.argmax() == j for j, width in enumerate(widths) if np.isfinite(width).all()]  # None: one class only
     shares = [right[~seen], right[seen], alone, torch.tensor(best)]
     return [share.double().mean().item() for share in shares]
 
@@ -80,36 +80,39 @@ def score_draw(stratified: Path, folder: Path) -> dict[str, list[float]]:
     found = {}
     for name in OTHERS:
         adapter = None if name == "raw" else load(folder / f"{name}.pt")[0]
-        full = normalize(x, dim=1) if adapter is None else embed(cast(Adapter, adapter), x)[-1]
-        found[name] = [*figures([full], [], labels, seen)[:-1], float("nan")]
+        full = normalize(x, dim=1) if adapter is None else embed(adapter, x)[-1]
+        found[name] = figures([full], [], labels, seen)  # no own levels
     adapter, checkpoint = load(folder / "fractal.pt")
     for name in settings(cast(FractalAdapter, adapter)):
         found[name] = figures(embed(adapter, x), checkpoint["config"]["block_levels"], labels, seen)
     return found
 
 
-def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw_picture(found: dict[str, dict[str, list[float]]], path: Path) -> None:
     """A panel per atlas: unseen against seen types, with the strangers among the queries."""
     mpl.use("agg")
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8.8), layout="constrained")
     for atlas, axes in zip(found, panels.flat, strict=False):
         points = found[atlas]
-        for ending, colour, label in (("", "tab:blue", "fractal"), (", not sharpened", "tab:cyan", "not sharpened")):
+        for ending, colour, label in (("", "tab:blue", "fractal"), (", not sharpened", "tab:orange", "not sharpened")):
             curve = np.array([points[f"residual x {m:g}{ending}"][:2] for m in MULTIPLIERS])
             axes.plot(curve[:, 1], curve[:, 0], "o-", color=colour, label=f"{label}, residual x 0 to 3", zorder=2)
-            if not ending:
-                for m, (unseen, seen) in zip(MULTIPLIERS, curve, strict=True):
-                    axes.annotate(f"x{m:g}", (seen, unseen), xytext=(5, -11), textcoords="offset points", fontsize=8)
+            for m, (unseen, seen) in zip(MULTIPLIERS, curve, strict=True):
+                if m in (0, 3):  # the ends; the default is marked
+                    axes.annotate(
+                        f"x{m:g}", (seen, unseen), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour
+                    )
         for name, marker in zip(["cell alone", *OTHERS], "DsX^v", strict=True):
-            axes.plot(*points[name][1::-1], marker, color="tab:gray", zorder=1)
-            axes.annotate(name, points[name][1::-1], xytext=(5, 4), textcoords="offset points", fontsize=8, color="0.3")
+            axes.plot(*points[name][1::-1], marker, color="black", markersize=7, label=name, zorder=4)
         axes.plot(*points["residual x 1"][1::-1], "*", color="tab:red", markersize=15, label="the default", zorder=3)
         axes.set(title=atlas, xlabel="seen types, strangers among the queries", ylabel="unseen types")
         axes.grid(alpha=0.3)
         axes.margins(0.12)
+        axes.locator_params(nbins=6)
     for axes in panels.flat[len(found) :]:
         axes.set_axis_off()
-    panels.flat[0].legend(fontsize=8)
+    handles, names = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(
         "Leave-one-out 5-NN accuracy of the subtype, full vector, means over the draws; up and right is better"
     )
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
                 scores.append(score_draw(args.folder / own / "stratified.parquet", folder))
                 bar.update()
             found[atlas] = {name: np.mean([s[name] for s in scores], axis=0).tolist() for name in scores[0]}
-    draw(found, args.picture)
+    draw_picture(found, args.picture)
     sets: dict[str, Any] = {**found}
     if len(found) > 1:
         sets = {f"mean of {len(found)} sets": mean_of(found)} | sets
