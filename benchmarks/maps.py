@@ -31,8 +31,7 @@ from fractal.parquet import open_atlas, read_rows
 
 Method = Callable[[list[np.ndarray]], Sequence[np.ndarray]]  # vectors of each prefix (N, dims) -> layouts (N, 2)
 MEASURED = 3_000  # cells
-REFINE = maps.LOOSEN + maps.REFINE
-STEPS = maps.SETTLE + REFINE  # after the clusters have gathered, as many for all ways to use t-SNE
+STEPS = maps.SETTLE + maps.REFINE  # after the clusters have gathered, as many for all ways to use t-SNE
 UMAP = {"metric": "cosine", "n_neighbors": 15, "min_dist": 0.3, "random_state": 0}
 
 
@@ -41,7 +40,7 @@ def tsne(vectors: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     with tqdm(disable=True) as bar:
         graph = maps.graph(vectors)
         if start is not None:
-            return maps.lay_out(graph, start, REFINE, bar)
+            return maps.lay_out(graph, start, maps.REFINE, bar)
         start = maps.lay_out(graph, maps.start_layout(vectors, 0), maps.GATHER, bar, maps.EXAGGERATION, 0.5)
         return maps.lay_out(graph, start, STEPS, bar)
 

@@ -36,9 +36,9 @@ OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in
 MIN_CELLS = 20
 PERPLEXITY = 30  # how many neighbours a cell attends to; three times as many are looked up
 GATHER, SETTLE = 250, 250  # steps of the common layout: clusters gather, and find their shape
-LOOSEN, REFINE = 200, 200  # steps of each prefix from there: cells change places, and find theirs
-EXAGGERATION, LOOSE = 12, 2  # of the attraction while clusters gather, and while cells change places
-SPRING = 0.004  # of the force that pulls a cell to its place in the common layout
+REFINE = 400  # steps of each prefix from there
+EXAGGERATION = 12  # of the attraction while clusters gather
+SPRING = 0.003  # of the force that pulls a cell to its place in the common layout
 FEW = 2_500  # cells: with fewer, Barnes-Hut's tree is faster than the grid of FIt-SNE
 PLACED_BY = 10  # neighbours of a new cell
 SAME = 1 - 1e-6  # cosine above which a new cell is one of the fitted ones, and takes its place
@@ -127,13 +127,13 @@ def fit_maps(
             f"the vector of cell {(~usable(vectors)).argmax()} is zero or not finite; leave such cells out"
         )
     vectors = np.ascontiguousarray(vectors, np.float32)
-    with tqdm(total=GATHER + SETTLE + (LOOSEN + REFINE) * len(ends), unit="steps", desc="maps") as bar:
+    with tqdm(total=GATHER + SETTLE + REFINE * len(ends), unit="steps", desc="maps") as bar:
         graphs = [graph(vectors[:, :end]) for end in ends]
         common = start_layout(vectors[:, : ends[0]], seed)
         mean = sum(graphs) / len(graphs)
         common = lay_out(mean, common, GATHER, bar, exaggeration=EXAGGERATION, momentum=0.5)
         common = lay_out(mean, common, SETTLE, bar)
-        layouts = np.stack([refined(g, common, bar) for g in graphs])
+        layouts = np.stack([lay_out(g, common, REFINE, bar, home=common) for g in graphs])
     low, high = layouts.min((0, 1)), layouts.max((0, 1))
     layouts = (layouts - (low + high) / 2) / (max(high - low) / 2)
     told = {"method": "t-SNE", "openTSNE": needs("openTSNE", "maps").__version__, "seed": seed}
@@ -167,12 +167,6 @@ def start_layout(vectors: np.ndarray, seed: int) -> np.ndarray:
     initialization = needs("openTSNE.initialization", "maps")
     start = PCA(2, svd_solver="full").fit_transform(unit.astype(np.float64))
     return initialization.jitter(initialization.rescale(start), scale=1e-6, random_state=seed)
-
-
-def refined(affinities: Any, common: np.ndarray, bar: tqdm) -> np.ndarray:
-    """The layout of one prefix, from the common one (N, 2), to which the spring pulls."""
-    loose = lay_out(affinities, common, LOOSEN, bar, exaggeration=LOOSE, home=common)
-    return lay_out(affinities, loose, REFINE, bar, home=common)
 
 
 def lay_out(
