@@ -30,10 +30,13 @@ from fractal.colours import colours_of
 from fractal.embedding import embed_matrix
 from fractal.files import atomic_write
 from fractal.maps import Maps, fit_maps
-from fractal.parquet import read_rows
+from fractal.parquet import level_columns, open_atlas, read_codes, read_rows
 
 INK, FAINT = "#1a1a1a", "#8a8a8a"
-MARGIN = 1.06  # the maps lie within [-1, 1]
+WIDTH = 4.6  # inches of a map; its height is that of the layouts
+MARGIN, HEAD = 0.06, 0.3  # around the layouts, which lie within [-1, 1], and above them for the title
+LARGE = 0.35  # width and height of an island that its name lies on
+NAMED = 4  # cells that a class has at least, else its name is left out
 FRAMES = 8  # of one move from a prefix to the next
 HOLD, STEP = 1_600, 70  # milliseconds that a prefix stays, and that a frame of a move does
 WRAP = 19  # letters of a name in one line
@@ -49,40 +52,61 @@ def get_parser() -> argparse.ArgumentParser:
         "--morph", type=Path, default=Path("docs/prefixes_morph.png"), help="the animation (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-samples", type=positive_int, default=5_000, help="test cells at most (default: %(default)s)"
+        "--num-samples", type=positive_int, default=20_000, help="test cells at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--per-type", type=positive_int, default=150, help="cells at most of one subtype (default: %(default)s)"
     )
     return parser
 
 
-def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str], alpha: float = 1.0) -> None:
-    """Write each class's name beside the middle of its cells, so that no two names overlap."""
-    texts, middles = [], []
+def draw_evenly(path: Path, rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the given rows of each subtype, drawn at random: one type would fill half the picture."""
+    finest = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])[0][rows]
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    return np.sort(rows[np.concatenate([shuffled[finest[shuffled] == c][:count] for c in np.unique(finest)])])
+
+
+def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str]) -> None:
+    """Write each class's name on its island if that is large, else beside it; no two names overlap."""
+    texts, middles, fixed = [], [], []
     for code in np.unique(codes):
         cells = places[codes == code]
+        if len(cells) < NAMED:
+            continue
         middle = cells[np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argmin()]  # a place where a cell is
-        middles.append(middle)
         name = "\n".join(textwrap.wrap(names[code], WRAP))
-        texts.append(
-            axes.text(*middle, name, fontsize=7.5, color=INK, alpha=alpha, ha="center", va="center", linespacing=0.95)
-        )
-        texts[-1].set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white", alpha=alpha)])
-    x, y = np.array(middles).T
+        text = axes.text(*middle, name, fontsize=7.5, color=INK, ha="center", va="center", linespacing=0.95)
+        text.set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white")])
+        if np.ptp(cells, axis=0).min() > LARGE:
+            fixed.append(text)
+        else:
+            texts.append(text)
+            middles.append(middle)
+    (x, y), (target_x, target_y) = places.T, np.array(middles).T
     needs("adjustText", "benchmarks").adjust_text(
         texts,
-        target_x=x,
-        target_y=y,
+        x=x,
+        y=y,
+        target_x=target_x,
+        target_y=target_y,
+        objects=fixed or None,
         ax=axes,
-        expand=(1.08, 1.12),
+        expand=(1.06, 1.15),
+        force_text=(0.3, 0.5),
+        force_static=(0.05, 0.1),
+        force_pull=(0.02, 0.03),
         ensure_inside_axes=True,
-        iter_lim=300,
-        arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.5, "alpha": alpha, "shrinkA": 0, "shrinkB": 0},
+        iter_lim=500,
+        min_arrow_len=4,
+        arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
     )
 
 
-def draw(axes: Any, places: np.ndarray, colours: np.ndarray, size: float) -> None:
+def draw(axes: Any, places: np.ndarray, colours: np.ndarray, limits: np.ndarray) -> None:
     order = np.random.default_rng(0).permutation(len(places))  # no class lies on top of the others
-    axes.scatter(*places[order].T, c=colours[order], s=size, linewidths=0)
-    axes.set(xlim=(-MARGIN, MARGIN), ylim=(-MARGIN, MARGIN), aspect="equal")
+    axes.scatter(*places[order].T, c=colours[order], s=9, linewidths=0)
+    axes.set(xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
     axes.set_axis_off()
 
 
@@ -91,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     mpl.use("agg")
     adapter, checkpoint = load(args.model_path)
     _, rows = evaluate.choose_rows(checkpoint, args.model_path, args.input, args.num_samples, seed=0)
-    cells = read_rows(args.input, np.sort(rows))
+    cells = read_rows(args.input, draw_evenly(args.input, np.sort(rows), args.per_type))
     ends = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]
     if args.maps and args.maps.exists():
         maps = Maps.load(args.maps)
@@ -110,18 +134,22 @@ def main(argv: list[str] | None = None) -> None:
         for end, level in zip(ends, levels, strict=True)
     ]
 
+    low, high = maps.layouts.min((0, 1)) - MARGIN, maps.layouts.max((0, 1)) + MARGIN
+    limits = np.array([low, high + np.array([0, HEAD])])
+    wide, tall = WIDTH, WIDTH * np.ptp(limits[:, 1]) / np.ptp(limits[:, 0])
+
     def titled(axes: Any, j: int) -> None:
         axes.text(0.02, 0.99, titles[j], transform=axes.transAxes, fontsize=12, weight="bold", color=INK, va="top")
-        axes.text(0.02, 0.935, below[j], transform=axes.transAxes, fontsize=9, color=FAINT, va="top")
+        axes.text(0.02, 0.925, below[j], transform=axes.transAxes, fontsize=9, color=FAINT, va="top")
 
     columns = 2 if len(ends) > 3 else len(ends)
     rows_of_maps = -(-len(ends) // columns)
     figure, grid = plt.subplots(
-        rows_of_maps, columns, figsize=(4.6 * columns, 4.6 * rows_of_maps), squeeze=False, facecolor="white"
+        rows_of_maps, columns, figsize=(wide * columns, tall * rows_of_maps), squeeze=False, facecolor="white"
     )
     figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
     for j, axes in enumerate(tqdm(grid.flat[: len(ends)], unit="map", desc="picture")):
-        draw(axes, maps.layouts[j], colours[j], size=7)
+        draw(axes, maps.layouts[j], colours[j], limits)
         titled(axes, j)
         names_on(axes, maps.layouts[j], cells.labels[:, levels[j]], cells.classes[levels[j]])
     with atomic_write(args.output) as part:
@@ -133,10 +161,10 @@ def main(argv: list[str] | None = None) -> None:
         for step in range(FRAMES if j + 1 < len(ends) else 1):
             share = (1 - np.cos(np.pi * step / FRAMES)) / 2  # slow at both ends
             nxt = min(j + 1, len(ends) - 1)
-            figure, axes = plt.subplots(figsize=(4.6, 4.6), facecolor="white")
+            figure, axes = plt.subplots(figsize=(wide, tall), facecolor="white")
             figure.subplots_adjust(0, 0, 1, 1)
             mixed = [(1 - share) * both[j] + share * both[nxt] for both in (maps.layouts, colours)]
-            draw(axes, mixed[0], mixed[1], size=6)
+            draw(axes, mixed[0], mixed[1], limits)
             titled(axes, j if share < 0.5 else nxt)
             if step == 0:
                 names_on(axes, maps.layouts[j], cells.labels[:, levels[j]], cells.classes[levels[j]])
@@ -144,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
             durations.append(STEP if step else HOLD)
     with atomic_write(args.morph) as part:
         frames[0].save(part, format="PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    print(f"{len(rows):,} test cells drawn; written to {args.output} and {args.morph}")
+    print(f"{len(cells.labels):,} of {len(rows):,} test cells; written to {args.output} and {args.morph}")
 
 
 def plural(level: str) -> str:
