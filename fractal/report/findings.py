@@ -590,7 +590,7 @@ def answers(s: Scored) -> Figure | None:
         cautions.append(f"Answers at {name} are right for {share(score['accuracy'])} only.")
     return Figure(
         "answers",
-        "What `fractal annotate` would answer",
+        "What annotating would answer",
         panels,
         "Each cell is labelled as deep as its probability is .8 or more; a finer label is held back.",
         conclusion + ".",

@@ -32,6 +32,7 @@ def part_of(number: int, s: Scored, drawn: list[Figure]) -> dict[str, Any]:
         "cells": short(s.cells, 1_000),
         "warnings": [short(line, MAX_FACT) for line in s.warnings],
         "header": header,
+        "known": "Probability" in header,
         "rows": rows,
         "cautions": [line for figure in drawn for line in figure.cautions],
         "figures": [
