@@ -114,8 +114,8 @@ def packed(values: np.ndarray) -> str:
 
 def whole_numbers(vectors: np.ndarray) -> np.ndarray:
     """(n, dim) -> int16 of at most LARGEST; the cosine of two rows is that of the vectors to about 1e-4."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-    return np.rint(vectors * (LARGEST / largest)).astype(np.int16)
+    x = vectors.astype(np.float64)
+    return np.rint(x * (LARGEST / np.abs(x).max(axis=1, keepdims=True))).astype(np.int16)
 
 
 def unit(whole: np.ndarray) -> np.ndarray:
