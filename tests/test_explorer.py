@@ -431,6 +431,7 @@ def test_search_by_name_synonym_and_id(shown):
     page = shown.page
     by_name = {node["name"]: node for node in shown.about["nodes"]}
     synonym = by_name["regulatory T cell"]["synonyms"][0]
+    page.mouse.move(5, 5)  # not on the legend, where it would light up another type
     for text, name in (
         ("pneumocyte", "type II pneumocyte"),
         (synonym, "regulatory T cell"),
@@ -441,9 +442,7 @@ def test_search_by_name_synonym_and_id(shown):
         assert name in page.inner_text("#search li[aria-selected=true]")
         page.keyboard.press("Enter")
         assert page.locator("#tree .row.pinned .text").all_inner_texts() == [name]
-        lit = page.evaluate(
-            "Array.from({ length: explorer.about.cells }, (_, row) => explorer.isLit({ layer: 0, row }))"
-        )
+        lit = page.evaluate(LIT)
         assert lit == [label == name for label in shown.cells.labels]
     page.keyboard.press("/")
     page.keyboard.type("no such thing")

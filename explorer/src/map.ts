@@ -42,7 +42,7 @@ export class MapView {
   private height = 1;
   private planned = 0;
   private moving = 0;
-  private restart: (() => void) | null = null;
+  private stopZoom: (() => void) | null = null;
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -54,6 +54,9 @@ export class MapView {
     this.zooming = zoom<HTMLCanvasElement, unknown>()
       .scaleExtent([0.5, 60])
       .filter((event: MouseEvent) => !this.lassoing && !event.shiftKey && (!event.ctrlKey || event.type === "wheel") && !event.button)
+      .on("start", ({ sourceEvent }: { sourceEvent: unknown }) => {
+        if (sourceEvent) this.stopZoom?.(); // the person takes over
+      })
       .on("zoom", ({ transform }: { transform: ZoomTransform }) => {
         this.transform = transform;
         this.draw();
@@ -150,6 +153,7 @@ export class MapView {
 
   /** Zoom so that the place (x, y) of the map is in the middle. */
   look([k, x, y]: [number, number, number], smooth = false): void {
+    this.stopZoom?.();
     const base = this.base();
     const next = zoomIdentity
       .translate(this.width / 2, (this.height - this.bottom) / 2)
@@ -179,11 +183,10 @@ export class MapView {
   }
 
   private animate(target: unknown, next: ZoomTransform): void {
-    this.restart?.();
     const from = this.transform;
     const began = performance.now();
     let going = true;
-    this.restart = () => (going = false);
+    this.stopZoom = () => (going = false);
     const frame = (now: number) => {
       if (!going) return;
       const share = Math.min(1, Math.max(0, now - began) / 300);
