@@ -114,9 +114,8 @@ def packed(values: np.ndarray) -> str:
 
 def whole_numbers(vectors: np.ndarray) -> np.ndarray:
     """(n, dim) -> int16 of at most LARGEST; the cosine of two rows is that of the vectors to about 1e-4."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    exact = np.divide(vectors, largest, where=largest > 0, out=np.zeros(vectors.shape))  # float64: vectors may be tiny
-    return np.rint(exact * LARGEST).astype(np.int16)
+    x = vectors.astype(np.float64)
+    return np.rint(x * (LARGEST / np.abs(x).max(axis=1, keepdims=True))).astype(np.int16)
 
 
 def unit(whole: np.ndarray) -> np.ndarray:
