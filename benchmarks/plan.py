@@ -1,8 +1,8 @@
 """From measured lines of benchmarks/scale.py to what a stage takes at any size; see docs/scale.md.
 
 The model has two numbers for each stage and quantity: what Python's start and the libraries take, and what each cell
-takes. Of stratify.py's computing there is a third: a cell that does not fit into its --memory goes through a temporary
-file. All are at least 0, and chosen so that the largest relative errors count (non-negative least squares).
+takes. stratify.py has a third of each: a cell that does not fit into its --memory goes through a temporary file, and of
+those that do fit two such parts are held at once. All are at least 0, by least squares of the relative errors.
 """
 
 import json
@@ -49,10 +49,15 @@ class Line:
         return list({(line.stage, line.cells): line for line in lines}.values())
 
 
-def terms(stage: str, cells: np.ndarray) -> np.ndarray:
+def cpu_terms(stage: str, cells: np.ndarray) -> np.ndarray:
     """(n,) -> (n, 2 or 3): what the coefficients of a stage's computing are multiplied with."""
     columns = [np.ones(len(cells)), cells]
     return np.stack(columns + ([np.maximum(0, cells - HELD)] if stage == "stratify" else []), axis=1)
+
+
+def memory_terms(stage: str, cells: np.ndarray) -> np.ndarray:
+    columns = [np.ones(len(cells)), cells]
+    return np.stack(columns + ([np.minimum(cells, 2 * HELD)] if stage == "stratify" else []), axis=1)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Model:
     """Of one stage: seconds of computing and bytes of memory at any number of cells."""
 
     stage: str
-    cpu: np.ndarray  # coefficients of `terms`
-    memory: np.ndarray  # fixed, and for each cell
+    cpu: np.ndarray  # coefficients of `cpu_terms`
+    memory: np.ndarray  # and of `memory_terms`
 
     @staticmethod
     def fit(stage: str, lines: Sequence[Line]) -> "Model":
@@ -72,14 +77,14 @@ class Model:
             size = np.array([1.0, *[scale] * (columns.shape[1] - 1)])
             return nnls(columns / size / np.array(values)[:, None], np.ones(len(values)))[0] / size
 
-        cpu = solve(terms(stage, cells), [line.cpu for line in lines])
-        return Model(stage, cpu, solve(terms("", cells), [line.memory for line in lines]))
+        cpu = solve(cpu_terms(stage, cells), [line.cpu for line in lines])
+        return Model(stage, cpu, solve(memory_terms(stage, cells), [line.memory for line in lines]))
 
     def seconds(self, cells: int) -> float:
-        return float(terms(self.stage, np.array([cells], float))[0] @ self.cpu)
+        return float(cpu_terms(self.stage, np.array([cells], float))[0] @ self.cpu)
 
     def bytes(self, cells: int) -> float:
-        return float(terms("", np.array([cells], float))[0] @ self.memory)
+        return float(memory_terms(self.stage, np.array([cells], float))[0] @ self.memory)
 
 
 def fitted(lines: Sequence[Line]) -> list[tuple[Model, Line]]:
