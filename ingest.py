@@ -30,7 +30,7 @@ from fractal.ontology import (
     write_hierarchy,
     write_label_map,
 )
-from fractal.parquet import duplicate_groups, num_duplicates, writing
+from fractal.parquet import duplicate_groups, in_parts, num_duplicates, writing, written
 from fractal.prefetch import prefetch
 from fractal.scimilarity import Release, open_release
 from fractal.storage import Place, place, scratch
@@ -85,7 +85,12 @@ def get_parser() -> argparse.ArgumentParser:
         choices=["error", "other"],
         help="type names that CL does not know: stop and list them, or file them under Other (default: error)",
     )
-    parser.add_argument("--output", type=place, default=OUTPUT, help="Parquet file to write (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=place,
+        default=OUTPUT,
+        help="Parquet file to write, or folder/part-{}.parquet for many (default: %(default)s)",
+    )
     return parser
 
 
@@ -134,7 +139,7 @@ def refuse_ignored(args: argparse.Namespace) -> None:
 
 def hierarchy_path(output: Place) -> Place:
     """The design's plain name for the default output; else named after the output, so that two never meet."""
-    return output.with_name("hierarchy.tsv" if output == OUTPUT else f"{output.stem}.hierarchy.tsv")
+    return output.with_name("hierarchy.tsv" if output == OUTPUT or in_parts(output) else f"{output.stem}.hierarchy.tsv")
 
 
 def open_cells(
@@ -200,7 +205,7 @@ def report_cells(output: Place, dim: int, codes: np.ndarray, hierarchy: Hierarch
     for row, count in zip(hierarchy.classes, sizes.tolist(), strict=True):
         cells[row.levels[0]] += count
     n = cells.total()
-    if copies := num_duplicates(duplicate_groups(output)):
+    if copies := num_duplicates(duplicate_groups(written(output))):
         print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
     print(f"\n{n:,} cells, {dim} numbers each, written to {output}\n")
     shares = [[label, f"{count:,}", f"{100 * count / n:.1f}"] for label, count in cells.most_common() if count]

@@ -39,7 +39,10 @@ def get_parser() -> argparse.ArgumentParser:
         help="Parquet file of ingest.py, or a folder of such files (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=place, default=Path("data/stratified.parquet"), help="file to write (default: %(default)s)"
+        "--output",
+        type=place,
+        default=Path("data/stratified.parquet"),
+        help="file to write, or folder/part-{}.parquet for many (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=non_negative_int, default=0, help="of the order within a round (default: %(default)s)"

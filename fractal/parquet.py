@@ -13,10 +13,10 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from fractal.cli import InputError, reason
 from fractal.files import atomic_stream
 from fractal.prefetch import prefetch_calls
 from fractal.reorder import round_robin
-from fractal.storage import Place, asking, file_system, files_of, pieces, place
+from fractal.storage import Place, asking, file_system, files_of, pieces, place, sizes_below
 
 LEVELS = ("system", "lineage", "type", "subtype")  # of the default tree, coarse to fine, as tables and JSON call them
 LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
 MIN_LEVELS, MAX_LEVELS = 2, 6
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 PARQUET = (".parquet", ".pq")
+PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
 
 
@@ -70,31 +71,70 @@ class Writer:
         self.file.write_table(table, row_group_size=len(vectors))
 
 
+class PartsWriter(Writer):
+    """Goes on with the next file, which `open_next` makes, when one has PART cells."""
+
+    def __init__(self, open_next: Callable[[], pq.ParquetWriter], schema: pa.Schema) -> None:
+        super().__init__(open_next(), schema)
+        self.open_next, self.cells = open_next, 0
+
+    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
+        if self.cells and self.cells + len(vectors) > PART:
+            self.file.close()
+            self.file, self.cells = self.open_next(), 0
+        super().append_table(vectors, others)
+        self.cells += len(vectors)
+
+
 @contextmanager
 def open_writer(
     path: str | Place, dim: int, others: pa.Schema, metadata: dict[str, str], dtype: Any = np.float32
 ) -> Iterator[Writer]:
     """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
 
-    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest.
+    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest. A name with {} in it, such
+    as folder/part-{}.parquet, is one file for each million cells; they appear at the end, one after the other.
     """
     field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
     fields = sorted([field, *others], key=lambda f: (f.name != "cell_id", f.name != "embedding"))
     schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
     names = [name for name in schema.names if name != "embedding"]
-    with (
-        atomic_stream(path) as part,
-        # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long
-        # to write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
-        pq.ParquetWriter(
-            part,
-            schema,
-            use_dictionary=[name for name in names if name != "cell_id"],  # no two cells share a name
-            write_statistics=names,
-            compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
-        ) as file,
-    ):
-        yield Writer(file, schema)
+    # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long to
+    # write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
+    new_file = partial(
+        pq.ParquetWriter,
+        schema=schema,
+        use_dictionary=[name for name in names if name != "cell_id"],  # no two cells share a name
+        write_statistics=names,
+        compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
+    )
+    path, numbers = place(path), count()
+    with ExitStack() as files:
+
+        def open_next() -> pq.ParquetWriter:
+            here = path.with_name(path.name.replace("{}", f"{next(numbers):05}"))
+            return files.enter_context(new_file(files.enter_context(atomic_stream(here))))
+
+        if in_parts(path):
+            check_parts(path)
+            yield PartsWriter(open_next, schema)
+        else:
+            yield Writer(open_next(), schema)
+
+
+def in_parts(path: Place) -> bool:
+    return "{}" in path.name
+
+
+def written(path: Place) -> Place:
+    """What is read of what was written to `path`: of folder/part-{}.parquet the folder."""
+    return path.parent if in_parts(path) else path
+
+
+def check_parts(path: Place) -> None:
+    """Raises InputError where files of another run would be taken for parts of this one."""
+    if path.parent.is_dir() and (others := [file for file in files_of(path.parent) if file.suffix in PARQUET]):
+        raise InputError(f"{path.parent}: holds {others[0].name} already; name another folder, or remove what is in it")
 
 
 def writing(
@@ -181,24 +221,25 @@ class ManyFiles:
     """
 
     def __init__(self, path: Place) -> None:
-        self.path = path
         system, base = file_system(path)
-        files = [file for file in files_of(path) if file.suffix in PARQUET] if path.is_dir() else [path]
-        if not files:
+        sizes = {name: size for name, size in sizes_below(path).items() if not name or name.endswith(PARQUET)}
+        if not sizes:
             raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
-        folders = str(files[0])[len(str(path)) :].split("/")[:-1]
-        text = pa.dictionary(pa.int32(), pa.string())
-        keys = pa.schema([(name.partition("=")[0], text) for name in folders if "=" in name])
-        partitioning = ds.partitioning(keys, flavor="hive", dictionaries="infer")
-        self.data = ds.dataset(
-            [file_system(file)[1] for file in files],
-            filesystem=system,
-            format="parquet",
-            partitioning=partitioning,
-            partition_base_dir=base,
-        )
-        self.schema_arrow: pa.Schema = self.data.schema
-        split = [partial(file.split_by_row_group, schema=self.schema_arrow) for file in self.data.get_fragments()]
+        keys = [part.partition("=")[0] for part in next(iter(sizes)).split("/")[:-1] if "=" in part]
+        plain = ds.partitioning(pa.schema([(key, pa.string()) for key in keys]), flavor="hive")
+        said = [ds.get_partition_keys(plain.parse(name)) for name in sizes]
+        values = {key: pa.array(sorted({str(found[key]) for found in said if key in found})) for key in keys}
+        columns = pa.schema([(key, pa.dictionary(pa.int32(), pa.string())) for key in keys])
+        hive = ds.partitioning(columns, flavor="hive", dictionaries=values)
+        kind = ds.ParquetFileFormat()
+        files = [  # which know their size: else each is asked for it whenever it is opened
+            kind.make_fragment(f"{base}/{name}".rstrip("/"), system, hive.parse(name), file_size=size)
+            for name, size in sizes.items()
+        ]
+        schema = files[0].physical_schema
+        self.schema_arrow = pa.schema([*schema, *columns], metadata=schema.metadata)
+        self.data = ds.FileSystemDataset(files, self.schema_arrow, kind, system)
+        split = [partial(file.split_by_row_group, schema=self.schema_arrow) for file in files]
         self.groups = list(chain.from_iterable(prefetch_calls(split, AHEAD)))  # reads the end of each file
 
     @property

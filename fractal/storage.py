@@ -209,15 +209,26 @@ def children(folder: Place) -> set[str]:
         return {info.base_name for info in files.get_file_info(FileSelector(inner))}
 
 
-def files_of(folder: Place) -> list[Place]:
-    """All files of a folder and the folders in it, sorted, without the hidden ones that begin with . or _."""
+def sizes_below(path: Place) -> dict[str, int]:
+    """The size of each file of a folder and of the folders in it, by its name from there on, sorted; "" for a file.
+
+    Without the hidden ones: those that begin with . or _, and those in folders that do.
+    """
     from pyarrow.fs import FileSelector
 
-    with asking(folder):
-        files, inner = file_system(folder)
-        found = files.get_file_info(FileSelector(inner, recursive=True))
-        below = sorted(info.path[len(inner) :].strip("/") for info in found if info.is_file)
-    return [folder / name for name in below if not any(part[0] in "._" for part in name.split("/"))]
+    with asking(path):
+        files, inner = file_system(path)
+        here = files.get_file_info(inner)
+        found = [here] if here.is_file else files.get_file_info(FileSelector(inner, recursive=True))
+        sizes = {info.path[len(inner) :].strip("/"): info.size for info in found if info.is_file}
+    return {
+        name: sizes[name] for name in sorted(sizes) if not any(part[:1] in "._" and part for part in name.split("/"))
+    }
+
+
+def files_of(folder: Place) -> list[Place]:
+    """All files of a folder and of the folders in it, sorted, but the hidden ones."""
+    return [folder / name for name in sizes_below(folder)]
 
 
 def download(path: Place, target: Path) -> None:

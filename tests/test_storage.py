@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -24,7 +25,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal import storage
+from fractal import parquet, storage
 from fractal.cli import InputError
 from fractal.commands import annotate, embed, fit, index
 from fractal.files import atomic_stream, atomic_write, check_paths
@@ -314,6 +315,44 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, stratified: Path, tmp_pa
     if where == "local":
         next(folder.rglob("part-000.parquet")).unlink()
         assert fingerprint(path) != before
+
+
+@pytest.mark.parametrize("where", ["local", "store"])
+def test_a_folder_is_written_part_by_part(store: Store, release: Path, tmp_path: Path, monkeypatch, fails, where: str):
+    """The same rows as in one file; all parts or none."""
+    folder = str(tmp_path / "parts") if where == "local" else "s3://cells/parts"
+    ingest.main(["--model-dir", str(release), "--output", str(tmp_path / "cells.parquet")])
+    monkeypatch.setattr(parquet, "PART", 250)
+    monkeypatch.setattr(stratify, "ROW_GROUP", 100)
+    flags = ["--input", str(tmp_path / "cells.parquet")]
+    stratify.main([*flags, "--output", str(tmp_path / "one.parquet")])
+    pattern = f"{folder}/part-{{}}.parquet"
+
+    append, calls = parquet.PartsWriter.append_table, []
+
+    def stop(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 6:  # in the third file
+            raise KeyboardInterrupt
+        append(*args)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(parquet.PartsWriter, "append_table", stop)
+        with pytest.raises(KeyboardInterrupt):
+            stratify.main([*flags, "--output", pattern])
+    assert not (tmp_path / "parts").exists() or not any((tmp_path / "parts").iterdir())
+    assert (keys(), uploads()) == ([], [])
+    stratify.main([*flags, "--output", pattern])
+    names = keys() if where == "store" else sorted(f"parts/{file.name}" for file in (tmp_path / "parts").iterdir())
+    assert names == [f"parts/part-{i:05}.parquet" for i in range(3)]
+    assert open_atlas(folder).num_rows == 600
+    one = tmp_path / "one.parquet"
+    assert np.array_equal(np.concatenate(list(iter_vectors(folder))), np.concatenate(list(iter_vectors(one))))
+    assert np.array_equal(read_codes(folder, "level4_subtype")[0], read_codes(one, "level4_subtype")[0])
+    assert open_atlas(folder).schema_arrow.equals(open_atlas(one).schema_arrow, check_metadata=True)
+    assert "parts: holds part-00000.parquet already; name another folder" in fails(
+        stratify.main, *flags, "--output", pattern
+    )
 
 
 def test_a_folder_without_cells_is_refused_in_a_line(fails, tmp_path: Path):

@@ -58,7 +58,8 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--output",
         type=place,
-        help="Parquet, .npy for the vectors alone, or .h5ad for an .h5ad, which may be the input (default: "
+        help="Parquet, or folder/part-{}.parquet for many files, .npy for the vectors alone, or .h5ad for an .h5ad, "
+        "which may be the input (default: "
         "data/fractal_embeddings.parquet, or beside an .h5ad, its name with _fractal)",
     )
     vectors = parser.add_argument_group("vectors of Parquet and .npy; an .h5ad gets the full ones, to be cut later")
