@@ -262,7 +262,7 @@ export class MapView {
   private size(): number {
     const n = Math.max(1, (this.layouts[0]?.[0].length ?? 2) / 2);
     const free = Math.min(this.width, this.height - this.bottom);
-    return Math.min(16, Math.max(2.2, (0.8 * free) / Math.sqrt(n)) * this.transform.k ** 0.45);
+    return Math.min(16, Math.min(6, Math.max(2.2, (0.8 * free) / Math.sqrt(n))) * this.transform.k ** 0.45);
   }
 
   private resize(): void {
@@ -335,6 +335,7 @@ export class MapView {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
     const [ink, ground] = [this.style("--ink"), this.style("--ground")];
+    this.drawNames(context, ink, ground);
     const at = (hit: Hit) => this.toScreen(...this.position(hit));
     const visible = this.links.filter(({ from, to }) => this.layouts[from.layer] && this.layouts[to.layer]);
     for (const { from, to, colour, dashed } of visible) {
@@ -369,7 +370,6 @@ export class MapView {
       context.stroke();
       context.setLineDash([]);
     }
-    this.drawNames(context, ink, ground);
   }
 
   /** Names of the islands, the largest first; one that would cover another is left out. */
