@@ -124,6 +124,12 @@ def test_a_name_is_a_path_or_a_uri():
         Path(at)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="download the file first"):
         place("https://example.org/x.parquet")
+    for name in ("s3://", "s3:///x", "gs://?scheme=http"):
+        with pytest.raises(InputError, match="names no bucket; it is"):
+            place(name)
+    for name in ("s3://b/x?nonsense=1", "gs://b/x?nonsense=1"):
+        with pytest.raises(InputError, match=r"^(s3|gs)://b: not a URI of a store \("):
+            place(name).exists()
     with pytest.raises(InputError, match="^nope://x: files of nope:// can't be read"):
         place("nope://x").is_file()
 
