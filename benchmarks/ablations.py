@@ -7,8 +7,8 @@
 The first rows change the shape (levels, numbers per block), the next ones leave a part out, the last one trains on a
 shuffled tree: every subtype is moved to the path of another, so the levels are as large as before but mean nothing.
 All rows are scored at the true levels. With `--holdout type` a fifth of the types is taken out of training, another
-fifth for each seed, and the table tells the cells of these types from the others. Finished runs are kept, as in
-quality.py, whose atlases are used.
+fifth for each seed, and the table tells the cells of these types from the others. At most 5,000 cells are trained and
+validated on; simulated atlases have 60,000. Finished runs are kept; delete the output folder after a change of code.
 """
 
 import json
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import eval as evaluate
 import train
-from benchmarks.quality import DATASETS, get_parser, own_embedding, prepare, summary
+from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.adapter import FractalAdapter
 from fractal.cli import run, table
 from fractal.evaluate import shuffled_tree
@@ -85,14 +85,15 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
         lambda: {"train.read_rows": shuffled_rows, "fractal.training.path_frequency": subtype_frequency},
     ),
 }
-# A set of its own size, so that all rows take minutes: 30,000 rows of the simulated atlases.
-MORE = {"simulated": ["--max-samples", "30000"]}
+# So that a run takes half a minute: 5,000 cells to train on, of simulated atlases of 60,000.
+MORE = dict.fromkeys(("pbmc_tonsil", "simulated"), ["--max-samples", "5000"])
+SIMULATED_CELLS = 60_000
 
 
 def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path, holdout: str) -> dict[str, Any]:
     """-> what eval.py writes: its JSON."""
     flags, patches = ABLATIONS[name]
-    stem = output / "ablations" / holdout / dataset / str(seed) / name.replace(" ", "_")
+    stem = output / holdout / dataset / str(seed) / name.replace(" ", "_")
     model, figures = stem.with_suffix(".pt"), stem.with_suffix(".json")
     if not figures.exists():
         with ExitStack() as stack:
@@ -142,7 +143,7 @@ HEADER = [
 def main(argv: list[str] | None = None) -> None:
     parser = get_parser()
     parser.description = __doc__
-    parser.set_defaults(datasets=["pbmc_tonsil", "fetal_organs", "simulated"])
+    parser.set_defaults(datasets=["pbmc_tonsil", "fetal_organs", "simulated"], output=Path("data/ablations"))
     parser.add_argument("--rows", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS), help="default: all")
     parser.add_argument("--holdout", choices=["cells", "type"], default="cells", help="(default: %(default)s)")
     args = parser.parse_args(argv)
@@ -150,8 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     jobs = [(name, dataset, seed) for dataset in args.datasets for seed in range(args.seeds) for name in args.rows]
     found = {}
     for name, dataset, seed in tqdm(jobs, unit="run", desc="ablations"):
-        stratified = prepare(DATASETS[dataset][0], seed, args.data, args.output)
-        result = run_once(name, dataset, seed, stratified, args.output, args.holdout)
+        whole = prepare(DATASETS[dataset][0], seed, args.data, args.output, SIMULATED_CELLS)
+        folder = args.output / (f"{args.input_dim} numbers" if args.input_dim else "whole")
+        result = run_once(name, dataset, seed, narrow(whole, args.input_dim), folder, args.holdout)
         found[name, dataset, seed] = figures(result)
     text = (
         "5-NN accuracy of the full vector (leave-one-out; bank), of prefix j at its level (leave-one-out), silhouette\n"

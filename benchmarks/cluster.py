@@ -3,10 +3,10 @@
     uv run --extra cluster python -m benchmarks.cluster --cells 1_000_000
 
 Each stage runs on a SIMULATED release as the script of one machine, on one thread, and by `fractal cluster` with two
-workers (`train`: by torchrun with two processes, all cells, one epoch). CPU s are those of all processes together, those
-of Ray itself among them. Worker MB is the peak of memory of the largest worker, of pages that the system can't take back
-(RssAnon), main MB that of the process that plans. Equal: do the outputs agree row for row? Of `train`: its losses, and
-the largest difference of a weight.
+workers (`train`: by torchrun with two processes, all cells, one epoch). CPU s are those of all processes together,
+Ray's own ones among them. Worker MB is the peak of memory of the largest worker, of pages that the system can't take
+back, main MB that of the process that plans. Equal: do the outputs agree row for row? Of `train`: its losses, and the
+largest difference of a weight.
 """
 
 import argparse
@@ -52,7 +52,8 @@ STAGES = {  # arguments of one process, and of two; a later stage reads the sing
         "--workers 2",
     ),
     "reference": (
-        "-m fractal reference --input {folder}/stratified.parquet --model-path {folder}/one.pt --output {folder}/reference",
+        "-m fractal reference --input {folder}/stratified.parquet --model-path {folder}/one.pt "
+        "--output {folder}/reference",
         "",
     ),
     "annotate": (
@@ -180,9 +181,6 @@ def main(argv: list[str] | None = None) -> None:
             release = f"-m fractal.simulate --cells {args.cells} --output {folder}/model_v1.1"
             measure(release, folder / "simulate.log")
         for stage in tqdm(args.stages, unit="stage", desc="cluster"):
-            model = next(
-                path for path in (folder / "adapter.pt", folder / "one.pt") if path.exists() or path.stem == "one"
-            )
             words = [text.format(folder=folder, train=args.train) for text in STAGES[stage]]
             logs = [folder / f"{stage}.{count}.log" for count in (1, 2)]
             costs = [measure(text, log) for text, log in zip(words, logs, strict=True) if text]
@@ -190,10 +188,8 @@ def main(argv: list[str] | None = None) -> None:
             if stage in OUTPUTS:
                 equal.append(same_rows(folder / f"{OUTPUTS[stage]}.parquet", folder / OUTPUTS[stage]))
             elif stage == "train":
-                equal = [
-                    f"loss {losses(logs[0])}",
-                    f"loss {losses(logs[1])}, weights {same_weights(folder / 'one.pt', folder / 'two.pt')}",
-                ]
+                agree = same_weights(folder / "one.pt", folder / "two.pt")
+                equal = [f"loss {losses(logs[0])}", f"loss {losses(logs[1])}, weights {agree}"]
             for label, cost, verdict in zip((stage, "- two workers"), costs, equal, strict=False):
                 peaks = [f"{peak / 1e6:,.0f}" if peak else "" for peak in (cost.main, cost.worker)]
                 rows.append([label, f"{cost.seconds:.0f}", f"{sum(cost.cpu.values()):.0f}", *peaks, verdict])

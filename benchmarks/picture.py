@@ -1,61 +1,113 @@
-"""The picture of the README: the same test cells at every prefix, and accuracy and silhouette as matrices.
+"""The picture of the README: the same held-out cells at every prefix, on maps that belong together; and it moves.
 
-    uv run python -m benchmarks.picture --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
+    uv run python train.py --input data/quality/fetal_organs/stratified.parquet --test-ratio 0.5 \\
+        --output data/half_4L.pt
+    uv run --group benchmarks python -m benchmarks.picture --model-path data/half_4L.pt \\
+        --input data/quality/fetal_organs/stratified.parquet
 
-Above, each prefix's vectors laid out in the plane by t-SNE (scikit-learn), coloured by its own level: where the next
-prefix splits an island, its level's classes come apart. Below, leave-one-out 5-NN accuracy and cosine silhouette.
+The layouts are those of fractal/maps.py, of the test cells among themselves; they see no label. Each cell has the
+colour of its class at the level that the prefix tells: one colour per system, shades of it below (fractal/colours.py).
+docs/prefixes.png has a map per prefix, docs/prefixes_morph.png (APNG) moves from one to the next.
 """
 
 import argparse
-from collections.abc import Sequence
+import io
+import textwrap
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
-from sklearn.manifold import TSNE
+from matplotlib.colors import to_rgb
 from tqdm import tqdm
 
 import eval as evaluate
-from fractal.adapter import embed, load
-from fractal.cli import positive_int, run
+from fractal.adapter import load
+from fractal.cli import needs, positive_int, run
+from fractal.colours import colours_of
+from fractal.embedding import embed_matrix
 from fractal.files import atomic_write
-from fractal.metrics import knn_accuracy, silhouette
-from fractal.parquet import read_rows
+from fractal.maps import Maps, fit_maps
+from fractal.parquet import level_columns, open_atlas, read_codes, read_rows
+
+INK, FAINT = "#1a1a1a", "#8a8a8a"
+WIDTH = 4.6  # inches of a map; its height is that of the layouts
+MARGIN, HEAD = 0.06, 0.3  # around the layouts, which lie within [-1, 1], and above them for the title
+LARGE = 0.35  # width and height of an island that its name lies on
+NAMED = 4  # cells that a class has at least, else its name is left out
+FRAMES = 8  # of one move from a prefix to the next
+HOLD, STEP = 1_600, 70  # milliseconds that a prefix stays, and that a frame of a move does
+WRAP = 19  # letters of a name in one line
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", type=Path, default=Path("data/fractal_adapter_4L.pt"), help="checkpoint")
+    parser.add_argument("--model-path", type=Path, default=Path("data/half_4L.pt"), help="checkpoint")
     parser.add_argument("--input", type=Path, default=Path("data/stratified.parquet"), help="what it was trained on")
+    parser.add_argument("--maps", type=Path, help="file that keeps the layouts: a second run takes them from there")
     parser.add_argument("--output", type=Path, default=Path("docs/prefixes.png"), help="(default: %(default)s)")
-    parser.add_argument("--title", default="", help="a line above the picture")
     parser.add_argument(
-        "--num-samples", type=positive_int, default=2_000, help="test cells drawn (default: %(default)s)"
+        "--morph", type=Path, default=Path("docs/prefixes_morph.png"), help="the animation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-samples", type=positive_int, default=20_000, help="test cells at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--per-type", type=positive_int, default=150, help="cells at most of one subtype (default: %(default)s)"
     )
     return parser
 
 
-def matrix(
-    axes: plt.Axes,
-    values: Sequence[Sequence[float | None]],
-    names: list[str],
-    levels: Sequence[str],
-    title: str,
-    low: float,
-) -> None:
-    """Embeddings down, levels across; a level of one class stays empty."""
-    shown = np.array([[np.nan if v is None else v for v in row] for row in values])
-    axes.imshow(shown, cmap="viridis", vmin=low, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(levels)), levels)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_title(title, fontsize=10)
-    for (i, j), value in np.ndenumerate(shown):
-        if np.isfinite(value):
-            colour = "black" if value > (1 + 2 * low) / 3 else "white"
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=9)
+def draw_evenly(path: Path, rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the given rows of each subtype, drawn at random: one type would fill half the picture."""
+    finest = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])[0][rows]
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    return np.sort(rows[np.concatenate([shuffled[finest[shuffled] == c][:count] for c in np.unique(finest)])])
+
+
+def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str]) -> None:
+    """Write each class's name on its island if that is large, else beside it; no two names overlap."""
+    texts, middles, fixed = [], [], []
+    for code in np.unique(codes):
+        cells = places[codes == code]
+        if len(cells) < NAMED:
+            continue
+        middle = cells[np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argmin()]  # a place where a cell is
+        name = "\n".join(textwrap.wrap(names[code], WRAP))
+        text = axes.text(*middle, name, fontsize=7.5, color=INK, ha="center", va="center", linespacing=0.95)
+        text.set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white")])
+        if np.ptp(cells, axis=0).min() > LARGE:
+            fixed.append(text)
+        else:
+            texts.append(text)
+            middles.append(middle)
+    (x, y), (target_x, target_y) = places.T, np.array(middles).T
+    needs("adjustText", "benchmarks").adjust_text(
+        texts,
+        x=x,
+        y=y,
+        target_x=target_x,
+        target_y=target_y,
+        objects=fixed or None,
+        ax=axes,
+        expand=(1.06, 1.15),
+        force_text=(0.3, 0.5),
+        force_static=(0.05, 0.1),
+        force_pull=(0.02, 0.03),
+        ensure_inside_axes=True,
+        iter_lim=500,
+        min_arrow_len=4,
+        arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
+    )
+
+
+def draw(axes: Any, places: np.ndarray, colours: np.ndarray, limits: np.ndarray) -> None:
+    order = np.random.default_rng(0).permutation(len(places))  # no class lies on top of the others
+    axes.scatter(*places[order].T, c=colours[order], s=9, linewidths=0)
+    axes.set(xlim=limits[:, 0], ylim=limits[:, 1], aspect="equal")
+    axes.set_axis_off()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,38 +115,77 @@ def main(argv: list[str] | None = None) -> None:
     mpl.use("agg")
     adapter, checkpoint = load(args.model_path)
     _, rows = evaluate.choose_rows(checkpoint, args.model_path, args.input, args.num_samples, seed=0)
-    cells = read_rows(args.input, rows)
-    labels, vectors = torch.from_numpy(cells.labels), torch.from_numpy(cells.vectors)
-    prefixes = embed(adapter, vectors)
-    names = [f"prefix {j + 1}" for j in range(len(prefixes) - 1)] + ["full"]
-    blocks = checkpoint["config"].get("block_levels", range(len(prefixes)))
+    cells = read_rows(args.input, draw_evenly(args.input, np.sort(rows), args.per_type))
+    ends = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]
+    if args.maps and args.maps.exists():
+        maps = Maps.load(args.maps)
+    else:
+        maps = fit_maps(embed_matrix(adapter, cells.vectors)[0], ends)
+        if args.maps:
+            maps.save(args.maps)
 
-    figure = plt.figure(figsize=(3.2 * len(prefixes), 6.4), layout="constrained")
-    above, below = cast(np.ndarray, figure.subfigures(2, 1, height_ratios=(1.2, 1)))
-    for j, axes in enumerate(tqdm(above.subplots(1, len(prefixes)), unit="map", desc="t-SNE")):
-        plane = TSNE(metric="cosine", init="random", random_state=0).fit_transform(prefixes[j].numpy())
-        level = blocks[j]
-        # 20 colours, repeated: beyond that neighbours may share one, islands are still seen
-        axes.scatter(*plane.T, c=labels[:, level] % 20, cmap="tab20", s=3, linewidths=0)
-        classes = len(labels[:, level].unique())
-        axes.set_title(f"{names[j]}, coloured by {cells.levels[level]} ({classes})", fontsize=10)
-        axes.set_axis_off()
-    left, right = below.subplots(1, 2)
-    rows_shown, all_names = [vectors, *prefixes], ["raw", *names]
-    matrix(
-        left,
-        [knn_accuracy(e, labels) for e in rows_shown],
-        all_names,
-        cells.levels,
-        "5-NN accuracy (leave-one-out)",
-        0.5,
+    levels = list(checkpoint["config"].get("block_levels", range(len(ends))))
+    paths = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
+    shades = colours_of(sorted(set(paths)))
+    colours = [np.array([to_rgb(shades[path[: level + 1]]) for path in paths]) for level in levels]
+    titles = [f"prefix {j + 1}" if end < ends[-1] else "full vector" for j, end in enumerate(ends)]
+    below = [
+        f"{end} numbers, {len(np.unique(cells.labels[:, level]))} {plural(cells.levels[level])}"
+        for end, level in zip(ends, levels, strict=True)
+    ]
+
+    low, high = maps.layouts.min((0, 1)) - MARGIN, maps.layouts.max((0, 1)) + MARGIN
+    limits = np.array([low, high + np.array([0, HEAD])])
+    wide, tall = WIDTH, WIDTH * np.ptp(limits[:, 1]) / np.ptp(limits[:, 0])
+
+    def titled(axes: Any, j: int) -> None:
+        axes.text(0.02, 0.99, titles[j], transform=axes.transAxes, fontsize=12, weight="bold", color=INK, va="top")
+        axes.text(0.02, 0.925, below[j], transform=axes.transAxes, fontsize=9, color=FAINT, va="top")
+
+    columns = 2 if len(ends) > 3 else len(ends)
+    rows_of_maps = -(-len(ends) // columns)
+    figure, grid = plt.subplots(
+        rows_of_maps, columns, figsize=(wide * columns, tall * rows_of_maps), squeeze=False, facecolor="white"
     )
-    widths = [[silhouette(e, labels[:, k]) for k in range(len(cells.levels))] for e in rows_shown]
-    matrix(right, widths, all_names, cells.levels, "silhouette (cosine)", -1)
-    figure.suptitle(args.title or f"{len(rows):,} test cells of {args.input}", fontsize=11)
+    figure.subplots_adjust(0, 0, 1, 1, 0.01, 0.01)
+    for j, axes in enumerate(tqdm(grid.flat[: len(ends)], unit="map", desc="picture")):
+        draw(axes, maps.layouts[j], colours[j], limits)
+        titled(axes, j)
+        names_on(axes, maps.layouts[j], cells.labels[:, levels[j]], cells.classes[levels[j]])
     with atomic_write(args.output) as part:
-        figure.savefig(part, format="png", dpi=110)
-    print(f"written to {args.output}")
+        figure.savefig(part, format="png", dpi=200)
+    plt.close(figure)
+
+    frames, durations = [], []
+    for j in tqdm(range(len(ends)), unit="prefix", desc="morph"):
+        for step in range(FRAMES if j + 1 < len(ends) else 1):
+            share = (1 - np.cos(np.pi * step / FRAMES)) / 2  # slow at both ends
+            nxt = min(j + 1, len(ends) - 1)
+            figure, axes = plt.subplots(figsize=(wide, tall), facecolor="white")
+            figure.subplots_adjust(0, 0, 1, 1)
+            mixed = [(1 - share) * both[j] + share * both[nxt] for both in (maps.layouts, colours)]
+            draw(axes, mixed[0], mixed[1], limits)
+            titled(axes, j if share < 0.5 else nxt)
+            if step == 0:
+                names_on(axes, maps.layouts[j], cells.labels[:, levels[j]], cells.classes[levels[j]])
+            frames.append(rendered(figure))
+            durations.append(STEP if step else HOLD)
+    with atomic_write(args.morph) as part:
+        frames[0].save(part, format="PNG", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    print(f"{len(cells.labels):,} of {len(rows):,} test cells; written to {args.output} and {args.morph}")
+
+
+def plural(level: str) -> str:
+    return f"{level}s"
+
+
+def rendered(figure: Any) -> Any:
+    """A figure -> an image of 256 colours, so that the animation stays small."""
+    image = needs("PIL.Image", "pictures")
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=160)
+        plt.close(figure)
+        return image.open(file).convert("RGB").quantize(256)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
 import eval as evaluate
@@ -25,10 +28,10 @@ import ingest
 import stratify
 import train
 from fractal import simulate
-from fractal.cli import InputError, positive_int, run, table
+from fractal.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.metrics import bootstrap_interval, t_interval
-from fractal.parquet import LEVELS, study_codes
+from fractal.parquet import LEVELS, metadata_of, open_writer, read_vectors, study_codes
 from fractal.recipes import RECIPES
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
@@ -91,6 +94,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS), help="(default: %(default)s)"
     )
+    parser.add_argument(
+        "--input-dim",
+        type=non_negative_int,
+        default=0,
+        help="principal components that the atlases are cut to, 0 takes them whole (default: %(default)s)",
+    )
     parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(RECIPES))
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
@@ -118,11 +127,25 @@ def prepare(atlas: str, seed: int, data: Path | None, folder: Path, cells: int =
     return stratified
 
 
+def narrow(stratified: Path, dim: int) -> Path:
+    """-> the same rows as `dim` principal components of all the file's vectors, beside the file; 0: the file itself."""
+    path = stratified.with_name(f"stratified_{dim}.parquet")
+    if not dim:
+        return stratified
+    if not path.exists():
+        rows = pq.read_table(stratified)
+        components = PCA(dim, random_state=0).fit_transform(normalize(read_vectors(rows, stratified)))
+        others = rows.drop_columns(["embedding"])
+        with open_writer(path, dim, others.schema.remove_metadata(), metadata_of(stratified)) as writer:
+            writer.append_table(components, others)
+    return path
+
+
 def run_once(dataset: str, seed: int, fold: int, args: argparse.Namespace) -> Run:
     """Train all recipes on one seed and fold, and score them side by side."""
     atlas, flags = DATASETS[dataset]
-    stratified = prepare(atlas, seed, args.data, args.output)
-    folder = args.output / dataset / f"{seed}.{fold}"
+    stratified = narrow(prepare(atlas, seed, args.data, args.output), args.input_dim)
+    folder = args.output / (f"{dataset}_{args.input_dim}" if args.input_dim else dataset) / f"{seed}.{fold}"
     figures, cells = (folder / f"{'_'.join(args.recipes)}.{suffix}" for suffix in ("json", "npz"))
     own = {"published": PUBLISHED.get(dataset, [])}
     told = {recipe: flags(stratified, seed, fold) + own.get(recipe, []) for recipe in args.recipes}

@@ -10,12 +10,16 @@ read + write     read the index once and write the finished Parquet file's bytes
 hnswlib          load_index and get_items of all cells: no labels, no Parquet (up to 1,000,000 cells, 7 GB)
 Parquet copy     read and write the Parquet file with Arrow, row group by row group, flushed to disk
 
+--json keeps the measured lines, also from run to run; --model reads them, fits what a stage takes at all sizes but the
+largest, holds that against the largest, and prints what 10^6 to 10^10 cells would take (docs/scale.md).
+
 RSS is the peak of all resident pages, with those of mapped files, which the system takes back when it needs them; anon
 is the peak of those that it can't take back. What a line reads is dropped from the page cache before it starts.
 """
 
 import argparse
 import importlib
+import json
 import multiprocessing
 import os
 import resource
@@ -25,12 +29,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hnswlib
 import numpy as np
 from tqdm import tqdm
 
-from fractal.cli import InputError, positive_int, run, table
+from benchmarks import plan
+from fractal.cli import InputError, positive_float, positive_int, run, table
 from fractal.files import atomic_write
 from fractal.parquet import open_atlas, writing
 
@@ -187,6 +193,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="where the files go, 2.9 GB for a million cells; a size's files are removed when it is done "
         "(default: %(default)s)",
     )
+    parser.add_argument("--json", type=Path, help="file that measured lines are appended to, one JSON object each")
+    parser.add_argument("--model", type=Path, metavar="JSON", help="measure nothing: a model from lines of --json")
+    parser.add_argument(
+        "--price", type=positive_float, default=0.04, help="of --model: dollars for an hour of a core (default: 0.04)"
+    )
     return parser
 
 
@@ -255,8 +266,10 @@ def row(cells: int, name: str, result: dict[str, float], size: str, ratio: str) 
     return [name, f"{cells:,}", *times, *peaks, size, ratio]
 
 
-def measure_stages(stages: list[Stage], cells: int, folder: Path, bar: tqdm) -> list[list[str]]:
-    """All lines of one size."""
+def measure_stages(
+    stages: list[Stage], cells: int, folder: Path, bar: tqdm, keep: Callable[[dict[str, Any]], None]
+) -> list[list[str]]:
+    """All lines of one size; `keep` is given what was measured of each stage."""
     rows = []
     for stage in stages:
         if cells > stage.most:
@@ -265,6 +278,7 @@ def measure_stages(stages: list[Stage], cells: int, folder: Path, bar: tqdm) -> 
         bar.set_postfix_str(f"{stage.name}, {cells:,} cells")
         flags = [word.format(cells=cells, folder=folder) for word in stage.flags.split()]
         own = measure(folder, stage.name, stage.reads, start_script, stage.module, flags)
+        keep({"stage": stage.name, "cells": cells, **own})
         rows.append(row(cells, stage.name, own, f"{(folder / stage.writes).stat().st_size / 1e6:,.0f}", ""))
         bar.update()
         for peer in stage.peers:
@@ -278,6 +292,9 @@ def measure_stages(stages: list[Stage], cells: int, folder: Path, bar: tqdm) -> 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    if args.model:
+        print(plan.tables(plan.Line.read(args.model), args.price))
+        return
     args.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(args.folder).free
     if free < ROOM * max(args.cells):
@@ -285,13 +302,19 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.folder}: has {free / 1e9:.1f} GB free, of {ROOM * max(args.cells) / 1e9:.1f} GB that are needed; "
             "give another --folder, or fewer --cells"
         )
+
+    def keep(line: dict[str, Any]) -> None:
+        if args.json:
+            with open(args.json, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
     rows: list[list[str]] = []
     stages = STAGES[: [stage.name for stage in STAGES].index(args.until) + 1]
     lines = len(args.cells) * sum(1 + len(stage.peers) for stage in stages)
     with tqdm(total=lines, unit="line", desc="scale") as bar:
         for cells in args.cells:
             with tempfile.TemporaryDirectory(dir=args.folder) as name:
-                rows += measure_stages(stages, cells, Path(name), bar)
+                rows += measure_stages(stages, cells, Path(name), bar, keep)
     print(table(["Stage", "Cells", "Seconds", "CPU s", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
 
 

@@ -64,6 +64,9 @@ TAU = 0.07  # temperature of cosine softmaxes
 # draws, studies and simulated atlases than those reported.
 BLOCK_SCALE = (1.5, 1.0, 1.4, 0.8)  # length of what the classes dictate: the first weighs most, so systems stay apart
 RESIDUAL_SCALE = (1.5, 1.5, 2.5, 3.0)  # of the slice of the whitened cell; all slices together have length 1
+# That was chosen at 128 numbers. Cosines of unrelated cells scatter by 1 / sqrt(dim), so a narrower input shows less:
+# scale squared / sqrt(dim), which is how far chance moves a product of two vectors, is kept.
+RESIDUAL_DIM = 128
 SHARPNESS = (2.0, 2.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep their doubt
 STATISTICS_ROWS = 100_000  # training rows that `fit_statistics` looks at: 100 MB at 128-d
 SHRINKAGE = 0.3  # of the covariance within subtypes towards a ball, which small atlases need
@@ -139,7 +142,9 @@ class FractalAdapter(Adapter):
         # (num_paths, classes of all levels): sums the paths through each class
         members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
         self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
-        parts = ("block_scale", BLOCK_SCALE), ("residual_scale", RESIDUAL_SCALE), ("sharpness", SHARPNESS)
+        narrow = min(1.0, dim / RESIDUAL_DIM) ** 0.25
+        residual_scale = [narrow * scale for scale in RESIDUAL_SCALE]
+        parts = ("block_scale", BLOCK_SCALE), ("residual_scale", residual_scale), ("sharpness", SHARPNESS)
         for name, part in parts:  # (num_levels, 1)
             before = [part[min(j, len(part) - 2)] for j in range(num_levels - 1)]  # of more than 4, middle ones repeat
             column = torch.tensor([*before, part[-1]])[:, None]

@@ -212,7 +212,8 @@ class Reference:
         from fractal.explorer import explore
 
         vectors, _ = self.vectors_of(adata, use_rep, force)
-        explore(self.bundle, adata, vectors, Path(path), labels, columns, max_cells, self.name or "a reference")
+        maps, name = self.maps, self.name or "a reference"
+        explore(self.bundle, maps, adata, vectors, Path(path), labels, columns, max_cells, name)
 
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""

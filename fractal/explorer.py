@@ -30,7 +30,7 @@ from fractal.cli import InputError
 from fractal.colours import UNKNOWN, colours_of
 from fractal.embedding import block_names, embed_matrix
 from fractal.files import atomic_write
-from fractal.maps import fractal_vectors, maps_of
+from fractal.maps import Maps, fractal_vectors
 from fractal.names import clean, is_missing
 from fractal.ontology import CL_SLIM, SHIPPED, load_graph
 from fractal.parquet import usable
@@ -114,8 +114,8 @@ def packed(values: np.ndarray) -> str:
 
 def whole_numbers(vectors: np.ndarray) -> np.ndarray:
     """(n, dim) -> int16 of at most LARGEST; the cosine of two rows is that of the vectors to about 1e-4."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-    return np.rint(vectors * (LARGEST / largest)).astype(np.int16)
+    x = vectors.astype(np.float64)
+    return np.rint(x * (LARGEST / np.abs(x).max(axis=1, keepdims=True))).astype(np.int16)
 
 
 def unit(whole: np.ndarray) -> np.ndarray:
@@ -359,6 +359,7 @@ def choose(
 
 def explore(
     bundle: Bundle,
+    maps: Maps,
     adata: "AnnData",
     vectors: np.ndarray,
     path: Path,
@@ -375,5 +376,5 @@ def explore(
         raise InputError("none of the cells has a usable vector")
     types, shown = choose(adata.obs.iloc[rows], labels, columns, "adata.obs")
     cells = Cells(vectors[rows], len(vectors), adata.obs_names[rows].astype(str).tolist(), types, shown)
-    layouts = maps_of(bundle).transform(fractal_vectors(bundle, cells.vectors))
+    layouts = maps.transform(fractal_vectors(bundle, cells.vectors))
     return write_page(path, bundle, cells, layouts, "AnnData", reference)

@@ -35,7 +35,8 @@ VERSION = 1  # of the file
 OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in an AnnData, and in Parquet
 MIN_CELLS = 20
 PERPLEXITY = 30  # how many neighbours a cell attends to; three times as many are looked up
-GATHER, SETTLE, REFINE = 250, 250, 400  # steps: tight clusters, the common layout, each prefix from there
+GATHER, SETTLE = 250, 250  # steps of the common layout: clusters gather, and find their shape
+REFINE = 400  # steps of each prefix from there
 EXAGGERATION = 12  # of the attraction while clusters gather
 SPRING = 0.003  # of the force that pulls a cell to its place in the common layout
 FEW = 2_500  # cells: with fewer, Barnes-Hut's tree is faster than the grid of FIt-SNE
@@ -132,7 +133,7 @@ def fit_maps(
         mean = sum(graphs) / len(graphs)
         common = lay_out(mean, common, GATHER, bar, exaggeration=EXAGGERATION, momentum=0.5)
         common = lay_out(mean, common, SETTLE, bar)
-        layouts = np.stack([lay_out(g, common, REFINE, bar, spring=SPRING) for g in graphs])
+        layouts = np.stack([lay_out(g, common, REFINE, bar, home=common) for g in graphs])
     low, high = layouts.min((0, 1)), layouts.max((0, 1))
     layouts = (layouts - (low + high) / 2) / (max(high - low) / 2)
     told = {"method": "t-SNE", "openTSNE": needs("openTSNE", "maps").__version__, "seed": seed}
@@ -175,9 +176,9 @@ def lay_out(
     bar: tqdm,
     exaggeration: float = 1,
     momentum: float = 0.8,
-    spring: float = 0.0,
+    home: np.ndarray | None = None,
 ) -> np.ndarray:
-    """t-SNE from `start` (N, 2), to which a spring may pull -> (N, 2) float64. Deterministic: one thread."""
+    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread."""
     tsne = needs("openTSNE.tsne", "maps")
     given = needs("openTSNE.affinity", "maps").PrecomputedAffinities(affinities, normalize=False)
     layout = needs("openTSNE", "maps").TSNEEmbedding(start.copy(), given, n_jobs=1)
@@ -186,7 +187,9 @@ def lay_out(
 
     def objective(embedding: Any, P: Any, **options: Any) -> tuple[float, np.ndarray]:  # noqa: N803
         error, gradient = method(embedding, P, **options)
-        return error, gradient + spring / len(start) * (np.asarray(embedding) - start)
+        if home is not None:
+            gradient = gradient + SPRING / len(start) * (np.asarray(embedding) - home)
+        return error, gradient
 
     def progress(*_: Any) -> None:
         bar.update()

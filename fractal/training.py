@@ -218,7 +218,9 @@ def prepare(
     sampled = group.total(path.bincount(minlength=len(paths)))
     n = group.num_rows(x)
     head = torch.arange(min(n, STATISTICS_ROWS))
-    network.fit_statistics(group.collect(x, head, n), group.collect(path, head, n), frequency)
+    sample, its_path = group.collect(x, head, n), group.collect(path, head, n)
+    if group.is_main:  # the others get its weights; this takes 400 MB for a moment
+        network.fit_statistics(sample, its_path, frequency)
     fitted = Fitted(network, config, train.classes)
     if settings.recipe != "hce":
         return fitted, PrefixObjective(network, x, path, frequency, sampled)

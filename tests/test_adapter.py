@@ -262,13 +262,28 @@ def test_the_blocks_show_slices_of_the_whitened_cell(dim: int):
     with torch.inference_mode():
         shown = adapter.blocks(x)
         adapter.residual_scale.zero_()
-        shown = (shown - adapter.blocks(x)) / torch.tensor(RESIDUAL_SCALE)[:, None]
+        shown = (shown - adapter.blocks(x)) / (torch.tensor(RESIDUAL_SCALE)[:, None] * (dim / 128) ** 0.25)
     unit = normalize((normalize(x, dim=1) - adapter.mean) @ adapter.axes, dim=1)
     width = min(5, -(-dim // 4))
     for j in range(4):
         expected = unit[:, width * (3 - j) : width * (4 - j)]
         assert torch.allclose(shown[:, j, : expected.shape[1]], expected, atol=1e-5)
         assert not shown[:, j, expected.shape[1] :].abs().gt(1e-5).any()
+
+
+def test_chance_moves_products_of_residuals_alike_at_any_width():
+    """Of unrelated cells the products of the residuals, full vector before it is made unit length, spread as at 128."""
+    torch.manual_seed(0)
+    spread = {}
+    for dim in (16, 64, 128):
+        adapter = FractalAdapter(dim, 4, 32, PATHS).eval()
+        with torch.inference_mode():
+            blocks = (adapter.residual_scale * adapter.slices(normalize(torch.randn(2_000, dim), dim=1))).flatten(1)
+        spread[dim] = (blocks[:1_000] * blocks[1_000:]).sum(1).std().item()
+    assert spread[16] == pytest.approx(spread[128], rel=0.1)
+    assert spread[64] == pytest.approx(spread[128], rel=0.1)
+    wide = FractalAdapter(512, 4, 32, PATHS)  # shows 128 of its 512 numbers, at the same weights
+    assert torch.equal(wide.residual_scale, torch.tensor(RESIDUAL_SCALE)[:, None])
 
 
 def test_axes_come_in_the_order_of_the_principal_axes():

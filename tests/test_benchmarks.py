@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TYPES, clustered, write_release
@@ -15,10 +16,16 @@ from scipy import stats
 import train
 from benchmarks import strangers
 from benchmarks.ablations import ABLATIONS
-from benchmarks.quality import differences, own_embedding, paired, summary
+from benchmarks.annotation import THRESHOLDS, at_threshold, threshold_table
+from benchmarks.frontier import figures, settings
+from benchmarks.plan import Line as Measured
+from benchmarks.plan import fitted
+from benchmarks.quality import differences, narrow, own_embedding, paired, summary
 from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
-from fractal.adapter import build_adapter, load, save
-from fractal.parquet import LEVELS
+from fractal.adapter import FractalAdapter, build_adapter, load, save
+from fractal.cli import InputError
+from fractal.parquet import LEVELS, metadata_of, read_rows
+from fractal.reference.annotator import Answer, depths
 
 FOUR = {"recipe": "fractal", "num_levels": 4}
 BLOOD = {"recipe": "fractal", "num_levels": 3, "block_levels": [1, 2, 3]}
@@ -73,6 +80,74 @@ def test_the_embedding_of_a_level_follows_the_blocks():
     assert [own_embedding(BLOOD, k) for k in range(4)] == ["prefix 1", "prefix 1", "prefix 2", "full"]
     two = {"recipe": "fractal", "num_levels": 2}
     assert [own_embedding(two, k) for k in range(4)] == ["prefix 1", "full", None, None]
+
+
+def test_a_narrow_atlas_is_the_same_rows_as_principal_components(stratified: Path):
+    assert narrow(stratified, 0) == stratified
+    path = narrow(stratified, 3)
+    rows = np.arange(40)
+    whole, cut = read_rows(stratified, rows), read_rows(path, rows)
+    assert np.array_equal(whole.labels, cut.labels)
+    assert metadata_of(path) == metadata_of(stratified) | {"dim": "3"}
+    every = read_rows(stratified, np.arange(int(pq.read_metadata(stratified).num_rows))).vectors
+    unit = every / np.linalg.norm(every, axis=1, keepdims=True)
+    u, s, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    assert np.allclose(np.abs(cut.vectors), np.abs(u[:40, :3] * s[:3]), atol=1e-4)  # signs are free
+
+
+def test_points_of_the_frontier_change_the_weights_that_they_name():
+    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [0, 1]]))
+    residual, sharpness, block = (
+        tensor.clone() for tensor in (adapter.residual_scale, adapter.sharpness, adapter.block_scale)
+    )
+    found = {
+        name: (adapter.residual_scale.clone(), adapter.sharpness.clone(), adapter.block_scale.clone())
+        for name in settings(adapter)
+    }
+    assert torch.equal(found["residual x 1"][0], residual)
+    assert torch.equal(found["residual x 1"][1], sharpness)
+    assert torch.equal(found["residual x 1.5, not sharpened"][0], 1.5 * residual)
+    assert found["residual x 1.5, not sharpened"][1].eq(1).all()
+    assert torch.equal(found["residual x 1.5, not sharpened"][2], block)
+    assert torch.equal(found["cell alone"][0], residual)
+    assert not found["cell alone"][2].any()
+
+
+def test_figures_of_the_frontier_by_hand():
+    """Types a, b seen; c not. With c among the queries a cell of b has mostly cells of c around it."""
+    angle = torch.tensor([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, *[1.0 + 0.001 * i for i in range(8)], *[1.1] * 3])
+    full = torch.stack([angle.cos(), angle.sin()], 1)
+    labels = torch.tensor([0] * 7 + [2] * 8 + [1] * 3)[:, None].repeat(1, 2)
+    unseen, seen, alone, own = figures([full, full], [0, 1], labels, labels[:, 0] != 2)
+    assert unseen == 1.0
+    assert seen == pytest.approx(0.7)  # 7 of a; the 3 of b see two of their own and three of c
+    assert alone == pytest.approx(0.7)  # two of their own and three of a
+    assert own == 1.0  # both prefixes are alike, and so are both levels
+
+
+def test_points_of_the_novelty_rule_are_what_the_rule_would_do():
+    """At the default they are the flags and depths of the answer itself."""
+    rng = np.random.default_rng(0)
+    probability = np.sort(rng.uniform(0.5, 1, (200, 4)))[:, ::-1]
+    p_value = rng.uniform(0, 0.2, 200)
+    confident, depth = depths(probability, p_value, 0.8, "on")
+    zeros = np.zeros(200)
+    said = Answer(zeros, probability, confident, depth, zeros, zeros, p_value, p_value < 0.03)
+    flagged, there = at_threshold(said, 0.03)
+    assert np.array_equal(flagged, said.novel)
+    assert np.array_equal(there, depth)
+    flagged, there = at_threshold(said, 0.15)  # caution below .25: all of them
+    assert flagged.mean() == (p_value < 0.15).mean()
+    assert (there == np.minimum(confident, 2)).all()
+
+
+def test_the_table_of_thresholds_weighs_types_alike():
+    keys = ("flagged", "found", "known flagged", "known withheld")
+    points = [f"{key} at {t:g}" for t in THRESHOLDS for key in keys]
+    runs = {"a": [dict.fromkeys(points, 0.2), dict.fromkeys(points, 0.4)], "b": [dict.fromkeys(points, 0.9)]}
+    lines = threshold_table(runs).splitlines()[2:]
+    assert len(lines) == len(THRESHOLDS)
+    assert all(line.count("0.600") == 4 for line in lines)
 
 
 @pytest.mark.parametrize("name", list(ABLATIONS))
@@ -206,3 +281,25 @@ def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Mo
     strangers.main(argv)
     assert len(calls) == 12
     assert (tmp_path / "out" / "strangers.md").read_text() == first
+
+
+def test_the_plan_finds_the_constants_that_made_the_lines(tmp_path: Path):
+    """Of computing: 2 s and 3 us a cell, and 1 us more of stratify's cells beyond 917,504; of memory 100 MB and 8."""
+    path = tmp_path / "lines.json"
+    sizes = [100_000, 1_000_000, 2_000_000, 4_000_000]
+    lines = [
+        {"stage": stage, "cells": n, "RssAnon": 1e8 + 8 * n, "cpu": 2 + 3e-6 * n + extra * max(0, n - 917_504)}
+        for stage, extra in (("ingest", 0), ("stratify", 1e-6))
+        for n in sizes
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [{**lines[0], "cpu": 99.0}, *lines]))  # the last counts
+    for model, largest in fitted(Measured.read(path)):
+        assert largest.cells == 4_000_000
+        assert model.seconds(4_000_000) == pytest.approx(largest.cpu, rel=1e-6)
+        assert model.bytes(4_000_000) == pytest.approx(132e6, rel=1e-6)
+        assert model.cpu[:2] == pytest.approx([2, 3e-6], rel=1e-4)
+        assert model.memory[:2] == pytest.approx([1e8, 8], rel=1e-4)
+        assert model.memory[2:] == pytest.approx([0] * (len(model.memory) - 2), abs=0.01)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no lines of"):
+        Measured.read(path)

@@ -108,7 +108,7 @@ def test_two_processes_train_what_one_trains(stratified: Path, tmp_path: Path, c
         key: expected[key] for key in ("config", "classes", "split", "training", "validation")
     }
     for name, tensor in expected["state"].items():
-        torch.testing.assert_close(found["state"][name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found["state"][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def kill_rank(launcher: int, rank: str, how: int) -> None:

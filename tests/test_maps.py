@@ -1,6 +1,8 @@
 """Maps that belong together: layouts, new cells, the file, the reference's cache, the command, the hand-over."""
 
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -278,3 +280,21 @@ def test_the_hand_over_has_maps_and_neighbours(fitted: Maps, tmp_path: Path):
         assert i not in found["ids"]
         assert np.allclose(cosine[i][found["ids"]], np.sort(cosine[i])[::-1][:15], atol=1e-6)
         assert np.allclose(found["distances"], 1 - cosine[i][found["ids"]], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("embedding-atlas") is None, reason="the program embedding-atlas is not installed")
+def test_embedding_atlas_opens_it(fitted: Maps, tmp_path: Path):
+    """The package itself, a program of its own: it takes pandas 3, and anndata does not yet."""
+    vectors, path, out = nested(60, seed=5)[0], tmp_path / "atlas.parquet", tmp_path / "page"
+    write_embedding_atlas(path, fitted, vectors, pa.table({"kind": ["<b>a", "b"] * 30}))
+    flags = ["--x", "x_2", "--y", "y_2", "--neighbors", "neighbors", "--export-application", str(out)]
+    done = subprocess.run(
+        ["embedding-atlas", str(path), *flags], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads((out / "data" / "metadata.json").read_text())["props"]["data"]
+    assert (shown["projection"], shown["neighbors"]) == ({"x": "x_2", "y": "y_2"}, "neighbors")
+    ours, theirs = pq.read_table(path), pq.read_table(out / "data" / "dataset.parquet")
+    for name in ours.column_names:
+        assert theirs[name].to_pylist() == ours[name].to_pylist()

@@ -38,11 +38,13 @@ function readText(text: string, dim: number): Dropped {
   const sample = data[Math.min(1, data.length - 1)];
   let columns = sample.map((_, k) => k).filter((k) => isNumber(sample[k]));
   // A first column of row numbers, as pandas writes its index, is no part of the vector.
-  const header = data[0].filter((_, k) => columns.includes(k)).some((value) => !isNumber(value));
-  const indexed = columns.length === dim + 1 && columns[0] === 0 && (!data[0][0].trim() || NAMES.includes(data[0][0]));
+  const indexed = columns[0] === 0 && (!data[0][0].trim() || NAMES.includes(data[0][0]));
   if (indexed) columns = columns.slice(1);
+  const top = columns.map((k) => data[0][k]);
+  const counted = top.length > 1 && top.every((value, k) => Number(value) === Number(top[0]) + k); // columns 0, 1, 2, ...
+  const header = indexed || counted || top.some((value) => !isNumber(value));
   if (columns.length !== dim) throw expected(columns.length, dim);
-  const first = header || indexed ? 1 : 0;
+  const first = header ? 1 : 0;
   const n = data.length - first;
   const vectors = new Float32Array(n * dim);
   const named = indexed ? 0 : sample.findIndex((value) => !isNumber(value));

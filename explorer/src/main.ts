@@ -49,6 +49,7 @@ async function start(): Promise<void> {
     study: study >= 0 ? study : columns.findIndex(({ column }) => column.values),
   };
   const page = new Page(about, tree, facts, layouts);
+  Object.assign(window, { explorer: page }); // for the browser's console, and the tests
   page.begin();
   performance.mark("map"); // the cells are drawn
   // Let the browser show the map before the vectors, which are a hundred times larger, are unpacked.
@@ -89,6 +90,7 @@ class Page {
   vectors: Vectors | null = null;
   yours: Yours | null = null;
   group: number[] | null = null;
+  private yoursInGroup = 0;
   cell: Hit | null = null;
   private colour = "prefix";
   private hovered: number | null = null;
@@ -390,8 +392,9 @@ class Page {
   // --- a group -----------------------------------------------------------------------------------------------------
 
   select(corners: number[] | null): void {
-    this.map.lasso = corners;
+    this.map.setLasso(corners);
     this.group = corners ? this.map.inside(0, corners) : null;
+    this.yoursInGroup = corners && this.yours ? this.map.inside(1, corners).length : 0;
     this.lassoMode(false);
     this.showGroup();
     if (corners) this.showTab("group");
@@ -423,14 +426,13 @@ class Page {
       const name = (code: number) => (code ? column.column.values![code - 1] : "missing");
       return partsTable(column.column.name, parts(tally(column.values, colours.length, group), tally(column.values, colours.length), name, (code) => colours[code]));
     });
-    const yours = this.yours && this.map.lasso ? this.map.inside(1, this.map.lasso).length : 0;
     const save = element("button", null, "Download as CSV");
     save.addEventListener("click", () => download("group.csv", new Blob([this.groupCsv(group)], { type: "text/csv" })));
     const clear = element("button", null, "Clear");
     clear.addEventListener("click", () => this.select(null));
     panel.replaceChildren(
       element("h2", null, `${count(group.length)} cells`),
-      element("p", { className: "note" }, `${percent(group.length / about.cells)} of the map${yours ? `, and ${count(yours)} of your cells` : ""}. Bars: share of the group; the line: share of the whole map.`),
+      element("p", { className: "note" }, `${percent(group.length / about.cells)} of the map${this.yoursInGroup ? `, and ${count(this.yoursInGroup)} of your cells` : ""}. Bars: share of the group; the line: share of the whole map.`),
       element("p", { className: "buttons" }, save, clear),
       ...(group.length ? [...tables, ...others] : []),
     );
@@ -606,6 +608,7 @@ class Page {
       box.setAttribute("aria-expanded", "false");
     };
     const pick = (node: number) => {
+      input.value = "";
       close();
       input.blur();
       if (this.column) this.colourBy("prefix");
@@ -723,8 +726,9 @@ class Page {
       Escape: () => this.clear(),
     };
     addEventListener("keydown", (event) => {
-      const target = event.target as HTMLElement;
-      if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName)) return;
+      const { target } = event;
+      const writes = target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && target.type !== "range");
+      if (event.ctrlKey || event.metaKey || event.altKey || writes) return;
       if (find<HTMLDialogElement>("#help").open) return;
       const digit = Number(event.key);
       const act = digit >= 1 && digit <= this.about.widths.length ? () => this.setPrefix(digit) : keys[event.key];
@@ -822,7 +826,7 @@ class Page {
       pinned: this.pinned,
       cell: this.cell && !this.cell.layer ? this.cell.row : null,
       camera: this.map.view[0] === 1 && Math.hypot(this.map.view[1], this.map.view[2]) < 1e-3 ? null : this.map.view,
-      lasso: this.map.lasso && this.group ? this.map.lasso : null,
+      lasso: this.map.lasso && this.group ? [this.map.lassoAt, ...this.map.lasso] : null,
       tab: this.tab,
     };
     return write(state);
@@ -840,9 +844,10 @@ class Page {
     const whole = (value: number | null | undefined, below: number) =>
       value !== null && value !== undefined && Number.isInteger(value) && value >= 0 && value < below ? value : null;
     this.colourBy(state.colour ?? "prefix");
+    if (state.lasso) this.setPrefix(state.lasso[0], false); // the one at which it was drawn
+    this.select(state.lasso ? state.lasso.slice(1) : null);
     this.setPrefix(state.prefix ?? 1, false);
-    if (state.camera) this.map.look(state.camera);
-    this.select(state.lasso ?? null);
+    this.map.look(state.camera ?? [1, 0, 0]);
     const cell = whole(state.cell, this.about.cells);
     this.choose(cell === null ? null : { layer: 0, row: cell });
     const pinned = whole(state.pinned, this.column?.column.values ? this.column.column.values.length + 1 : this.tree.nodes.length);

@@ -21,12 +21,14 @@ interface Events {
 }
 
 const FIT = 0.92; // share of the free space that the map takes
+const CORNERS = 150; // of a lasso, at most
 const MORPH = 800; // milliseconds between two prefixes
 
 export class MapView {
   prefix = 1;
   lassoing = false;
   lasso: number[] | null = null; // corners on the map, x and y in turn
+  lassoAt = 1; // the prefix at which it was drawn: at another one the cells lie elsewhere
   links: Link[] = [];
   chosen: Hit | null = null;
   names: (prefix: number) => Island[] = () => [];
@@ -40,7 +42,7 @@ export class MapView {
   private height = 1;
   private planned = 0;
   private moving = 0;
-  private restart: (() => void) | null = null;
+  private stopZoom: (() => void) | null = null;
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -52,6 +54,9 @@ export class MapView {
     this.zooming = zoom<HTMLCanvasElement, unknown>()
       .scaleExtent([0.5, 60])
       .filter((event: MouseEvent) => !this.lassoing && !event.shiftKey && (!event.ctrlKey || event.type === "wheel") && !event.button)
+      .on("start", ({ sourceEvent }: { sourceEvent: unknown }) => {
+        if (sourceEvent) this.stopZoom?.(); // the person takes over
+      })
       .on("zoom", ({ transform }: { transform: ZoomTransform }) => {
         this.transform = transform;
         this.draw();
@@ -148,6 +153,7 @@ export class MapView {
 
   /** Zoom so that the place (x, y) of the map is in the middle. */
   look([k, x, y]: [number, number, number], smooth = false): void {
+    this.stopZoom?.();
     const base = this.base();
     const next = zoomIdentity
       .translate(this.width / 2, (this.height - this.bottom) / 2)
@@ -177,11 +183,10 @@ export class MapView {
   }
 
   private animate(target: unknown, next: ZoomTransform): void {
-    this.restart?.();
     const from = this.transform;
     const began = performance.now();
     let going = true;
-    this.restart = () => (going = false);
+    this.stopZoom = () => (going = false);
     const frame = (now: number) => {
       if (!going) return;
       const share = Math.min(1, Math.max(0, now - began) / 300);
@@ -295,23 +300,31 @@ export class MapView {
   private drawLasso(event: PointerEvent): void {
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
-    const corners: number[] = [...this.toMap(event.offsetX, event.offsetY)];
-    this.lasso = corners;
+    const corner = (x: number, y: number) => this.toMap(x, y).map((value) => Math.round(1000 * value) / 1000);
+    const corners = corner(event.offsetX, event.offsetY);
+    this.setLasso(corners);
     let [lastX, lastY] = [event.offsetX, event.offsetY];
     const move = (next: PointerEvent) => {
       if (Math.hypot(next.offsetX - lastX, next.offsetY - lastY) < 4) return;
       [lastX, lastY] = [next.offsetX, next.offsetY];
-      corners.push(...this.toMap(lastX, lastY));
+      corners.push(...corner(lastX, lastY));
       this.draw();
     };
     const end = () => {
       this.canvas.removeEventListener("pointermove", move);
-      this.lasso = corners.length >= 6 ? corners : null;
-      this.draw();
-      if (this.lasso) this.events.lasso(corners);
+      const step = Math.ceil(corners.length / 2 / CORNERS);
+      const kept = corners.filter((_, i) => (i >> 1) % step === 0);
+      if (kept.length >= 6) this.events.lasso(kept);
+      else this.setLasso(null);
     };
     this.canvas.addEventListener("pointermove", move);
     this.canvas.addEventListener("pointerup", end, { once: true });
+  }
+
+  setLasso(corners: number[] | null): void {
+    this.lasso = corners;
+    this.lassoAt = Number(this.prefix.toFixed(2));
+    this.draw();
   }
 
   private style(name: string): string {
@@ -329,12 +342,12 @@ export class MapView {
       context.moveTo(...at(from));
       context.lineTo(...at(to));
       context.setLineDash(dashed ? [3, 3] : []);
-      context.lineWidth = dashed ? 1 : 1.4;
+      context.lineWidth = dashed ? 0.8 : 1.2;
       context.strokeStyle = colour;
       context.stroke();
       context.setLineDash([]);
       context.beginPath();
-      context.arc(...at(to), dashed ? 3 : 4, 0, 7);
+      context.arc(...at(to), dashed ? 2.5 : 3, 0, 7);
       context.stroke();
     }
     if (this.chosen && this.layouts[this.chosen.layer]) {
@@ -346,7 +359,7 @@ export class MapView {
         context.stroke();
       }
     }
-    if (this.lasso) {
+    if (this.lasso && Math.abs(this.prefix - this.lassoAt) < 0.01) {
       context.beginPath();
       for (let i = 0; i < this.lasso.length; i += 2) context.lineTo(...this.toScreen(this.lasso[i], this.lasso[i + 1]));
       context.closePath();

@@ -66,7 +66,7 @@ export function cellPanel(facts: Facts, cell: CellFacts, pick: (row: number) => 
       "div",
       null,
       element("h3", null, name),
-      study ? element("p", { className: "note" }, `from ${new Set(found.rows.map((row) => columnValue(study, row))).size} × ${study.column.name}`) : null,
+      study ? element("p", { className: "note" }, `${study.column.name}: ${new Set(found.rows.map((row) => columnValue(study, row))).size} of ${study.column.values?.length}`) : null,
       element("ol", null, ...found.rows.map((row, i) => {
         const button = element(
           "button",

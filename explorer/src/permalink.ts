@@ -6,7 +6,7 @@ export interface State {
   pinned: number | null;
   cell: number | null;
   camera: [number, number, number] | null; // zoom, and where in the map the middle of the screen is
-  lasso: number[] | null; // corners on the map, x and y in turn
+  lasso: number[] | null; // the prefix at which it was drawn, and its corners on the map, x and y in turn
   tab: string;
 }
 
@@ -35,7 +35,7 @@ export function read(hash: string): Partial<State> {
   if (pinned) state.pinned = pinned[0];
   if (cell) state.cell = cell[0];
   if (view?.length === 3) state.camera = [view[0], view[1], view[2]];
-  if (lasso && lasso.length >= 6 && lasso.length % 2 === 0) state.lasso = lasso.slice(0, 400);
+  if (lasso && lasso.length >= 7 && lasso.length % 2 === 1 && lasso.length < 1000) state.lasso = lasso;
   const colour = parts.get("colour");
   if (colour && /^(prefix|level:\d+|column:\d+)$/.test(colour)) state.colour = colour;
   const tab = parts.get("tab");

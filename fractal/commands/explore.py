@@ -6,7 +6,7 @@
 The page shows the cells on one map per prefix, aligned, and morphs between them. It finds the neighbours of a cell
 under any prefix and in the vectors that came, and labels CSV, Parquet and .npy files that are dropped on it.
 Cells are coloured by the labels of the reference, each as deep as it can be trusted, or by those of a column. An atlas
-of ingest.py brings its own.
+of ingest.py brings its own. docs/explore.md shows what the page can do.
 """
 
 import argparse
@@ -19,9 +19,11 @@ from fractal.cli import InputError, add_device, positive_int, run
 from fractal.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
+    import pyarrow as pa
     from pandas import DataFrame
 
     from fractal.explorer import Cells
+    from fractal.reference.bundle import Bundle
     from fractal.source import Source
 
 
@@ -39,14 +41,19 @@ def get_parser() -> argparse.ArgumentParser:
         help="of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
     )
     files.add_argument(
-        "--output", type=Path, default=Path("explorer.html"), help="the page to write (default: %(default)s)"
+        "--output", type=Path, help="the page to write (default: explorer.html; with --embedding-atlas cells.parquet)"
+    )
+    files.add_argument(
+        "--embedding-atlas",
+        action="store_true",
+        help="for millions of cells: in place of the page, Parquet that the package embedding-atlas opens, with maps, "
+        "labels, columns and neighbours",
     )
     shown = parser.add_argument_group("what is shown")
     shown.add_argument(
         "--max-cells",
         type=positive_int,
-        default=20_000,
-        help="at most so many, drawn at random; 20,000 make a page of about 14 MB (default: %(default)s)",
+        help="at most so many, drawn at random (default: 20,000, a page of about 14 MB; with --embedding-atlas all)",
     )
     shown.add_argument(
         "--labels",
@@ -73,11 +80,12 @@ def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
     import pyarrow as pa
     from tqdm import tqdm
 
-    from fractal.explorer import Cells, choose
+    from fractal.explorer import MAX_CELLS, Cells, choose
     from fractal.vectors import CHUNK, is_h5ad, usable
 
+    limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     drawn = np.zeros(source.num_rows, bool)
-    drawn[np.random.default_rng(0).permutation(source.num_rows)[: args.max_cells]] = True
+    drawn[np.random.default_rng(0).permutation(source.num_rows)[:limit]] = True
     vectors, rows, start = [], [], 0
     tables: list[pa.Table] = []
     with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
@@ -116,10 +124,28 @@ def obs_of(path: Path, rows: np.ndarray, columns: list[str] | None, labels: str 
         return pd.DataFrame({key: pd.Series(obs_column(file, path, key)).iloc[rows].to_numpy() for key in keys})
 
 
+def atlas_columns(bundle: "Bundle", cells: "Cells") -> "pa.Table":
+    """What Embedding Atlas shows of the cells beside the maps: names, a label per level, and their own columns."""
+    import pyarrow as pa
+
+    if cells.labels is None:
+        labels = bundle.annotate(cells.vectors)
+        told = {name: labels[name] for name in ("label", "status", *bundle.levels)}
+    else:
+        path_of = {path[-1]: path for path in bundle.tree.paths}
+        paths = [path_of.get(name, ("",) * len(bundle.levels)) for name in cells.labels]
+        told = dict(zip(bundle.levels, np.array(paths, object).T, strict=True))
+    names = {} if cells.names is None else {"cell_id": cells.names}
+    columns = {**names, **told, **cells.columns}
+    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
+    output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
+    check_paths({"input": args.input, "--reference": args.reference}, {"--output": output})
     from fractal.adapter import pick_device
+    from fractal.embedding_atlas import write_embedding_atlas
     from fractal.explorer import check_template, write_page
     from fractal.maps import fractal_vectors, maps_of
     from fractal.reference.bundle import read_bundle
@@ -128,17 +154,25 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.use_rep and not is_h5ad(args.input):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
-    check_template()
+    if args.embedding_atlas and output.suffix != ".parquet":
+        raise InputError(f"{output}: --embedding-atlas writes Parquet; name a .parquet file with --output")
+    if not args.embedding_atlas:
+        check_template()
     bundle = read_bundle(args.reference, pick_device(args.device))
     with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
         tell(origin, args.input)
         cells = read_cells(source, args)
-    layouts = maps_of(bundle, args.reference).transform(fractal_vectors(bundle, cells.vectors))
-    size = write_page(args.output, bundle, cells, layouts, args.input.name, args.reference.resolve().name)
-    print(
-        f"{len(cells.vectors):,} of {cells.total:,} cells of {args.input} -> {args.output}, {size / 1e6:.1f} MB; "
-        "open it in a browser"
-    )
+    full = fractal_vectors(bundle, cells.vectors)
+    maps = maps_of(bundle, args.reference)
+    told = f"{len(cells.vectors):,} of {cells.total:,} cells of {args.input} -> {output}"
+    if args.embedding_atlas:
+        write_embedding_atlas(output, maps, full, atlas_columns(bundle, cells))
+        last = len(maps.layouts)
+        print(f"{told}; open it with: embedding-atlas {output} --x x_{last} --y y_{last} --neighbors neighbors")
+        return
+    reference = args.reference.resolve().name
+    size = write_page(output, bundle, cells, maps.transform(full), args.input.name, reference)
+    print(f"{told}, {size / 1e6:.1f} MB; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ page is one file: it needs no network and runs no script.
 import argparse
 from pathlib import Path
 
-from fractal.cli import InputError, add_device, non_negative_int, positive_int, run
+from fractal.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
 from fractal.files import check_paths
 
 
@@ -73,7 +73,6 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     from fractal.adapter import pick_device
-    from fractal.cli import table
     from fractal.ontology import CL_SLIM, load_graph
     from fractal.reference.bundle import read_bundle
     from fractal.report.findings import summary
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     name = args.reference.resolve().name
     scored = score_reference(bundle, name, cells, args.input is None, graph, args.seed)
     write(f"How good {name} is", [scored], args.output, args.figures)
-    print(f"{cells.said}\n\n{table(*summary(scored.apart()))}\n")
+    print(f"{printable(cells.said)}\n\n{table(*summary(scored.apart()))}\n")
     print("\n".join(f"{path}" for path in (args.output, args.figures) if path))
 
 

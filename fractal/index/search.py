@@ -59,6 +59,7 @@ class Index:
         self.first = np.concatenate([[0], np.cumsum([part.cells for part in self.parts])])  # (parts + 1,)
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
         self.quantizer.add(self.centroids)
+        self.cut_centres: dict[int, np.ndarray] = {}
         self.mapped: list[Any] = []
         self.scanners = [self.scanner(part) for part in self.parts]
 
@@ -144,8 +145,7 @@ class Index:
         width = unit.shape[1]
         if some is None and width == self.space.dim:
             return self.quantizer.search(unit, probes)[1]
-        centres = self.centroids[:, :width]
-        similarity = unit @ (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).T
+        similarity = unit @ self.centres(width).T
         if some is None:
             best = np.argpartition(-similarity, probes - 1, axis=1)[:, :probes]
             return np.take_along_axis(best, np.argsort(-np.take_along_axis(similarity, best, 1), axis=1), 1)
@@ -157,6 +157,14 @@ class Index:
         opened = np.minimum(opened, (some.per_list > 0).sum())
         most = max(1, int(opened.max()))
         return np.where(np.arange(most) < opened[:, None], order[:, :most], -1)
+
+    def centres(self, width: int) -> np.ndarray:
+        """The first numbers of the centroids, of length 1, (lists, width) float32; kept, one query needs them all."""
+        if width not in self.cut_centres:
+            cut = self.centroids[:, :width]
+            norms = np.linalg.norm(cut, axis=1, keepdims=True)
+            self.cut_centres[width] = np.ascontiguousarray(cut / np.maximum(norms, 1e-12))
+        return self.cut_centres[width]
 
     def scan(self, unit: np.ndarray, lists: np.ndarray, k: int, some: Filter | None) -> Hits:
         """Compare full vectors."""

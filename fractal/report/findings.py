@@ -271,8 +271,9 @@ def confusions(s: Scored, level: int) -> Figure | None:
     table = confusion_matrix(true, said, labels=shown).astype(float)
     shares = table / np.maximum([[size[code]] for code in shown], 1)
     groups = [tuple(sorted(parent[code])) for code in shown]
-    names = [classes[code] for code in shown]
-    panels = [svg.confusion("% of each true class", names, shares.tolist(), groups, [size[code] for code in shown])]
+    names, sizes = [classes[code] for code in shown], [size[code] for code in shown]
+    related = [[bool(parent[a] & parent[b]) for b in shown] for a in shown]
+    panels = [svg.confusion("% of each true class", names, shares.tolist(), groups, sizes, related)]
 
     n, rows, cautions = int(wrong.sum()), [], []
     if not n:
@@ -438,6 +439,11 @@ def strangers(s: Scored, protocol: str) -> Figure | None:
         [
             *([f"Types that the reference lacks are often put into a wrong {joined(weak)}."] if weak else []),
             *([f"Types that the reference lacks are taken for others: {some(ends)}."] if ends else []),
+            *(
+                [f"Only {types} unseen type{'s were' if types > 1 else ' was'} at hand: others may do better or worse."]
+                if ends and types < 6
+                else []
+            ),
         ],
     )
 
@@ -584,7 +590,7 @@ def answers(s: Scored) -> Figure | None:
         cautions.append(f"Answers at {name} are right for {share(score['accuracy'])} only.")
     return Figure(
         "answers",
-        "What `fractal annotate` would answer",
+        "What annotating would answer",
         panels,
         "Each cell is labelled as deep as its probability is .8 or more; a finer label is held back.",
         conclusion + ".",

@@ -29,9 +29,10 @@ def part_of(number: int, s: Scored, drawn: list[Figure]) -> dict[str, Any]:
     return {
         "number": number,
         "name": short(s.name),
-        "cells": s.cells,
+        "cells": short(s.cells, 1_000),
         "warnings": [short(line, MAX_FACT) for line in s.warnings],
         "header": header,
+        "known": "Probability" in header,
         "rows": rows,
         "cautions": [line for figure in drawn for line in figure.cautions],
         "figures": [

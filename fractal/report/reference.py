@@ -1,6 +1,6 @@
 """A reference, scored: on its own held-out cells, or on labelled cells of a file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,17 @@ def of_atlas(bundle: Bundle, path: Path, num_samples: int, seed: int) -> Labelle
     if levels_of(path) != bundle.levels:
         theirs, ours = ", ".join(levels_of(path)), ", ".join(bundle.levels)
         raise InputError(f"{path}: its levels are {theirs}, those of the reference {ours}; score a file of these")
-    rows, kind = np.arange(file.metadata.num_rows), "cells"
-    if fingerprint(path) == (bundle.facts.get("split") or {}).get("fingerprint"):
-        rows, kind = Split.of(bundle.facts, path).rows(path)[2], "test cells"
+    rows, kind, by_study = np.arange(file.metadata.num_rows), "cells", "study" in file.schema_arrow.names
+    known = bundle.facts.get("split")
+    if isinstance(known, Mapping) and fingerprint(path) == known.get("fingerprint"):
+        split = Split.of(bundle.facts, path)
+        rows, kind, by_study = split.rows(path)[2], "test cells", len(split.test_studies) > 1
     rows = rows[drawn(len(rows), num_samples, seed)]
     cells = read_rows(path, rows) if len(rows) else None
     if cells is None:
         raise InputError(f"{path}: none of its cells was held out; score another file")
     paths = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
-    groups, studies = study_codes(path) if "study" in file.schema_arrow.names else (None, [])
+    groups, studies = study_codes(path) if by_study else (None, [])
     said = f"{len(rows):,} {kind} of {path.name}"
     return Labelled(cells.vectors, paths, None if groups is None else groups[rows], studies, said, [])
 
@@ -157,6 +159,26 @@ def coded(paths: Sequence[Path_]) -> tuple[list[list[str]], np.ndarray]:
     return [names.tolist() for names, _ in pairs], np.stack([codes for _, codes in pairs], axis=1)
 
 
+def kept_answers(bundle: Bundle, name: str) -> dict[str, dict[str, Any]]:
+    """How good the answers were on the test cells when the reference was made. Raises InputError for a damaged one."""
+    scores, split = bundle.facts["scores"], bundle.facts.get("split") or {}
+    try:
+        if not scores["cells"]:
+            return {}
+        for level in bundle.levels:
+            own = scores["levels"][level]
+            shares = [own["coverage"], own["accuracy_forced"], own["accuracy"] or 0.0, own["calibration_error"]]
+            bins = [(bin["probability"], bin["accuracy"], bin["cells"]) for bin in own["reliability"]]
+            if not all(0 <= x <= 1 for x in [*shares, *(x for p, r, _ in bins for x in (p, r))]) or not bins:
+                raise ValueError("no shares")
+            if not all(type(cells) is int and cells > 0 for *_, cells in bins) or own["calibration_noise_floor"] < 0:
+                raise ValueError("no counts")
+        types = len(split.get("test_types") or ())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: the scores in bundle.json are damaged; make the reference again") from error
+    return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}
+
+
 def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph: nx.DiGraph, seed: int) -> Scored:
     """Score cells by 5 neighbours among the reference cells (bank) and among themselves (loo), as eval.py does.
 
@@ -188,8 +210,8 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
                 values = [silhouette(e, mixed[:, k]) for k in range(len(bundle.levels))]
                 shuffled.append({"silhouette": dict(zip(bundle.levels, values, strict=True))})
 
-    scores, known = bundle.facts["scores"], Cells(cells.vectors, codes[:n], classes, bundle.levels)
-    answers = ({"test cells": scores} if scores.get("levels") else {}) if own else answers_of(bundle, known, truth.seen)
+    known = Cells(cells.vectors, codes[:n], classes, bundle.levels)
+    answers = kept_answers(bundle, name) if own else answers_of(bundle, known, truth.seen)
     copies = twins(cells.vectors, bundle.vectors[found[0]])
     copies_note = f"{copies:,} cells have an exact copy in the reference, which flatters all figures"
     same = twins(cells.vectors, cells.vectors[nearest(queries, k=K).cpu().numpy()])

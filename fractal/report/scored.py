@@ -1,6 +1,6 @@
 """What a page is made of: one adapter, scored on n cells by fractal.evaluate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,9 @@ def reference_of(adapter: Adapter, checkpoint: dict[str, Any], path: Path, split
 
 def provenance(facts: dict[str, Any], weights: str) -> list[tuple[str, str]]:
     """Of a checkpoint or a reference (bundle.json): what it is made of, in lines."""
-    config, split, versions = facts["config"], facts.get("split") or {}, facts.get("versions") or {}
-    training = facts.get("training") or {}
+    known = {key: facts.get(key) for key in ("split", "versions", "training")}
+    split, versions, training = (value if isinstance(value, Mapping) else {} for value in known.values())
+    config = facts["config"]
     lines = [
         ("recipe", str(config.get("recipe", "unknown"))),
         ("vectors", f"{config['dim']} numbers in, {config['num_levels']} blocks of {config['scale_dim']} out"),
@@ -123,7 +124,7 @@ def provenance(facts: dict[str, Any], weights: str) -> list[tuple[str, str]]:
         lines.append(("trained on the file with sha256", str(split.get("fingerprint", "unknown"))))
         lines.append(("split", f"{split.get('holdout', 'unknown')} held out, seed {split.get('seed', 'unknown')}"))
         for key in ("test_studies", "test_types"):
-            if split.get(key):
+            if isinstance(split.get(key), list | tuple) and split[key]:
                 lines.append((f"held out {key[5:]}", ", ".join(map(str, split[key]))))
     if "best_epoch" in training:
         lines.append(("epoch", f"{training['best_epoch']} of {training.get('epochs', 'unknown')}"))

@@ -251,8 +251,12 @@ def confusion(
     shares: Sequence[Sequence[float]],
     groups: Sequence[object],
     sizes: Sequence[int],
+    inside: Sequence[Sequence[bool]],
 ) -> Markup:
-    """Rows: true classes, columns: answers, as shares of the row. A thin line parts the groups (parents)."""
+    """Rows: true classes, columns: answers, as shares of the row. A thin line parts the groups (parents).
+
+    sizes: cells of each class; inside (n, n): whether two classes have a parent in common.
+    """
     n = len(names)
     top, size = 44.0, max(13.0, min(30.0, 300 / n))
     left = max(196.0, WIDTH - n * size - 10)
@@ -267,7 +271,7 @@ def confusion(
         out.append(rect(left, y + 0.5, n * size, size - 1, "frame", fill_opacity=0.35))
         for j, value in enumerate(shares[i]):
             if value > 0:
-                css = "none" if i == j else "good" if groups[i] == groups[j] else "bad"
+                css = "none" if i == j else "good" if inside[i][j] else "bad"
                 x = left + size * j
                 # a mistake of 1 % is to be seen: the root widens small shares
                 opacity = 1.0 if i == j else min(1.0, 0.15 + 0.85 * value**0.5)

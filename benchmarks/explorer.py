@@ -1,0 +1,144 @@
+"""How large, how soon there and how smooth is the explorer's page? In headless Chromium, drawing in software.
+
+    uv run python -m benchmarks.explorer
+    uv run python -m benchmarks.explorer --pages explorer.html
+
+SIMULATED cells of 128 numbers and 203 types, and an untrained adapter of the default size: neither speed nor size
+depend on what it has learned. Without a graphics card this is the slow end.
+An empty page stands beside, since times and frames hang on what else the machine does.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fractal.adapter import build_adapter
+from fractal.cli import positive_int, run, table
+from fractal.explorer import Cells, page
+from fractal.parquet import LEVELS
+from fractal.parquet import Cells as Labelled
+from fractal.reference.bundle import Bundle, make_reference
+
+DIM, TYPES = 128, 203
+PATHS = np.stack([np.arange(TYPES) // size for size in (29, 12, 2, 1)], axis=1)  # codes per level: 7, 17, 102, 203
+SECONDS = 4  # of morphing
+QUERIES = 50
+FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
+
+MORPH = """(milliseconds) => new Promise((done) => {
+    const began = performance.now();
+    let frames = 0;
+    const frame = (now) => {
+        frames++;
+        const last = explorer.about.widths.length - 1;
+        explorer.map.prefix = 1 + last * (0.5 - 0.5 * Math.cos((now - began) / 400));
+        explorer.map.drawNow();
+        if (now - began < milliseconds) requestAnimationFrame(frame);
+        else done((1000 * frames) / (performance.now() - began));
+    };
+    requestAnimationFrame(frame);
+})"""
+IDLE = """(milliseconds) => new Promise((done) => {
+    const began = performance.now();
+    let frames = 0;
+    const frame = (now) => {
+        frames++;
+        if (now - began < milliseconds) requestAnimationFrame(frame);
+        else done((1000 * frames) / (performance.now() - began));
+    };
+    requestAnimationFrame(frame);
+})"""
+ASK = """(queries) => {
+    const began = performance.now();
+    for (let i = 0; i < queries; i++) explorer.neighbours({ layer: 0, row: i }, explorer.about.widths.length);
+    return (performance.now() - began) / queries;
+}"""
+LABEL = """async (count) => {
+    const { annotator, fractal, raw } = explorer.vectors;
+    const began = performance.now();
+    await annotator.answer(raw.rows.slice(0, count * raw.dim), count, () => true);
+    return (1000 * count) / (performance.now() - began);
+}"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--cells", type=positive_int, nargs="+", default=[20_000, 50_000], help="sizes (default: 20000 50000)"
+    )
+    parser.add_argument("--pages", type=Path, nargs="+", help="measure these pages instead")
+    parser.add_argument("--browser", default=shutil.which("chromium") or "chromium", help="(default: %(default)s)")
+    return parser
+
+
+def vectors_of(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Codes (n,) of types -> (n, DIM) float32 around one place per type."""
+    centres = np.random.default_rng(0).normal(size=(TYPES, DIM))
+    return (centres[path] + 0.7 * rng.normal(size=(len(path), DIM))).astype(np.float32)
+
+
+def reference(rng: np.random.Generator) -> Bundle:
+    names = [[f"{level} {code}" for code in range(PATHS[:, k].max() + 1)] for k, level in enumerate(LEVELS)]
+    config = {"recipe": "fractal", "dim": DIM, "num_levels": 4, "scale_dim": 32, "paths": PATHS.tolist()}
+    config |= {"levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}
+    adapter = build_adapter(config, names)
+    train, held_out = rng.integers(0, TYPES, 12_000), rng.integers(0, TYPES, 3_000)
+    first, second = (Labelled(vectors_of(path, rng), PATHS[path], names) for path in (train, held_out))
+    counts = {tuple(names[k][c] for k, c in enumerate(row)): 1_000 for row in PATHS.tolist()}
+    return make_reference(adapter, config, names, first, second, counts)
+
+
+def simulated_page(bundle: Bundle, count: int, rng: np.random.Generator) -> str:
+    path = rng.integers(0, TYPES, count)
+    places = rng.uniform(-0.9, 0.9, size=(4, TYPES, 2))
+    layouts = [places[k][PATHS[path, k]] + rng.normal(scale=0.02, size=(count, 2)) for k in range(4)]
+    labels = [bundle.tree.paths[p][-1] for p in rng.integers(0, TYPES, count)]
+    cells = Cells(vectors_of(path, rng), count, labels=labels)
+    return page(bundle, cells, np.stack(layouts).astype(np.float32), f"{count:,} simulated cells", "untrained")
+
+
+def measure(browser: Any, path: Path) -> list[str]:
+    """-> first paint and ready in seconds, frames a second, milliseconds a query, cells labelled a second."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.goto(path.as_uri())
+    paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
+    if "<canvas" not in path.read_text(encoding="utf-8")[:400_000]:
+        tab.wait_for_function(f"({paint}) !== null")
+        figures = [tab.evaluate(paint) / 1e3, None, None, tab.evaluate(IDLE, SECONDS * 1_000), None, None]
+    else:
+        tab.wait_for_function("document.documentElement.dataset.ready", timeout=300_000)
+        marks = [
+            tab.evaluate(f"performance.getEntriesByName('{name}')[0].startTime") / 1e3 for name in ("map", "ready")
+        ]
+        rates = [tab.evaluate(MORPH, SECONDS * 1_000), tab.evaluate(ASK, QUERIES), tab.evaluate(LABEL, 512)]
+        figures = [tab.evaluate(paint) / 1e3, *marks, *rates]
+    tab.close()
+    return ["-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in figures]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        blank = Path(folder) / "empty page"
+        blank.with_suffix(".html").write_text("<!doctype html><title>empty</title><p>empty</p>", encoding="utf-8")
+        pages = [blank.with_suffix(".html"), *(args.pages or [])]
+        if not args.pages:
+            rng = np.random.default_rng(0)
+            bundle = reference(rng)
+            for count in args.cells:
+                pages.append(Path(folder) / f"{count} cells.html")
+                pages[-1].write_text(simulated_page(bundle, count, rng), encoding="utf-8")
+        browser = driver.chromium.launch(executable_path=args.browser, args=FLAGS)
+        rows = [[path.stem, f"{path.stat().st_size / 1e6:.1f}", *measure(browser, path)] for path in pages]
+    header = ["Page", "MB", "First paint s", "Map s", "Ready s", "Frames/s", "Query ms", "Labelled cells/s"]
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    run(main)

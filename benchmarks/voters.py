@@ -1,0 +1,83 @@
+"""Annotation by all cells of an index, beside the reference's own cells: labels, probabilities, and time.
+
+    uv run python -m benchmarks.voters --reference FOLDER --index FOLDER --input CELLS.parquet
+
+The cells are drawn from a file with labels; one that is also in the index does not vote for itself. Calibration error
+(ECE) is that of the finest level: with the probabilities calibrated anew by the votes of the index (`annotate --index`
+does that), and with those of the reference's own cells, which would be wrong. Exact votes: all lists of the index.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fractal.cli import positive_int, run, table
+from fractal.index import open_index
+from fractal.index import search as index_search
+from fractal.index.voters import with_index
+from fractal.metrics import expected_calibration_error
+from fractal.parquet import open_atlas, read_rows
+from fractal.reference.annotator import answer
+from fractal.reference.bundle import path_names, read_bundle
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", type=Path, required=True, help="folder of a reference")
+    parser.add_argument("--index", type=Path, required=True, help="folder of an index that was made with it")
+    parser.add_argument("--input", type=Path, required=True, help="Parquet of ingest.py: cells to label")
+    parser.add_argument("--cells", type=positive_int, default=20_000, help="of these (default: %(default)s)")
+    parser.add_argument("--exact", type=positive_int, default=500, help="asked exactly, too (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    plain = read_bundle(args.reference)
+    index = open_index(args.index)
+    indexed = with_index(plain, index)
+    total = open_atlas(args.input).metadata.num_rows
+    rows = np.sort(np.random.default_rng(0).permutation(total)[: args.cells])
+    cells = read_rows(args.input, rows)
+    true, codes = np.array(path_names(cells), object), np.array(plain.tree.paths, object)
+    lines, asked = [], {}
+    wrong = replace(indexed, calibration=plain.calibration)
+    for name, bundle in ("the reference's", plain), ("the index's", indexed), ("the same, not calibrated anew", wrong):
+        annotator = bundle.annotator
+        annotator(cells.vectors[:2_000], skip_copies=True)  # warm
+        wall, cpu = time.perf_counter(), time.process_time()
+        raw = asked[name] = annotator(cells.vectors, skip_copies=True)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        found = answer(raw, bundle.calibration)
+        right = codes[raw.path] == true
+        errors = expected_calibration_error(found.probability[:, -1], right[:, -1])
+        voters = len(plain.path) if bundle is plain else len(index)
+        accuracy = [f"{right[:, k].mean():.3f}" for k in range(len(plain.levels))]
+        rate = [f"{len(rows) / wall:,.0f}", f"{len(rows) / cpu:,.0f}"]
+        lines.append([name, f"{voters:,}", *accuracy, f"{errors:.3f}", f"{found.novel.mean():.3f}", *rate])
+    header = ["Votes of", "Cells", *plain.levels, "ECE", "Novel", "Cells/s", "Cells/CPU s"]
+    print(f"{len(rows):,} cells of {args.input}, {torch.get_num_threads()} threads\n\n{table(header, lines)}\n")
+
+    some = slice(0, min(args.exact, len(rows)))
+    for probes in (index_search.PROBES, 4 * index_search.PROBES):
+        fast = asked["the index's"].path[some]
+        if probes != index_search.PROBES:
+            index_search.PROBES = probes
+            fast = indexed.annotator(cells.vectors[some], skip_copies=True).path
+        lines = []
+        index_search.PROBES, kept = len(index.centroids), index_search.PROBES
+        exact = asked.setdefault("exact", indexed.annotator(cells.vectors[some], skip_copies=True)).path
+        index_search.PROBES = kept
+        right = [(codes[path] == true[some])[:, -1].mean() for path in (fast, exact)]
+        print(
+            f"{probes} lists: {(fast == exact).mean():.4f} of {len(fast)} answers are those of all lists; "
+            f"{plain.levels[-1]} {right[0]:.3f}, by all lists {right[1]:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
