@@ -115,21 +115,21 @@ Place = Path | Remote
 def place(name: str | Path | Remote) -> Place:
     """A path, or a Remote for text such as s3://bucket/key; an argparse type.
 
-    Raises InputError for a scheme that neither Arrow nor fsspec knows.
+    Raises InputError for a URI of the web, and one without a bucket.
     """
-    found = (
-        re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
-        if isinstance(name, str)
-        else None
-    )
+    if not isinstance(name, str):
+        return name
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
     if not found:
-        return name if isinstance(name, Remote) else Path(name)
+        return Path(name)
     scheme, host, path, query = (part or "" for part in found.groups())
     scheme = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
     if scheme == "file":
         return Path(path)
     if scheme in ("http", "https"):
         raise InputError(f"{name}: cells are not read from a web page; download the file first")
+    if scheme in WRITERS and not host:
+        raise InputError(f"{name}: names no bucket; it is {scheme}://bucket/name")
     return Remote(scheme, host, path.rstrip("/"), query)
 
 
@@ -170,12 +170,12 @@ def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSyst
         return pa_fs.FileSystem.from_uri(uri + (f"?{query}" if query else ""))
     except pa.ArrowInvalid as error:
         if "nrecognized" not in str(error):
-            raise
+            raise InputError(f"{scheme}://{host.rpartition('@')[2]}: not a URI of a store ({reason(error)})") from error
     import fsspec
 
     try:
         files, root = fsspec.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # each of its file systems has its own
         raise InputError(f"{uri}: files of {scheme}:// can't be read ({reason(error)}); s3:// and gs:// can") from error
     return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(files)), root
 
@@ -194,10 +194,11 @@ def open_random(path: Place) -> Any:
 
 def pieces(path: Place) -> Iterator[bytes]:
     """All bytes of a file in order, with several requests under way."""
-    files, inner = file_system(path)
-    with asking(path), files.open_input_file(inner) as file:
-        size = file.size()
-        yield from prefetch_calls((partial(file.read_at, PIECE, start) for start in range(0, size, PIECE)), PIECES)
+    with asking(path):
+        files, inner = file_system(path)
+        with files.open_input_file(inner) as file:
+            starts = range(0, file.size(), PIECE)
+            yield from prefetch_calls((partial(file.read_at, PIECE, start) for start in starts), PIECES)
 
 
 def children(folder: Place) -> set[str]:
@@ -221,9 +222,8 @@ def sizes_below(path: Place) -> dict[str, int]:
         here = files.get_file_info(inner)
         found = [here] if here.is_file else files.get_file_info(FileSelector(inner, recursive=True))
         sizes = {info.path[len(inner) :].strip("/"): info.size for info in found if info.is_file}
-    return {
-        name: sizes[name] for name in sorted(sizes) if not any(part[:1] in "._" and part for part in name.split("/"))
-    }
+    hidden = re.compile(r"(^|/)[._]")
+    return {name: sizes[name] for name in sorted(sizes) if not hidden.search(name)}
 
 
 def files_of(folder: Place) -> list[Place]:

@@ -45,17 +45,14 @@ def read_tiledb(path: Place, key: str) -> Iterator[Source]:
 def find_arrays(tiledb: Any, context: Any, path: Place, key: str) -> tuple[str, str | None]:
     """-> URIs of the vectors and of the frame, None where there is none."""
 
-    def uri_of(place: Place) -> str:
-        return str(place)  # without options: these are in the context
+    def is_a(kind: str, place: Place) -> bool:  # as text without a URI's options: these are in the context
+        return tiledb.object_type(str(place), ctx=context) == kind
 
-    def is_array(place: Place) -> bool:
-        return tiledb.object_type(uri_of(place), ctx=context) == "array"
-
-    if tiledb.object_type(uri_of(path), ctx=context) == "group":
+    if is_a("group", path):
         return find_in_experiment(tiledb, context, path, key)
-    vectors = path / EMBEDDING if is_array(path / EMBEDDING) else path
+    vectors = path / EMBEDDING if is_a("array", path / EMBEDDING) else path
     frame = vectors.parent / METADATA
-    return uri_of(vectors), uri_of(frame) if vectors.name == EMBEDDING and is_array(frame) else None
+    return str(vectors), str(frame) if vectors.name == EMBEDDING and is_a("array", frame) else None
 
 
 def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tuple[str, str]:
@@ -107,10 +104,11 @@ def numbers(frame: Any) -> np.ndarray:
     return np.sort(np.concatenate(pieces).astype(np.int64))
 
 
-def dense_rows(array: Any, ids: np.ndarray | None, _: int, some: slice) -> np.ndarray:
+def dense_rows(array: Any, ids: np.ndarray | None, dim: int, some: slice) -> np.ndarray:
+    """(m, dim)."""
     if ids is not None:
         first, rows = int(ids[some][0]), ids[some]
-        return dense_rows(array, None, _, slice(first, int(rows[-1]) + 1))[rows - first]
+        return dense_rows(array, None, dim, slice(first, int(rows[-1]) + 1))[rows - first]
     found = array[some]
     return found[array.attr(0).name] if isinstance(found, Mapping) else found  # without a name it comes bare
 

@@ -38,7 +38,7 @@ IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # what the column of
 
 
 def kind_of(path: str | Place) -> str:
-    """ "parquet", "npy", "h5ad", "zarr" (of AnnData), "soma" (a TileDB group) or "tiledb" (an array, or cellsearch)."""
+    """What it is: "parquet", "npy", "h5ad", "zarr" (of AnnData), "soma" (a TileDB group), or "tiledb"."""
     path = place(path)
     suffix = path.suffix.casefold()
     if suffix not in (".h5ad", ".npy", ".parquet") and path.is_dir():
@@ -47,11 +47,9 @@ def kind_of(path: str | Place) -> str:
             return "zarr"
         if "__group" in names:
             return "soma"
-        if names & {"__schema", "__array_schema.tdb", EMBEDDING} or not any(
-            file.suffix in PARQUET for file in files_of(path)
-        ):
+        if names & {"__schema", "__array_schema.tdb", EMBEDDING}:
             return "tiledb"
-        return "parquet"
+        return "parquet" if any(file.suffix in PARQUET for file in files_of(path)) else "tiledb"
     return suffix[1:] if suffix in (".h5ad", ".npy", ".zarr") else "parquet"
 
 
