@@ -66,7 +66,8 @@ def figures(prefixes: list[Tensor], levels: list[int], labels: Tensor, seen: Ten
     right = knn_predict(full, labels)[:, -1] == labels[:, -1]
     alone = knn_predict(full[seen], labels[seen])[:, -1] == labels[seen, -1]
     widths = [np.array([silhouette(e[seen], labels[seen, k]) for e in prefixes], float) for k in levels]
-    best = [width.argmax() == j for j, width in enumerate(widths) if np.isfinite(width).all()]  # None: one class only
+    told = [(j, width) for j, width in enumerate(widths) if np.isfinite(width).all()]  # NaN: a level of one class
+    best = [bool(width[j] == width.max()) for j, width in told]
     shares = [right[~seen], right[seen], alone, torch.tensor(best)]
     return [share.double().mean().item() for share in shares]
 
