@@ -35,7 +35,6 @@ from fractal.parquet import level_columns, open_atlas, read_codes, read_rows
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 WIDTH = 4.6  # inches of a map; its height is that of the layouts
 MARGIN, HEAD = 0.06, 0.3  # around the layouts, which lie within [-1, 1], and above them for the title
-LARGE = 0.35  # width and height of an island that its name lies on
 NAMED = 4  # cells that a class has at least, else its name is left out
 FRAMES = 8  # of one move from a prefix to the next
 HOLD, STEP = 1_600, 70  # milliseconds that a prefix stays, and that a frame of a move does
@@ -68,8 +67,8 @@ def draw_evenly(path: Path, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str]) -> None:
-    """Write each class's name on its island if that is large, else beside it; no two names overlap."""
-    texts, middles, fixed = [], [], []
+    """Write each class's name beside the middle of its cells, off the cells and so that no two names overlap."""
+    texts, middles = [], []
     for code in np.unique(codes):
         cells = places[codes == code]
         if len(cells) < NAMED:
@@ -78,11 +77,8 @@ def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str])
         name = "\n".join(textwrap.wrap(names[code], WRAP))
         text = axes.text(*middle, name, fontsize=7.5, color=INK, ha="center", va="center", linespacing=0.95)
         text.set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white")])
-        if np.ptp(cells, axis=0).min() > LARGE:
-            fixed.append(text)
-        else:
-            texts.append(text)
-            middles.append(middle)
+        texts.append(text)
+        middles.append(middle)
     (x, y), (target_x, target_y) = places.T, np.array(middles).T
     needs("adjustText", "benchmarks").adjust_text(
         texts,
@@ -90,7 +86,6 @@ def names_on(axes: Any, places: np.ndarray, codes: np.ndarray, names: list[str])
         y=y,
         target_x=target_x,
         target_y=target_y,
-        objects=fixed or None,
         ax=axes,
         expand=(1.06, 1.15),
         force_text=(0.3, 0.5),
