@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from fractal.cli import positive_int, run, table
-from fractal.index import open_index
-from fractal.index import search as index_search
+from fractal.index import open_index, voters
 from fractal.index.voters import with_index
 from fractal.metrics import expected_calibration_error
 from fractal.parquet import open_atlas, read_rows
@@ -44,39 +43,33 @@ def main(argv: list[str] | None = None) -> None:
     rows = np.sort(np.random.default_rng(0).permutation(total)[: args.cells])
     cells = read_rows(args.input, rows)
     true, codes = np.array(path_names(cells), object), np.array(plain.tree.paths, object)
-    lines, asked = [], {}
+    lines = []
     wrong = replace(indexed, calibration=plain.calibration)
     for name, bundle in ("the reference's", plain), ("the index's", indexed), ("the same, not calibrated anew", wrong):
         annotator = bundle.annotator
         annotator(cells.vectors[:2_000], skip_copies=True)  # warm
         wall, cpu = time.perf_counter(), time.process_time()
-        raw = asked[name] = annotator(cells.vectors, skip_copies=True)
+        raw = annotator(cells.vectors, skip_copies=True)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         found = answer(raw, bundle.calibration)
         right = codes[raw.path] == true
         errors = expected_calibration_error(found.probability[:, -1], right[:, -1])
-        voters = len(plain.path) if bundle is plain else len(index)
+        voting = len(plain.path) if bundle is plain else len(index)
         accuracy = [f"{right[:, k].mean():.3f}" for k in range(len(plain.levels))]
         rate = [f"{len(rows) / wall:,.0f}", f"{len(rows) / cpu:,.0f}"]
-        lines.append([name, f"{voters:,}", *accuracy, f"{errors:.3f}", f"{found.novel.mean():.3f}", *rate])
+        lines.append([name, f"{voting:,}", *accuracy, f"{errors:.3f}", f"{found.novel.mean():.3f}", *rate])
     header = ["Votes of", "Cells", *plain.levels, "ECE", "Novel", "Cells/s", "Cells/CPU s"]
     print(f"{len(rows):,} cells of {args.input}, {torch.get_num_threads()} threads\n\n{table(header, lines)}\n")
 
-    some = slice(0, min(args.exact, len(rows)))
-    for probes in (index_search.PROBES, 4 * index_search.PROBES):
-        fast = asked["the index's"].path[some]
-        if probes != index_search.PROBES:
-            index_search.PROBES = probes
-            fast = indexed.annotator(cells.vectors[some], skip_copies=True).path
-        lines = []
-        index_search.PROBES, kept = len(index.centroids), index_search.PROBES
-        exact = asked.setdefault("exact", indexed.annotator(cells.vectors[some], skip_copies=True)).path
-        index_search.PROBES = kept
-        right = [(codes[path] == true[some])[:, -1].mean() for path in (fast, exact)]
-        print(
-            f"{probes} lists: {(fast == exact).mean():.4f} of {len(fast)} answers are those of all lists; "
-            f"{plain.levels[-1]} {right[0]:.3f}, by all lists {right[1]:.3f}"
-        )
+    some = cells.vectors[: args.exact]
+    paths = {}
+    for lists in (voters.LISTS, 4 * voters.LISTS, len(index.centroids)):
+        voters.LISTS = lists
+        paths[lists] = indexed.annotator(some, skip_copies=True).path
+    for lists, path in paths.items():
+        same = (path == paths[len(index.centroids)]).mean()
+        right = (codes[path] == true[: len(path)])[:, -1].mean()
+        print(f"{lists:,} lists: {same:.4f} of {len(path)} answers are those of all lists; {right:.3f} are right")
 
 
 if __name__ == "__main__":

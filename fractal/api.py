@@ -165,8 +165,8 @@ class Reference:
     def search(self, adata: "AnnData", index: "Index | str | Path", k: int = 10, **options: Any) -> "DataFrame":
         """The k nearest cells of an index (`fractal.open_index`, or its path) for each cell -> a row per hit.
 
-        options: prefix, where, only, group_by, columns and use_rep, as `fractal search` has them. Raises InputError for
-        an index of another adapter.
+        options: prefix, where, only, group_by, columns, use_rep and force, as `fractal search` has them. Raises
+        InputError for an index of another adapter.
         """
         from fractal.index.query import search_anndata
 

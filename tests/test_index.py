@@ -1,5 +1,6 @@
 """Index and search against exact search, filters against pandas, enrichment against Fisher's test; damaged folders."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import anndata
+import faiss
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +23,7 @@ from scipy.stats import fisher_exact
 
 import fractal
 import train
+from benchmarks.faults import at_operation, kill, wait
 from fractal.commands import embed
 from fractal.commands import index as index_command
 from fractal.commands import search as search_command
@@ -276,6 +279,43 @@ def test_an_index_that_was_moved_away_by_a_killed_run_is_put_back(index: Index, 
     with pytest.raises(fractal.cli.InputError):  # the new folder of this script is whole, and no index
         open_index(tmp_path / "index")
     assert (tmp_path / "index" / "index.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_operation_an_addition_leaves_the_old_index_or_the_new(index: Index, tmp_path: Path):
+    path, saved, reached = index.folder.path, tmp_path / "saved", tmp_path / "reached"
+
+    def contents() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def add() -> None:
+        build.add(read_folder(path), cells_of(vectors_of(500, 3), table_of(500, 3)))
+
+    old = contents()
+    shutil.copytree(path, saved)
+    add()
+    new, left = contents(), list[str]()
+    for number in itertools.count():
+        shutil.rmtree(path)
+        shutil.copytree(saved, path)
+        if (child := os.fork()) == 0:
+            torch.set_num_threads(1)  # a forked process has no other threads
+            faiss.omp_set_num_threads(1)
+            at_operation(number, path.parent, reached, kill)()
+            add()
+            os._exit(0)
+        wait(child)
+        if not reached.exists():
+            break
+        reached.unlink()
+        assert len(open_index(path)) in (3_000, 3_500)  # puts back a folder that was moved away
+        left.append("old" if contents() == old else "new" if contents() == new else "neither")
+        if left[-1] == "old":
+            add()
+            assert contents() == new
+    assert set(left) <= {"old", "new"}
+    assert left.count("old") > 10
+    assert list(tmp_path.glob(".*part")) == []
 
 
 @pytest.mark.parametrize("name", ["index.json", "centroids.npy", "sizes-0.npy", "vectors-0.bin", "columns-0.arrow"])

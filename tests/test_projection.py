@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 
 import fractal
 from fractal.cli import InputError
-from fractal.commands import annotate, embed, fit
+from fractal.commands import annotate, embed, fit, index, search
 from fractal.reference import projection
 from fractal.reference.projection import Projection, in_memory, learn
 from fractal.reference.query import open_query
@@ -251,6 +251,25 @@ def test_a_file_without_such_vectors_streams(folder: Path, tmp_path: Path):
     trained = labelled()
     expected = (new.X - trained.X.mean(0)) @ trained.varm["PCs"]
     assert np.allclose(np.concatenate([vectors for _, vectors in parts]), expected, atol=1e-3)
+
+
+def test_index_and_search_project_cells_without_such_vectors(ref, folder: Path, tmp_path: Path, capsys):
+    labelled().write_h5ad(tmp_path / "cells.h5ad")
+    new = unseen()
+    del new.obsm["X_pca"]
+    new.write_h5ad(tmp_path / "new.h5ad")
+    flags = ["--reference", str(folder), "--device", "cpu"]
+    index.main([str(tmp_path / "cells.h5ad"), *flags, "--output", str(tmp_path / "index")])
+    found = ref.search(new, tmp_path / "index", k=3)
+    asked = ["--query", str(tmp_path / "new.h5ad"), "--index", str(tmp_path / "index"), "-k", "3"]
+    search.main([*asked, *flags, "--output", str(tmp_path / "hits.parquet")])
+    assert "120 of 120 genes" in capsys.readouterr().out
+    hits = pd.read_parquet(tmp_path / "hits.parquet")
+    assert (hits["id"] == found["id"].to_numpy()).mean() > 0.98
+    type_of = dict(zip(new.obs_names, new.obs["cell_type"].astype(str), strict=True))
+    assert (hits["cell_type"] == hits["query"].map(type_of)).mean() > 0.95
+    index.main([str(tmp_path / "index"), "--add", str(tmp_path / "new.h5ad"), *flags])
+    assert len(fractal.open_index(tmp_path / "index")) == labelled().n_obs + new.n_obs
 
 
 def test_damaged_or_missing_loadings_are_noticed(ref, folder: Path, tmp_path: Path):

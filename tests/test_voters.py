@@ -15,8 +15,7 @@ from fractal.cli import InputError
 from fractal.commands import annotate, embed
 from fractal.commands import index as index_command
 from fractal.commands import reference as reference_command
-from fractal.index import build, open_index
-from fractal.index import search as index_search
+from fractal.index import build, open_index, voters
 from fractal.index.voters import with_index
 from fractal.parquet import read_rows
 from fractal.reference.annotator import NEIGHBOURS, TEMPERATURE
@@ -70,7 +69,7 @@ def exact_votes(bundle: Bundle, vectors: np.ndarray, folder: Path) -> tuple[list
 
 
 def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(index_search, "PROBES", 10**6)
+    monkeypatch.setattr(voters, "LISTS", 10**6)
     bundle = with_index(read_bundle(folder / "ref"), folder / "many")
     vectors = clustered(TYPES * 520, spread=0.9)[-120:]
     raw = bundle.annotator(vectors)

@@ -49,6 +49,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="read all of the index and compare it with its checksums")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the clustering (default: %(default)s)")
+    parser.add_argument(
+        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
+    )
     add_device(parser)
     return parser
 
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output:
         check_folder(args.output, OWN_FILES)
     embedder = Embedder.open(args.reference, pick_device(args.device)) if args.reference else None
-    with open_cells(args.add or source, embedder, args.use_rep) as opened:
+    with open_cells(args.add or source, embedder, args.use_rep, force=args.force) as opened:
         if old is None:
             build.build(args.output, opened.cells, args.seed)
         else:

@@ -72,6 +72,9 @@ def get_parser() -> argparse.ArgumentParser:
     what.add_argument("--columns", nargs="+", metavar="COLUMN", help="columns of the hits (default: all)")
     what.add_argument("--lists", type=positive_int, help="lists to open per query: more find more, all are exact")
     what.add_argument("--obo", help="Cell Ontology for CL ids, a path or a URL (default: the shipped CL 2025-07-30)")
+    what.add_argument(
+        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
+    )
     add_device(what)
     return parser
 
@@ -168,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     sinks: dict[str, Any] = {".tsv": tsv_sink, ".parquet": parquet_sink}
     names: list[str] = []
     found: list[Hits] = []
-    with open_cells(args.query, embedder, args.use_rep, args.embedded) as opened:
+    with open_cells(args.query, embedder, args.use_rep, args.embedded, args.force) as opened:
         if index.space.adapters and not (opened.space.adapters or args.embedded):
             raise InputError(
                 f"{args.query}: name the adapter that embeds its vectors with --reference, or say --embedded"

@@ -92,11 +92,12 @@ def search_anndata(
     group_by: str | None = None,
     columns: Sequence[str] | None = None,
     use_rep: str | None = None,
+    force: bool = False,
 ) -> "DataFrame":
     """What `Reference.search` does; see there."""
     index = index if isinstance(index, Index) else open_index(index)
     index.check_adapter([reference.sha256], "the reference")
-    vectors = reference.vectors_of(adata, use_rep, force=False)[0]
+    vectors = reference.vectors_of(adata, use_rep, force)[0]
     if not usable(vectors).all():
         raise InputError(f"the vector of cell {int((~usable(vectors)).argmax())} is zero or not finite; leave it out")
     embedded, names = embed_matrix(reference.bundle.adapter, vectors)[0], adata.obs_names.astype(str).tolist()

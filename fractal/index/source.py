@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fractal.index.build import PIECE, Cells
 from fractal.index.folder import Space
 from fractal.parquet import metadata_of
 from fractal.reference.bundle import weights_sha256
+from fractal.reference.query import open_query, tell
 from fractal.storage import Place
 from fractal.vectors import Source, has_obs, kind_of, open_vectors
 
@@ -49,18 +50,29 @@ class Opened:
 
 @contextmanager
 def open_cells(
-    path: Place, embedder: Embedder | None = None, use_rep: str | None = None, embedded: bool = False
+    path: Place,
+    embedder: Embedder | None = None,
+    use_rep: str | None = None,
+    embedded: bool = False,
+    force: bool = False,
 ) -> Iterator[Opened]:
     """Open a file whose vectors an adapter has made (they say so, or `embedded` does), takes, or that stay as they are.
 
-    Raises InputError for a file that can't be read, and for vectors that the adapter does not take or did not make.
+    A reference of a PCA projects the cells of an .h5ad without such vectors, and a reference refuses vectors that can't
+    come from its embedding, unless `force` takes them; it prints a line for both, as in `fractal annotate`. Raises
+    InputError for a file that can't be read, and for vectors that the adapter does not take or did not make.
     """
     own = None if embedder is None else space_of(embedder)
     use_rep = use_rep or (X_FRACTAL if embedded or embedder is None else embedder.use_rep)
     told = told_by(path, use_rep)
     made = embedded or told is not None
     takes = None if own is None or made or embedder is None else embedder.adapter.dim
-    with open_vectors(path, use_rep, takes) as source:
+    with ExitStack() as stack:
+        if embedder and embedder.reference and not made:
+            source, origin = stack.enter_context(open_query(embedder.reference, path, use_rep, force))
+            tell(origin, path)
+        else:
+            source = stack.enter_context(open_vectors(path, use_rep, takes))
         space = Space(source.dim, **told) if told else own or Space(source.dim)
         if told and own:
             if not set(space.adapters) & set(own.adapters):
