@@ -531,8 +531,8 @@ def num_duplicates(groups: np.ndarray | None) -> int:
 def fingerprint(path: str | Place) -> str:
     """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
     path = place(path)
-    if isinstance(path, Path) and path.is_file():
-        with open(path, "rb") as file:
+    if isinstance(path, Path) and not path.is_dir():
+        with open(path, "rb") as file:  # Python's own error names a file that is missing, Arrow's does not
             return hashlib.file_digest(file, "sha256").hexdigest()
     found = hashlib.sha256()
     for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.cli import InputError
+from fractal.cli import InputError, run
 from fractal.parquet import (
     LEVEL_COLUMNS,
     balanced_rows,
@@ -88,6 +88,13 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path):
     assert fingerprint(tmp_path / "kept") != fingerprint(tmp_path / "swapped")
     write(tmp_path / "again", [5, 5], seed=0)
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "a")
+
+
+def test_an_atlas_that_is_missing_is_named(tmp_path: Path, capsys):
+    missing = tmp_path / "none.parquet"
+    with pytest.raises(SystemExit):
+        run(lambda: fingerprint(missing))
+    assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def ray_engine(address: str | None, workers: int | None) -> Iterator["Engine"]:
     data = needs("ray.data", "cluster")
     from tqdm import tqdm
 
-    own = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECTS}
+    # "local" starts a Ray of its own even where another one runs on this machine
+    own = {"address": "local", "num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECTS}
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     where = own if address is None else {"address": address}
     for attempt in range(1, STARTS + 1):
