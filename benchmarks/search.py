@@ -1,6 +1,6 @@
 """Search among 10^5 to 8 * 10^6 cells: `fractal index` beside exact search, HNSW graphs and product quantisation.
 
-    uv run --group benchmarks python -m benchmarks.search --cells 100000 1000000 7913892
+    OMP_NUM_THREADS=1 uv run --group benchmarks python -m benchmarks.search --cells 100000 1000000 7913892
 
 SIMULATED releases, embedded by an adapter that was trained on one of them. 1,000 cells of the file are asked for, one
 at a time, by one thread, in a warm process; the cell itself is no hit. Every line is built in one process, and opened

@@ -6,6 +6,7 @@ build.py       a file of vectors -> an index, and more cells into one
 search.py      the nearest cells, by the full vector or a prefix, among all or those that a filter leaves
 filters.py     the filters: conditions on columns, and terms of the hierarchy
 query.py       questions: cells, or the means of their groups
+voters.py      labels for new cells by the votes of all cells of an index
 enrichment.py  which types, studies, tissues the hits come from more often than the atlas has them
 """
 
