@@ -50,3 +50,8 @@ def test_from_the_wheel_alone(python: Path, tmp_path: Path):
     run(command, "annotate", "new.h5ad", "--reference", "blood", "--output", "out.h5ad", "--device", "cpu")
     new = anndata.read_h5ad(tmp_path / "out.h5ad")
     assert (new.obs["fractal_subtype"].astype(str) == new.obs["cell_type"].astype(str)).mean() > 0.9
+
+
+def test_it_holds_the_explorers_page(python: Path):
+    (page,) = python.parents[1].glob("lib/python*/site-packages/fractal/data/explorer.html")
+    assert "Content-Security-Policy" in page.read_text(encoding="utf-8")
