@@ -92,8 +92,12 @@ def test_the_fingerprint_follows_the_rows(tmp_path: Path):
 
 def test_an_atlas_that_is_missing_is_named(tmp_path: Path, capsys):
     missing = tmp_path / "none.parquet"
+
+    def main() -> None:
+        fingerprint(missing)
+
     with pytest.raises(SystemExit):
-        run(lambda: fingerprint(missing))
+        run(main)
     assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
 
 
