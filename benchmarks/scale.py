@@ -26,7 +26,8 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,6 @@ class Stage:
     reads: Sequence[str]
     writes: str
     peers: Sequence[Peer] = field(default_factory=tuple)
-    most: int = 2**63  # cells; not run above
 
 
 STAGES = [
@@ -158,7 +158,6 @@ STAGES = [
         f"--input {{folder}}/{STRATIFIED} --model-path {{folder}}/{ADAPTER} --output {{folder}}/reference",
         [STRATIFIED],
         REFERENCE,
-        most=1_000_000,
     ),
     Stage(  # each cell is compared with the 50,000 of the reference
         "annotate",
@@ -166,7 +165,6 @@ STAGES = [
         f"--input {{folder}}/{CELLS} --reference {{folder}}/reference --output {{folder}}/{LABELS}",
         [CELLS],
         LABELS,
-        most=1_000_000,
     ),
 ]
 
@@ -180,11 +178,10 @@ def get_parser() -> argparse.ArgumentParser:
         default=[100_000, 1_000_000, 7_913_892],
         help="sizes of the releases (default: 100_000 1_000_000 7_913_892, which is SCimilarity's)",
     )
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--stages", nargs="+", choices=names, default=names, help="lines to measure (default: all)")
     parser.add_argument(
-        "--until",
-        choices=[stage.name for stage in STAGES],
-        default=STAGES[-1].name,
-        help="the last stage (default: %(default)s)",
+        "--keep", action="store_true", help="leave the files in FOLDER/CELLS, where later --stages find them"
     )
     parser.add_argument(
         "--folder",
@@ -272,9 +269,6 @@ def measure_stages(
     """All lines of one size; `keep` is given what was measured of each stage."""
     rows = []
     for stage in stages:
-        if cells > stage.most:
-            bar.update(1 + len(stage.peers))
-            continue
         bar.set_postfix_str(f"{stage.name}, {cells:,} cells")
         flags = [word.format(cells=cells, folder=folder) for word in stage.flags.split()]
         own = measure(folder, stage.name, stage.reads, start_script, stage.module, flags)
@@ -288,6 +282,17 @@ def measure_stages(
             bar.update()
         (folder / "copy").unlink(missing_ok=True)
     return rows
+
+
+@contextmanager
+def folder_of(cells: int, folder: Path, keep: bool) -> Iterator[Path]:
+    """Where the files of one size lie: for good, or until they are measured."""
+    if keep:
+        (folder / str(cells)).mkdir(exist_ok=True)
+        yield folder / str(cells)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            yield Path(name)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -309,12 +314,12 @@ def main(argv: list[str] | None = None) -> None:
                 file.write(json.dumps(line) + "\n")
 
     rows: list[list[str]] = []
-    stages = STAGES[: [stage.name for stage in STAGES].index(args.until) + 1]
+    stages = [stage for stage in STAGES if stage.name in args.stages]
     lines = len(args.cells) * sum(1 + len(stage.peers) for stage in stages)
     with tqdm(total=lines, unit="line", desc="scale") as bar:
         for cells in args.cells:
-            with tempfile.TemporaryDirectory(dir=args.folder) as name:
-                rows += measure_stages(stages, cells, Path(name), bar, keep)
+            with folder_of(cells, args.folder, args.keep) as folder:
+                rows += measure_stages(stages, cells, folder, bar, keep)
     print(table(["Stage", "Cells", "Seconds", "CPU s", "Cells/s", "RSS MB", "anon MB", "File MB", "x"], rows))
 
 
