@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from fractal.cli import InputError, reason
@@ -221,6 +220,8 @@ class ManyFiles:
     """
 
     def __init__(self, path: Place) -> None:
+        import pyarrow.dataset as ds  # it loads pandas, .8 s, which one file does not need
+
         system, base = file_system(path)
         sizes = {name: size for name, size in sizes_below(path).items() if not name or name.endswith(PARQUET)}
         if not sizes:

@@ -117,6 +117,7 @@ def reference(atlas: Path, tmp_path: Path) -> Path:
     return tmp_path / "reference"
 
 
+@pytest.mark.slow  # it trains, and makes a reference
 @pytest.mark.usefixtures("alone")
 def test_embed_and_annotate(atlas: Path, reference: Path, tmp_path: Path):
     table = pq.read_table(atlas)

@@ -273,7 +273,7 @@ cli.run(lambda: train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])
 def test_a_stopped_run_never_takes_the_place_of_a_finished_one(stratified: Path, tmp_path: Path, name: str, code: int):
     output, partial = tmp_path / "a.pt", tmp_path / "a.partial.pt"
     flags = ["--input", str(stratified), "--output", str(output), "--scale-dim", "4", "--device", "cpu"]
