@@ -5,7 +5,7 @@ the data into it: small things as JSON, arrays as base64 of gzip, byte planes ap
 
 What the page computes is what torch computes on the same numbers:
 
-- Vectors are whole numbers of 12 bits, each cell with a factor of its own, 2 bytes a number and 1.4 in the file. The
+- Vectors are whole numbers of 11 bits, each cell with a factor of its own, 2 bytes a number and 1.4 in the file. The
   cosines that the page ranks by are those of these numbers.
 - New cells pass through the adapter's own weights (float32). Their labels are voted for by at most BANK of the
   reference's cells, balanced over the types, and calibrated anew on at most VALIDATION of its held-out cells, so the
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = SHIPPED / "explorer.html"
 MAX_CELLS = 20_000  # shown by default; a page of 128-d vectors then stays under 15 MB
-BANK, VALIDATION = 10_000, 4_000
-LARGEST = 2_047  # of a vector's numbers: 12 bits with the sign
+BANK, VALIDATION = 8_000, 4_000
+LARGEST = 1_023  # of a vector's numbers: 11 bits with the sign
 MAX_VALUES = 200  # of a column that colours cells
 DEFAULT_COLUMNS, DEFAULT_VALUES = 8, 60
 FIRST, REST = "<!-- first -->", "<!-- vectors -->"  # where the template takes data: what the map needs, and the vectors

@@ -186,7 +186,7 @@ class Tail {
   }
 }
 
-const BATCH = 64; // cells at a time; their cosines to 10,000 cells are 2.6 MB
+const BATCH = 64; // cells at a time; their cosines to 8,000 cells are 2 MB
 
 export class Annotator {
   private readonly signals: Tail[];
