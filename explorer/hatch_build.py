@@ -26,7 +26,8 @@ class ExplorerHook(BuildHookInterface):
                 build(root / "explorer", page)
             except (OSError, ImportError, subprocess.CalledProcessError) as error:
                 said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
-                line = f"the explorer's page could not be built from explorer/, which takes npm's packages: {said[0]}"
+                why = next((text for text in said if "error" in text), said[0])
+                line = f"the explorer's page could not be built from explorer/, which takes npm's packages: {why}"
                 print(f"warning: {line}", file=sys.stderr)
         if version != "editable" and page.is_file():
             build_data["force_include"][str(page)] = f"fractal/{PAGE}"
