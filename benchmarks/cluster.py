@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -148,17 +149,23 @@ def plain(part: pa.Table) -> pa.Table:
 
 
 def same_rows(one: Path, many: Path) -> str:
-    """Of a file, and a folder of parts: the bits of all numbers and the text of all columns."""
-    whole, start = pq.read_table(one, memory_map=True), 0
+    """Of a file, and a folder of parts: the text of all columns, and how far numbers are from each other."""
+    whole, start, most = pq.read_table(one, memory_map=True), 0, 0.0
     for path in sorted(many.glob("part-*.parquet")):
         part = pq.read_table(path)
         rows = whole[start : start + len(part)]
-        if not plain(rows).equals(plain(part)):
+        numbers = [field.name for field in part.schema if pa.types.is_floating(field.type)]
+        if not plain(rows).drop_columns(numbers).equals(plain(part).drop_columns(numbers)):
             return f"no, in {path.name}"
         if "embedding" in part.column_names and (read_vectors(rows, one) != read_vectors(part, path)).any():
             return f"no, in {path.name}"
+        for name in numbers:
+            difference = np.abs(rows[name].to_numpy() - part[name].to_numpy())
+            most = max(most, float(np.nanmax(difference, initial=0)))
         start += len(part)
-    return f"all {start:,} rows" if start == len(whole) else f"no, {start:,} of {len(whole):,} rows"
+    if start != len(whole):
+        return f"no, {start:,} of {len(whole):,} rows"
+    return f"all {start:,} rows" + (f", numbers to {most:.0e}" if most else "")
 
 
 def same_weights(one: Path, two: Path) -> str:
