@@ -9,14 +9,14 @@ COMMANDS = {  # name -> what --help says of it
     "fit": "labelled cells -> a reference in one folder",
     "annotate": "label new cells with a reference",
     "embed": "give every cell of a file its fractal vector",
-    "export": "an adapter as ONNX, and vectors as int8",
-    "reference": "a trained adapter of train.py -> a reference",
     "report": "how good a reference is, on one page",
-    "index": "a file of cells -> an index to search",
-    "cluster": "ingest, stratify, embed and annotate on many machines",
-    "search": "the cells of an index that are most like yours",
-    "map": "a layout in the plane per prefix, on which islands split",
     "explore": "cells and a reference -> one HTML page to look at",
+    "map": "a layout in the plane per prefix, on which islands split",
+    "index": "a file of cells -> an index to search",
+    "search": "the cells of an index that are most like yours",
+    "export": "an adapter as ONNX, vectors as int8, cells for a vector database",
+    "reference": "a trained adapter of train.py -> a reference",
+    "cluster": "ingest, stratify, embed and annotate on many machines",
 }
 HELP = "usage: fractal COMMAND ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in COMMANDS.items())
 
