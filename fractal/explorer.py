@@ -46,6 +46,7 @@ from fractal.reference.annotator import (
 )
 from fractal.reference.bundle import CONFIDENCE, Bundle, natural_weight
 from fractal.reference.neighbours import Neighbours
+from fractal.reorder import round_robin
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -137,7 +138,7 @@ class PageAnnotator(Annotator):
 def page_reference(bundle: Bundle, seed: int = 0) -> tuple[Bundle, PageAnnotator]:
     """The reference as the page holds it, see the module's text: fewer cells, calibrated on its own votes."""
     rng = np.random.default_rng(seed)
-    rows = balanced(bundle.path, BANK, rng)
+    rows = balanced(bundle.path, BANK, seed)
     held_out = np.sort(rng.permutation(len(bundle.validation_path))[:VALIDATION])
     small = replace(
         bundle,
@@ -154,13 +155,9 @@ def page_reference(bundle: Bundle, seed: int = 0) -> tuple[Bundle, PageAnnotator
     return small, annotator
 
 
-def balanced(path: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
     """At most `count` rows of (n,) paths, sorted, as equally many per path as there are."""
-    order = rng.permutation(len(path))
-    order = order[np.argsort(path[order], kind="stable")]
-    size = np.bincount(path)
-    rank = np.arange(len(path)) - np.repeat(size.cumsum() - size, size)  # within a path
-    return np.sort(order[np.argsort(rank, kind="stable")[:count]])
+    return np.sort(round_robin(path, seed)[:count])
 
 
 def nodes_of(tree: Tree) -> list[tuple[str, ...]]:
