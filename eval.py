@@ -386,13 +386,14 @@ def scored_model(
     model, queries = models[i], cells.split(len(truth.seen))[0]
     *_, start, stop = np.cumsum([1, *(len(one.blocks) for one in models[: i + 1])])  # raw comes first
     last = 1 + sum(len(one.blocks) for one in models)
+    data = fingerprint(args.input) if args.all_rows else model.split.fingerprint  # `choose_rows` has compared them
     try:
-        if args.all_rows and not model.path.is_dir():
+        if not args.all_rows:
+            bundle = reference_of(model.adapter, model.checkpoint, args.input, model.split)
+        elif model.path.is_dir():
+            bundle = read_bundle(model.path)
+        else:
             raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        same = not args.all_rows
-        bundle = (
-            reference_of(model.adapter, model.checkpoint, args.input, model.split) if same else read_bundle(model.path)
-        )
         answers, why = answers_of(bundle, queries, truth.seen), ""
     except InputError as error:
         answers, why = {}, str(error)
@@ -414,7 +415,7 @@ def scored_model(
         no_answers=why,
         facts=[
             ("model", model.path.name),
-            ("cells scored", f"{args.input.name}, sha256 {fingerprint(args.input)}, draw {args.seed}"),
+            ("cells scored", f"{args.input.name}, sha256 {data}, draw {args.seed}"),
             *provenance(model.checkpoint, weights_sha256(model.adapter)),
         ],
     )
