@@ -103,6 +103,13 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_force(parser: argparse._ActionsContainer) -> None:
+    """The flag --force of what reads cells for a reference; see fractal.reference.query.open_query."""
+    parser.add_argument(
+        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
+    )
+
+
 def positive_int(text: str) -> int:
     """An argparse type, as are the next ones."""
     value = int(text)

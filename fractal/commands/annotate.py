@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, needs, run, table
+from fractal.cli import InputError, add_device, add_force, needs, run, table
 from fractal.files import atomic_write, check_paths
 from fractal.storage import Place, place
 
@@ -107,9 +107,7 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         help="with --truth: draw which types are taken for which, .png, .svg or .pdf (the extra `pictures`)",
     )
-    answers.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
-    )
+    add_force(answers)
     answers.add_argument(
         "--only", nargs="+", default=[], metavar="CL_ID", help="only these types and what is below them, as CL:0000084"
     )

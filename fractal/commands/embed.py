@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, needs, positive_int, run
+from fractal.cli import InputError, add_device, add_force, needs, positive_int, run
 from fractal.files import check_paths
 from fractal.storage import Place, place
 
@@ -72,9 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
         default="float32",
         help="float16 takes half the space; the other scripts read float32 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the embedding of a reference folder"
-    )
+    add_force(parser)
     add_device(parser)
     return parser
 

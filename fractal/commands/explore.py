@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, positive_int, run
+from fractal.cli import InputError, add_device, add_force, positive_int, run
 from fractal.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -67,9 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="other columns to colour by, text or numbers (default: text columns of 2 to 60 values, at most 8)",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the embedding of the reference"
-    )
+    add_force(parser)
     add_device(parser)
     return parser
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fractal.cli import InputError, add_device, non_negative_int, run
+from fractal.cli import InputError, add_device, add_force, non_negative_int, run
 from fractal.files import check_paths
 from fractal.storage import place
 
@@ -49,9 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="read all of the index and compare it with its checksums")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the clustering (default: %(default)s)")
-    parser.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
-    )
+    add_force(parser)
     add_device(parser)
     return parser
 

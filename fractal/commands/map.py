@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, run
+from fractal.cli import InputError, add_device, add_force, run
 from fractal.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -49,9 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, required=True, help=".h5ad for an .h5ad, which may be the input, or Parquet"
     )
-    parser.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the embedding of the reference"
-    )
+    add_force(parser)
     add_device(parser)
     return parser
 

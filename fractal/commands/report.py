@@ -11,7 +11,7 @@ page is one file: it needs no network and runs no script.
 import argparse
 from pathlib import Path
 
-from fractal.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
+from fractal.cli import InputError, add_device, add_force, non_negative_int, positive_int, printable, run, table
 from fractal.files import check_paths
 
 
@@ -39,9 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     cells.add_argument(
         "--num-samples", type=positive_int, default=5_000, help="cells to draw and score (default: %(default)s)"
     )
-    cells.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
-    )
+    add_force(cells)
     parser.add_argument("--obo", help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
     add_device(parser)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, needs, positive_int, run
+from fractal.cli import InputError, add_device, add_force, needs, positive_int, run
 from fractal.files import atomic_write, check_paths
 from fractal.storage import place
 
@@ -72,9 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
     what.add_argument("--columns", nargs="+", metavar="COLUMN", help="columns of the hits (default: all)")
     what.add_argument("--lists", type=positive_int, help="lists to open per query: more find more, all are exact")
     what.add_argument("--obo", help="Cell Ontology for CL ids, a path or a URL (default: the shipped CL 2025-07-30)")
-    what.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
-    )
+    add_force(what)
     add_device(what)
     return parser
 
