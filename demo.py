@@ -11,8 +11,8 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal import simulate
-from fractal.cli import run
+from benchmarks import simulate
+from fractal.base.cli import run
 
 CELLS = 60_000  # of the simulated release; the real one has 7,913,892
 DEMO = Path("data/demo")
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     if args.model_dir is None:
         print(f"These cells are SIMULATED: {CELLS:,} made-up vectors in the file layout of a SCimilarity release.")
-        steps.insert(0, ("-m fractal.simulate", simulate.main, ["--cells", CELLS, "--output", release]))
+        steps.insert(0, ("-m benchmarks.simulate", simulate.main, ["--cells", CELLS, "--output", release]))
     began = time.perf_counter()
     for name, step, flags in steps:
         words = [str(flag) for flag in flags]

@@ -23,9 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fractal.adapter import Adapter, embed, pick_device
-from fractal.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
-from fractal.evaluate import (
+from fractal.annotate.bundle import load_adapter, read_bundle, weights_sha256
+from fractal.base.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
+from fractal.base.files import atomic_write, check_paths
+from fractal.base.storage import place
+from fractal.data.parquet import LEVELS, Cells, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
+from fractal.hierarchy.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
+from fractal.model.adapter import Adapter, embed, pick_device
+from fractal.model.split import Split
+from fractal.score.evaluate import (
     Encoder,
     Truth,
     adapter_encoder,
@@ -38,18 +44,12 @@ from fractal.evaluate import (
     truth_of,
     twins,
 )
-from fractal.files import atomic_write, check_paths
-from fractal.metrics import K, silhouette, steerability
-from fractal.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
-from fractal.parquet import LEVELS, Cells, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
-from fractal.reference.bundle import load_adapter, read_bundle, weights_sha256
-from fractal.report.page import check_output
-from fractal.report.page import write as write_report
-from fractal.report.scored import Scored, answers_of, provenance, reference_of
-from fractal.search import nearest
-from fractal.split import Split
-from fractal.storage import place
-from fractal.truncation import RECALL, search_table
+from fractal.score.metrics import K, silhouette, steerability
+from fractal.score.truncation import RECALL, search_table
+from fractal.search.exact import nearest
+from fractal.view.page import check_output
+from fractal.view.page import write as write_report
+from fractal.view.scored import Scored, answers_of, provenance, reference_of
 
 SEARCHES = 2_000  # queries of --search
 BANKS = {"train": "training", "all": "other"}  # whose cells are the bank

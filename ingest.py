@@ -19,21 +19,21 @@ import networkx as nx
 import numpy as np
 from tqdm import tqdm
 
-from fractal.cli import InputError, run, table
-from fractal.files import check_paths
-from fractal.h5ad import LabelledCells, open_labelled, read_map
-from fractal.ingestion import ClassColumns, atlas_metadata, place_cells, type_names
-from fractal.ontology import (
+from fractal.base.cli import InputError, run, table
+from fractal.base.files import check_paths
+from fractal.base.prefetch import prefetch
+from fractal.base.storage import Place, place, scratch
+from fractal.data.h5ad import LabelledCells, open_labelled, read_map
+from fractal.data.ingestion import ClassColumns, atlas_metadata, place_cells, type_names
+from fractal.data.parquet import duplicate_groups, in_parts, num_duplicates, writing, written
+from fractal.data.scimilarity import Release, open_release
+from fractal.hierarchy.ontology import (
     CL_SLIM,
     Hierarchy,
     load_graph,
     write_hierarchy,
     write_label_map,
 )
-from fractal.parquet import duplicate_groups, in_parts, num_duplicates, writing, written
-from fractal.prefetch import prefetch
-from fractal.scimilarity import Release, open_release
-from fractal.storage import Place, place, scratch
 
 MODEL_DIR = Path("data/models/scimilarity/model_v1.1")
 OUTPUT = Path("data/scimilarity_embeddings.parquet")

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fractal.cli import non_negative_int, num_bytes, run
-from fractal.files import check_paths
-from fractal.parquet import (
+from fractal.base.cli import non_negative_int, num_bytes, run
+from fractal.base.files import check_paths
+from fractal.base.storage import Place, place, scratch
+from fractal.data.parquet import (
     ROW_GROUP,
     iter_vectors,
     level_columns,
@@ -26,8 +27,7 @@ from fractal.parquet import (
     read_codes,
     read_column,
 )
-from fractal.reorder import reorder, round_robin
-from fractal.storage import Place, place, scratch
+from fractal.data.reorder import reorder, round_robin
 
 
 def get_parser() -> argparse.ArgumentParser:

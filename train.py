@@ -2,9 +2,10 @@
 
     uv run python train.py --num-levels 4 --scale-dim 32
 
-Four recipes: `fractal` trains prefix j on the labels of level j (fractal/objective.py), `published` is the published
-reference (fractal/published.py), `mrl` is the flat control that trains every prefix on the leaf labels, and `hce` the
-control with hierarchical cross-entropy over the ancestors in the Cell Ontology (fractal/hierarchical.py).
+Four recipes: `fractal` trains prefix j on the labels of level j (fractal/model/objective.py), `published` is the
+published reference (fractal/model/published.py), `mrl` is the flat control that trains every prefix on the leaf
+labels, and `hce` the control with hierarchical cross-entropy over the ancestors in the Cell Ontology
+(fractal/model/hierarchical.py).
 
 Ctrl-C keeps the best epoch so far beside the output, as NAME.partial.pt; a finished checkpoint stays as it is.
 
@@ -22,15 +23,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.adapter import MAX_LEVELS, save
-from fractal.cli import InputError, add_device, non_negative_int, positive_float, positive_int, printable, ratio, run
-from fractal.distributed import Group, joined
-from fractal.files import check_paths
-from fractal.parquet import fingerprint, levels_of, path_counts, read_rows
-from fractal.recipes import RECIPES
-from fractal.split import HOLDOUTS, VAL_RATIO, Split
-from fractal.storage import place
-from fractal.training import Counts, Settings, fit
+from fractal.base.cli import (
+    InputError,
+    add_device,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    printable,
+    ratio,
+    run,
+)
+from fractal.base.files import check_paths
+from fractal.base.storage import place
+from fractal.data.parquet import fingerprint, levels_of, path_counts, read_rows
+from fractal.model.adapter import MAX_LEVELS, save
+from fractal.model.distributed import Group, joined
+from fractal.model.recipes import RECIPES
+from fractal.model.split import HOLDOUTS, VAL_RATIO, Split
+from fractal.model.training import Counts, Settings, fit
 
 
 def get_parser() -> argparse.ArgumentParser:

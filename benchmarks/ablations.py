@@ -26,12 +26,12 @@ from tqdm import tqdm
 import eval as evaluate
 import train
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
-from fractal.adapter import FractalAdapter
-from fractal.cli import run, table
-from fractal.evaluate import shuffled_tree
-from fractal.files import atomic_write
-from fractal.parquet import LEVELS, Cells, read_rows
-from fractal.training import Counts
+from fractal.base.cli import run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import LEVELS, Cells, read_rows
+from fractal.model.adapter import FractalAdapter
+from fractal.model.training import Counts
+from fractal.score.evaluate import shuffled_tree
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
 
@@ -56,7 +56,7 @@ def adapter(**arguments: Any) -> Patches:
     class Changed(FractalAdapter):  # a class, since loading a checkpoint asks it for its sizes
         __init__ = partialmethod(FractalAdapter.__init__, **arguments)
 
-    return lambda: {"fractal.adapter.FractalAdapter": Changed}
+    return lambda: {"fractal.model.adapter.FractalAdapter": Changed}
 
 
 ABLATIONS: dict[str, tuple[list[str], Patches]] = {
@@ -68,21 +68,21 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "2 x 64": (["--num-levels", "2", "--scale-dim", "64"], dict),
     "2 x 32": (["--num-levels", "2"], dict),
     "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
-    "equal blocks": ([], lambda: {"fractal.adapter.BLOCK_SCALE": [1.0] * 4}),
-    "cell not shown": ([], lambda: {"fractal.adapter.RESIDUAL_SCALE": [0.0] * 4}),
-    "no whitening": ([], lambda: {"fractal.adapter.SHRINKAGE": 1.0}),  # all directions are scaled alike
-    "network alone": ([], lambda: {"fractal.adapter.MEANS_SHARE": 0.0}),
-    "class means alone": ([], lambda: {"fractal.adapter.MEANS_SHARE": 1.0}),
-    "no sharpening": ([], lambda: {"fractal.adapter.SHARPNESS": [1.0] * 4}),
-    "no logit adjustment": ([], lambda: {"fractal.objective.log_ratio": without_adjustment}),
+    "equal blocks": ([], lambda: {"fractal.model.adapter.BLOCK_SCALE": [1.0] * 4}),
+    "cell not shown": ([], lambda: {"fractal.model.adapter.RESIDUAL_SCALE": [0.0] * 4}),
+    "no whitening": ([], lambda: {"fractal.model.adapter.SHRINKAGE": 1.0}),  # all directions are scaled alike
+    "network alone": ([], lambda: {"fractal.model.adapter.MEANS_SHARE": 0.0}),
+    "class means alone": ([], lambda: {"fractal.model.adapter.MEANS_SHARE": 1.0}),
+    "no sharpening": ([], lambda: {"fractal.model.adapter.SHARPNESS": [1.0] * 4}),
+    "no logit adjustment": ([], lambda: {"fractal.model.objective.log_ratio": without_adjustment}),
     "no input noise": ([], adapter(noise=0.0)),
     "no dropout": ([], adapter(dropout=0.0)),
-    "no label smoothing": ([], lambda: {"fractal.objective.SMOOTHING": 0.0}),
-    "no weight average": ([], lambda: {"fractal.training.EMA_DECAY": 0.0}),
+    "no label smoothing": ([], lambda: {"fractal.model.objective.SMOOTHING": 0.0}),
+    "no weight average": ([], lambda: {"fractal.model.training.EMA_DECAY": 0.0}),
     "half as wide": ([], adapter(hidden=256)),
     "shuffled tree": (
         [],
-        lambda: {"train.read_rows": shuffled_rows, "fractal.training.path_frequency": subtype_frequency},
+        lambda: {"train.read_rows": shuffled_rows, "fractal.model.training.path_frequency": subtype_frequency},
     ),
 }
 # So that a run takes half a minute: 5,000 cells to train on, of simulated atlases of 60,000.

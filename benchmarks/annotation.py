@@ -35,13 +35,7 @@ import ingest
 import stratify
 import train
 from benchmarks.quality import summary, tonsil_and_blood
-from fractal.adapter import FractalAdapter, embed, load
-from fractal.cli import InputError, non_negative_int, run, table
-from fractal.files import atomic_write
-from fractal.metrics import K, calibration_noise_floor, cluster_bootstrap, expected_calibration_error, nearest
-from fractal.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
-from fractal.parquet import LEVELS, path_counts, read_rows, study_codes
-from fractal.reference.annotator import (
+from fractal.annotate.annotator import (
     CAUTION,
     CAUTIOUS_DEPTH,
     NEIGHBOURS,
@@ -52,8 +46,14 @@ from fractal.reference.annotator import (
     calibrate,
     descend,
 )
-from fractal.reference.bundle import Bundle, make_reference, natural_weight, path_names
-from fractal.split import Split
+from fractal.annotate.bundle import Bundle, make_reference, natural_weight, path_names
+from fractal.base.cli import InputError, non_negative_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import LEVELS, path_counts, read_rows, study_codes
+from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
+from fractal.model.adapter import FractalAdapter, embed, load
+from fractal.model.split import Split
+from fractal.score.metrics import K, calibration_noise_floor, cluster_bootstrap, expected_calibration_error, nearest
 
 MIN_CELLS = 50  # rarer types are not taken out
 THRESHOLDS = [0.01, 0.02, NOVEL, 0.04, 0.05, 0.07, 0.1, 0.15]  # that NOVEL might have; CAUTION keeps its ratio to it

@@ -22,10 +22,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tqdm import tqdm
 
 from benchmarks.quality import summary
-from fractal.cli import InputError, run, table
-from fractal.metrics import knn_accuracy, silhouette
-from fractal.parquet import LEVELS
-from fractal.simulate import BLOCK, Atlas
+from benchmarks.simulate import BLOCK, Atlas
+from fractal.base.cli import InputError, run, table
+from fractal.data.parquet import LEVELS
+from fractal.score.metrics import knn_accuracy, silhouette
 from stratify import round_robin
 
 PUBLISHED = (0.938, 0.916, 0.773, 0.749, 0.311)

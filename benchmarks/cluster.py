@@ -27,8 +27,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.scale import memory_of
-from fractal.cli import InputError, positive_int, run, table
-from fractal.parquet import read_vectors
+from fractal.base.cli import InputError, positive_int, run, table
+from fractal.data.parquet import read_vectors
 
 EVERY = 0.1  # seconds between two looks at the processes
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = args.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "model_v1.1").exists():
-            release = f"-m fractal.simulate --cells {args.cells} --output {folder}/model_v1.1"
+            release = f"-m benchmarks.simulate --cells {args.cells} --output {folder}/model_v1.1"
             measure(release, folder / "simulate.log")
         for stage in tqdm(args.stages, unit="stage", desc="cluster"):
             words = [text.format(folder=folder, train=args.train) for text in STAGES[stage]]

@@ -4,7 +4,7 @@
     uv run python -m benchmarks.encodings --model-path ADAPTER.pt --input CELLS.parquet
 
 Without an adapter: seconds of computing to write and read Parquet, and the size of the file. The vectors are SIMULATED;
-"Arrow's default" is snappy with a dictionary. fractal/parquet.py writes the second line's way.
+"Arrow's default" is snappy with a dictionary. fractal/data/parquet.py writes the second line's way.
 
 With an adapter: what becomes of each prefix at its own level, among cells of a file drawn at random. Recall: the share
 of a cell's 10 nearest others by float32 that are found again. Accuracy: leave-one-out 5-NN, labels of the prefix's
@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from fractal.adapter import embed, load
-from fractal.cli import positive_int, run, table
+from benchmarks.simulate import Atlas
+from fractal.base.cli import positive_int, run, table
 from fractal.commands.export import quantize, recall
-from fractal.metrics import knn_accuracy
-from fractal.parquet import ROW_GROUP, open_atlas, read_rows
-from fractal.simulate import Atlas
+from fractal.data.parquet import ROW_GROUP, open_atlas, read_rows
+from fractal.model.adapter import embed, load
+from fractal.score.metrics import knn_accuracy
 
 REPEATS = 5  # the best counts
 PLAIN = {"use_dictionary": False, "write_statistics": False}

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from fractal.adapter import build_adapter
-from fractal.cli import positive_int, run, table
-from fractal.explorer import Cells, page
-from fractal.parquet import LEVELS
-from fractal.parquet import Cells as Labelled
-from fractal.reference.bundle import Bundle, make_reference
+from fractal.annotate.bundle import Bundle, make_reference
+from fractal.base.cli import positive_int, run, table
+from fractal.data.parquet import LEVELS
+from fractal.data.parquet import Cells as Labelled
+from fractal.model.adapter import build_adapter
+from fractal.view.explorer import Cells, page
 
 DIM, TYPES = 128, 203
 PATHS = np.stack([np.arange(TYPES) // size for size in (29, 12, 2, 1)], axis=1)  # codes per level: 7, 17, 102, 203

@@ -36,13 +36,13 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal.adapter import load
-from fractal.cli import InputError, non_negative_int, positive_int, run, table
-from fractal.files import recover
+from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.files import recover
+from fractal.model.adapter import load
 
 # What is run: module, and its flags. {in} holds the outputs of the lines before, made with seed {seed}.
 SCRIPTS = {
-    "fractal.simulate": "--cells 2000 --seed {seed} --output {out}/model_v1.1",
+    "benchmarks.simulate": "--cells 2000 --seed {seed} --output {out}/model_v1.1",
     "ingest": "--model-dir {in}/model_v1.1 --output {out}/cells.parquet",
     "stratify": "--input {in}/cells.parquet --output {out}/stratified.parquet",
     "train": "--input {in}/stratified.parquet --output {out}/a.pt --epochs 3 --scale-dim 4 --device cpu",

@@ -26,11 +26,11 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from benchmarks.strangers import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
-from fractal.adapter import FractalAdapter, embed, load
-from fractal.cli import InputError, run, table
-from fractal.files import atomic_write
-from fractal.metrics import knn_predict, silhouette
-from fractal.parquet import read_rows
+from fractal.base.cli import InputError, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import read_rows
+from fractal.model.adapter import FractalAdapter, embed, load
+from fractal.score.metrics import knn_predict, silhouette
 
 MULTIPLIERS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
 FIGURES = ["unseen", "seen among strangers", "seen alone", "own level"]

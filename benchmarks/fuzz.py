@@ -36,14 +36,15 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal import ontology, parquet, scimilarity, vectors
-from fractal.adapter import build_adapter, load, save
-from fractal.cli import InputError, non_negative_int, positive_int, run, table
-from fractal.files import atomic_write
-from fractal.h5ad import open_labelled, read_map
-from fractal.reference.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
-from fractal.reference.card import model_card
-from fractal.split import Split
+from fractal.annotate.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
+from fractal.annotate.card import model_card
+from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data import parquet, scimilarity, vectors
+from fractal.data.h5ad import open_labelled, read_map
+from fractal.hierarchy import ontology
+from fractal.model.adapter import build_adapter, load, save
+from fractal.model.split import Split
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution

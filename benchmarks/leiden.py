@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 import fractal
 from benchmarks.quality import add_data, prepare
-from fractal.cli import needs, positive_int, run, table
-from fractal.files import atomic_write
-from fractal.parquet import open_atlas, read_rows
+from fractal.base.cli import needs, positive_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import open_atlas, read_rows
 
 RESOLUTIONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 EXAMPLE = Path(__file__).parent.parent / "docs" / "example.md"

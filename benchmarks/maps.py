@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 import train
 from benchmarks.quality import add_data, prepare
-from fractal import maps
-from fractal.adapter import load
-from fractal.cli import needs, positive_int, run, table
-from fractal.embedding import embed_matrix
-from fractal.parquet import open_atlas, read_rows
+from fractal.base.cli import needs, positive_int, run, table
+from fractal.data.parquet import open_atlas, read_rows
+from fractal.model.adapter import load
+from fractal.model.embedding import embed_matrix
+from fractal.view import maps
 
 Method = Callable[[list[np.ndarray]], Sequence[np.ndarray]]  # vectors of each prefix (N, dims) -> layouts (N, 2)
 MEASURED = 3_000  # cells
@@ -53,7 +53,7 @@ def tsne_chain(prefixes: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def common(prefixes: list[np.ndarray]) -> list[np.ndarray]:
-    """What fractal/maps.py does."""
+    """What fractal/view/maps.py does."""
     return list(maps.fit_maps(prefixes[-1], [vectors.shape[1] for vectors in prefixes]).layouts)
 
 

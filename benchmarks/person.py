@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fractal.cli import needs, run, table
-from fractal.ontology import CL_SLIM, build_hierarchy, load_graph
+from fractal.base.cli import needs, run, table
+from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {

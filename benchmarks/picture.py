@@ -5,9 +5,10 @@
     uv run --group benchmarks python -m benchmarks.picture --model-path data/half_4L.pt \\
         --input data/quality/fetal_organs/stratified.parquet
 
-The layouts are those of fractal/maps.py, of the test cells among themselves; they see no label. Each cell has the
-colour of its class at the level that the prefix tells: one colour per system, shades of it below (fractal/colours.py).
-docs/prefixes.png has a map per prefix, docs/prefixes_morph.png (APNG) moves from one to the next.
+The layouts are those of fractal/view/maps.py, of the test cells among themselves; they see no label. Each cell has the
+colour of its class at the level that the prefix tells: one colour per system, shades of it below
+(fractal/view/colours.py). docs/prefixes.png has a map per prefix, docs/prefixes_morph.png (APNG) moves from one to
+the next.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from matplotlib.colors import to_rgb
 from tqdm import tqdm
 
 import eval as evaluate
-from fractal.adapter import load
-from fractal.cli import needs, positive_int, run
-from fractal.colours import colours_of
-from fractal.embedding import embed_matrix
-from fractal.files import atomic_write
-from fractal.maps import Maps, fit_maps
-from fractal.parquet import level_columns, open_atlas, read_codes, read_rows
+from fractal.base.cli import needs, positive_int, run
+from fractal.base.files import atomic_write
+from fractal.data.parquet import level_columns, open_atlas, read_codes, read_rows
+from fractal.model.adapter import load
+from fractal.model.embedding import embed_matrix
+from fractal.view.colours import colours_of
+from fractal.view.maps import Maps, fit_maps
 
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 WIDTH = 4.6  # inches of a map; its height is that of the layouts

@@ -27,12 +27,12 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal import simulate
-from fractal.cli import InputError, non_negative_int, positive_int, run, table
-from fractal.files import atomic_write
-from fractal.metrics import bootstrap_interval, t_interval
-from fractal.parquet import LEVELS, metadata_of, open_writer, read_vectors, study_codes
-from fractal.recipes import RECIPES
+from benchmarks import simulate
+from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import LEVELS, metadata_of, open_writer, read_vectors, study_codes
+from fractal.model.recipes import RECIPES
+from fractal.score.metrics import bootstrap_interval, t_interval
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.

@@ -37,9 +37,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import plan
-from fractal.cli import InputError, positive_float, positive_int, run, table
-from fractal.files import atomic_write
-from fractal.parquet import open_atlas, writing
+from fractal.base.cli import InputError, positive_float, positive_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import open_atlas, writing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
@@ -97,7 +97,7 @@ class Stage:
 
 
 STAGES = [
-    Stage("simulate", "fractal.simulate", "--cells {cells} --output {folder}/model_v1.1", [], INDEX),
+    Stage("simulate", "benchmarks.simulate", "--cells {cells} --output {folder}/model_v1.1", [], INDEX),
     Stage(
         "ingest",
         "ingest",

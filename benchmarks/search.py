@@ -6,7 +6,7 @@ SIMULATED releases, embedded by an adapter that was trained on one of them. 1,00
 at a time, by one thread, in a warm process; the cell itself is no hit. Every line is built in one process, and opened
 and asked in another.
 
-exact            fractal.search.nearest: every vector in memory
+exact            fractal.search.exact.nearest: every vector in memory
 fractal index    the lists of `fractal index`; beside it, the levels by their prefixes
 6 bits a number  the same lists without the vectors, as in a browser: 96 bytes a cell, by faiss's scalar quantiser, of
                  what is left after the list's centre
@@ -45,15 +45,15 @@ from usearch.index import Index as USearch
 import ingest
 import stratify
 import train
+from benchmarks import simulate
 from benchmarks.scale import memory_of
-from fractal import simulate
-from fractal.cli import InputError, positive_int, run, table
+from fractal.base.cli import InputError, positive_int, run, table
 from fractal.commands import embed
 from fractal.commands import index as index_command
-from fractal.index import Index, open_index
-from fractal.index.folder import part_names
-from fractal.parquet import iter_vectors, level_columns, open_parquet, read_codes
-from fractal.search import Nearest, nearest
+from fractal.data.parquet import iter_vectors, level_columns, open_parquet, read_codes
+from fractal.search import Index, open_index
+from fractal.search.exact import Nearest, nearest
+from fractal.search.folder import part_names
 
 QUERIES, K, SEED = 1_000, 10, 0
 TRAIN_CELLS, TRAIN_ROWS = 100_000, 60_000  # of the release that the adapter is trained on

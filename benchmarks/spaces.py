@@ -5,7 +5,7 @@
 
 Every study (donor, organ) is a query once, and so is each of its types with at least 30 cells; the reference are the
 cells of the other studies. Then the vectors of every study are changed as they would be in another space. The limits in
-fractal/reference/space.py were chosen on pancreas_studies and fetal_organs; pbmc_tonsil was only looked at afterwards.
+fractal/annotate/space.py were chosen on pancreas_studies and fetal_organs; pbmc_tonsil was only looked at afterwards.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.quality import prepare
-from fractal.cli import InputError, run, table
-from fractal.parquet import open_atlas, read_rows, study_codes
-from fractal.reference.space import space_problem
+from fractal.annotate.space import space_problem
+from fractal.base.cli import InputError, run, table
+from fractal.data.parquet import open_atlas, read_rows, study_codes
 
 ATLASES = ("pancreas_studies", "fetal_organs", "pbmc_tonsil")
 MIN_QUERY = 30  # cells of a single type

@@ -33,14 +33,14 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from fractal.adapter import load
-from fractal.cli import positive_int, run, table
+from fractal.annotate.bundle import read_bundle
+from fractal.annotate.neighbours import Neighbours
+from fractal.base.cli import positive_int, run, table
 from fractal.commands import annotate, embed
-from fractal.metrics import silhouette
-from fractal.reference.bundle import read_bundle
-from fractal.reference.neighbours import Neighbours
-from fractal.search import nearest
-from fractal.vectors import open_vectors
+from fractal.data.vectors import open_vectors
+from fractal.model.adapter import load
+from fractal.score.metrics import silhouette
+from fractal.search.exact import nearest
 
 QUERIES, BANK, DIM, K = 5_000, 100_000, 128, 5
 CELLS, CLASSES = 50_000, 203

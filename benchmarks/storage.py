@@ -26,8 +26,8 @@ from urllib.error import HTTPError
 
 import numpy as np
 
-from fractal.cli import positive_int, run, table
-from fractal.parquet import ROW_GROUP, iter_vectors, row_groups, writing
+from fractal.base.cli import positive_int, run, table
+from fractal.data.parquet import ROW_GROUP, iter_vectors, row_groups, writing
 
 DIM, SUBTYPES, BUCKET = 128, 203, "cells"
 

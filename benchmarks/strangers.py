@@ -28,10 +28,10 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
-from fractal.cli import non_negative_int, positive_int, run, table
-from fractal.files import atomic_write
-from fractal.metrics import cluster_bootstrap, t_interval
-from fractal.parquet import LEVELS, study_codes
+from fractal.base.cli import non_negative_int, positive_int, run, table
+from fractal.base.files import atomic_write
+from fractal.data.parquet import LEVELS, study_codes
+from fractal.score.metrics import cluster_bootstrap, t_interval
 
 RECIPES = ["fractal", "mrl", "hce", "published"]
 METHODS = ["raw", "LDA", "published", "mrl", "hce", "fractal"]  # of the tables in short

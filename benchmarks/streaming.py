@@ -20,12 +20,12 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fractal.adapter import build_adapter, save
-from fractal.cli import positive_int, run
+from fractal.base.cli import positive_int, run
 from fractal.commands import annotate, embed
-from fractal.h5ad import add_obsm
-from fractal.parquet import LEVELS
-from fractal.vectors import CHUNK, open_h5ad
+from fractal.data.h5ad import add_obsm
+from fractal.data.parquet import LEVELS
+from fractal.data.vectors import CHUNK, open_h5ad
+from fractal.model.adapter import build_adapter, save
 
 DIM, SUBTYPES = 128, 203
 

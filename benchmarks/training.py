@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 import eval as evaluate
 import train
-from fractal.adapter import FractalAdapter, load
-from fractal.cli import positive_int, run, table
-from fractal.parquet import LEVELS
-from fractal.recipes import RECIPES
+from fractal.base.cli import positive_int, run, table
+from fractal.data.parquet import LEVELS
+from fractal.model.adapter import FractalAdapter, load
+from fractal.model.recipes import RECIPES
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on
 
@@ -67,7 +67,7 @@ def step_times(flags: list[str]) -> list[float]:
             ticks.append(time.perf_counter())
             return super().update(n)
 
-    with patch("fractal.training.tqdm", Clock):
+    with patch("fractal.model.training.tqdm", Clock):
         train.main(flags)
     return [after - before for before, after in zip(ticks[5:], ticks[6:], strict=False)]
 

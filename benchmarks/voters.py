@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.cli import positive_int, run, table
-from fractal.index import open_index, voters
-from fractal.index.voters import with_index
-from fractal.metrics import expected_calibration_error
-from fractal.parquet import open_atlas, read_rows
-from fractal.reference.annotator import answer
-from fractal.reference.bundle import path_names, read_bundle
+from fractal.annotate.annotator import answer
+from fractal.annotate.bundle import path_names, read_bundle
+from fractal.base.cli import positive_int, run, table
+from fractal.data.parquet import open_atlas, read_rows
+from fractal.score.metrics import expected_calibration_error
+from fractal.search import open_index, voters
+from fractal.search.voters import with_index
 
 
 def get_parser() -> argparse.ArgumentParser:

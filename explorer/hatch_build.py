@@ -30,7 +30,7 @@ class ExplorerHook(BuildHookInterface):
                 line = f"the explorer's page could not be built from explorer/, which takes npm's packages: {why}"
                 print(f"warning: {line}", file=sys.stderr)
         if version != "editable" and page.is_file():
-            build_data["force_include"][str(page)] = f"fractal/{PAGE}"
+            build_data["force_include"][str(page)] = "fractal/shipped/explorer.html"
 
 
 def is_new(page: Path, sources: Path) -> bool:

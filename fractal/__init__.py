@@ -12,19 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fractal.api import Reference, fit, load
-    from fractal.h5ad import truncate
-    from fractal.index import open_index
+    from fractal.data.h5ad import truncate
+    from fractal.reference import Reference, fit, load
+    from fractal.search import open_index
 
 __version__ = "0.1.0"
 __all__ = ["Reference", "fit", "load", "open_index", "truncate"]
 
 LAZY = {
-    "Reference": "fractal.api",
-    "fit": "fractal.api",
-    "load": "fractal.api",
-    "open_index": "fractal.index",
-    "truncate": "fractal.h5ad",
+    "Reference": "fractal.reference",
+    "fit": "fractal.reference",
+    "load": "fractal.reference",
+    "open_index": "fractal.search",
+    "truncate": "fractal.data.h5ad",
 }
 
 

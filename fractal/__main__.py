@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from fractal.cli import InputError, printable, run
+from fractal.base.cli import InputError, printable, run
 
 COMMANDS = {  # name -> what --help says of it
     "fit": "labelled cells -> a reference in one folder",

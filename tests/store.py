@@ -1,4 +1,5 @@
-"""An S3 server on this machine, by moto, that fails on demand: for the tests and benchmarks of fractal/storage.py."""
+"""An S3 server on this machine, by moto, that fails on demand: for the tests and benchmarks of
+fractal/base/storage.py."""
 
 import socket
 import threading

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import TYPES, clustered
 
 import fractal
 import ingest as ingest_script
 from fractal.__main__ import COMMANDS
-from fractal.api import ingest
-from fractal.cli import InputError
+from fractal.base.cli import InputError
 from fractal.commands import annotate, embed, fit
-from fractal.ontology import CL_SLIM, load_graph
+from fractal.hierarchy.ontology import CL_SLIM, load_graph
+from fractal.reference import ingest
+from tests.conftest import TYPES, clustered
 
 ROOT = Path(__file__).parents[1]
 

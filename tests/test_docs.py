@@ -8,10 +8,10 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import clustered
 
 import fractal.__main__
-from fractal.ontology import CL_SLIM, build_hierarchy, load_graph
+from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
+from tests.conftest import clustered
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -58,7 +58,7 @@ def test_links_lead_somewhere(path: Path):
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (path.parent / target).exists(), target
-    for name in re.findall(r"python -m (benchmarks\.\w+|fractal\.\w+)", text):
+    for name in re.findall(r"python -m (benchmarks\.\w+|fractal\.[\w.]+\w)", text):
         assert importlib.util.find_spec(name), name
     for name in re.findall(r"^(?:uv run |)(?:--\S+ \S+ )?fractal (\w+) ", text, re.MULTILINE):
         assert name in fractal.__main__.COMMANDS, name

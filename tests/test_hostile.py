@@ -10,17 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TYPES, clustered, write_release
 
 import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.adapter import load
-from fractal.cli import InputError
-from fractal.ontology import CL_SLIM, build_hierarchy, load_graph
-from fractal.parquet import LEVEL_COLUMNS, read_rows, text_codes
-from fractal.scimilarity import open_index, open_release, read_labels, read_types
+from fractal.base.cli import InputError
+from fractal.data.parquet import LEVEL_COLUMNS, read_rows, text_codes
+from fractal.data.scimilarity import open_index, open_release, read_labels, read_types
+from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
+from fractal.model.adapter import load
+from tests.conftest import TYPES, clustered, write_release
 
 LONG = "x" * 100_000
 
@@ -131,7 +131,7 @@ def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, monke
         if script == "eval":
             train.main(["--input", str(data), "--output", str(tmp_path / "a.pt"), *model])
             argv = [evaluate.main, "--model-path", tmp_path / "a.pt", "--input", data, "--json", tmp_path / "taken"]
-        for work in ("fractal.training.PrefixObjective", "eval.nearest"):
+        for work in ("fractal.model.training.PrefixObjective", "eval.nearest"):
             monkeypatch.setattr(work, lambda *_: pytest.fail("too late"))
     assert "taken: is not a file" in fails(*argv)
 

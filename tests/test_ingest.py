@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import TYPES, clustered, write_h5ad, write_release
 
 import ingest
-from fractal.cli import InputError
-from fractal.h5ad import labelled_from_anndata, read_map
-from fractal.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
-from fractal.parquet import levels_of
+from fractal.base.cli import InputError
+from fractal.data.h5ad import labelled_from_anndata, read_map
+from fractal.data.parquet import levels_of
+from fractal.hierarchy.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from tests.conftest import TYPES, clustered, write_h5ad, write_release
 
 
 def run(path: Path, out: Path, *flags: object) -> pd.DataFrame:

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TYPES, clustered, write_release
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
@@ -20,11 +19,12 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal import training
-from fractal.evaluate import shuffled_tree
-from fractal.metrics import bootstrap_interval
-from fractal.parquet import LEVEL_COLUMNS, LEVELS, read_rows
-from fractal.scimilarity import open_release
+from fractal.data.parquet import LEVEL_COLUMNS, LEVELS, read_rows
+from fractal.data.scimilarity import open_release
+from fractal.model import training
+from fractal.score.evaluate import shuffled_tree
+from fractal.score.metrics import bootstrap_interval
+from tests.conftest import TYPES, clustered, write_release
 
 ROOT = Path(__file__).parent.parent
 
@@ -141,8 +141,8 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
-    from fractal import split
-    from fractal.parquet import metadata_of, writing
+    from fractal.data.parquet import metadata_of, writing
+    from fractal.model import split
 
     num_rows = pq.read_metadata(stratified).num_rows
     is_test = split.held_out(num_rows, 0.2, 0)
@@ -161,7 +161,7 @@ def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
 
 
 def test_eval_draws_from_the_test_rows_only(checkpoint: Path, stratified: Path, tmp_path: Path):
-    from fractal import split
+    from fractal.model import split
 
     evaluated(checkpoint, stratified, "--rows-out", str(tmp_path / "rows"), "--num-samples", "50", "--seed", "4")
     bank, queries = np.load(tmp_path / "rows" / "train.npy"), np.load(tmp_path / "rows" / "queries.npy")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stratify
-from fractal.parquet import is_stratified
-from fractal.reorder import round_robin
+from fractal.data.parquet import is_stratified
+from fractal.data.reorder import round_robin
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.integers(0, 2**31))

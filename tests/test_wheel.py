@@ -8,7 +8,8 @@ from pathlib import Path
 
 import anndata
 import pytest
-from test_api import cells
+
+from tests.test_api import cells
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -53,5 +54,5 @@ def test_from_the_wheel_alone(python: Path, tmp_path: Path):
 
 
 def test_it_holds_the_explorers_page(python: Path):
-    (page,) = python.parents[1].glob("lib/python*/site-packages/fractal/data/explorer.html")
+    (page,) = python.parents[1].glob("lib/python*/site-packages/fractal/shipped/explorer.html")
     assert "Content-Security-Policy" in page.read_text(encoding="utf-8")

@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TYPES, clustered, write_h5ad
-from test_ingest import as_anndata_0_7
 
 import eval as evaluate
 import fractal
@@ -21,24 +19,26 @@ import ingest
 import stratify
 import train
 from benchmarks.annotation import off_path
+from benchmarks.simulate import STUDIES, Atlas
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
-from fractal.adapter import FractalAdapter, PublishedAdapter
-from fractal.cli import InputError, reason
+from fractal.annotate.annotator import Answer, Tree
+from fractal.annotate.card import model_card
+from fractal.annotate.space import Comparison
+from fractal.annotate.truth import report
+from fractal.base.cli import InputError, reason
+from fractal.base.files import check_folder, real_paths
 from fractal.commands import annotate, embed, export, fit, reference
-from fractal.evaluate import fit_controls, score, truth_of
-from fractal.files import check_folder, real_paths
-from fractal.hierarchical import HierarchicalObjective
-from fractal.matching import match_names, singular
-from fractal.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
-from fractal.parquet import levels_of, open_atlas, read_rows, writing
-from fractal.reference.annotator import Answer, Tree
-from fractal.reference.card import model_card
-from fractal.reference.space import Comparison
-from fractal.reference.truth import report
-from fractal.simulate import STUDIES, Atlas
-from fractal.split import Split
-from fractal.vectors import open_vectors
+from fractal.data.parquet import levels_of, open_atlas, read_rows, writing
+from fractal.data.vectors import open_vectors
+from fractal.hierarchy.matching import match_names, singular
+from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
+from fractal.model.adapter import FractalAdapter, PublishedAdapter
+from fractal.model.hierarchical import HierarchicalObjective
+from fractal.model.split import Split
+from fractal.score.evaluate import fit_controls, score, truth_of
+from tests.conftest import TYPES, clustered, write_h5ad
+from tests.test_ingest import as_anndata_0_7
 
 # One rule everywhere: inputs, flags, formats
 
@@ -388,7 +388,7 @@ def test_int8_vectors_are_measured_on_as_many_cells_as_said(tmp_path: Path):
     argv = ["--model-path", str(tmp_path / "m"), "--vectors", str(tmp_path / "x.npy"), "--output", str(tmp_path / "o")]
     for more, expected in (([], export.RECALL_CELLS), (["--recall-cells", "20"], 20)):
         with (
-            patch("fractal.embedding.Embedder.open", return_value=SimpleNamespace(adapter=adapter, use_rep="")),
+            patch("fractal.model.embedding.Embedder.open", return_value=SimpleNamespace(adapter=adapter, use_rep="")),
             patch.object(export, "export", return_value=0.0),
             patch.object(export, "write_int8", return_value=[]) as asked,
         ):

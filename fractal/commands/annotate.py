@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, add_force, needs, run, table
-from fractal.files import atomic_write, check_paths
-from fractal.storage import Place, place
+from fractal.base.cli import InputError, add_device, add_force, needs, run, table
+from fractal.base.files import atomic_write, check_paths
+from fractal.base.storage import Place, place
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
-    from fractal.reference.annotator import Answer
-    from fractal.reference.bundle import Bundle
-    from fractal.source import Source
+    from fractal.annotate.annotator import Answer
+    from fractal.annotate.bundle import Bundle
+    from fractal.data.source import Source
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
@@ -126,7 +126,7 @@ def table_sink(path: Place) -> Iterator[Sink]:
     """Write chunks of columns to a .tsv or Parquet file as they come."""
     import pyarrow as pa
 
-    from fractal.parquet import table_writer
+    from fractal.data.parquet import table_writer
 
     with atomic_write(path) as part:
         if path.suffix == ".tsv":
@@ -151,7 +151,7 @@ def table_sink(path: Place) -> Iterator[Sink]:
 @contextmanager
 def h5ad_sink(source: Place, target: Place, about: dict[str, Any]) -> Iterator[Sink]:
     """Gather the columns, as codes, and write them into a copy of the .h5ad; `about` goes to uns["fractal"]."""
-    from fractal.h5ad import add_obs, h5ad_copy
+    from fractal.data.h5ad import add_obs, h5ad_copy
 
     pandas = needs("pandas", "h5ad")
     chunks: list[dict[str, Any]] = []
@@ -180,8 +180,8 @@ def h5ad_sink(source: Place, target: Place, about: dict[str, Any]) -> Iterator[S
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
-    from fractal.ontology import CL_SLIM
-    from fractal.vectors import has_obs, has_obsm, is_h5ad
+    from fractal.data.vectors import has_obs, has_obsm, is_h5ad
+    from fractal.hierarchy.ontology import CL_SLIM
 
     args.obo = args.obo or CL_SLIM
     if bool(args.input) == bool(args.input_flag):
@@ -213,7 +213,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def read_obs(path: Place, key: str | None) -> tuple[np.ndarray, list[str]] | None:
     """-> (n,) codes, -1 where there is none, and their names."""
-    from fractal.h5ad import obs_codes, obs_column, open_h5ad
+    from fractal.data.h5ad import obs_codes, obs_column, open_h5ad
 
     if key is None:
         return None
@@ -223,7 +223,7 @@ def read_obs(path: Place, key: str | None) -> tuple[np.ndarray, list[str]] | Non
 
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
     """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
-    from fractal.reference.annotator import Answer, depths, majority
+    from fractal.annotate.annotator import Answer, depths, majority
 
     good = np.concatenate([part[1] for part in parts])
     joined = Answer(*(np.concatenate([getattr(p[0], f.name) for p in parts]) for f in fields(Answer)))
@@ -240,9 +240,9 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
     """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
     from tqdm import tqdm
 
-    from fractal.prefetch import prefetch
-    from fractal.source import CELL_ID, CHUNK
-    from fractal.vectors import usable
+    from fractal.base.prefetch import prefetch
+    from fractal.data.source import CELL_ID, CHUNK
+    from fractal.data.vectors import usable
 
     def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
@@ -266,17 +266,17 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    from fractal.adapter import pick_device
-    from fractal.ontology import load_graph
-    from fractal.reference.bundle import check_terms, choose_paths, read_bundle
-    from fractal.reference.query import open_query, tell
-    from fractal.reference.truth import draw_confusions, report
-    from fractal.source import CELL_ID
+    from fractal.annotate.bundle import check_terms, choose_paths, read_bundle
+    from fractal.annotate.query import open_query, tell
+    from fractal.annotate.truth import draw_confusions, report
+    from fractal.data.source import CELL_ID
+    from fractal.hierarchy.ontology import load_graph
+    from fractal.model.adapter import pick_device
 
     bundle = read_bundle(args.reference, pick_device(args.device))
     groups, truth = read_obs(args.input, args.over), read_obs(args.input, args.truth)
     if args.index:
-        from fractal.index.voters import with_index
+        from fractal.search.voters import with_index
 
         bundle = with_index(bundle, args.index, args.index_labels)
         print(f"{bundle.voters} vote; probabilities by {len(bundle.validation_path):,} validation cells")

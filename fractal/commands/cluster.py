@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fractal.cli import InputError, needs, non_negative_int, num_bytes, positive_int, reason, run
-from fractal.files import check_paths
+from fractal.base.cli import InputError, needs, non_negative_int, num_bytes, positive_int, reason, run
+from fractal.base.files import check_paths
 
 if TYPE_CHECKING:  # --help loads nothing heavy
-    from fractal.cluster import Engine, Task
+    from fractal.commands.stages import Engine, Task
 
 STARTS = 3  # attempts: Ray gives up after 30 seconds, which a busy machine may need
 OBJECTS = 300_000_000  # bytes of Ray's own memory for objects: only numbers of tasks and of cells go there
@@ -152,11 +152,11 @@ def hierarchy_path(output: Path) -> Path:
 
 
 def ingest_stage(args: argparse.Namespace, engine: "Engine") -> int:
-    from fractal.cluster import ingest
-    from fractal.h5ad import LabelledCells, open_labelled, read_map
-    from fractal.ingestion import atlas_metadata, place_cells, type_names
-    from fractal.ontology import CL_SLIM, load_graph, write_hierarchy
-    from fractal.scimilarity import Release, open_release
+    from fractal.commands.stages import ingest
+    from fractal.data.h5ad import LabelledCells, open_labelled, read_map
+    from fractal.data.ingestion import atlas_metadata, place_cells, type_names
+    from fractal.data.scimilarity import Release, open_release
+    from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
 
     if bool(args.model_dir) == bool(args.h5ad):
         raise InputError("name either --model-dir or --h5ad")
@@ -182,7 +182,7 @@ def ingest_stage(args: argparse.Namespace, engine: "Engine") -> int:
 
 
 def stratify_stage(args: argparse.Namespace, engine: "Engine") -> int:
-    from fractal.cluster import Pieces, stratify
+    from fractal.commands.stages import Pieces, stratify
 
     pieces = Pieces.of(args.input)
     dim = pieces.schema.field("embedding").type.list_size
@@ -190,10 +190,10 @@ def stratify_stage(args: argparse.Namespace, engine: "Engine") -> int:
 
 
 def embed_stage(args: argparse.Namespace, engine: "Engine") -> int:
-    from fractal.cluster import Pieces, embed
-    from fractal.embedding import Embedder
-    from fractal.reference.query import open_query, tell
-    from fractal.vectors import open_vectors
+    from fractal.annotate.query import open_query, tell
+    from fractal.commands.stages import Pieces, embed
+    from fractal.data.vectors import open_vectors
+    from fractal.model.embedding import Embedder
 
     pieces = Pieces.of(args.input)
     first = pieces.groups[0][0]
@@ -211,10 +211,10 @@ def embed_stage(args: argparse.Namespace, engine: "Engine") -> int:
 
 
 def annotate_stage(args: argparse.Namespace, engine: "Engine") -> int:
-    from fractal.cluster import Pieces, annotate
-    from fractal.ontology import CL_SLIM, load_graph
-    from fractal.reference.bundle import check_terms, choose_paths, read_bundle
-    from fractal.reference.query import open_query, tell
+    from fractal.annotate.bundle import check_terms, choose_paths, read_bundle
+    from fractal.annotate.query import open_query, tell
+    from fractal.commands.stages import Pieces, annotate
+    from fractal.hierarchy.ontology import CL_SLIM, load_graph
 
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")

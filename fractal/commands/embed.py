@@ -3,11 +3,11 @@
     fractal embed new.h5ad --reference blood_reference
     fractal embed data/stratified.parquet --reference data/fractal_adapter_4L.pt --output data/embedded.parquet
 
-An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/h5ad.py); a cell
-whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other scripts read. Parquet keeps all
-its other columns, and its metadata name the checkpoint, the recipe and the blocks. A .npy file, a float matrix
-(cells, dim), a .zarr of AnnData, an array or SOMA experiment of TileDB, and a folder of Parquet files are taken as
-well. Files may be at a URI, such as s3://bucket/new.h5ad.
+An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/data/h5ad.py); a
+cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other scripts read. Parquet
+keeps all its other columns, and its metadata name the checkpoint, the recipe and the blocks. A .npy file, a float
+matrix (cells, dim), a .zarr of AnnData, an array or SOMA experiment of TileDB, and a folder of Parquet files are
+taken as well. Files may be at a URI, such as s3://bucket/new.h5ad.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, add_force, needs, positive_int, run
-from fractal.files import check_paths
-from fractal.storage import Place, place
+from fractal.base.cli import InputError, add_device, add_force, needs, positive_int, run
+from fractal.base.files import check_paths
+from fractal.base.storage import Place, place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.embedding import Append, Embedder
-    from fractal.vectors import Source
+    from fractal.data.vectors import Source
+    from fractal.model.embedding import Append, Embedder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
 @contextmanager
 def h5ad_sink(source: "Source", target: Place, embedder: "Embedder") -> Iterator["Append"]:
     """A copy of the .h5ad with X_fractal and uns["fractal"], filled chunk by chunk; whole or not at all."""
-    from fractal.h5ad import add_obsm, facts, h5ad_copy
+    from fractal.data.h5ad import add_obsm, facts, h5ad_copy
 
     io = needs("anndata", "h5ad").io
     adapter, recipe = embedder.adapter, embedder.recipe
@@ -109,7 +109,7 @@ def h5ad_sink(source: "Source", target: Place, embedder: "Embedder") -> Iterator
 @contextmanager
 def vector_sink(source: "Source", target: Place, dim: int, dtype: str, metadata: dict[str, str]) -> Iterator["Append"]:
     """Parquet with the columns of the source, or .npy; whole or not at all."""
-    from fractal.vectors import writing_vectors
+    from fractal.data.vectors import writing_vectors
 
     with writing_vectors(target, source, dim, np.dtype(dtype), metadata) as write:
 
@@ -121,11 +121,11 @@ def vector_sink(source: "Source", target: Place, dim: int, dtype: str, metadata:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.adapter import pick_device
-    from fractal.embedding import Embedder, embed_chunks
-    from fractal.parquet import ROW_GROUP
-    from fractal.reference.query import open_query, tell
-    from fractal.vectors import CHUNK, has_obsm, is_h5ad, open_vectors
+    from fractal.annotate.query import open_query, tell
+    from fractal.data.parquet import ROW_GROUP
+    from fractal.data.vectors import CHUNK, has_obsm, is_h5ad, open_vectors
+    from fractal.model.adapter import pick_device
+    from fractal.model.embedding import Embedder, embed_chunks
 
     source_path = args.input or args.input_flag or Path("data/stratified.parquet")
     from_h5ad = is_h5ad(source_path)

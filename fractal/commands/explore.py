@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, add_force, positive_int, run
-from fractal.files import check_paths
+from fractal.base.cli import InputError, add_device, add_force, positive_int, run
+from fractal.base.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
     from pandas import DataFrame
 
-    from fractal.explorer import Cells
-    from fractal.reference.bundle import Bundle
-    from fractal.source import Source
+    from fractal.annotate.bundle import Bundle
+    from fractal.data.source import Source
+    from fractal.view.explorer import Cells
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -78,8 +78,8 @@ def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
     import pyarrow as pa
     from tqdm import tqdm
 
-    from fractal.explorer import MAX_CELLS, Cells, choose
-    from fractal.vectors import CHUNK, is_h5ad, usable
+    from fractal.data.vectors import CHUNK, is_h5ad, usable
+    from fractal.view.explorer import MAX_CELLS, Cells, choose
 
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     drawn = np.zeros(source.num_rows, bool)
@@ -111,7 +111,7 @@ def obs_of(path: Path, rows: np.ndarray, columns: list[str] | None, labels: str 
     """These rows of the named columns of obs, or of all that hold text, and of that of the labels."""
     import pandas as pd
 
-    from fractal.h5ad import obs_column, open_h5ad
+    from fractal.data.h5ad import obs_column, open_h5ad
 
     with open_h5ad(path) as file:
         obs = file["obs"]
@@ -142,13 +142,13 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": output})
-    from fractal.adapter import pick_device
-    from fractal.embedding_atlas import write_embedding_atlas
-    from fractal.explorer import check_template, write_page
-    from fractal.maps import fractal_vectors, maps_of
-    from fractal.reference.bundle import read_bundle
-    from fractal.reference.query import open_query, tell
-    from fractal.vectors import is_h5ad
+    from fractal.annotate.bundle import read_bundle
+    from fractal.annotate.query import open_query, tell
+    from fractal.data.vectors import is_h5ad
+    from fractal.model.adapter import pick_device
+    from fractal.view.embedding_atlas import write_embedding_atlas
+    from fractal.view.explorer import check_template, write_page
+    from fractal.view.maps import fractal_vectors, maps_of
 
     if args.use_rep and not is_h5ad(args.input):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")

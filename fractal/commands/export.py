@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fractal.cli import InputError, needs, positive_int, run, table
-from fractal.files import atomic_write, check_paths
-from fractal.storage import place
+from fractal.base.cli import InputError, needs, positive_int, run, table
+from fractal.base.files import atomic_write, check_paths
+from fractal.base.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     from torch import Tensor, nn
 
-    from fractal.adapter import Adapter
+    from fractal.model.adapter import Adapter
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
@@ -81,10 +81,10 @@ def output_names(adapter: "Adapter") -> list[str]:
 
 
 def prefixes_module(adapter: "Adapter") -> "nn.Module":
-    """The adapter as a module that returns all prefixes, as fractal.adapter.embed does."""
+    """The adapter as a module that returns all prefixes, as fractal.model.adapter.embed does."""
     from torch import nn
 
-    from fractal.adapter import truncate_blocks
+    from fractal.model.adapter import truncate_blocks
 
     class Prefixes(nn.Module):
         def __init__(self) -> None:
@@ -105,7 +105,7 @@ def export(adapter: "Adapter", path: Path) -> float:
     """
     import torch
 
-    from fractal.adapter import embed
+    from fractal.model.adapter import embed
 
     needs("onnxscript", "onnx")  # torch's exporter is written in it
     runtime = needs("onnxruntime", "onnx")
@@ -150,7 +150,7 @@ def recall(exact: "Tensor", int8: "Tensor") -> tuple[float, float]:
     """
     import torch
 
-    from fractal.metrics import nearest
+    from fractal.score.metrics import nearest
 
     ours, theirs = nearest(exact, k=NEIGHBOURS), nearest(int8.float(), k=NEIGHBOURS)
     again = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean().item()
@@ -168,8 +168,8 @@ def write_int8(
     import torch
     from tqdm import tqdm
 
-    from fractal.adapter import embed
-    from fractal.vectors import CHUNK, open_vectors, usable, write_npy
+    from fractal.data.vectors import CHUNK, open_vectors, usable, write_npy
+    from fractal.model.adapter import embed
 
     names, width = output_names(adapter), adapter.scale_dim
     with open_vectors(path, obsm, adapter.dim) as source, ExitStack() as stack:
@@ -200,8 +200,8 @@ def write_int8(
 
 
 def to_database(args: argparse.Namespace) -> None:
-    from fractal import databases
-    from fractal.embedding import Embedder
+    from fractal.commands import databases
+    from fractal.model.embedding import Embedder
 
     if args.vectors is None or args.int8_dir or args.recall_cells:
         raise InputError(f"--to {args.to}: takes the cells of --vectors, and neither --int8-dir nor --recall-cells")
@@ -223,8 +223,8 @@ def to_database(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.embedding import Embedder
-    from fractal.vectors import has_obsm, open_vectors
+    from fractal.data.vectors import has_obsm, open_vectors
+    from fractal.model.embedding import Embedder
 
     if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
         raise InputError("--use-rep, --int8-dir and --recall-cells are about --vectors; name those, or drop them")

@@ -10,9 +10,9 @@ are. With --study, whole studies (or donors) are set aside where that takes no t
 import argparse
 from pathlib import Path
 
-from fractal.cli import InputError, add_device, non_negative_int, positive_int, run
-from fractal.files import check_paths
-from fractal.storage import place
+from fractal.base.cli import InputError, add_device, non_negative_int, positive_int, run
+from fractal.base.files import check_paths
+from fractal.base.storage import place
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_label_map:
         propose_labels(args, parser)
         return
-    from fractal.api import fit
-    from fractal.reference.bundle import check_place
+    from fractal.annotate.bundle import check_place
+    from fractal.reference import fit
 
     inputs = {"input": args.input, "--label-map": args.label_map, "--hierarchy": args.hierarchy}
     check_paths(inputs, {}, folders={"--output": args.output})
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Write the template of --write-label-map. Raises InputError for flags that would have no effect beside it."""
-    from fractal.h5ad import open_labelled
-    from fractal.ontology import CL_SLIM, load_graph, write_label_map
+    from fractal.data.h5ad import open_labelled
+    from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_label_map
 
     used = ("input", "write_label_map", "use_rep", "labels")
     others = [name for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fractal.cli import InputError, add_device, add_force, non_negative_int, run
-from fractal.files import check_paths
-from fractal.storage import place
+from fractal.base.cli import InputError, add_device, add_force, non_negative_int, run
+from fractal.base.files import check_paths
+from fractal.base.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    from fractal.index.folder import Folder
+    from fractal.search.folder import Folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -78,19 +78,19 @@ def main(argv: list[str] | None = None) -> None:
         check_paths({"input": source, "--reference": args.reference}, {}, folders={"--output": args.output})
     began = time.perf_counter()
     if args.check:
-        from fractal.index.folder import check_files, read_folder
+        from fractal.search.folder import check_files, read_folder
 
         folder = read_folder(source)
         size = check_files(folder)
         print(f"{source}: whole, {size / 1e6:,.0f} MB agree with their checksums")
         return
 
-    from fractal.adapter import pick_device
-    from fractal.embedding import Embedder
-    from fractal.files import check_folder
-    from fractal.index import build
-    from fractal.index.folder import OWN_FILES, read_folder
-    from fractal.index.source import open_cells
+    from fractal.base.files import check_folder
+    from fractal.model.adapter import pick_device
+    from fractal.model.embedding import Embedder
+    from fractal.search import build
+    from fractal.search.folder import OWN_FILES, read_folder
+    from fractal.search.source import open_cells
 
     old = read_folder(source) if args.add else None
     if args.output:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, add_force, run
-from fractal.files import check_paths
+from fractal.base.cli import InputError, add_device, add_force, run
+from fractal.base.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.embedding import Embedder
-    from fractal.vectors import Source
+    from fractal.data.vectors import Source
+    from fractal.model.embedding import Embedder
 
 Append = Callable[["pa.Table", np.ndarray, np.ndarray], None]  # columns, vectors (m, dim), places (prefixes, m, 2)
 
@@ -57,8 +57,8 @@ def get_parser() -> argparse.ArgumentParser:
 @contextmanager
 def h5ad_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Append]:
     """A copy of the .h5ad with a layout per prefix in obsm; whole or not at all."""
-    from fractal.h5ad import add_obsm, h5ad_copy
-    from fractal.maps import OBSM
+    from fractal.data.h5ad import add_obsm, h5ad_copy
+    from fractal.view.maps import OBSM
 
     with h5ad_copy(source.path, target) as file:
         outputs = [add_obsm(file, OBSM.format(j), source.num_rows, 2) for j in range(1, prefixes + 1)]
@@ -78,8 +78,8 @@ def parquet_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Appe
     """The columns of the source, its vectors too, and a list of two numbers per prefix; whole or not at all."""
     import pyarrow as pa
 
-    from fractal.maps import COLUMN
-    from fractal.parquet import metadata_of, open_writer
+    from fractal.data.parquet import metadata_of, open_writer
+    from fractal.view.maps import COLUMN
 
     names = [COLUMN.format(j) for j in range(1, prefixes + 1)]
     others = [field for field in source.schema if field.name not in names]  # a second run replaces them
@@ -101,7 +101,7 @@ def parquet_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Appe
 @contextmanager
 def open_embedded(path: Path, use_rep: str | None, embedder: "Embedder") -> Iterator["Source"]:
     """A file of full fractal vectors. Raises InputError where another adapter made them, or they can't be cut."""
-    from fractal.index.source import open_cells
+    from fractal.search.source import open_cells
 
     key = use_rep or ("X_fractal_blocks" if embedder.recipe == "published" else "X_fractal")
     with open_cells(path, embedder, key, embedded=True) as opened:
@@ -114,11 +114,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     from tqdm import tqdm
 
-    from fractal.adapter import pick_device
-    from fractal.embedding import Embedder
-    from fractal.maps import fractal_vectors, maps_of
-    from fractal.reference.query import open_query, tell
-    from fractal.vectors import CHUNK, is_h5ad, usable
+    from fractal.annotate.query import open_query, tell
+    from fractal.data.vectors import CHUNK, is_h5ad, usable
+    from fractal.model.adapter import pick_device
+    from fractal.model.embedding import Embedder
+    from fractal.view.maps import fractal_vectors, maps_of
 
     to_h5ad = is_h5ad(args.output)
     if to_h5ad and not is_h5ad(args.input):

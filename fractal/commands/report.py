@@ -11,8 +11,8 @@ page is one file: it needs no network and runs no script.
 import argparse
 from pathlib import Path
 
-from fractal.cli import InputError, add_device, add_force, non_negative_int, positive_int, printable, run, table
-from fractal.files import check_paths
+from fractal.base.cli import InputError, add_device, add_force, non_negative_int, positive_int, printable, run, table
+from fractal.base.files import check_paths
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -48,8 +48,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
-    from fractal.report.page import check_output
-    from fractal.vectors import is_h5ad
+    from fractal.data.vectors import is_h5ad
+    from fractal.view.page import check_output
 
     if not (args.output or args.figures):
         raise InputError("name the page with --output report.html, or a folder for its figures with --figures")
@@ -70,12 +70,12 @@ def check_flags(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    from fractal.adapter import pick_device
-    from fractal.ontology import CL_SLIM, load_graph
-    from fractal.reference.bundle import read_bundle
-    from fractal.report.findings import summary
-    from fractal.report.page import write
-    from fractal.report.reference import own_cells, read_labelled, score_reference
+    from fractal.annotate.bundle import read_bundle
+    from fractal.hierarchy.ontology import CL_SLIM, load_graph
+    from fractal.model.adapter import pick_device
+    from fractal.view.findings import summary
+    from fractal.view.page import write
+    from fractal.view.report import own_cells, read_labelled, score_reference
 
     bundle, graph = read_bundle(args.reference, pick_device(args.device)), load_graph(args.obo or CL_SLIM)
     if args.input:

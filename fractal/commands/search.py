@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.cli import InputError, add_device, add_force, needs, positive_int, run
-from fractal.files import atomic_write, check_paths
-from fractal.storage import place
+from fractal.base.cli import InputError, add_device, add_force, needs, positive_int, run
+from fractal.base.files import atomic_write, check_paths
+from fractal.base.storage import place
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.index import Hits, Index
+    from fractal.search import Hits, Index
 
 CHUNK = 4_096  # queries at a time
 FORMATS = (".parquet", ".tsv", ".h5ad")
@@ -98,7 +98,7 @@ def tsv_sink(path: Path) -> Iterator[Sink]:
 
 @contextmanager
 def parquet_sink(path: Path) -> Iterator[Sink]:
-    from fractal.parquet import table_writer
+    from fractal.data.parquet import table_writer
 
     with atomic_write(path) as part, table_writer(part) as write:
         yield lambda table, _: write(table)
@@ -149,14 +149,14 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(args)
     from tqdm import tqdm
 
-    from fractal.adapter import pick_device
-    from fractal.embedding import Embedder
-    from fractal.index import open_index
-    from fractal.index.enrichment import enrichment, summary
-    from fractal.index.query import mask, questions
-    from fractal.index.search import Hits
-    from fractal.index.source import open_cells, space_of
-    from fractal.ontology import CL_SLIM
+    from fractal.hierarchy.ontology import CL_SLIM
+    from fractal.model.adapter import pick_device
+    from fractal.model.embedding import Embedder
+    from fractal.search import open_index
+    from fractal.search.enrichment import enrichment, summary
+    from fractal.search.index import Hits
+    from fractal.search.query import mask, questions
+    from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
     embedder = Embedder.open(args.reference, pick_device(args.device)) if args.reference else None

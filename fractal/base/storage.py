@@ -1,0 +1,373 @@
+"""Where files are: on this machine, or at a URI of a store, such as s3://bucket/cells.parquet or gs://bucket/folder.
+
+Reading is Arrow's (s3, gs, abfs, hdfs), or fsspec's where Arrow has no such file system. Writing, to s3 and gs, is
+fsspec's: it can give up an upload half-way, while an output stream of Arrow that is dropped becomes half an object.
+Keys, regions and endpoints are found as in other tools (AWS_PROFILE, AWS_ENDPOINT_URL, ...). A URI may also name them,
+as Arrow's do: s3://bucket/cells.parquet?endpoint_override=localhost:9000&scheme=http
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from fractal.base.cli import InputError, needs, reason
+from fractal.base.prefetch import prefetch_calls
+
+if TYPE_CHECKING:  # --help needs none of it
+    from pyarrow.fs import FileInfo, FileSystem
+
+PIECE = 8 << 20  # bytes that are asked for at once
+PIECES = 8  # requests under way: one alone is far slower than the network
+UPLOAD = 32 << 20  # bytes of a part of an upload; a store takes 10,000 of them
+WRITERS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}  # scheme -> package, extra
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file or folder at a URI, with what is used here of pathlib.Path.
+
+    It is no os.PathLike: code that can only open files of this machine fails, and never takes "s3:/..." for one.
+    """
+
+    scheme: str
+    host: str  # bucket, with a key and a password where the URI names them
+    path: str  # begins with / unless it is empty
+    query: str = ""
+
+    def __str__(self) -> str:
+        """Without keys and options."""
+        return f"{self.scheme}://{self.host.rpartition('@')[2]}{self.path}"
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scheme}://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def options(self) -> dict[str, str]:
+        return dict(parse_qsl(self.query))
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.path).suffix
+
+    @property
+    def parent(self) -> Remote:
+        return self.at(str(PurePosixPath(self.path).parent))
+
+    def at(self, path: str) -> Remote:
+        return Remote(self.scheme, self.host, path.rstrip("/"), self.query)
+
+    def with_name(self, name: str) -> Remote:
+        return self.at(str(PurePosixPath(self.path).with_name(name)))
+
+    def __truediv__(self, name: str) -> Remote:
+        return self.at(f"{self.path}/{name}")
+
+    def resolve(self) -> Remote:
+        return self
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        if self.exists() or not missing_ok:
+            with asking(self, "removed"):
+                files, inner = file_system(self)
+                files.delete_file(inner)
+
+    @property
+    def info(self) -> FileInfo:
+        """What the store says of it. Raises InputError where it does not answer, or denies it."""
+        with asking(self):
+            files, inner = file_system(self)
+            return files.get_file_info(inner)
+
+    def exists(self) -> bool:
+        return self.info.type.name != "NotFound"
+
+    def is_file(self) -> bool:
+        return self.info.is_file
+
+    def is_dir(self) -> bool:
+        return self.info.type.name == "Directory"
+
+
+Place = Path | Remote
+
+
+def place(name: str | Path | Remote) -> Place:
+    """A path, or a Remote for text such as s3://bucket/key; an argparse type.
+
+    Raises InputError for a URI of the web, and one without a bucket.
+    """
+    if not isinstance(name, str):
+        return name
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
+    if not found:
+        return Path(name)
+    scheme, host, path, query = (part or "" for part in found.groups())
+    scheme = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
+    if scheme == "file":
+        return Path(path)
+    if scheme in ("http", "https"):
+        raise InputError(f"{name}: cells are not read from a web page; download the file first")
+    if scheme in WRITERS and not host:
+        raise InputError(f"{name}: names no bucket; it is {scheme}://bucket/name")
+    return Remote(scheme, host, path.rstrip("/"), query)
+
+
+@contextmanager
+def asking(path: Place, verb: str = "read") -> Iterator[None]:
+    """Turn what a store says into one line that names the URI. On this machine, errors stay what they are."""
+    try:
+        yield
+    except (InputError, ValueError):  # ValueError: Arrow's for damaged data
+        raise
+    except Exception as error:  # each library has its own: Arrow's, OSError, botocore's, aiohttp's
+        if isinstance(path, Path):
+            raise
+        said = str(error.__cause__ or "") if str(error) == "" else reason(error)
+        raise InputError(
+            f"{path}: cannot be {verb}, its store says: {said or type(error).__name__}; "
+            "check the name, the credentials and the endpoint, or try again later"
+        ) from error
+
+
+def file_system(path: Place) -> tuple[FileSystem, str]:
+    """-> Arrow's file system, and what `path` is called in it."""
+    if isinstance(path, Path):
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(use_mmap=True), os.path.realpath(path)
+    files, root = connect(path.scheme, path.host, path.query, os.environ.get("AWS_ENDPOINT_URL"))
+    return files, f"{root.rstrip('/')}{path.path}"
+
+
+@lru_cache(maxsize=8)  # one pool of connections for a bucket
+def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSystem, str]:
+    import pyarrow as pa
+    import pyarrow.fs as pa_fs
+
+    uri = f"{scheme}://{host}"
+    try:
+        return pa_fs.FileSystem.from_uri(uri + (f"?{query}" if query else ""))
+    except pa.ArrowInvalid as error:
+        if "nrecognized" not in str(error):
+            raise InputError(f"{scheme}://{host.rpartition('@')[2]}: not a URI of a store ({reason(error)})") from error
+    import fsspec
+
+    try:
+        files, root = fsspec.url_to_fs(uri)
+    except Exception as error:  # each of its file systems has its own
+        raise InputError(f"{uri}: files of {scheme}:// can't be read ({reason(error)}); s3:// and gs:// can") from error
+    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(files)), root
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def open_random(path: Place) -> Any:
+    """What h5py and numpy read from: the path itself, or a file of the store with 1 MB of it in memory."""
+    if isinstance(path, Path):
+        return path
+    with asking(path):
+        files, inner = file_system(path)
+        return io.BufferedReader(files.open_input_file(inner), 1 << 20)
+
+
+def pieces(path: Place) -> Iterator[bytes]:
+    """All bytes of a file in order, with several requests under way."""
+    with asking(path):
+        files, inner = file_system(path)
+        with files.open_input_file(inner) as file:
+            starts = range(0, file.size(), PIECE)
+            yield from prefetch_calls((partial(file.read_at, PIECE, start) for start in starts), PIECES)
+
+
+def children(folder: Place) -> set[str]:
+    """The names of what is in a folder."""
+    from pyarrow.fs import FileSelector
+
+    with asking(folder):
+        files, inner = file_system(folder)
+        return {info.base_name for info in files.get_file_info(FileSelector(inner))}
+
+
+def sizes_below(path: Place) -> dict[str, int]:
+    """The size of each file of a folder and of the folders in it, by its name from there on, sorted; "" for a file.
+
+    Without the hidden ones: those that begin with . or _, and those in folders that do.
+    """
+    from pyarrow.fs import FileSelector
+
+    with asking(path):
+        files, inner = file_system(path)
+        here = files.get_file_info(inner)
+        found = [here] if here.is_file else files.get_file_info(FileSelector(inner, recursive=True))
+        sizes = {info.path[len(inner) :].strip("/"): info.size for info in found if info.is_file}
+    hidden = re.compile(r"(^|/)[._]")
+    return {name: sizes[name] for name in sorted(sizes) if not hidden.search(name)}
+
+
+def files_of(folder: Place) -> list[Place]:
+    """All files of a folder and of the folders in it, sorted, but the hidden ones."""
+    return [folder / name for name in sizes_below(folder)]
+
+
+def download(path: Place, target: Path) -> None:
+    """Copy a file to one of this machine."""
+    if isinstance(path, Path):
+        shutil.copyfile(path, target)
+        return
+    with open(target, "wb") as file:
+        for piece in pieces(path):
+            file.write(piece)
+
+
+def fetch(path: Place, names: tuple[str, ...] | None = None) -> Path:
+    """The same file or folder on this machine: itself, or a temporary copy that lives as long as this process.
+
+    `names`: of a folder, these files only. For what must be mapped into memory, and for small files. Raises InputError
+    for what is not there.
+    """
+    return path if isinstance(path, Path) else copied(path, names, stamp(path))
+
+
+@lru_cache
+def copied(path: Remote, names: tuple[str, ...] | None, _: tuple[Any, ...]) -> Path:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    folder = Path(tempfile.mkdtemp(prefix="fractal-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = folder / path.name
+    if path.is_file():
+        download(path, target)
+        return target
+    for file in files_of(path) if names is None else [path / name for name in names]:
+        local = target / str(file)[len(str(path)) + 1 :]
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():  # else whoever reads it says what is missing
+            download(file, local)
+    return target
+
+
+def scratch(output: Place) -> Path | None:
+    """The folder for temporary files: beside an output; the system's where that is at a URI (TMPDIR names another)."""
+    return output.parent if isinstance(output, Path) else None
+
+
+def stamp(path: Place) -> tuple[Any, ...]:
+    """Changes with a file, or with any file of a folder: sizes and times."""
+    with asking(path):
+        files, _ = file_system(path)
+        found = files.get_file_info([file_system(file)[1] for file in (files_of(path) if path.is_dir() else [path])])
+    return tuple((info.path, info.size, info.mtime_ns) for info in found)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def writer(path: Remote) -> tuple[Any, str]:
+    """-> fsspec's file system, and what `path` is called in it. Raises InputError where nothing is written."""
+    if path.scheme not in WRITERS:
+        raise InputError(f"{path}: is not written to; name an output on this machine, at s3:// or at gs://")
+    import fsspec
+
+    needs(*WRITERS[path.scheme])
+    return fsspec.filesystem(path.scheme, **fsspec_options(path)), f"{path.host.rpartition('@')[2]}{path.path}"
+
+
+def fsspec_options(path: Remote) -> dict[str, Any]:
+    """What the URI says of its store, as s3fs and gcsfs are told it."""
+    options: dict[str, Any] = {}
+    if endpoint := path.options.get("endpoint_override"):
+        options["endpoint_url"] = f"{path.options.get('scheme', 'https')}://{endpoint}"
+    key = path.host.rpartition("@")[0]
+    if path.scheme == "s3":
+        if key:
+            options["key"], options["secret"] = key.split(":", 1)
+        if region := path.options.get("region"):
+            options["client_kwargs"] = {"region_name": region}
+    elif key == "anonymous":
+        options["token"] = "anon"
+    return options
+
+
+def check_output(path: Remote, flag: str = "") -> None:
+    """Raises InputError for an output that can't be written, before any work: a folder, a bucket that is not there."""
+    if not path.name:
+        raise InputError(f"{flag}{path}: names no file; name one in it")
+    writer(path)
+    if path.is_dir():
+        raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
+    if not path.at("").exists():
+        raise InputError(f"{flag}{path}: there is no bucket {path.host.rpartition('@')[2]}; make it first")
+
+
+@contextmanager
+def upload(path: Remote) -> Iterator[IO[bytes]]:
+    """Yield a file to write to; the object is there, whole, when the block has ended well.
+
+    Otherwise it is not, or is still the old one: after an error and after Ctrl-C the parts that the store has are given
+    up. (A process that is killed leaves parts that no listing shows; a lifecycle rule of the bucket removes them.)
+    Memory: a part of 32 MB.
+    """
+    with asking(path, "written"):
+        files, inner = writer(path)
+        file = files.open(inner, "wb", block_size=UPLOAD, autocommit=False)
+    try:
+        yield file
+        with asking(path, "written"):
+            file.close()  # sends the last part
+            file.commit()
+    except BaseException:
+        with suppress(Exception):  # the store may be out of reach
+            file.discard()
+        file.closed = True  # else it would send the rest when it is collected
+        raise
+
+
+# --- for libraries with file systems of their own --------------------------------------------------------------------
+
+
+def tiledb_config(path: Place) -> dict[str, str]:
+    """What TileDB must be told to reach the same store."""
+    if isinstance(path, Path) or path.scheme != "s3":
+        return {}
+    options = path.options
+    scheme, _, endpoint = os.environ.get("AWS_ENDPOINT_URL", "").rpartition("://")
+    found = {
+        "vfs.s3.endpoint_override": options.get("endpoint_override", endpoint),
+        "vfs.s3.scheme": options.get("scheme", scheme or "https"),
+        "vfs.s3.region": options.get("region", os.environ.get("AWS_DEFAULT_REGION", "")),
+    }
+    if found["vfs.s3.endpoint_override"]:
+        found["vfs.s3.use_virtual_addressing"] = "false"
+    return {key: value for key, value in found.items() if value}
+
+
+def zarr_store(path: Place) -> Any:
+    """What zarr.open_group takes: a path, or a store of fsspec's."""
+    if isinstance(path, Path):
+        return path
+    if path.scheme in WRITERS:
+        needs(*WRITERS[path.scheme])
+    store = needs("zarr", "zarr").storage.FsspecStore
+    return store.from_url(str(path), storage_options=fsspec_options(path), read_only=True)

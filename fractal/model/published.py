@@ -1,0 +1,98 @@
+"""The loss of the published recipe, kept faithfully for comparison.
+
+Two paths through `PublishedAdapter`. The full path sees the whole vector with blocks dropped at random, on the leaf
+labels. The prefix path draws a length per cell, and then the whole batch follows the most frequent one: length 1 in
+97 of 100 steps, so longer prefixes get next to no training of their own. That is how the published code does it.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+
+from fractal.model.adapter import PublishedAdapter
+
+TAU = 0.07
+MARGIN, MARGIN_WEIGHT = 0.2, 0.5
+PREFIX_WEIGHT = 0.6
+KEEP = {2: (0.95, 0.7), 3: (0.95, 0.85, 0.7), 4: (0.95, 0.9, 0.8, 0.7)}  # a block is kept with this probability
+LENGTH = {2: (0.6, 0.4), 3: (0.45, 0.35, 0.2), 4: (0.4, 0.3, 0.2, 0.1)}  # a prefix length is drawn with this one
+
+
+class PublishedObjective(nn.Module):
+    """x (n, dim) and labels (n, 4) are all training rows, on the training device; it has no weights of its own."""
+
+    def __init__(self, adapter: PublishedAdapter, x: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        self.x, self.labels = x, labels[:, : adapter.num_levels]
+        self.keep = torch.tensor(KEEP[adapter.num_levels], device=x.device)
+        self.length = torch.tensor(LENGTH[adapter.num_levels])  # on the CPU: MPS has no mode()
+        # Per level: rows sorted by class, where each class starts, its size, and each row's place in its class.
+        self.sorted = [column.argsort(stable=True) for column in self.labels.T]
+        self.size = [column.bincount() for column in self.labels.T]
+        self.start = [size.cumsum(0) - size for size in self.size]
+        self.place = [
+            order.argsort() - start[column]
+            for order, start, column in zip(self.sorted, self.start, self.labels.T, strict=True)
+        ]
+
+    def positives(self, rows: Tensor, level: int) -> Tensor:
+        """For each row another row of its class at `level`, drawn evenly; itself if it is the only one. (b,)"""
+        label = self.labels[rows, level]
+        others = self.size[level][label] - 1
+        step = (torch.rand(len(rows), device=rows.device) * others).long() + 1
+        place = (self.place[level][rows] + step) % self.size[level][label]
+        return self.sorted[level][self.start[level][label] + place]
+
+    def forward(self, adapter: PublishedAdapter, rows: Tensor) -> Tensor:
+        """The loss of the training rows with these numbers (b,)."""
+        n = len(rows)
+        mask = (torch.rand(n, len(self.keep), device=rows.device) < self.keep).float()
+        lengths = torch.multinomial(self.length, n, replacement=True) + 1
+        j = int(lengths.mode().values)
+        leaf_rows, prefix_rows = self.positives(rows, -1), self.positives(rows, j - 1)
+        # One pass instead of four; dropout differs between the four all the same.
+        blocks = adapter.blocks(self.x[torch.cat([rows, leaf_rows, rows, prefix_rows])]).chunk(4)
+        return published_loss(adapter, blocks, self.labels[rows], mask, j)
+
+
+def published_loss(
+    adapter: PublishedAdapter, blocks: tuple[Tensor, ...], labels: Tensor, mask: Tensor, j: int
+) -> Tensor:
+    """The loss, once everything random is drawn.
+
+    blocks: of the anchors, their leaf positives, the anchors again, their positives at level j; each
+    (b, num_levels, scale_dim). labels (b, num_levels), mask (b, num_levels) of 0 and 1, j the prefix length.
+    """
+    anchor, leaf_positive, again, prefix_positive = blocks
+    leaf = labels[:, -1]
+    full = adapter.full(anchor * mask[:, :, None])
+    loss = info_nce(full, adapter.full(leaf_positive)) + MARGIN_WEIGHT * margin(full, leaf)
+    loss = loss + cross_entropy(adapter.leaf(full), leaf)
+
+    prefix = adapter.padded_prefix(again, j)
+    side = info_nce(prefix, adapter.full(prefix_positive)) + MARGIN_WEIGHT * margin(prefix, labels[:, j - 1])
+    if j == 1:
+        side = side + cross_entropy(adapter.top(prefix), labels[:, 0])
+    elif j == adapter.num_levels:
+        side = side + cross_entropy(adapter.leaf(prefix), leaf)
+    return loss + PREFIX_WEIGHT * side
+
+
+def info_nce(anchor: Tensor, positive: Tensor) -> Tensor:
+    """Each anchor against the positives of the whole batch, only its own counting as right (van den Oord 2018)."""
+    return cross_entropy(anchor @ positive.T / TAU, torch.arange(len(anchor), device=anchor.device))
+
+
+def margin(z: Tensor, target: Tensor) -> Tensor:
+    """Mean similarity to other classes should stay below that to the own class by the margin."""
+    similarity = z @ z.T
+    same = target[:, None] == target[None, :]
+    positive = same & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    usable = positive.any(1) & ~same.all(1)
+    if not bool(usable.any()):
+        return z.sum() * 0
+
+    def mean(mask: Tensor) -> Tensor:
+        return (similarity * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    return relu(mean(~same) - mean(positive) + MARGIN)[usable].mean()

@@ -1,0 +1,118 @@
+"""What truncation buys in search: recall of the full vectors' neighbours, against time per query and bytes per cell.
+
+Exact search with every prefix and with float16 vectors; funnels, which take a shortlist by one prefix and rank it by
+longer ones; and an hnswlib index for every prefix.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+import hnswlib
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fractal.base.cli import table
+from fractal.score.metrics import K, majority
+from fractal.search.exact import funnel, nearest
+
+RECALL = 10  # neighbours
+SINGLE = 200  # queries that are also asked one by one
+ROUNDS = 3  # the fastest of so many counts
+EF = 100  # search width of hnswlib
+# Stages (prefix, rows that it leaves); 0 is the full vector.
+FUNNELS = [
+    [(1, 200), (0, RECALL)],
+    [(1, 2_000), (0, RECALL)],
+    [(2, 200), (0, RECALL)],
+    [(2, 2_000), (0, RECALL)],
+    [(3, 50), (0, RECALL)],
+    [(3, 200), (0, RECALL)],
+    [(2, 2_000), (3, 100), (0, RECALL)],
+]
+Search = Callable[[int, int], Tensor]  # queries from row a to row b -> (b - a, 10) rows of the bank, nearest first
+
+
+def exact(queries: Tensor, bank: Tensor) -> Search:
+    unit = bank.dtype == torch.float32  # rounded to float16, lengths are off by 1e-3, and recall by more
+    return lambda a, b: nearest(queries[a:b], bank, RECALL, unit)
+
+
+def in_stages(queries: list[Tensor], banks: list[Tensor], plan: list[tuple[int, int]]) -> Search:
+    keep = [rows for _, rows in plan]
+    chosen = [banks[prefix - 1] for prefix, _ in plan]
+    return lambda a, b: funnel([queries[prefix - 1][a:b] for prefix, _ in plan], chosen, keep)
+
+
+def graph(queries: Tensor, bank: Tensor) -> tuple[Search, float, float]:
+    """-> the search in an hnswlib index (M = 16, ef_construction = 200), seconds to build it, bytes per cell."""
+    index = hnswlib.Index(space="ip", dim=bank.shape[1])  # the vectors are of unit length
+    index.init_index(max_elements=len(bank), M=16, ef_construction=200, random_seed=0)
+    index.set_num_threads(torch.get_num_threads())
+    began = time.perf_counter()
+    index.add_items(bank.cpu().numpy())
+    seconds = time.perf_counter() - began
+    index.set_ef(EF)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "index.bin")
+        index.save_index(path)
+        size = os.path.getsize(path) / len(bank)
+    q, device = queries.cpu().numpy(), queries.device
+    return (
+        lambda a, b: torch.from_numpy(index.knn_query(q[a:b], RECALL)[0].astype(np.int64)).to(device),
+        seconds,
+        size,
+    )
+
+
+def milliseconds(search: Search, n: int, step: int) -> float:
+    """Per query, asked `step` at a time; the fastest round."""
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for start in range(0, n, step):
+            search(start, min(start + step, n)).cpu()  # waits for a GPU
+        times.append(time.perf_counter() - began)
+    return 1_000 * min(times) / n
+
+
+def search_table(
+    queries: list[Tensor], banks: list[Tensor], labels: Tensor, bank_labels: Tensor, levels: Sequence[str]
+) -> str:
+    """All searches of the bank, one a line.
+
+    queries and banks: prefix 1, prefix 2, ... and last the full vectors, (n, dims) and (m, dims) float32 of length 1,
+    m >= 10; labels (n, levels) and bank_labels (m, levels), whose names are `levels`. `Batch` is the time per query
+    when all are asked at once, `Single` when they are asked one by one. Recall@10 is the share of the 10 exact
+    neighbours by full vector that are found; the accuracies, 5-NN by the neighbours found, say whether it matters.
+    """
+    blocks, n = len(banks), len(labels)
+    names = [*(f"prefix {j}" for j in range(1, blocks)), "full"]
+    sizes = [4.0 * bank.shape[1] for bank in banks]  # bytes
+    searches: list[tuple[str, Search, float | None, float]] = []
+    for j in reversed(range(blocks)):
+        searches.append((f"exact, {names[j]}", exact(queries[j], banks[j]), None, sizes[j]))
+    searches.insert(1, ("exact, full, float16", exact(queries[-1], banks[-1].half()), None, sizes[-1] / 2))
+    for stages in FUNNELS:
+        plan = [(prefix or blocks, rows) for prefix, rows in stages]
+        if all(prefix < blocks for prefix, _ in plan[:-1]):
+            title = " > ".join(f"{names[prefix - 1]} ({rows:,})" for prefix, rows in plan)
+            size = sum(sizes[prefix - 1] for prefix, _ in plan)  # each stage has vectors of its own, side by side
+            searches.append((f"funnel, {title}", in_stages(queries, banks, plan), None, size))
+    for j in tqdm(reversed(range(blocks)), total=blocks, unit="index", desc="hnswlib"):
+        search, seconds, size = graph(queries[j], banks[j])
+        searches.append((f"hnswlib, {names[j]}", search, seconds, size))
+
+    truth, lines = nearest(queries[-1], banks[-1], RECALL), []
+    for name, search, build, size in tqdm(searches, unit="search", desc="search"):
+        rows = search(0, n)
+        recall = (rows[:, :, None] == truth[:, None, :]).any(2).float().mean()
+        accuracy = (majority(bank_labels[rows[:, :K]]) == labels).float().mean(0)
+        batch, single = milliseconds(search, n, n), milliseconds(search, min(n, SINGLE), 1)
+        line = [name, f"{size:,.0f}", "-" if build is None else f"{build:.1f}", f"{batch:.3f}", f"{single:.3f}"]
+        lines.append([*line, f"{recall:.3f}", *(f"{share:.3f}" for share in accuracy)])
+    header = ["Search", "Bytes/cell", "Build s", "Batch ms", "Single ms", "Recall@10"]
+    return table([*header, *(level.capitalize() for level in levels)], lines)

@@ -1,0 +1,61 @@
+"""Hand-over to Apple's Embedding Atlas (package embedding-atlas), which shows millions of cells in a browser.
+
+    embedding-atlas cells.parquet --x x_4 --y y_4 --neighbors neighbors
+
+The file has, after the columns of the cells, x_1, y_1, x_2, ...: a layout per prefix (fractal.view.maps), of which the
+package shows one at a time; and `neighbors`, a struct {ids, distances}: rows of the nearest cells by full vector.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn.functional import normalize
+
+from fractal.annotate.neighbours import Neighbours
+from fractal.base.cli import InputError
+from fractal.base.files import atomic_write
+from fractal.data.parquet import ROW_GROUP, table_writer, usable
+from fractal.view.maps import Maps
+
+NEIGHBORS = 15  # as many as the package itself computes
+NAMES = ("x_{}", "y_{}")  # of prefix 1, 2, ...
+
+
+def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, columns: pa.Table) -> None:
+    """Write cells for Embedding Atlas, whole or not at all.
+
+    vectors (n, D) float32: as `Maps.transform` takes them; columns: a table of n rows, such as names and labels, of
+    which those with the names of the new ones are replaced. Distances are 1 - cosine. Raises InputError for vectors
+    that are zero or not finite, and for fewer than two cells.
+    """
+    if (bad := ~usable(vectors)).any():
+        raise InputError(f"the vector of cell {bad.argmax()} is zero or not finite; leave such cells out")
+    if len(vectors) < 2:
+        raise InputError(f"{len(vectors)} cells are too few to have neighbours; it takes 2")
+    new = {
+        name.format(j): pa.array(np.ascontiguousarray(place[:, axis]))
+        for j, place in enumerate(maps.transform(vectors), 1)
+        for axis, name in enumerate(NAMES)
+    }
+    new["neighbors"] = neighbor_column(vectors)
+    table = columns.select([name for name in columns.column_names if name not in new])
+    for name, values in new.items():
+        table = table.append_column(name, values)
+    with atomic_write(path) as part, table_writer(part) as write:
+        for start in range(0, len(table), ROW_GROUP):
+            write(table.slice(start, ROW_GROUP))
+
+
+def neighbor_column(vectors: np.ndarray) -> pa.StructArray:
+    """vectors (n, D) -> structs of the rows of the nearest other cells and their distances, nearest first."""
+    unit = normalize(torch.from_numpy(np.ascontiguousarray(vectors, np.float32)), dim=1)
+    k = min(NEIGHBORS, len(unit) - 1)
+    cosine, rows = (part.numpy() for part in Neighbours(unit)(unit, k + 1))
+    own = rows == np.arange(len(rows))[:, None]
+    own[~own.any(1), -1] = True  # among equal cells a cell may not find itself: then the last one goes
+    ids, distances = rows[~own].astype(np.int64), np.maximum(1 - cosine[~own], 0).astype(np.float32)
+    offsets = pa.array(np.arange(0, len(ids) + 1, k, dtype=np.int32))
+    lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, distances)]
+    return pa.StructArray.from_arrays(lists, ["ids", "distances"])

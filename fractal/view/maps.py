@@ -1,0 +1,245 @@
+"""Maps that belong together: one layout in the plane per prefix, in one frame, so that islands are seen to split.
+
+Each prefix has its own graph of nearest neighbours, and t-SNE (van der Maaten and Hinton 2008) lays it out. Left to
+itself every layout would put its islands elsewhere. So first one layout is made of the mean of all graphs; in it each
+kind of cell has its place. From there every prefix is laid out by its own graph, and a weak spring pulls each cell to
+its place. benchmarks/maps.py compares this with UMAP, AlignedUMAP, and starting from the prefix before.
+
+New cells are placed without refitting: amid their nearest neighbours, prefix by prefix.
+"""
+
+import errno
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from fractal import __version__
+from fractal.annotate.bundle import MAPS, Bundle
+from fractal.base.cli import InputError, needs
+from fractal.base.files import atomic_write
+from fractal.data.parquet import usable
+from fractal.model.embedding import embed_matrix
+from fractal.search.exact import Nearest
+
+VERSION = 1  # of the file
+OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in an AnnData, and in Parquet
+MIN_CELLS = 20
+PERPLEXITY = 30  # how many neighbours a cell attends to; three times as many are looked up
+GATHER, SETTLE = 250, 250  # steps of the common layout: clusters gather, and find their shape
+REFINE = 400  # steps of each prefix from there
+EXAGGERATION = 12  # of the attraction while clusters gather
+SPRING = 0.006  # of the force that pulls a cell to its place in the common layout
+FEW = 2_500  # cells: with fewer, Barnes-Hut's tree is faster than the grid of FIt-SNE
+PLACED_BY = 10  # neighbours of a new cell
+SAME = 1 - 1e-6  # cosine above which a new cell is one of the fitted ones, and takes its place
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Layouts of the same cells at every prefix, and what it takes to place other cells on them."""
+
+    vectors: np.ndarray  # (N, D) float32, as given to `fit_maps`
+    prefix_ends: tuple[int, ...]  # numbers in prefix 1, 2, ...; the last is D
+    layouts: np.ndarray  # (P, N, 2) float32, prefix 1 first; all in one frame, within [-1, 1]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance: seed, method, versions, adapter
+
+    def transform(self, vectors: np.ndarray) -> np.ndarray:
+        """Place cells (M, D) float32 -> (P, M, 2) float32, without refitting.
+
+        At every prefix: the median position, axis by axis, of the 10 nearest fitted cells by cosine; a cell that is one
+        of these takes its place. A row that is zero or not finite becomes NaN. Raises InputError for another width.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.prefix_ends[-1]:
+            raise InputError(f"vectors of shape {vectors.shape}: the maps take (n, {self.prefix_ends[-1]})")
+        places = np.full((len(self.prefix_ends), len(vectors), 2), np.nan, np.float32)
+        good = np.flatnonzero(usable(vectors))
+        if len(good):
+            for j, end in enumerate(self.prefix_ends):
+                similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
+                median = np.median(self.layouts[j][rows], axis=1)
+                places[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], median)
+        return places
+
+    def save(self, path: str | Path) -> None:
+        """Write the maps as one safetensors file, whole or not at all."""
+        arrays = {"vectors": self.vectors, "layouts": self.layouts}
+        facts = {**self.facts, "version": VERSION, "prefix_ends": list(self.prefix_ends), "sha256": checksum(arrays)}
+        with atomic_write(path) as part:
+            part.write_bytes(save(arrays, {"fractal_maps": json.dumps(facts)}))
+
+    @staticmethod
+    def load(path: str | Path) -> "Maps":
+        """Raises InputError for a file that is missing, damaged, or of another version."""
+        try:
+            with safe_open(path, "np") as file:
+                facts = json.loads((file.metadata() or {})["fractal_maps"])
+                arrays = {name: file.get_tensor(name) for name in ("vectors", "layouts")}
+            maps = Maps(arrays["vectors"], tuple(map(int, facts.pop("prefix_ends"))), arrays["layouts"], facts)
+            version, told = facts.pop("version"), facts.pop("sha256")
+            shape = len(maps.prefix_ends), len(maps.vectors), 2
+            whole = (
+                maps.layouts.shape == shape
+                and maps.vectors.shape[1:] == maps.prefix_ends[-1:]
+                and all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values())
+                and told == checksum(arrays)
+            )
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise InputError(f"{path}: no maps, or damaged; delete it, `fractal map` makes it again") from error
+        if version != VERSION or not whole:
+            raise InputError(f"{path}: damaged, or of another version; delete it, `fractal map` makes it again")
+        return maps
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    sha256 = hashlib.sha256()
+    for name in sorted(arrays):
+        sha256.update(np.ascontiguousarray(arrays[name]).data)
+    return sha256.hexdigest()
+
+
+def fit_maps(
+    vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0, facts: Mapping[str, Any] | None = None
+) -> Maps:
+    """Lay cells out at every prefix; the same input and seed give the same maps.
+
+    vectors (N, D) float32: full fractal vectors, or blocks, whose first `prefix_ends[j]` numbers are prefix j + 1. Of
+    any length. facts: provenance, kept with the maps. Raises InputError for fewer than 20 cells, for rows that are zero
+    or not finite, and where openTSNE is missing.
+    """
+    needs("openTSNE", "maps")
+    ends = tuple(map(int, prefix_ends))
+    if len(vectors) < MIN_CELLS:
+        raise InputError(f"{len(vectors)} cells are too few for a map; it takes {MIN_CELLS}")
+    if list(ends) != sorted({*ends}) or ends[0] < 1 or ends[-1] != vectors.shape[1]:
+        raise InputError(f"prefixes that end at {', '.join(map(str, ends))}: do not fit vectors of {vectors.shape[1]}")
+    if not usable(vectors).all():
+        raise InputError(
+            f"the vector of cell {(~usable(vectors)).argmax()} is zero or not finite; leave such cells out"
+        )
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    with tqdm(total=GATHER + SETTLE + REFINE * len(ends), unit="steps", desc="maps") as bar:
+        graphs = [graph(vectors[:, :end]) for end in ends]
+        common = start_layout(vectors[:, : ends[0]], seed)
+        mean = sum(graphs) / len(graphs)
+        common = lay_out(mean, common, GATHER, bar, exaggeration=EXAGGERATION, momentum=0.5)
+        common = lay_out(mean, common, SETTLE, bar)
+        layouts = np.stack([lay_out(g, common, REFINE, bar, home=common) for g in graphs])
+    low, high = layouts.min((0, 1)), layouts.max((0, 1))
+    layouts = (layouts - (low + high) / 2) / (max(high - low) / 2)
+    told = {"method": "t-SNE", "openTSNE": needs("openTSNE", "maps").__version__, "seed": seed}
+    return Maps(vectors, ends, layouts.astype(np.float32), {**told, "fractal_version": __version__, **(facts or {})})
+
+
+def neighbours(queries: np.ndarray, bank: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest by cosine -> cosines and rows, both (n, k), nearest first. Without a bank: among the others."""
+    q = torch.from_numpy(np.ascontiguousarray(queries))
+    found = Nearest(q, k, leave_one_out=bank is None)
+    found.add(q if bank is None else torch.from_numpy(np.ascontiguousarray(bank)))
+    rows = found.rows()
+    similarity = torch.cat([pair[0] for pair in found.found if pair is not None])[:, : rows.shape[1]]
+    return similarity.numpy(), rows.numpy()
+
+
+def graph(vectors: np.ndarray) -> Any:
+    """Vectors (N, dim) -> t-SNE's symmetric affinities (N, N), sparse, of sum 1."""
+    affinity = needs("openTSNE.affinity", "maps")
+    k = min(3 * PERPLEXITY, len(vectors) - 1)
+    similarity, rows = neighbours(vectors, None, k)
+    distance = np.sqrt(np.maximum(2 - 2 * similarity.astype(np.float64), 0))  # of vectors of length 1
+    return affinity.joint_probabilities_nn(rows, distance, [min(PERPLEXITY, k / 3)])
+
+
+def start_layout(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """The first two principal components of vectors (N, dim), as small as t-SNE wants its start -> (N, 2) float64."""
+    from sklearn.decomposition import PCA
+
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    initialization = needs("openTSNE.initialization", "maps")
+    start = PCA(2, svd_solver="full").fit_transform(unit.astype(np.float64))
+    return initialization.jitter(initialization.rescale(start), scale=1e-6, random_state=seed)
+
+
+def lay_out(
+    affinities: Any,
+    start: np.ndarray,
+    steps: int,
+    bar: tqdm,
+    exaggeration: float = 1,
+    momentum: float = 0.8,
+    home: np.ndarray | None = None,
+) -> np.ndarray:
+    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread."""
+    tsne = needs("openTSNE.tsne", "maps")
+    given = needs("openTSNE.affinity", "maps").PrecomputedAffinities(affinities, normalize=False)
+    layout = needs("openTSNE", "maps").TSNEEmbedding(start.copy(), given, n_jobs=1)
+
+    method = tsne.kl_divergence_bh if len(start) < FEW else tsne.kl_divergence_fft
+
+    def objective(embedding: Any, P: Any, **options: Any) -> tuple[float, np.ndarray]:  # noqa: N803
+        error, gradient = method(embedding, P, **options)
+        if home is not None:
+            gradient = gradient + SPRING / len(start) * (np.asarray(embedding) - home)
+        return error, gradient
+
+    def progress(*_: Any) -> None:
+        bar.update()
+
+    layout.optimize(
+        steps,
+        exaggeration=exaggeration,
+        momentum=momentum,
+        negative_gradient_method=objective,
+        callbacks=progress,
+        callbacks_every_iters=1,
+        inplace=True,
+    )
+    return np.asarray(layout)
+
+
+# --- of a reference --------------------------------------------------------------------------------------------------
+
+
+def fractal_vectors(bundle: Bundle, vectors: np.ndarray) -> np.ndarray:
+    """Cells (n, dim) float32 as they go into the adapter -> (n, D), of which every prefix is a cut.
+
+    These are the full vectors, and the blocks behind them for recipe `published`, whose full vectors can't be cut.
+    """
+    full, blocks = embed_matrix(bundle.adapter, vectors)
+    return blocks if bundle.facts["recipe"] == "published" else full
+
+
+def prefix_ends(bundle: Bundle) -> list[int]:
+    return [bundle.adapter.scale_dim * j for j in range(1, bundle.adapter.num_levels + 1)]
+
+
+def maps_of(bundle: Bundle, folder: Path | None = None, *, seed: int = 0) -> Maps:
+    """The maps of a reference's cells, in their order; kept in `folder`, the reference's, and made where missing.
+
+    Maps that belong to another adapter or other cells, as after the reference was made again, are replaced.
+    Raises InputError as `fit_maps` and `Maps.load` do.
+    """
+    facts = {"adapter_sha256": bundle.sha256, "cells_sha256": checksum({"vectors": bundle.vectors}), "seed": seed}
+    path = folder / MAPS if folder else None
+    if path and path.exists():
+        maps = Maps.load(path)
+        if all(maps.facts.get(name) == value for name, value in facts.items()):
+            return maps
+    maps = fit_maps(fractal_vectors(bundle, bundle.vectors), prefix_ends(bundle), seed=seed, facts=facts)
+    if path:
+        try:
+            maps.save(path)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            print(f"{path}: can't be written, so the maps are made again each time", file=sys.stderr)
+    return maps

@@ -1,0 +1,255 @@
+"""A reference as the commands and the Python API make and use it: folder, card, restriction, vote, space, scores."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+
+from fractal.annotate.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, answer, calibrate, majority
+from fractal.annotate.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
+from fractal.annotate.card import code, model_card
+from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
+from fractal.annotate.truth import draw_confusions, report
+from fractal.base.cli import InputError
+from fractal.data.parquet import LEVELS, Cells
+from fractal.model.adapter import build_adapter
+
+CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
+LABELS = np.array([[0, 0, 2, 0], [0, 0, 2, 1], [0, 1, 1, 2], [1, 0, 0, 3]])
+PATHS = [tuple(CLASSES[k][c] for k, c in enumerate(row)) for row in LABELS.tolist()]
+CENTRES = np.random.default_rng(5).normal(size=(4, 8))
+
+
+def cells(n: int, seed: int) -> Cells:
+    rng = np.random.default_rng(seed)
+    types = rng.integers(0, 4, n)
+    x = (CENTRES[types] + 0.3 * rng.normal(size=(n, 8))).astype(np.float32)
+    return Cells(x, LABELS[types], CLASSES)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    torch.manual_seed(0)
+    config = {"recipe": "fractal", "dim": 8, "num_levels": 4, "scale_dim": 4, "paths": LABELS.tolist(),
+              "levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}  # fmt: skip
+    counts = dict(zip(PATHS, (700, 100, 100, 100), strict=True))
+    evil = "</td><script>alert(1)</script> [x](javascript:1) `\x1b[31m\n# x"
+    facts = {"source": evil, "data": evil, "versions": {evil: evil}, "split": {"fingerprint": evil}}
+    adapter = build_adapter(config, CLASSES)
+    return make_reference(adapter, config, CLASSES, cells(200, 0), cells(400, 1), counts, cells(300, 2), facts)
+
+
+def test_what_is_written_is_read_again(bundle: Bundle, tmp_path: Path):
+    write_bundle(tmp_path / "ref", bundle)
+    again = read_bundle(tmp_path / "ref")
+    x = cells(50, 3).vectors
+    for name, values in bundle.annotate(x).items():
+        assert np.array_equal(values, again.annotate(x)[name])
+    adapter, facts = load_adapter(tmp_path / "ref")
+    assert adapter.dim == facts["config"]["dim"] == 8
+    assert (facts["reference_cells"], facts["reference_types"], facts["training_cells"]) == (200, 4, 1000)
+    write_bundle(tmp_path / "ref", again)  # its own files are replaced
+
+
+def test_a_reference_that_a_killed_run_moved_away_is_put_back(bundle: Bundle, tmp_path: Path):
+    part = tmp_path / ".ref.0123456789abcdef.part"  # as a run killed between its two renames leaves it
+    for name in ("old", "new"):
+        write_bundle(part / name, bundle)
+    (part / "lock").touch()
+    assert read_bundle(tmp_path / "ref").levels == bundle.levels
+    assert [path.name for path in tmp_path.iterdir()] == ["ref"]
+
+
+def test_nothing_that_is_not_the_reference_s_own_is_lost(bundle: Bundle, tmp_path: Path):
+    write_bundle(tmp_path / "ref", bundle)
+    (tmp_path / "ref" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        write_bundle(tmp_path / "ref", bundle)
+    assert (tmp_path / "ref" / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_text_on_the_card_is_no_markup(bundle: Bundle):
+    card = model_card(bundle.facts, 3)
+    outside = "".join(card.replace("\n", " ").split("`")[::2])
+    assert "script" in card
+    assert not any(mark in outside for mark in ("script", "javascript", "\x1b", "alert"))
+    assert code("a`b\x1b[1m\nc") == "`a'b\\x1b[1m c`"
+
+
+def test_a_restricted_reference_is_calibrated_for_what_is_left(bundle: Bundle):
+    keep = np.array([path[1] == "L" and path[0] == "I" for path in bundle.tree.paths])
+    part = bundle.restricted(keep)
+    assert set(part.path) == set(np.flatnonzero(keep))
+    assert keep[part.validation_path].all()
+    x = cells(400, 4)
+    found = part.annotate(x.vectors, novelty="off")
+    left = x.labels[:, 3] < 2
+    assert (found["status"][~left] == "excluded").mean() > 0.9
+    assert (found["status"][left] == "excluded").mean() < 0.1
+    with pytest.raises(InputError, match="no reference cell"):
+        bundle.restricted(np.zeros(4, bool))
+    none_to_calibrate = replace(bundle, validation_path=np.full_like(bundle.validation_path, 3))
+    with pytest.raises(InputError, match="too few to calibrate"):
+        none_to_calibrate.restricted(keep)
+
+
+def test_the_novelty_rule_can_be_had_without(bundle: Bundle):
+    x = np.concatenate([cells(100, 5).vectors, np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32) * 9])
+    found = {rule: bundle.annotate(x, novelty=rule) for rule in ("on", "flag", "off")}
+    assert (found["on"]["status"][100:] == "novel").mean() > 0.3
+    assert (found["on"]["withheld_by"] == "novelty").any()
+    assert np.array_equal(found["flag"]["status"] == "novel", found["on"]["status"] == "novel")
+    assert not np.isin(found["off"]["status"], ["novel", "withheld"]).any()
+    for rule in ("flag", "off"):
+        assert not (found[rule]["withheld_by"] == "novelty").any()
+        assert np.array_equal(found[rule]["level"], found["off"]["level"])
+
+
+def test_p_values_are_those_of_the_natural_mix(bundle: Bundle):
+    """Validation cells are balanced, the file is not: type `a` counts seven times as much."""
+    x = cells(4_000, 6)
+    p = bundle.annotate(x.vectors)["p_value"]
+    weight = np.where(x.labels[:, 3] == 0, 7.0, 1.0)
+    assert np.average(p < 0.2, weights=weight) == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_vote_by_hand():
+    tree = Tree.of([("I", "x"), ("I", "y"), ("S", "z")])
+    path, groups = np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, -1])
+    probability = np.array([[0.9, 0.3], [0.9, 0.3], [0.9, 0.8], [1.0, 1.0], [1.0, 1.0]])
+    found, mean = majority(probability, path, groups, tree)
+    assert found.tolist() == [1, 1, 1, 1, 2]  # I has 2.7 of 3.7; below it y has .8 and x .6; z is not below I
+    assert mean[0] == pytest.approx([2.7 / 4, 0.8 / 4])
+    assert mean[4].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("together", [0.0, 0.8], ids=["numbers vary alone", "numbers vary together"])
+def test_another_space_is_refused_and_an_honest_query_is_not(together: float):
+    """Types, donors that differ, and cells that vary in each number alone, or in ways that the numbers share."""
+    rng = np.random.default_rng(0)
+    scale = np.linspace(2, 0.3, 20)
+    centres = rng.normal(size=(12, 20)) * scale
+    ways = rng.normal(size=(4, 20)) * scale / 2
+
+    def draw(types: np.ndarray, shift: float) -> np.ndarray:
+        alone, shared = rng.normal(size=(len(types), 20)), rng.normal(size=(len(types), 4))
+        noise = 0.3 * ((1 - together) * alone * scale + together * shared @ ways)
+        return (centres[types] + noise + shift * scale * rng.normal(size=20)).astype(np.float32)
+
+    reference, query = draw(rng.integers(0, 8, 1_500), 0), draw(rng.integers(0, 8, 400), 0.2)
+    rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0].astype(np.float32)
+    signs = rng.choice([-1, 1], 20).astype(np.float32)
+    for honest in (reference, query, query[:10], 7 * query, draw(np.full(50, 3), 0.2)):
+        assert space_problem(honest, reference) is None
+    if together:  # else nothing tells types that the reference lacks from another space
+        for lacking in (draw(rng.integers(8, 12, 400), 0.2), draw(np.full(50, 9), 0.2)):
+            found = space_problem(lacking, reference)
+            assert found is None or not found[1]
+    own = (query - query.mean(0)) @ np.linalg.svd(query - query.mean(0))[2].T
+    random = rng.normal(size=query.shape).astype(np.float32)
+    flipped = [query * np.where(np.isin(np.arange(20), some), -1, 1).astype(np.float32) for some in ([1], [0, 1])]
+    for other in (query @ rotation, query[:, rng.permutation(20)], *flipped, query * signs, own, random):
+        found = space_problem(other, reference)
+        assert found is not None
+        assert found[1]
+
+
+def test_numbers_of_these_very_cells_are_centred():
+    x = np.random.default_rng(0).normal(size=(300, 8)) @ np.random.default_rng(1).normal(size=(8, 8)) + 3
+    own = (x - x.mean(0)) @ np.linalg.svd(x - x.mean(0), full_matrices=False)[2].T
+    assert is_centred(own.astype(np.float32))
+    assert not is_centred(x)
+    assert not is_centred(x - x.mean(0))
+    assert not is_centred(own[:150])  # a part of them is not
+    assert not is_centred(np.zeros((300, 8)))
+
+
+def test_how_cells_vary_is_told_from_chance():
+    rng = np.random.default_rng(0)
+    ways = rng.normal(size=(10, 30))
+
+    def some(ways: np.ndarray) -> np.ndarray:
+        return rng.normal(size=(400, 10)) @ ways + rng.normal(size=(400, 30))
+
+    one, other = (variation(some(ways), rng) for _ in range(2))
+    strange = variation(some(rng.normal(size=(10, 30))), rng)
+    assert np.allclose(one, one.T)
+    assert not one.diagonal().any()
+    assert relation(one, other, rng) > 4 > abs(relation(one, strange, rng))
+    turned = one * np.outer(*[np.where(np.arange(30) == 3, -1, 1)] * 2)
+    assert row_relation(one, other, 400, 3) > 4
+    assert row_relation(turned, other, 400, 3) == pytest.approx(-row_relation(one, other, 400, 3))
+
+
+def raw_of(odd: np.ndarray, path: np.ndarray, votes: float = 1.0) -> Raw:
+    """Cells (n,) that are as odd as `odd` in all three ways, with the same votes at all levels."""
+    n = len(odd)
+    return Raw(path, np.full((n, 2), votes), np.repeat(odd[:, None], 3, 1).astype(float), np.zeros(n))
+
+
+def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
+    """1,000 held-out cells of oddness 1 to 1,000: the p-value of a cell is the share that is as odd."""
+    held_out = np.arange(1.0, 1_001.0)
+    knots = (held_out.tolist(), [1.0] * 1_000)
+    sure = Calibration([([0.0, 1.0], [0.9, 0.9])] * 3, [knots] * 3, knots)
+    scores = sure.score(np.repeat(held_out[:, None], 3, 1))
+    sure = Calibration(sure.votes, sure.signals, (np.sort(scores).tolist(), [1.0] * 1_000))
+    shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
+    odd = 1_001 - 1_000 * shares
+    raw = Raw(np.zeros(3, np.int64), np.ones((3, 3)), np.repeat(odd[:, None], 3, 1), np.zeros(3))
+    found = answer(raw, sure)
+    assert np.allclose(found.p_value, shares, atol=0.002)
+    assert found.depth.tolist() == [3, 2, 2]
+    assert found.novel.tolist() == [False, False, True]
+    assert answer(raw, sure, novelty="flag").depth.tolist() == [3, 3, 3]
+
+
+def test_calibration_counts_cells_by_their_weight():
+    """Of 100 cells with the same votes half are right; those weigh three times as much, so the probability is .75."""
+    tree = Tree.of([("I", "a"), ("S", "b")])
+    path, true = np.zeros(100, np.int64), np.arange(100) % 2
+    weight = np.where(true == 0, 3.0, 1.0)
+    probability = calibrate(raw_of(np.arange(100), path), true, tree, weight).probability(np.ones((1, 2)))
+    assert probability[0] == pytest.approx([0.75, 0.75])
+    assert calibrate(raw_of(np.arange(100), path), true, tree).probability(np.ones((1, 2)))[0] == pytest.approx(
+        [0.5] * 2
+    )
+
+
+def test_scores_by_hand():
+    answered = {
+        "k": np.array(["I", "I", "S", "I"], object), "t": np.array(["x", "y", "z", "x"], object),
+        "level": np.array(["t", "k", "t", "t"], object), "status": np.array(["ok", "ok", "ok", "novel"], object),
+    }  # fmt: skip
+    text = report(answered, np.array([0, 0, 2, 3]), ["x", "y", "z", "strange"], [("I", "x"), ("I", "y"), ("S", "z")],
+                  ("k", "t"), "kind")  # fmt: skip
+    assert "3 cells whose kind the reference has; 1 of other types, 100.0% of them flagged" in text
+    row = next(line for line in text.splitlines() if line.startswith("| t "))
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["0.667", "0.667", "1.000"]
+    assert "hierarchical F1 of the finest labels: 0.833" in text  # 5 of 6 nodes on both sides
+    assert "x -> y" in text
+    assert json.dumps(text)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_confusions_are_drawn_in_the_order_of_the_tree(tmp_path: Path, suffix: str):
+    """Two of x's three cells are taken for y, which lies beside it though z comes first; a name is no formula."""
+    answered = {
+        "t": np.array(["x$_1$", "y", "y", "z", "z"], object), "status": np.array(["ok"] * 4 + ["invalid"], object),
+    }  # fmt: skip
+    codes, names = np.array([0, 0, 0, 1, 2]), ["x$_1$", "z", "strange"]
+    paths = [("I", "z"), ("S", "y"), ("S", "x$_1$"), ("S", "absent")]
+    with (
+        patch.object(Axes, "imshow", autospec=True, side_effect=Axes.imshow) as imshow,
+        patch.object(Axes, "set_yticks", autospec=True, side_effect=Axes.set_yticks) as yticks,
+    ):
+        draw_confusions(tmp_path / f"a.{suffix}", answered, codes, names, paths, ("k", "t"), "kind")
+    assert yticks.call_args.args[2] == ["z", "x$_1$", "y"]
+    assert np.allclose(imshow.call_args.args[1], np.array([[1, 0, 0], [0, 1 / 3, 2 / 3], [0, 0, 0]]))
+    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
+    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)

@@ -1,0 +1,385 @@
+"""Outputs appear whole or not at all; whatever is left behind by a killed run goes away with the next."""
+
+import errno
+import fcntl
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fractal.base.cli import InputError, run
+from fractal.base.files import atomic_folder, atomic_write, check_paths, recover
+from fractal.data.h5ad import h5ad_copy
+from fractal.data.parquet import writing
+from tests.conftest import write_h5ad
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run `work` in a child process -> its number."""
+    if child := os.fork():
+        return child
+    signal.alarm(30)  # seconds: a child that waits for one that has failed ends as well
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def killed_while_writing(path: Path) -> None:
+    def work() -> None:
+        with atomic_write(path) as part:
+            part.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert os.waitpid(forked(work), 0)[1] == signal.SIGKILL
+
+
+def test_the_leftovers_of_killed_runs_go(tmp_path: Path):
+    """But neither those of other outputs, nor what only looks like one."""
+    killed_while_writing(tmp_path / "b.txt")
+    (tmp_path / f".a.txt.{'0' * 16}.part").mkdir()  # killed before it had a lock
+    for name in (".a.txt.x1.part", ".a.txt.part", f".a.txt.{'1' * 16}", f".a.txt.{'2' * 16}.part"):
+        (tmp_path / name).write_text("mine")
+    kept = names(tmp_path)
+    kept.remove(f".a.txt.{'0' * 16}.part")
+    killed_while_writing(tmp_path / "a.txt")
+    assert len(names(tmp_path)) == len(kept) + 1
+    with atomic_write(tmp_path / "a.txt") as part:
+        part.write_text("whole")
+    assert names(tmp_path) == sorted([*kept, "a.txt"])
+
+
+def test_two_containers_with_the_same_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both are in the middle of their work at once. Neither sees the other's file, and the last to end wins."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    (one_writes, go), (other_ends, went) = os.pipe(), os.pipe()
+
+    def one() -> None:
+        with atomic_write(tmp_path / "a") as part:
+            part.write_text("one")
+            os.write(go, b"x")
+            os.read(other_ends, 1)
+            assert part.read_text() == "one"
+            assert (tmp_path / "a").read_text() == "other"
+
+    def other() -> None:
+        os.read(one_writes, 1)
+        with atomic_write(tmp_path / "a") as part:
+            assert not part.exists()
+            part.write_text("other")
+        os.write(went, b"x")
+
+    children = [forked(one), forked(other)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert (tmp_path / "a").read_text() == "one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_where_files_cannot_be_locked_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    killed_while_writing(tmp_path / "a")
+    left = names(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with atomic_write(tmp_path / "a") as part:
+        part.write_text("x")
+    assert names(tmp_path) == sorted([*left, "a"])
+
+
+def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """First the file, then its new name, then the folder that holds the name."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(fd: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    def noting_replace(old: Path, new: Path) -> None:
+        done.append(f"{old} -> {new}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    with atomic_write(tmp_path / "a") as part:
+        part.write_text("x")
+    assert done == [str(part), f"{part} -> {tmp_path / 'a'}", str(tmp_path)]
+
+
+def test_processes_that_write_the_same_place(tmp_path: Path):
+    children = []
+    for i in range(6):
+        if child := os.fork():
+            children.append(child)
+            continue
+        for _ in range(20):
+            with atomic_write(tmp_path / "a") as part:
+                part.write_bytes(bytes([i]) * 100_000)
+        os._exit(0)
+    seen = set()
+    while children:
+        done, status = os.waitpid(-1, os.WNOHANG)
+        if done:
+            assert status == 0
+            children.remove(done)
+        if (tmp_path / "a").exists():
+            content = (tmp_path / "a").read_bytes()
+            assert len(content) == 100_000
+            assert len(set(content)) == 1
+            seen.add(content[0])
+    assert seen
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path):
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "big disk" / "a")
+    for text in ("new", "newer"):
+        with atomic_write(tmp_path / "a") as part:
+            part.write_text(text)
+        assert (tmp_path / "big disk" / "a").read_text() == text
+    assert (tmp_path / "a").is_symlink()
+    assert names(tmp_path / "big disk") == ["a"]
+
+
+def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old.txt").write_text("old")
+    both = ["old.txt", "new.txt"]
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "a", both) as new:
+        (new / "missing" / "new.txt").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old.txt"]
+    with atomic_folder(tmp_path / "a", both) as new:
+        (new / "new.txt").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["new.txt"]
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "own.txt/"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_with_other_files_stays(tmp_path: Path, stranger: str, late: bool):
+    """Also where the other file came while the new folder was being made."""
+    (tmp_path / "a").mkdir()
+
+    def add() -> None:
+        (tmp_path / "a" / stranger).mkdir() if stranger.endswith("/") else (tmp_path / "a" / stranger).touch()
+
+    if not late:
+        add()
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "a", ["own.txt"]) as new:
+            assert late
+            (new / "own.txt").touch()
+            add()
+
+    with pytest.raises(InputError, match=rf"holds what would be lost \({stranger.strip('/')}\)"):
+        write()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == [stranger.strip("/")]
+
+
+def test_a_folder_does_not_take_the_place_of_a_file(tmp_path: Path):
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match="is not a folder"), atomic_folder(tmp_path / "a", []):
+        raise AssertionError("the work has begun")
+
+
+@pytest.fixture
+def between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Replace the folder `a` in a child process; when the new one is to take its name, `act`."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old.txt").write_text("old")
+    replace = Path.replace
+
+    def run_until(act: Callable[[], None]) -> None:
+        def acting(path: Path, target: Path) -> Path:
+            if path.name == "new":
+                act()
+            return replace(path, target)
+
+        def work() -> None:
+            monkeypatch.setattr(Path, "replace", acting)
+            with suppress(OSError), atomic_folder(tmp_path / "a", ["old.txt"]) as new:
+                (new / "new.txt").write_text("new")
+
+        os.waitpid(forked(work), 0)
+
+    return run_until
+
+
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, between_two_renames):
+    def fail() -> None:
+        raise OSError("no")
+
+    between_two_renames(fail)
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old.txt"]
+
+
+@pytest.mark.parametrize("new_is_there", [True, False])
+def test_a_run_killed_between_the_two_renames(tmp_path: Path, between_two_renames, new_is_there: bool):
+    between_two_renames(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert not (tmp_path / "a").exists()
+    if not new_is_there:  # it has been tampered with: then the old one
+        shutil.rmtree(next(tmp_path.glob(".a.*.part")) / "new")
+    recover(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == (["new.txt"] if new_is_there else ["old.txt"])
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", Path(os.devnull)):
+        with pytest.raises(InputError, match=f"{path}: is not a file"), atomic_write(path):
+            raise AssertionError("the work has begun")
+    assert names(tmp_path) == ["folder", "pipe"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process may grow beyond 300 kB: writing fails then as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_parquet(path: Path) -> None:
+    with writing(path, 1_000, False, {}) as writer:
+        writer.append(np.ones((100, 1_000), np.float32), [(np.zeros(100, int), ["a"])] * 4)
+
+
+def write_with(function: Callable[[Path], object]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with atomic_write(path) as part:
+            function(part)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_parquet,
+        write_with(lambda part: torch.save(torch.ones(100_000), open(part, "wb"))),  # noqa: SIM115
+        write_with(lambda part: np.save(open(part, "wb"), np.ones(100_000))),  # noqa: SIM115
+        write_with(lambda part: part.write_text("x" * 400_000)),
+    ],
+    ids=["parquet", "torch", "numpy", "text"],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(
+    small_disk: None, tmp_path: Path, write: Callable[[Path], None], older: bool, capsys
+):
+    if older:
+        (tmp_path / "a").write_text("old")
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: write(tmp_path / "a"))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {tmp_path}/a: cannot be written (")
+    assert line.endswith("); make room\n")
+    assert line.count("\n") == 1
+    assert names(tmp_path) == ["a"] * older
+    assert not older or (tmp_path / "a").read_text() == "old"
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """A file, a hard link and a link to it, and a folder with a file and a link to the first one."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "hard").hardlink_to(tmp_path / "a")
+    (tmp_path / "soft").symlink_to(tmp_path / "a")
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "b").write_text("b")
+    (tmp_path / "folder" / "to a").symlink_to(tmp_path / "a")
+    (tmp_path / "folder" / "nowhere").symlink_to(tmp_path / "none")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "says"),
+    [
+        ("a", "a", "is the input of --in"),
+        ("a", "hard", "is the input of --in"),
+        ("a", "soft", "is the input of --in"),
+        ("a", "folder/../a", "is the input of --in"),
+        ("soft", "hard", "is the input of --in"),
+        ("folder", "folder/deep/b", "is a file of --in"),
+        ("folder", "a", "is a file of --in"),
+        ("folder", "hard", "is a file of --in"),
+        ("missing", "missing", "is the input of --in"),
+        ("a", "folder", "is not a file"),
+    ],
+)
+def test_no_output_is_an_input(places: Path, source: str, output: str, says: str):
+    with pytest.raises(InputError, match=says):
+        check_paths({"--in": places / source, "--not given": None}, {"--out": places / output})
+
+
+def test_outputs_that_are_nobodys_input(places: Path):
+    check_paths({"--in": places / "a", "--obo": "https://x.org/a"}, {"--out": places / "new", "--json": None})
+    check_paths({"--in": places / "folder"}, {"--out": places / "folder" / "new"})
+    check_paths({"--in": places / "a"}, {"--out": places / "a"}, in_place=[("--out", "--in")])
+    check_paths({"--in": places / "a"}, {}, folders={"--out": places / "folder"})
+    with pytest.raises(InputError, match="is the input of --other"):  # in place for one, not for the other
+        check_paths({"--in": places / "a", "--other": places / "a"}, {"--out": places / "a"}, [("--out", "--in")])
+
+
+def test_two_outputs_at_one_place(places: Path):
+    for one, other in (("new", "new"), ("a", "hard"), ("new", "folder/../new")):
+        with pytest.raises(InputError, match=r"--json .*is the output of --out as well"):
+            check_paths({}, {"--out": places / one, "--json": places / other})
+
+
+def test_an_output_folder_that_holds_an_input(places: Path):
+    for source in ("folder", "folder/deep/b"):
+        with pytest.raises(InputError, match="holds the input of --in"):
+            check_paths({"--in": [places / "a", places / source]}, {}, folders={"--out": places / "folder"})
+    with pytest.raises(InputError, match="is not a folder"):
+        check_paths({}, {}, folders={"--out": places / "a"})
+
+
+@pytest.mark.parametrize("where", ["--in", "--out", "--folder"])
+def test_a_name_that_is_not_utf_8(tmp_path: Path, where: str):
+    names = {
+        flag: tmp_path / (os.fsdecode(b"\xff") if flag == where else flag) for flag in ("--in", "--out", "--folder")
+    }
+    with pytest.raises(InputError, match=f"^{where} .*: its name is not UTF-8"):
+        check_paths({"--in": names["--in"]}, {"--out": names["--out"]}, folders={"--folder": names["--folder"]})
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda file: file.create_dataset("big", data=np.ones(100_000)),
+        lambda file: [file.create_group(f"{i}") for i in range(4_000)],
+    ],
+    ids=["data", "metadata"],
+)
+def test_a_full_disk_under_a_copy_of_an_h5ad(small_disk: None, tmp_path: Path, fill: Callable[[Any], object]):
+    """HDF5 has an OSError for data, and for metadata a ValueError, or a RuntimeError when the file is closed."""
+    source = write_h5ad(tmp_path / "x.h5ad", np.ones((4, 3), np.float32), kind=["B cell"] * 4)
+    with (
+        pytest.raises(InputError, match=r"new.h5ad: cannot be written \(file too large\); make room"),
+        h5ad_copy(source, tmp_path / "new.h5ad") as file,
+    ):
+        fill(file)
+    assert names(tmp_path) == ["x.h5ad"]

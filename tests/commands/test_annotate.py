@@ -1,0 +1,437 @@
+"""Annotation, its bundle and the export: against slow obvious versions, and as their users run them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import anndata
+import h5py
+import networkx as nx
+import numpy as np
+import onnxruntime
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import NearestNeighbors
+
+import eval as evaluate
+import ingest
+import train
+from fractal.annotate.annotator import (
+    CAUTION,
+    NOVEL,
+    Annotator,
+    Raw,
+    Tree,
+    answer,
+    calibrate,
+    descend,
+    tail,
+)
+from fractal.annotate.bundle import VERSION, choose_paths, read_bundle
+from fractal.base.cli import InputError
+from fractal.commands import annotate, export
+from fractal.commands import embed as embed_script
+from fractal.commands import reference as bundle
+from fractal.data.parquet import LEVELS
+from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
+from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed
+from fractal.score.metrics import expected_calibration_error
+from tests.conftest import TYPES, clustered, write_h5ad
+
+SMALL = [("I", "L", "T", name) for name in "abc"] + [("I", "L", "B", "d"), ("I", "M", "m", "e"), ("S", "L", "f", "g")]
+TREE = Tree.of(SMALL)
+
+
+def dense(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Votes for each of the six paths (n, 6)."""
+    path, share = descend(torch.arange(6).expand(len(votes), -1), torch.from_numpy(votes), torch.from_numpy(TREE.nodes))
+    return path.numpy(), share.numpy()
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=6, max_size=6).filter(any), min_size=1, max_size=8))
+def test_answers_lie_on_one_path_and_take_the_most_voted_child(votes):
+    shares = np.array(votes, float) / np.sum(votes, axis=1, keepdims=True)
+    paths, share = dense(shares)
+    for row, path, found in zip(shares, paths, share, strict=True):
+        for k in range(4):  # the label above is fixed; no sibling has more votes
+            sums: dict[tuple[str, ...], float] = {}
+            for p, names in enumerate(SMALL):
+                if names[:k] == SMALL[path][:k]:
+                    sums[names[: k + 1]] = sums.get(names[: k + 1], 0) + row[p]
+            assert found[k] == pytest.approx(sums[SMALL[path][: k + 1]])
+            assert found[k] == pytest.approx(max(sums.values()))
+    assert (np.diff(share, axis=1) <= 1e-12).all()
+
+
+def test_two_lineages_of_one_name_are_two_nodes():
+    assert TREE.nodes[0, 1] != TREE.nodes[5, 1]  # L of I and L of S
+    assert TREE.nodes[0, 1] == TREE.nodes[3, 1]
+
+
+def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
+    monkeypatch.setattr("fractal.annotate.annotator.NEIGHBOURS", 7)
+    torch.manual_seed(0)
+    names = [SMALL[i][3] for i in range(6)]
+    x = clustered(names * 30, dim=8)
+    path = np.tile(np.arange(6), 30)
+    adapter = FractalAdapter(8, 4, 4, torch.from_numpy(TREE.nodes)).eval()
+    queries = clustered(names * 2, dim=8, seed=1)
+    monkeypatch.setattr("fractal.annotate.annotator.BATCH", 5)  # of 12
+    raw = Annotator(adapter, x, path, TREE)(queries)
+    bank, full = (embed(adapter, torch.from_numpy(v))[-1].numpy() for v in (x, queries))
+    distance, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank).kneighbors(full)
+    unit, unit_q = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, queries))
+    residuals = np.concatenate([unit[path == p] - unit[path == p].mean(0) for p in range(6)])
+    precision = np.linalg.inv(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
+    for i in range(len(queries)):
+        weight = np.exp(-distance[i] / 0.1)
+        votes = np.array([weight[path[found[i]] == p].sum() for p in range(6)]) / weight.sum()
+        p, share = dense(votes[None])
+        assert raw.path[i] == p[0]
+        assert np.allclose(raw.votes[i], share[0], atol=1e-4)
+        away = unit_q[i] - unit[path == p[0]].mean(0)
+        assert raw.signals[i, 0] == pytest.approx(np.sqrt(away @ precision @ away), rel=1e-3)
+        assert raw.distance[i] == pytest.approx(distance[i, 0], abs=1e-5)
+        said = adapter(torch.from_numpy(queries[i : i + 1]))
+        assert raw.signals[i, 1] == pytest.approx(-max(said.logits[0].tolist()), rel=1e-4)
+        assert raw.signals[i, 2] == pytest.approx(-np.log(max(said.probability[0].tolist())), rel=1e-4, abs=1e-6)
+
+
+def made_up(n: int, seed: int) -> tuple[Raw, np.ndarray]:
+    """Cells whose answers are right as often as the square of their votes."""
+    rng = np.random.default_rng(seed)
+    true, votes = rng.integers(0, 4, n), np.sort(rng.random((n, 4)), axis=1)[:, ::-1]
+    wrong = rng.random(n) > votes[:, 3] ** 2
+    path = np.where(wrong, (true + 1) % 4, true)
+    return Raw(path, votes, rng.random((n, 3)), rng.random(n)), true
+
+
+def test_probabilities_are_calibrated_and_fall():
+    calibration = calibrate(*made_up(5_000, 0), TREE)
+    raw, true = made_up(5_000, 1)
+    found = answer(raw, calibration, 0.6)
+    right = TREE.nodes[raw.path] == TREE.nodes[true]
+    assert expected_calibration_error(raw.votes[:, 3], right[:, 3]) > 0.1
+    assert expected_calibration_error(found.probability[:, 3], right[:, 3]) < 0.03
+    assert (np.diff(found.probability, axis=1) <= 0).all()
+    odd = found.p_value < CAUTION
+    assert np.array_equal(found.depth[~odd], (found.probability[~odd] >= 0.6).sum(1))
+    assert (found.depth[odd] <= 2).all()
+    assert np.mean(found.novel) == pytest.approx(NOVEL, abs=0.01)  # of cells like the held-out ones
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(-1, 6), min_size=1, max_size=5))
+def test_tail_counts_the_held_out_values_that_are_as_large(held_out, values):
+    found = tail(np.array(values), (sorted(held_out), [1.0] * len(held_out)))
+    assert found.tolist() == pytest.approx([(sum(h >= v for h in held_out) + 1) / (len(held_out) + 1) for v in values])
+
+
+def test_ids_of_the_levels_are_ancestors_of_the_term():
+    graph = load_graph(CL_SLIM)
+    for row in build_hierarchy([*TYPES, "melanocyte", "pancreatic D cell", "native cell"], graph, "other"):
+        ids = level_terms(row, graph)
+        assert ids[3] == row.cl_id
+        above = nx.descendants(graph, row.cl_id) | {row.cl_id} if row.cl_id in graph else {row.cl_id}
+        assert set(ids) - {""} <= above
+        if row.system == "Other":
+            assert ids[0] == ""
+        elif row.type != row.subtype:
+            assert ids[2] == match_names([row.type], graph)[row.type][0]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cells.parquet, adapter.pt and ref/, a bundle of them; made once."""
+    folder = tmp_path_factory.mktemp("reference")
+    labels = TYPES * 120
+    path = write_h5ad(folder / "cells.h5ad", clustered(labels), kind=labels)
+    cells, model = str(folder / "cells.parquet"), str(folder / "adapter.pt")
+    ingest.main(["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", cells])
+    # short, and enough validation cells to calibrate on
+    quick = ["--epochs", "2", "--val-ratio", "0.3", "--scale-dim", "4", "--device", "cpu"]
+    train.main(["--input", cells, "--output", model, *quick])
+    bundle.main(["--model-path", model, "--input", cells, "--output", str(folder / "ref"), "--device", "cpu"])
+    return folder
+
+
+def annotated(reference: Path, source: Path, out: Path, *more: str) -> list[dict[str, str]]:
+    annotate.main(["--reference", str(reference / "ref"), "--input", str(source), "--output", str(out),
+                   "--device", "cpu", *more])  # fmt: skip
+    with open(out, encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_new_cells_get_their_labels_and_strange_ones_are_flagged(reference: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("fractal.data.source.CHUNK", 50)
+    labels = TYPES * 30
+    x = clustered(TYPES * 150)[-180:]  # other cells of the same types
+    x[3], x[4, 2], x[5, 0] = 0, np.nan, np.inf
+    x[60:110] = np.nan  # a whole chunk and more
+    x[120:] = np.random.default_rng(9).normal(size=(60, 16)) * 3
+    np.save(tmp_path / "x.npy", x)
+    rows = annotated(reference, tmp_path / "x.npy", tmp_path / "out.tsv")
+    assert len(rows) == 180
+    invalid = [i for i, row in enumerate(rows) if row["status"] == "invalid"]
+    assert invalid == [3, 4, 5, *range(60, 110)]
+    assert all(rows[i]["level"] == "none" and rows[i]["label"] == rows[i]["subtype"] == "" for i in invalid)
+    known = [i for i in range(120) if i not in invalid]
+    assert np.mean([rows[i]["subtype"] == labels[i] for i in known]) > 0.9
+    assert np.mean([rows[i]["status"] != "novel" for i in known]) > 0.9
+    assert np.mean([row["status"] == "novel" for row in rows[120:]]) > 0.9
+
+    hierarchy = {tuple(r[level] for level in LEVELS): r for r in hierarchy_rows(reference)}
+    for i, row in enumerate(rows):
+        if i in invalid:
+            continue
+        own = hierarchy[tuple(row[level] for level in LEVELS)]  # one path
+        assert all(row[f"{level}_cl_id"] == own[f"{level}_cl_id"] for level in LEVELS)
+        depth = ["none", *LEVELS].index(row["level"])
+        assert row["label"] == (row[LEVELS[depth - 1]] if depth else "")
+        assert all(float(row[f"{level}_probability"]) >= 0.8 for level in LEVELS[:depth])
+
+
+def hierarchy_rows(reference: Path) -> list[dict[str, str]]:
+    with open(reference / "ref" / "hierarchy.tsv", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
+    x = clustered(TYPES * 3, seed=0)
+    x[2] = np.nan
+    source = write_h5ad(tmp_path / "x.h5ad", x, kind=TYPES * 3)
+    rows = annotated(reference, source, tmp_path / "a.tsv", "--obsm", "X_pca")
+    for name in ("b.parquet", "c.h5ad"):
+        annotate.main(["--reference", str(reference / "ref"), "--input", str(source), "--output",
+                       str(tmp_path / name), "--obsm", "X_pca", "--device", "cpu"])  # fmt: skip
+    table = pq.read_table(tmp_path / "b.parquet")
+    obs = anndata.read_h5ad(tmp_path / "c.h5ad").obs
+    assert list(rows[0])[0] == table.column_names[0] == "cell_id"
+    assert [row.pop("cell_id") for row in rows] == table["cell_id"].to_pylist() == obs.index.tolist()
+    assert list(obs.columns) == ["kind", *(f"fractal_{name}" for name in rows[0])]
+    about = anndata.read_h5ad(tmp_path / "c.h5ad").uns["fractal"]["annotation"]
+    assert (about["reference"], about["confidence"], about["reference_format"]) == ("ref", 0.8, VERSION)
+    for name in rows[0]:
+        text = [row[name] for row in rows]
+        for values in (table[name].to_pylist(), obs[f"fractal_{name}"].tolist()):
+            assert [f"{v:.4g}" if isinstance(v, float) else v for v in values] == text
+
+
+def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path, fails):
+    np.save(tmp_path / "x.npy", clustered(TYPES * 5))
+    rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", "--only", "CL:0000542")  # lymphocyte
+    assert {row["subtype"] for row in rows} <= {"B cell", "natural killer cell", "regulatory T cell"}
+    more = ["--only", "CL:0000542", "--exclude", "CL:0000084"]  # T cell
+    rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", *more)
+    assert {row["subtype"] for row in rows} <= {"B cell", "natural killer cell"}
+    found, graph = read_bundle(reference / "ref"), load_graph(CL_SLIM)
+    assert choose_paths(found, graph, [], []) is None
+    base = ["--reference", reference / "ref", "--input", tmp_path / "x.npy", "--output", tmp_path / "b.tsv"]
+    assert "not a term of CL" in fails(annotate.main, *base, "--only", "T cell")
+    assert "leave no reference cell" in fails(annotate.main, *base, "--only", "CL:0000542", "--exclude", "CL:0000542")
+    assert not (tmp_path / "b.tsv").exists()
+
+
+def test_a_bundle_says_where_it_comes_from_and_gives_back_what_went_in(reference: Path):
+    facts = json.loads((reference / "ref" / "bundle.json").read_text())
+    assert facts["cl_release"] == "2025-07-30"
+    assert facts["recipe"] == "fractal"
+    scores = facts["scores"]
+    assert scores["cells"] > 100
+    assert scores["levels"]["subtype"]["accuracy_forced"] > 0.9
+    assert sum(b["cells"] for b in scores["levels"]["subtype"]["reliability"]) == scores["cells"]
+    assert "| `subtype`" in (reference / "ref" / "README.md").read_text()
+    found = read_bundle(reference / "ref")
+    checkpoint = torch.load(reference / "adapter.pt", weights_only=True)
+    for name, tensor in found.adapter.state_dict().items():
+        assert torch.equal(tensor, checkpoint["state"][name])
+    assert len(found.vectors) == facts["reference_cells"]
+
+
+def test_bad_bundles(reference: Path, tmp_path: Path, fails):
+    np.save(tmp_path / "x.npy", clustered(TYPES))
+    np.save(tmp_path / "wide.npy", np.zeros((3, 17)))
+
+    def line(change, source: str = "x.npy", *more: str) -> str:
+        shutil.rmtree(tmp_path / "ref", ignore_errors=True)
+        shutil.copytree(reference / "ref", tmp_path / "ref")
+        change(tmp_path / "ref")
+        out = tmp_path / "out.tsv"
+        found = fails(
+            annotate.main, "--reference", tmp_path / "ref", "--input", tmp_path / source, "--output", out, *more
+        )
+        assert not out.exists()
+        return found
+
+    def edit(**changes: object):
+        def change(folder: Path) -> None:
+            facts = json.loads((folder / "bundle.json").read_text())
+            (folder / "bundle.json").write_text(json.dumps(facts | changes))
+
+        return change
+
+    assert f"a reference of version 0, this reads {VERSION}" in line(edit(version=0))
+    assert "not a reference" in line(lambda folder: (folder / "bundle.json").unlink())
+    assert "not a reference" in line(lambda folder: (folder / "bundle.json").write_text("[]"))
+    assert "not a reference" in line(edit(sha256=5))
+    config = json.loads((reference / "ref" / "bundle.json").read_text())["config"]
+    assert "a damaged reference" in line(edit(config={**config, "dim": 2**30}))
+    for name in ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json"):
+        with_more = lambda folder, name=name: open(folder / name, "ab").write(b" ")  # noqa: E731, SIM115
+        assert f"{name}: missing, or not the file" in line(with_more)
+    same = lambda folder: None  # noqa: E731
+    assert "vectors have 17 numbers, the adapter takes 16" in line(same, "wide.npy")
+    blocks = CL_SLIM.read_text(encoding="utf-8").split("\n\n")
+    lacking = [b for b in blocks if "id: CL:0000815\n" not in b]  # regulatory T cell
+    (tmp_path / "old.obo").write_text("\n\n".join(lacking), encoding="utf-8")
+    assert "lacks 1 terms of" in line(same, "x.npy", "--obo", str(tmp_path / "old.obo"))
+    assert "CL:0000815" in line(same, "x.npy", "--obo", str(tmp_path / "old.obo"))
+
+
+def test_bundle_refuses(reference: Path, tmp_path: Path, fails):
+    base = ["--model-path", reference / "adapter.pt", "--device", "cpu"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+    cells = ["--input", reference / "cells.parquet"]
+    assert "no reference" in fails(bundle.main, *base, *cells, "--output", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    table = pq.read_table(reference / "cells.parquet")
+    pq.write_table(table.slice(0, 100), tmp_path / "other.parquet")
+    line = fails(bundle.main, *base, "--input", tmp_path / "other.parquet", "--output", tmp_path / "ref")
+    assert "not the file that" in line
+    assert not (tmp_path / "ref").exists()
+
+
+PATHS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "published"])
+def test_onnx_equals_torch(tmp_path: Path, recipe: str):
+    torch.manual_seed(0)
+    adapter = FractalAdapter(16, 3, 5, PATHS) if recipe == "fractal" else PublishedAdapter(16, 3, 5, 2, 4)
+    assert export.export(adapter.eval(), tmp_path / "a.onnx") <= 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert [output.name for output in session.get_outputs()] == ["prefix_1", "prefix_2", "full"]
+    for size in (1, 31):
+        x = 5 * torch.randn(size, 16)
+        found = session.run(None, {"x": x.numpy()})
+        for ours, theirs in zip(embed(adapter, x), found, strict=True):
+            assert np.allclose(ours, theirs, atol=1e-5)
+            assert np.allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
+
+
+def test_int8_vectors_keep_cosines(reference: Path, tmp_path: Path):
+    x = clustered(TYPES * 50, seed=0)
+    x[7] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    adapter = read_bundle(reference / "ref").adapter
+    found = export.write_int8(adapter, tmp_path / "x.npy", "", tmp_path / "int8", 1_000)
+    good = np.arange(300) != 7
+    for (name, again, lost), exact in zip(found, embed(adapter, torch.from_numpy(x[good])), strict=True):
+        int8 = np.load(tmp_path / "int8" / f"{name}.npy")
+        assert int8.dtype == np.int8
+        assert not int8[7].any()
+        assert (np.abs(int8[good]).max(axis=1) == 127).all()
+        back = int8[good] / np.linalg.norm(int8[good].astype(float), axis=1, keepdims=True)
+        assert np.abs(back @ back.T - exact.numpy() @ exact.numpy().T).max() < 0.02
+        assert 0 < again <= 1
+        assert 0 <= lost < 0.01
+
+
+def test_recall_by_hand():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(40, 6, generator=rng), dim=1)
+    assert export.recall(x, x) == (1.0, pytest.approx(0, abs=1e-6))
+    coarse = (2 * x).round()
+    similar, rough = x @ x.T - 9 * torch.eye(40), torch.nn.functional.normalize(coarse.float(), dim=1)
+    rough = rough @ rough.T - 9 * torch.eye(40)
+    shared = [len(set(a.topk(10).indices.tolist()) & set(b.topk(10).indices.tolist())) for a, b in zip(similar, rough)]  # noqa: B905
+    assert export.recall(x, coarse)[0] == pytest.approx(np.mean(shared) / 10)
+
+
+def test_a_confidence_out_of_range(tmp_path: Path, fails):
+    base = ["--reference", tmp_path, "--input", tmp_path / "x.npy"]
+    assert "above 0" in fails(annotate.main, *base, "--output", tmp_path / "a.tsv", "--confidence", "1.5")
+    assert "name a .tsv" in fails(annotate.main, *base, "--output", tmp_path / "a.txt")
+    assert "only written for an .h5ad" in fails(annotate.main, *base, "--output", tmp_path / "a.h5ad")
+    with pytest.raises(InputError, match="not a reference"):
+        read_bundle(tmp_path)
+
+
+def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path, tmp_path: Path, fails):
+    cells, model = tmp_path / "cells.parquet", tmp_path / "adapter.pt"
+    shutil.copyfile(reference / "cells.parquet", cells)
+    shutil.copyfile(reference / "adapter.pt", model)
+    x = tmp_path / "int8" / "full.npy"
+    x.parent.mkdir()
+    np.save(x, clustered(TYPES * 50))
+    h5ad = tmp_path / "cells.h5ad"
+    shutil.copyfile(reference / "cells.h5ad", h5ad)
+    before = {path: path.read_bytes() for path in (cells, model, x, h5ad)}
+    own = ["--model-path", model, "--output"]
+    for main, *argv in (
+        (annotate.main, "--reference", reference / "ref", "--input", cells, "--output", cells),
+        (train.main, "--input", cells, "--output", cells),
+        (ingest.main, "--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", h5ad),
+        (evaluate.main, "--model-path", model, "--input", cells, "--json", cells),
+        (evaluate.main, "--model-path", model, "--input", cells, "--cells-out", model),
+        (export.main, *own, model),
+        (export.main, *own, x, "--vectors", x),
+        (export.main, *own, tmp_path / "a.onnx", "--vectors", x, "--int8-dir", x.parent),
+    ):
+        line = fails(main, *argv)
+        assert "is the input" in line
+        assert "name another output" in line
+    # 4 x 4 numbers, as wide as the vectors that the adapter takes
+    embed_script.main(["--model-path", str(model), "--input", str(cells), "--output", str(tmp_path / "made.parquet")])
+    made = ["--input", tmp_path / "made.parquet", "--output", tmp_path / "out.tsv"]
+    assert "come from embed.py" in fails(annotate.main, "--reference", reference / "ref", *made)
+    assert "come from embed.py" in fails(
+        export.main, *own, tmp_path / "a.onnx", "--vectors", tmp_path / "made.parquet", "--int8-dir", tmp_path
+    )
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "a.onnx").exists()  # nothing is written before the vectors are looked at
+
+
+def test_a_damaged_block_of_an_h5ad_is_not_a_full_disk(reference: Path, tmp_path: Path, fails):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 50))
+    with h5py.File(path, "a") as file:
+        x = file["obsm/X_pca"][:]
+        del file["obsm/X_pca"]
+        array = file["obsm"].create_dataset("X_pca", data=x, chunks=(100, 16), compression="gzip")
+        place = array.id.get_chunk_info(1)
+    with open(path, "r+b") as raw:
+        raw.seek(place.byte_offset)
+        raw.write(bytes(place.size))
+    argv = ["--reference", reference / "ref", "--input", path, "--obsm", "X_pca", "--output"]
+    for name in ("out.tsv", "out.h5ad"):
+        line = fails(annotate.main, *argv, tmp_path / name)
+        assert str(path) in line
+        assert "damaged" in line
+        assert not (tmp_path / name).exists()
+
+
+def test_an_obs_without_an_order_of_columns_is_refused_before_the_work(reference: Path, tmp_path: Path, fails):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 5))
+    with h5py.File(path, "a") as file:
+        del file["obs"].attrs["column-order"]
+    argv = ["--reference", reference / "ref", "--input", path, "--obsm", "X_pca", "--output", tmp_path / "out.h5ad"]
+    assert f"{path}: not an .h5ad file" in fails(annotate.main, *argv)
+
+
+def test_a_picture_of_the_confusions(reference: Path, tmp_path: Path, fails, capsys: pytest.CaptureFixture[str]):
+    source = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES * 3), kind=TYPES * 3)
+    base = ["--reference", reference / "ref", "--input", source, "--obsm", "X_pca", "--device", "cpu", "--output"]
+    assert "needs --truth" in fails(annotate.main, *base, tmp_path / "a.tsv", "--confusions", tmp_path / "a.png")
+    truth = [tmp_path / "a.tsv", "--truth", "kind", "--confusions"]
+    assert "name a .png, .svg or .pdf" in fails(annotate.main, *base, *truth, tmp_path / "a.tif")
+    assert fails(annotate.main, *base, tmp_path / "a.h5ad", "--truth", "kind", "--confusions", source)
+    assert not (tmp_path / "a.tsv").exists()
+    annotate.main([str(a) for a in (*base, *truth, tmp_path / "a.png")])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "cells whose kind the reference has" in capsys.readouterr().out

@@ -1,0 +1,208 @@
+"""The stages in parts give the rows of the single-machine scripts, also where Ray's workers are killed."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import fractal
+import ingest
+import stratify
+from fractal.base.cli import InputError
+from fractal.commands import annotate, embed
+from fractal.commands import cluster as command
+from fractal.commands import stages as cluster
+
+SMALL = 97  # rows of a row group here, so that 600 cells make 7 parts
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ROW_GROUP", SMALL)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks one by one in this process, in place of Ray."""
+
+    class Alone:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> cluster.Engine:
+            return cluster.one_by_one
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(command, "ray_engine", Alone)
+
+
+@pytest.fixture
+def atlas(release: Path, tmp_path: Path) -> Path:
+    """600 cells in 7 row groups."""
+    whole, out = tmp_path / "whole.parquet", tmp_path / "atlas.parquet"
+    ingest.main(["--model-dir", str(release), "--output", str(whole)])
+    pq.write_table(pq.read_table(whole), out, row_group_size=SMALL)
+    return out
+
+
+def rows_of(path: Path) -> list[dict]:
+    """All rows of a file, or of a folder's files by name."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def main(*argv: object) -> None:
+    command.main([str(word) for word in argv])
+
+
+@pytest.mark.usefixtures("alone")
+def test_ingest_of_a_release(release: Path, tmp_path: Path):
+    ingest.main(["--model-dir", str(release), "--output", str(tmp_path / "one.parquet")])
+    main("ingest", "--model-dir", release, "--output", tmp_path / "many")
+    assert len(list((tmp_path / "many").iterdir())) == 7
+    assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+    schema = pq.read_schema(tmp_path / "one.parquet")
+    assert pq.read_schema(tmp_path / "many" / "part-000000.parquet").equals(schema, check_metadata=True)
+    names = "one.hierarchy.tsv", "many.hierarchy.tsv"
+    assert len({(tmp_path / name).read_text() for name in names}) == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_ingest_of_an_h5ad_with_cells_left_out(h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cluster, "ROW_GROUP", 8)
+    flags = ["--h5ad", h5ad, "--use-rep", "X_pca", "--label-key", "kind", "--study-key", "donor"]
+    ingest.main([str(word) for word in [*flags, "--output", tmp_path / "one.parquet"]])
+    main("ingest", *flags, "--output", tmp_path / "many")
+    assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+    assert len(rows_of(tmp_path / "many")) == 59
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("memory", [1, 40_000, 10**9])  # parts of 97, 291, and all rows
+def test_stratify(memory: int, atlas: Path, tmp_path: Path):
+    stratify.main(["--input", str(atlas), "--output", str(tmp_path / "one.parquet"), "--seed", "3"])
+    main("stratify", "--input", atlas, "--output", tmp_path / "many", "--seed", 3, "--memory", memory)
+    assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+    schema = pq.read_schema(tmp_path / "one.parquet")
+    assert pq.read_schema(tmp_path / "many" / "part-000000.parquet").equals(schema, check_metadata=True)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_folder_is_read_in_the_order_of_its_names(atlas: Path, tmp_path: Path):
+    table = pq.read_table(atlas)
+    (tmp_path / "folder").mkdir()
+    for name, rows in ("b", slice(200, 600)), ("a", slice(0, 200)):
+        pq.write_table(table[rows], tmp_path / "folder" / f"{name}.parquet", row_group_size=50)
+    for path, out in (atlas, "one"), (tmp_path / "folder", "two"):
+        main("stratify", "--input", path, "--output", tmp_path / out, "--memory", 1)
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
+
+
+@pytest.fixture
+def reference(atlas: Path, tmp_path: Path) -> Path:
+    """A reference of the atlas's cells."""
+    table = pq.read_table(atlas)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    cells = anndata.AnnData(np.zeros((600, 1), np.float32), obsm={"X_pca": vectors})
+    cells.obs["kind"] = table["level4_subtype"].to_pylist()
+    fractal.fit(cells, labels="kind", use_rep="X_pca", epochs=1).save(tmp_path / "reference")
+    return tmp_path / "reference"
+
+
+@pytest.mark.slow  # it trains, and makes a reference
+@pytest.mark.usefixtures("alone")
+def test_embed_and_annotate(atlas: Path, reference: Path, tmp_path: Path):
+    table = pq.read_table(atlas)
+    named = tmp_path / "named.parquet"  # as pandas names an index
+    names = pa.array([f"cell {i}" for i in range(600)])
+    pq.write_table(table.append_column("obs_names", names), named, row_group_size=SMALL)
+    for path in atlas, named:
+        flags = ["--input", str(path), "--reference", str(reference)]
+        embed.main([*flags, "--output", str(tmp_path / "one.parquet"), "--prefix", "2", "--device", "cpu"])
+        main("embed", *flags, "--output", tmp_path / "many", "--prefix", 2)
+        assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+        schema = pq.read_schema(tmp_path / "one.parquet")
+        assert pq.read_schema(tmp_path / "many" / "part-000003.parquet").equals(schema, check_metadata=True)
+        annotate.main([*flags, "--output", str(tmp_path / "labels.parquet"), "--device", "cpu"])
+        main("annotate", *flags, "--output", tmp_path / "labels")
+        assert rows_of(tmp_path / "labels") == rows_of(tmp_path / "labels.parquet")
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_output_is_there_whole_or_not_at_all(atlas: Path, tmp_path: Path, fails: Callable[..., str]):
+    table = pq.read_table(atlas)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    vectors[333] = np.nan  # in the fourth row group
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 16)
+    bad = table.set_column(table.column_names.index("embedding"), "embedding", column)
+    pq.write_table(bad, tmp_path / "bad.parquet", row_group_size=SMALL)
+    out = tmp_path / "out" / "many"
+    torch_free = ["--input", atlas, "--output", out]
+    main("stratify", *torch_free)
+    before = rows_of(out)
+    line = fails(command.main, "stratify", "--input", tmp_path / "none", "--output", out)
+    assert "no such file" in line
+    (out / "notes.txt").write_text("mine")
+    assert "would be lost (notes.txt)" in fails(command.main, "stratify", *torch_free)
+    (out / "notes.txt").unlink()
+
+    def lost(task: cluster.Task, count: int, name: str):
+        for number in range(count - (name == "deal")):
+            yield task(number)
+
+    with pytest.raises(InputError, match="rows were lost"):
+        cluster.stratify(cluster.Pieces.of(atlas), out, 0, SMALL, lost)
+    assert rows_of(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["many"]
+
+
+@pytest.mark.slow
+def test_ray_with_a_worker_killed_in_the_middle(atlas: Path, tmp_path: Path):
+    class Slowly:
+        """A task that takes its time, and notes that it ran."""
+
+        def __init__(self, task: cluster.Task, log: Path) -> None:
+            self.task, self.log = task, log
+
+        def __call__(self, number: int) -> int:
+            with open(self.log, "a") as file:
+                file.write(f"{number} {os.getpid()}\n")
+            time.sleep(0.5)
+            return self.task(number)
+
+    stratify.main(["--input", str(atlas), "--output", str(tmp_path / "one.parquet")])
+    log = tmp_path / "log"
+    log.touch()
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            started = [int(line.split()[1]) for line in log.read_text().splitlines()]
+            if len(started) >= 3:
+                os.kill(started[-1], signal.SIGKILL)
+                killed.append(started[-1])
+            time.sleep(0.02)
+
+    with command.ray_engine(None, 2) as engine:
+        thread = threading.Thread(target=kill)
+        thread.start()
+        pieces = cluster.Pieces.of(atlas)
+
+        def slowly(task: cluster.Task, count: int, name: str) -> Iterator[int]:
+            return engine(Slowly(task, log), count, name)
+
+        cells = cluster.stratify(pieces, tmp_path / "many", 0, SMALL, slowly)
+        thread.join()
+    assert cells == 600
+    assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+    started = [line.split() for line in log.read_text().splitlines()]
+    assert len(started) > 14  # of 7 tasks to deal and 7 to gather some ran twice
+    assert len({process for _, process in started}) >= 2

@@ -1,0 +1,92 @@
+"""ingest.py on an .h5ad, and what scanpy makes of embedded ones. How they are embedded: test_embed.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import ingest
+from fractal.commands import embed
+from fractal.data.parquet import open_atlas, read_rows
+from fractal.model.adapter import FractalAdapter, save
+from tests.conftest import TYPES, clustered, write_h5ad
+
+
+def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad: Path):
+    (tmp_path / "map.tsv").write_text("B cell\tplasmablast\nfibroblast\t\n", encoding="utf-8")
+    out = tmp_path / "cells.parquet"
+    ingest.main(["--h5ad", str(h5ad), "--obsm", "X_pca", "--label-key", "kind", "--study-key", "donor",
+                 "--label-map", str(tmp_path / "map.tsv"), "--output", str(out)])  # fmt: skip
+    labels = [{"B cell": "plasmablast"}.get(name, name) for name in TYPES * 10]
+    keep = [i for i in range(60) if i != 7 and labels[i] != "fibroblast"]
+    table = pq.read_table(out)
+    assert table["level4_subtype"].to_pylist() == [labels[i] for i in keep]
+    assert table["study"].to_pylist() == ["ab"[i % 2] for i in keep]
+    assert np.array_equal(read_rows(out, np.arange(len(keep))).vectors, clustered(TYPES * 10)[keep])
+    assert open_atlas(out).schema_arrow.metadata[b"source"] == str(h5ad).encode()
+    assert out.with_name("cells.hierarchy.tsv").is_file()
+
+
+def test_unknown_names_come_with_the_closest_ones(tmp_path: Path, fails):
+    path = write_h5ad(tmp_path / "x.h5ad", clustered(["a"] * 4), kind=["natural kiler cell", "B cell"] * 2)
+    line = fails(ingest.main, "--h5ad", path, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o")
+    assert "1 type names are not in CL" in line
+    assert "natural kiler cell (natural killer cell" in line
+    assert "--label-map" in line
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--label-key", "cluster"], "obs has no column 'cluster'"),
+        (["--study-key", "batch"], "obs has no column 'batch'"),
+        (["--label-map", "missing.tsv"], "missing.tsv: No such file"),
+    ],
+)
+def test_bad_keys(tmp_path: Path, h5ad: Path, fails, flags: list[str], words: str):
+    base = ["--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "out.parquet"]
+    assert words in fails(ingest.main, *base, *flags)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_many_cells_in_a_row_without_a_label(tmp_path: Path, monkeypatch):
+    """A chunk without any labelled cell, as in joined data sets of which one is labelled."""
+    monkeypatch.setattr("fractal.data.h5ad.LabelledCells.chunks.__defaults__", (4,))
+    kinds = [None] * 9 + TYPES
+    path = write_h5ad(tmp_path / "a.h5ad", clustered(["B cell"] * 9 + TYPES), kind=kinds)
+    argv = ["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", str(tmp_path / "o.parquet")]
+    ingest.main(argv)
+    assert pq.read_table(tmp_path / "o.parquet")["level4_subtype"].to_pylist() == TYPES
+
+
+def test_bad_maps_and_cells(tmp_path: Path, h5ad: Path, fails):
+    (tmp_path / "map.tsv").write_text("B cell\n", encoding="utf-8")
+    base = ["--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o"]
+    assert "expected two columns" in fails(ingest.main, *base, "--label-map", tmp_path / "map.tsv")
+    (tmp_path / "map.tsv").write_text("T cell\tB cell\n", encoding="utf-8")
+    assert "none of the label map's names is in obs 'kind'" in fails(
+        ingest.main, *base, "--label-map", tmp_path / "map.tsv"
+    )
+    x = clustered(TYPES)
+    x[2, 3] = np.nan
+    bad = write_h5ad(tmp_path / "nan.h5ad", x, kind=TYPES)
+    line = fails(ingest.main, "--h5ad", bad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o")
+    assert "vector of cell 2 is zero or not finite" in line
+
+
+def test_scanpy_takes_the_vectors(tmp_path: Path, h5ad: Path):
+    scanpy = pytest.importorskip("scanpy")
+    paths = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
+    config = {"recipe": "fractal", "dim": 16, "num_levels": 3, "scale_dim": 5, "paths": paths.tolist()}
+    config |= {"levels": ["system", "lineage", "type"], "block_levels": [0, 1, 2]}
+    facts: dict = {"split": {}, "training": {}, "validation": None, "versions": {}}
+    model, out = str(tmp_path / "a.pt"), str(tmp_path / "out.h5ad")
+    save(model, FractalAdapter(16, 3, 5, paths), config, [["a", "b"], ["a", "b", "c"], ["p", "q", "r", "s"]], **facts)
+    embed.main([str(h5ad), "--reference", model, "--use-rep", "X_pca", "--output", out])
+    data = scanpy.read_h5ad(tmp_path / "out.h5ad")
+    scanpy.pp.neighbors(data, use_rep="X_fractal", n_neighbors=5)
+    assert data.obsp["connectivities"].shape == (60, 60)
+    assert data.obsp["connectivities"].nnz > 0

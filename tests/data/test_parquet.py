@@ -1,0 +1,274 @@
+"""The Parquet contract: what is written is read back, row by row, and splits hold what they promise."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fractal.base.cli import InputError, run
+from fractal.data.parquet import (
+    LEVEL_COLUMNS,
+    balanced_rows,
+    duplicate_groups,
+    fingerprint,
+    levels_of,
+    metadata_of,
+    num_duplicates,
+    open_atlas,
+    path_counts,
+    read_rows,
+    read_vectors,
+    row_groups,
+    writing,
+)
+
+NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
+
+
+def write(path: Path, groups: list[int], dim: int = 3, seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:
+    """An atlas with these row-group sizes -> its vectors and, per level, the label of each row."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(sum(groups), dim)).astype(np.float32)
+    codes = [rng.integers(0, len(names), sum(groups)) for names in NAMES]
+    with writing(path, dim, False, {"source": "a test"}) as writer:
+        for stop, size in zip(np.cumsum(groups), groups, strict=True):
+            rows = slice(stop - size, stop)
+            writer.append(vectors[rows], [(c[rows], names) for c, names in zip(codes, NAMES, strict=True)])
+    return vectors, [[names[c] for c in column] for column, names in zip(codes, NAMES, strict=True)]
+
+
+def test_schema_and_metadata(tmp_path: Path):
+    write(tmp_path / "a.parquet", [5])
+    file = open_atlas(tmp_path / "a.parquet")
+    schema = file.schema_arrow
+    assert schema.field("embedding").type == pa.list_(pa.float32(), 3)
+    assert all(schema.field(name).type == pa.dictionary(pa.int32(), pa.string()) for name in LEVEL_COLUMNS)
+    assert schema.metadata == {b"source": b"a test", b"dim": b"3"}
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
+def test_rows_come_back_in_the_order_asked_for(groups: list[int], draws: list[int]):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.parquet"
+        vectors, labels = write(path, groups)
+        rows = np.array(draws) % sum(groups)  # repeats allowed
+        cells = read_rows(path, rows)
+        assert np.array_equal(cells.vectors, vectors[rows])
+        for k, column in enumerate(labels):
+            assert [cells.classes[k][c] for c in cells.labels[:, k]] == [column[i] for i in rows]
+            assert cells.classes[k] == sorted({column[i] for i in rows})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    write(path, [5])
+    old = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), writing(path, 3, False, {}):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_the_fingerprint_follows_the_rows(tmp_path: Path):
+    prints = set()
+    for name, groups, seed in [("a", [5, 5], 0), ("b", [5, 5], 1), ("c", [10], 0)]:
+        write(tmp_path / name, groups, seed=seed)
+        prints.add(fingerprint(tmp_path / name))
+    assert len(prints) == 3
+    table = pq.read_table(tmp_path / "a")
+    for name, order in (("kept", [0, 1]), ("swapped", [1, 0])):  # same sizes, same minima and maxima
+        pq.write_table(table.take([*order, *range(2, 10)]), tmp_path / name)
+    assert fingerprint(tmp_path / "kept") != fingerprint(tmp_path / "swapped")
+    write(tmp_path / "again", [5, 5], seed=0)
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "a")
+
+
+def test_an_atlas_that_is_missing_is_named(tmp_path: Path, capsys):
+    missing = tmp_path / "none.parquet"
+
+    def main() -> None:
+        fingerprint(missing)
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            pa.table({"embedding": pa.array([[1.0]], pa.list_(pa.float32(), 1)), "level1_a": ["a"]}),
+            "lacks the columns of its levels",
+        ),
+        (
+            pa.table(
+                {
+                    "embedding": pa.array([[1.0]], pa.list_(pa.float32(), 1)),
+                    **dict.fromkeys(["level1_a", "level3_b"], ["a"]),
+                }
+            ),
+            "its levels are level1_a, level3_b",
+        ),
+        (
+            pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array(["a"])], ["x", "x", "embedding"]),
+            "several columns called x; rename or drop",
+        ),
+        (pa.table({"x": [1]}), "lacks the column embedding"),
+        (
+            pa.table(
+                {"embedding": pa.array([[1.0]], pa.list_(pa.float64(), 1)), **dict.fromkeys(LEVEL_COLUMNS, ["a"])}
+            ),
+            "'embedding' is fixed_size_list<element: double>",
+        ),
+        (
+            pa.table(
+                {
+                    "embedding": pa.array([], pa.list_(pa.float32(), 1)),
+                    **dict.fromkeys(LEVEL_COLUMNS, pa.array([], pa.string())),
+                }
+            ),
+            "holds no cells",
+        ),
+    ],
+)
+def test_other_parquet_files_are_refused(tmp_path: Path, table: pa.Table, message: str):
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=message):
+        open_atlas(tmp_path / "x.parquet")
+
+
+def test_broken_files_are_refused(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    with pytest.raises(InputError, match=r"a\.parquet: no such file"):
+        open_atlas(path)
+    write(path, [50])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"a\.parquet: not a Parquet file, or damaged"):
+        open_atlas(path)
+
+
+def test_zero_vectors_are_refused(tmp_path: Path):
+    with writing(tmp_path / "a", 2, False, {}) as writer:
+        writer.append(np.zeros((1, 2), np.float32), [(np.array([0]), ["a"])] * 4)
+    with pytest.raises(InputError, match="zero or not finite"):
+        read_rows(tmp_path / "a", np.array([0]))
+
+
+@pytest.mark.parametrize("column", ["embedding", "level3_type"])
+def test_missing_values_are_refused(tmp_path: Path, column: str):
+    columns = {"embedding": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))}
+    columns |= {name: pa.array(["b", "a"]) for name in LEVEL_COLUMNS}
+    columns[column] = pa.array([None, columns[column][1].as_py()], columns[column].type)
+    pq.write_table(pa.table(columns), tmp_path / "a")
+    with pytest.raises(InputError, match=f"a: 1 cells have no {column}"):
+        read_rows(tmp_path / "a", np.array([0, 1]))
+
+
+def test_plain_string_columns_are_read_too(tmp_path: Path):
+    columns = {name: ["b", "a"] for name in LEVEL_COLUMNS}
+    table = pa.table({"embedding": pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2)), **columns})
+    pq.write_table(table, tmp_path / "a")
+    cells = read_rows(tmp_path / "a", np.array([0, 1]))
+    assert cells.labels.tolist() == [[1] * 4, [0] * 4]
+    assert cells.classes[0] == ["a", "b"]
+
+
+def test_path_counts_are_a_slow_count(tmp_path: Path):
+    _, labels = write(tmp_path / "a.parquet", [5, 9, 3])
+    keep = np.random.default_rng(1).random(17) < 0.6
+    expected = Counter(tuple(level[i] for level in labels) for i in np.flatnonzero(keep))
+    assert path_counts(tmp_path / "a.parquet", keep) == dict(expected)
+
+
+def write_rows(path: Path, vectors: np.ndarray, finest: list[str], metadata: dict[str, str] | None = None) -> None:
+    """An atlas of two levels, with names of the cells."""
+    names = sorted(set(finest))
+    codes = np.array([names.index(name) for name in finest])
+    with writing(path, vectors.shape[1], False, metadata or {}, levels=("class", "subclass"), has_ids=True) as writer:
+        writer.append(vectors, [(np.zeros_like(codes), ["all"]), (codes, names)], [f"c{i}" for i in range(len(codes))])
+
+
+def test_other_levels_and_names_of_cells(tmp_path: Path):
+    write_rows(tmp_path / "a", np.eye(3, dtype=np.float32), ["x", "y", "x"])
+    assert pq.read_schema(tmp_path / "a").names == ["cell_id", "embedding", "level1_class", "level2_subclass"]
+    assert pq.read_table(tmp_path / "a")["cell_id"].to_pylist() == ["c0", "c1", "c2"]
+    assert levels_of(tmp_path / "a") == ("class", "subclass")
+    cells = read_rows(tmp_path / "a", np.array([2, 1]))
+    assert (cells.levels, cells.classes, cells.labels.tolist()) == (
+        ("class", "subclass"),
+        [["all"], ["x", "y"]],
+        [[0, 0], [0, 1]],
+    )
+    assert path_counts(tmp_path / "a", np.ones(3, bool)) == {("all", "x"): 2, ("all", "y"): 1}
+    nothing = read_rows(tmp_path / "a", np.array([], int))
+    assert (nothing.vectors.shape, nothing.labels.shape) == ((0, 3), (0, 2))
+
+
+def test_metadata_that_are_no_text(tmp_path: Path):
+    write_rows(tmp_path / "a", np.eye(2, dtype=np.float32), ["x", "y"])
+    table = pq.read_table(tmp_path / "a").replace_schema_metadata({"source": b"caf\xe9", b"\xff": "x"})
+    pq.write_table(table, tmp_path / "b")
+    assert metadata_of(tmp_path / "b") == {"source": "caf\ufffd", "\ufffd": "x"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.float16(), 2), pa.list_(pa.float64(), 2), pa.list_(pa.float32()), pa.large_list(pa.float64())],
+    ids=str,
+)
+def test_vectors_of_any_kind_of_list(tmp_path: Path, kind: pa.DataType):
+    vectors = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    columns = {"name": ["a", "b", "c"], "embedding": pa.array([list(v.astype(np.float16)) for v in vectors], kind)}
+    pq.write_table(pa.table(columns), tmp_path / "a", row_group_size=2)
+    read = [read_vectors(table, "a") for table in row_groups(tmp_path / "a", ["embedding"])]
+    assert {part.dtype for part in read} == {np.dtype(np.float32)}
+    assert np.array_equal(np.concatenate(read), vectors)
+    assert [table["name"].to_pylist() for table in row_groups(tmp_path / "a", size=1)] == [["a"], ["b"], ["c"]]
+
+
+def test_vectors_of_different_lengths(tmp_path: Path):
+    pq.write_table(pa.table({"embedding": pa.array([[1.0], [1, 2]])}), tmp_path / "a")
+    with pytest.raises(InputError, match="different lengths, 1 to 2 numbers"):
+        read_vectors(next(row_groups(tmp_path / "a")), "a")
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(0, 70), st.integers(0, 99))
+def test_a_part_of_a_sorted_file_is_balanced(labels: list[str], n: int, seed: int):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        write_rows(path, np.ones((len(labels), 1), np.float32), sorted(labels))
+        rows = np.arange(0, len(labels), 2)
+        chosen = balanced_rows(path, rows, n, seed)
+        assert len(chosen) == min(n, len(rows))
+        assert np.array_equal(chosen, np.unique(chosen))
+        assert set(chosen) <= set(rows)
+        there = Counter(sorted(labels)[row] for row in rows)
+        taken = Counter(sorted(labels)[row] for row in chosen)
+        most = max(taken.values(), default=0)
+        assert all(taken[name] in (most, most - 1) or taken[name] == there[name] for name in there)
+        # A file that says it is balanced is taken at its word.
+        write_rows(path, np.ones((len(labels), 1), np.float32), sorted(labels), {"stratified": "level2_subclass"})
+        assert balanced_rows(path, rows, n, seed).tolist() == rows[:n].tolist()
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, -0.0, 1.0]), st.sampled_from([1.0, 2.0])), min_size=1, max_size=30))
+def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]]):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder) / "a", np.array(pairs, np.float32), ["x"] * len(pairs))
+        groups = duplicate_groups(Path(folder) / "a")
+    first = [pairs.index(pair) for pair in pairs]  # 0. == -0.
+    assert num_duplicates(groups) == len(pairs) - len(set(first))
+    assert (list(range(len(pairs))) if groups is None else groups.tolist()) == first
+    assert (groups is None) == (len(set(first)) == len(pairs))

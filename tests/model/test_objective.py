@@ -1,0 +1,237 @@
+"""The losses, each against a slow and obvious version that loops over cells in Python."""
+
+import math
+
+import networkx as nx
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from fractal.hierarchy.ontology import CL_SLIM, load_graph
+from fractal.model import published
+from fractal.model.adapter import TAU, FractalAdapter, PublishedAdapter
+from fractal.model.hierarchical import HierarchicalObjective, ancestor_matrix
+from fractal.model.objective import SMOOTHING, PrefixObjective, log_ratio
+from fractal.model.published import PublishedObjective, published_loss
+
+LABELS = torch.tensor(
+    [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
+)
+
+
+FREQUENCY = torch.tensor([90, 1, 5, 3, 1])  # cells of each path in the whole file
+
+
+def fractal_parts(levels: list[int]) -> tuple[FractalAdapter, PrefixObjective, Tensor, Tensor]:
+    """-> an adapter, its objective, the vectors and each row's path."""
+    paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
+    x = torch.randn(7, 12)
+    adapter = FractalAdapter(12, len(levels), 3, paths).eval()
+    return adapter, PrefixObjective(adapter, x, path, FREQUENCY[: len(paths)]), x, path
+
+
+@pytest.mark.parametrize("levels", [[0, 1, 2, 3], [3, 3, 3, 3], [0, 1]])
+def test_the_loss_equals_the_slow_version(levels: list[int]):
+    adapter, objective, x, path = fractal_parts(levels)
+    rows = [6, 0, 3, 4, 2]
+
+    def shifted(logits: list[float], classes: list[int], count: int) -> Tensor:
+        """Add log(share among the training rows) - log(share in the file), half a cell being added to every class."""
+        here = [sum(classes[int(p)] == c for p in path) + 0.5 for c in range(count)]
+        file = [sum(int(FREQUENCY[p]) for p in range(len(classes)) if classes[p] == c) + 0.5 for c in range(count)]
+        return torch.tensor(
+            [v + math.log(h / sum(here)) - math.log(f / sum(file)) for v, h, f in zip(logits, here, file, strict=True)]
+        )
+
+    expected = 0.0
+    for row in rows:
+        logits, _, _ = adapter(x[row : row + 1])
+        own = list(range(len(adapter.paths)))
+        target = path[row : row + 1]
+        found = shifted(logits[0].tolist(), own, len(own))[None]
+        expected += cross_entropy(found, target, label_smoothing=SMOOTHING).item() / len(rows)
+        for j in range(len(levels)):
+            prefix = adapter.prefix(x[row : row + 1], j + 1)[0].detach()
+            own = objective.prototypes.split(adapter.classes)[j][:, : 3 * (j + 1)].detach()
+            cosines = [float(prefix @ p / p.norm()) / TAU for p in own]
+            found = shifted(cosines, adapter.paths[:, j].tolist(), len(cosines))[None]
+            expected += cross_entropy(found, adapter.paths[target, j], label_smoothing=SMOOTHING).item() / len(rows)
+    assert objective(adapter, torch.tensor(rows)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_frequencies_shift_nothing():
+    assert torch.allclose(log_ratio(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 5.0])), torch.zeros(2))
+    shift = log_ratio(torch.tensor([50.0, 50.0]), torch.tensor([90.0, 10.0]))
+    assert shift[1] - shift[0] == pytest.approx(math.log(90.5 / 10.5))
+
+
+def test_a_rare_path_counts_by_its_frequency_in_the_file():
+    """With other frequencies the same vectors have another loss."""
+    torch.manual_seed(0)
+    adapter, objective, x, path = fractal_parts([0, 1, 2, 3])
+    shift = objective.logit_adjustment[0]
+    assert shift.argmin() == FREQUENCY.argmax()  # common in the file, less so among the training rows
+    assert not torch.allclose(shift, shift.mean().expand(5), atol=0.1)
+
+
+def test_ancestors_of_blood_cells_by_hand():
+    """A term is above the types that CL says; the tree's nodes stand in for a type that CL does not know."""
+    graph = load_graph(CL_SLIM)
+    known = [("I", "B cell"), ("I", "T cell"), ("S", "fibroblast")]
+    matrix = ancestor_matrix(known, graph)
+    assert matrix.shape[0] == 3
+    columns = matrix.T.tolist()
+    assert columns.count([1, 0, 0]) >= 1  # B cell itself, and what is only above it
+    assert [1, 1, 0] in columns  # lymphocyte
+    assert [1, 1, 1] in columns  # cell
+    assert [1, 0, 1] not in columns
+    terms = {"CL:0000236", "CL:0000084", "CL:0000057"}
+    above = terms.union(*(nx.descendants(graph, term) for term in terms))
+    assert len(columns) == len(above)
+    own = ancestor_matrix([("I", "x1"), ("I", "x2"), ("S", "x3")], graph).T.tolist()
+    assert sorted(own) == sorted([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    mixed = ancestor_matrix([("I", "B cell"), ("I", "x2")], graph).T.tolist()
+    assert [1, 1] in mixed  # I is above both
+    assert [0, 1] in mixed
+
+
+def test_the_hierarchical_loss_equals_the_slow_version():
+    torch.manual_seed(0)
+    levels = [3, 3, 3]
+    paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
+    x, adapter = torch.randn(7, 12), FractalAdapter(12, 3, 4, paths).eval()
+    ancestors = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).float()
+    objective = HierarchicalObjective(adapter, x, path, FREQUENCY, ancestors)
+    sampled = [int((path == c).sum()) + 0.5 for c in range(5)]
+    natural = [int(f) + 0.5 for f in FREQUENCY]
+    expected, rows = 0.0, [6, 0, 3, 4]
+    for row in rows:
+        logits, _, blocks = adapter(x[row : row + 1])
+        softmaxes = [logits[0].tolist()]
+        for j in (1, 2, 3):
+            prefix = normalize(blocks[0, :j].flatten(), dim=0).detach()
+            softmaxes.append([float(prefix @ p / p.norm()) / TAU for p in objective.prototypes[j - 1].detach()])
+        for scores in softmaxes:
+            odds = [
+                math.exp(s) * (here / sum(sampled)) / (file / sum(natural))
+                for s, here, file in zip(scores, sampled, natural, strict=True)
+            ]
+            for term in range(4):
+                if ancestors[path[row], term]:
+                    below = sum(o for o, inside in zip(odds, ancestors[:, term], strict=True) if inside)
+                    expected -= math.log(below / sum(odds)) / (11 / 5) / len(rows)  # 11 ones in 5 rows
+    assert objective(adapter, torch.tensor(rows)).item() == pytest.approx(expected, rel=1e-4)
+    objective(adapter, torch.tensor(rows)).backward()
+    assert all(p.grad is not None for p in [*adapter.parameters(), *objective.parameters()])
+
+
+def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:
+    """The published loss with one Python step per cell and per pair."""
+    anchor, leaf_positive, again, prefix_positive = blocks
+    n, num_levels, scale_dim = anchor.shape
+
+    def full(block_rows: Tensor) -> Tensor:
+        return torch.stack([normalize(adapter.norm_full(torch.cat(list(b))), dim=0) for b in block_rows])
+
+    def contrast(a: Tensor, p: Tensor) -> float:
+        losses = []
+        for i in range(n):
+            logits = [float(a[i] @ p[k]) / 0.07 for k in range(n)]
+            losses.append(math.log(sum(math.exp(v) for v in logits)) - logits[i])
+        return sum(losses) / n
+
+    def margin(z: Tensor, y: Tensor) -> float:
+        losses = []
+        for i in range(n):
+            positive = [float(z[i] @ z[k]) for k in range(n) if k != i and y[k] == y[i]]
+            negative = [float(z[i] @ z[k]) for k in range(n) if y[k] != y[i]]
+            if positive and negative:
+                losses.append(max(0.0, sum(negative) / len(negative) - sum(positive) / len(positive) + 0.2))
+        return sum(losses) / len(losses) if losses else 0.0
+
+    masked = torch.stack([torch.stack([anchor[i, s] * mask[i, s] for s in range(num_levels)]) for i in range(n)])
+    leaf = full(masked)
+    loss = contrast(leaf, full(leaf_positive)) + 0.5 * margin(leaf, labels[:, -1])
+    loss += float(cross_entropy(adapter.leaf(leaf), labels[:, -1]))
+    rows = []
+    for b in again:
+        cut = torch.cat([b[s] for s in range(j)])
+        rows.append(torch.cat([cut / cut.norm(), torch.zeros((num_levels - j) * scale_dim)]))
+    prefix = torch.stack(rows)
+    side = contrast(prefix, full(prefix_positive)) + 0.5 * margin(prefix, labels[:, j - 1])
+    if j == 1:
+        side += float(cross_entropy(adapter.top(prefix), labels[:, 0]))
+    if j == num_levels:
+        side += float(cross_entropy(adapter.leaf(prefix), labels[:, -1]))
+    return loss + 0.6 * side
+
+
+@pytest.mark.parametrize(("num_levels", "j"), [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (4, 1), (4, 2), (4, 3), (4, 4)])
+def test_the_published_loss_equals_the_slow_version(num_levels: int, j: int):
+    adapter = PublishedAdapter(16, num_levels, 3, 2, 5).eval()
+    with torch.no_grad():
+        for parameter in adapter.parameters():  # so that the norms' weights are not all one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        blocks = tuple(adapter.blocks(torch.randn(7, 16)) for _ in range(4))
+        mask = torch.randint(0, 2, (7, num_levels)).float()
+        labels = LABELS[:, :num_levels]
+        found = published_loss(adapter, blocks, labels, mask, j)
+        assert found.item() == pytest.approx(slow_published(adapter, blocks, labels, mask, j), rel=1e-4)
+
+
+def test_published_positives_are_others_of_the_same_class():
+    adapter = PublishedAdapter(16, 4, 3, 2, 5)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    rows = torch.arange(7).repeat(300)
+    for level in range(4):
+        drawn = objective.positives(rows, level)
+        assert torch.equal(LABELS[drawn, level], LABELS[rows, level])
+        for row in range(7):
+            others = {i for i in range(7) if i != row and LABELS[i, level] == LABELS[row, level]} or {row}
+            assert set(drawn[rows == row].tolist()) == others  # never itself, and each of them in turn
+
+
+def test_the_published_draws(monkeypatch: pytest.MonkeyPatch):
+    """What forward hands to the loss: j is the mode of the lengths drawn, positives and masks fit to it."""
+    torch.manual_seed(0)
+    seen: list[tuple[Tensor, int]] = []
+    drawn, levels = [], []
+    multinomial, positives = torch.multinomial, PublishedObjective.positives
+
+    def spy_multinomial(*args, **kwargs) -> Tensor:
+        drawn.append(multinomial(*args, **kwargs) + 1)
+        return drawn[-1] - 1
+
+    def spy_positives(self: PublishedObjective, rows: Tensor, level: int) -> Tensor:
+        levels.append(level)
+        return positives(self, rows, level)
+
+    def spy_loss(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> Tensor:
+        seen.append((mask, j))
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch, "multinomial", spy_multinomial)
+    monkeypatch.setattr(PublishedObjective, "positives", spy_positives)
+    monkeypatch.setattr(published, "published_loss", spy_loss)
+    adapter = PublishedAdapter(16, 4, 3, 2, 5)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    for size in [256] * 200 + [3] * 100:  # among three, every length is at times the mode
+        objective(adapter, torch.randint(0, 7, (size,)))
+    js = [j for _, j in seen]
+    for lengths, j in zip(drawn, js, strict=True):
+        counts = [int((lengths == k).sum()) for k in range(1, 5)]
+        assert j == 1 + counts.index(max(counts))
+    assert sum(j == 1 for j in js[:200]) / 200 == pytest.approx(0.97, abs=0.04)  # so prefix 1 gets nearly all
+    assert set(js) == {1, 2, 3, 4}
+    assert levels == [level for j in js for level in (-1, j - 1)]
+    kept = torch.cat([mask for mask, _ in seen]).mean(0)
+    assert kept.tolist() == pytest.approx([0.95, 0.9, 0.8, 0.7], abs=0.01)
+
+
+def test_published_objective_runs_and_has_gradients():
+    torch.manual_seed(0)
+    adapter = PublishedAdapter(16, 3, 3, 2, 4)
+    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    objective(adapter, torch.arange(7)).backward()
+    assert all(p.grad is not None for name, p in adapter.named_parameters() if not name.startswith(("top", "leaf")))

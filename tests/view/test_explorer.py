@@ -1,0 +1,600 @@
+"""The explorer's page: what is written into it, and, in a real browser, what it does; torch is the oracle."""
+
+import base64
+import csv
+import gzip
+import io
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch.nn.functional import normalize
+
+import fractal
+from fractal.base.cli import InputError
+from fractal.commands import explore
+from fractal.model.embedding import embed_matrix
+from fractal.view import explorer
+from fractal.view.colours import colours_of, to_oklch
+from fractal.view.explorer import Cells, balanced, choose, nodes_of, page_reference, unit, whole_numbers
+from fractal.view.maps import Maps
+from tests.conftest import clustered
+
+ROOT = Path(__file__).parents[2]
+TYPES = (
+    "B cell", "CD14-low, CD16-positive monocyte", "dendritic cell", "endothelial cell of artery",
+    "epithelial cell of lung",
+    "fibroblast", "mast cell", "natural killer cell", "neuron", "regulatory T cell", "smooth muscle cell",
+    "type II pneumocyte",
+)  # fmt: skip
+DIM = 24
+
+
+def cells(n: int, seed: int = 0, types: tuple[str, ...] = TYPES, column: str = "cell_type") -> anndata.AnnData:
+    """n cells around one place per type, some far from all; the places are the same for every seed."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(len(types), n)
+    x = clustered(types, DIM, spread=0.0)[kind] + 0.7 * rng.normal(size=(n, DIM))
+    obs = pd.DataFrame(
+        {column: np.array(types)[kind], "donor": rng.choice(["a", "b", "c"], n), "genes": rng.integers(500, 5000, n)},
+        index=[f"cell {seed}-{i}" for i in range(n)],
+    )
+    return anndata.AnnData(np.zeros((n, 1), np.float32), obs=obs, obsm={"X_scVI": x.astype(np.float32)})
+
+
+@pytest.fixture(scope="module")
+def ref() -> fractal.Reference:
+    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=3, device="cpu")
+
+
+def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
+    """Two of each prefix's own numbers: a map that costs nothing."""
+    full, scale = embed_matrix(ref.bundle.adapter, vectors)[0], ref.bundle.adapter.scale_dim
+    parts = [full[:, j * scale : j * scale + 2] for j in range(ref.bundle.adapter.num_levels)]
+    return np.stack([part - part.mean(0) for part in parts])
+
+
+def write(path: Path, ref: fractal.Reference, adata: anndata.AnnData, labels: str | None, title: str) -> Cells:
+    types, columns = choose(adata.obs, labels, ["donor", "genes"], title)
+    some = Cells(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns)
+    explorer.write_page(path, ref.bundle, some, layouts_of(ref, some.vectors), title, "blood")
+    return some
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the built page, which a checkout may lack."""
+    path = tmp_path / "template.html"
+    path.write_text(f"<html>{explorer.FIRST}<script>code</script>{explorer.REST}</html>")
+    monkeypatch.setattr(explorer, "TEMPLATE", path)
+
+
+def contents(page: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a page holds, read as its own code reads it."""
+    about = json.loads(re.search(r'id="about">(.*?)</script>', page, re.S)[1])  # type: ignore[index]
+    found = {}
+    for name, kind, shape, text in re.findall(
+        r'id="array-(\w+)" data-type="(\w+)" data-shape="([\d,]*)">([^<]*)</script>', page
+    ):
+        planes = np.frombuffer(gzip.decompress(base64.b64decode(text)), np.uint8)
+        size = np.dtype(kind).itemsize
+        flat = planes.reshape(size, -1).T.copy().view(kind)
+        found[name] = flat.reshape([int(n) for n in shape.split(",")])
+    return about, found
+
+
+def test_the_page_holds_what_it_was_given(ref, bare_template, tmp_path: Path):
+    adata = cells(200, seed=1)
+    some = write(tmp_path / "page.html", ref, adata, "cell_type", "my cells")
+    page = (tmp_path / "page.html").read_text()
+    about, found = contents(page)
+    full = embed_matrix(ref.bundle.adapter, some.vectors)[0]
+    assert (normalize(torch.from_numpy(full)) * torch.from_numpy(unit(found["fractal"]))).sum(1).min() > 1 - 1e-5
+    assert (found["raw"] == whole_numbers(some.vectors)).all()
+    maps = layouts_of(ref, some.vectors)
+    assert np.allclose(found["maps"] / 32_000, maps / np.abs(maps).max(), atol=1e-4)
+    assert [about["nodes"][i]["name"] for i in found["node"]] == list(adata.obs["cell_type"])
+    assert [about["columns"][0]["values"][c - 1] for c in found["column_0"]] == list(adata.obs["donor"])
+    assert (found["column_1"] == adata.obs["genes"]).all()
+    assert (about["title"], about["cells"], about["names"][3]) == ("my cells", 200, "cell 1-3")
+    assert page.index("array-maps") < page.index("<script>code") < page.index("array-fractal")  # drawn before unpacked
+
+
+def test_answers_of_the_reference_are_shown_as_deep_as_they_can_be_trusted(ref, bare_template, tmp_path: Path):
+    adata = cells(200, seed=1)
+    adata.obsm["X_scVI"][:40] = np.random.default_rng(0).normal(size=(40, DIM))  # like nothing
+    write(tmp_path / "page.html", ref, adata, None, "mine")
+    about, found = contents((tmp_path / "page.html").read_text())
+    answers = ref.bundle.annotate(adata.obsm["X_scVI"])
+    assert [about["nodes"][i]["name"] for i in found["node"]] == answers["label"].tolist()
+    assert not about["known"]
+    assert len({*answers["level"]}) > 1
+
+
+def test_no_text_of_the_data_ends_a_script(ref, bare_template, tmp_path: Path):
+    adata = cells(60, seed=1)
+    adata.obs["donor"] = "</script><script>alert(1)</script><!--"
+    write(tmp_path / "page.html", ref, adata, None, "</script><b>")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>" not in page
+    assert "alert" in page
+    assert "<script>alert" not in page
+    assert contents(page)[0]["columns"][0]["values"] == ["</script><script>alert(1)</script><!--"]
+
+
+@given(arrays(np.float32, (5, 7), elements=st.floats(-1e3, 1e3, width=32)).filter(lambda x: x.any(1).all()))
+def test_whole_numbers_keep_the_direction(x):
+    whole = whole_numbers(x)
+    assert np.abs(whole).max(1).tolist() == [explorer.LARGEST] * 5
+    exact = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    assert (exact * unit(whole)).sum(1).min() > 1 - 1e-5
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 70))
+def test_balanced_rows_are_as_even_as_can_be(path, count):
+    rows = balanced(np.array(path), count, 0)
+    assert len(rows) == len({*rows}) == min(count, len(path))
+    taken, there = np.bincount(np.array(path)[rows], minlength=5), np.bincount(path, minlength=5)
+    short = taken < there  # of these types there were more
+    assert not short.any() or taken.max() <= taken[short].min() + 1
+
+
+def test_shades_of_a_family_have_its_hue():
+    paths = [("Immune", "Lymphoid", f"T{i}") for i in range(5)] + [
+        ("Immune", "Myeloid", "M"),
+        ("Muscle", "Smooth", "S"),
+    ]
+    colours = colours_of(paths)
+    assert colours["Muscle",] == colours["Muscle", "Smooth", "S"]
+    hues = [to_oklch(colours[path])[2] for path in paths if path[0] == "Immune"]
+    assert max(hues) - min(hues) < 60
+    assert len({colours[path] for path in paths}) == len(paths)
+    assert colours_of([p for p in paths if p[0] == "Immune"])["Immune", "Myeloid"] != colours["Immune", "Myeloid"]
+
+
+def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch):
+    ref.save(tmp_path / "blood")
+    cells(80, seed=1).write_h5ad(tmp_path / "new.h5ad")
+    there = [tmp_path / "new.h5ad", "--reference", tmp_path / "blood", "--output", tmp_path / "page.html"]
+    assert "no column 'nothing'" in fails(explore.main, *there, "--labels", "nothing")
+    assert "only an .h5ad" in fails(explore.main, tmp_path / "x.npy", "--use-rep", "X", *there[1:])
+    assert "name another output" in fails(explore.main, *there[:3], "--output", tmp_path / "new.h5ad")
+    many = pd.DataFrame({"id": [f"x{i}" for i in range(300)]})
+    with pytest.raises(InputError, match="300 values"):
+        explorer.encoded({"id": many["id"]})
+    monkeypatch.setattr(explorer, "TEMPLATE", tmp_path / "nothing.html")
+    assert "is not built" in fails(explore.main, *there)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_lock_holds_no_address():
+    assert "http" not in (ROOT / "explorer" / "package-lock.json").read_text()
+
+
+# --- what the page does ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    binary = next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+    )
+    if not binary:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    if not explorer.TEMPLATE.is_file():
+        pytest.skip("the explorer's page is not built: uv sync --reinstall-package fractal-cells")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        flags = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
+        yield driver.chromium.launch(executable_path=binary, args=flags)
+
+
+class Opened:
+    """A page in the browser, and what it said and asked for."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        self.page = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        self.context.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+        self.wait("document.documentElement.dataset.ready", seconds=120)
+
+    def check(self) -> None:
+        assert self.said == []
+        assert [url for url in self.asked if not url.startswith(("file:", "blob:"))] == []
+        assert len([url for url in self.asked if url.startswith("file:")]) == 1
+
+    def wait(self, condition: str, seconds: float = 20) -> None:
+        """Until the expression is true. Playwright's own way is code in the page, which the page's policy forbids."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, condition
+            time.sleep(0.05)
+
+    def drop(self, name: str, content: bytes) -> None:
+        """As a person drops a file on the map; waits for the answers."""
+        self.page.evaluate(
+            """([name, text]) => {
+                const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+                const data = new DataTransfer();
+                data.items.add(new File([bytes], name));
+                const options = { dataTransfer: data, bubbles: true, cancelable: true };
+                for (const kind of ["dragover", "drop"])
+                    document.querySelector("#points").dispatchEvent(new DragEvent(kind, options));
+            }""",
+            [name, base64.b64encode(content).decode()],
+        )
+        self.wait("Boolean(document.querySelector('#yours h2, #yours .error'))", 120)
+
+    def download(self, button: str) -> bytes:
+        with self.page.expect_download() as waiting:
+            self.page.click(button)
+        return Path(waiting.value.path()).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shown(ref, browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    path = tmp_path_factory.mktemp("explorer") / "page.html"
+    some = write(path, ref, cells(800, seed=1), "cell_type", "cells.h5ad")
+    about, found = contents(path.read_text())
+    opened = Opened(browser, path.as_uri())
+    yield SimpleNamespace(opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found)
+    opened.check()
+
+
+def torch_neighbours(rows: np.ndarray, queries: list[int], width: int, k: int) -> torch.Tensor:
+    """Cosines of the k nearest other cells, and all cosines, by the first numbers."""
+    x = normalize(torch.from_numpy(unit(rows))[:, :width].double(), dim=1)
+    cosines = x[queries] @ x.T
+    cosines[range(len(queries)), queries] = -2
+    return cosines
+
+
+LIT = "Array.from({ length: explorer.about.cells }, (_, row) => explorer.isLit({ layer: 0, row }))"
+
+
+@pytest.mark.slow
+def test_neighbours_are_those_of_torch_at_every_prefix(shown):
+    queries = np.random.default_rng(0).permutation(shown.about["cells"])[:200].tolist()
+    for prefix, width in enumerate(shown.about["widths"], 1):
+        found = shown.page.evaluate(
+            "([rows, prefix]) => rows.map((row) => explorer.neighbours({ layer: 0, row }, prefix, 15))",
+            [queries, prefix],
+        )
+        for kind, rows in ("fractal", shown.arrays["fractal"]), ("raw", shown.arrays["raw"]):
+            cosines = torch_neighbours(rows, queries, width if kind == "fractal" else rows.shape[1], 15)
+            best = cosines.topk(15, dim=1)
+            for i, one in enumerate(found):
+                near = one[kind]
+                assert np.allclose(near["cosines"], best.values[i], atol=1e-6)
+                assert np.allclose(near["cosines"], cosines[i, near["rows"]], atol=1e-6)  # ties may change places
+                assert len({*near["rows"]}) == 15
+
+
+@pytest.mark.slow
+def test_the_slider_changes_the_neighbours_that_are_listed(shown):
+    page, row = shown.page, 17
+    page.evaluate("row => explorer.choose({ layer: 0, row })", row)
+    types = shown.cells.labels
+    for prefix, width in enumerate(shown.about["widths"], 1):
+        page.keyboard.press(str(prefix))
+        shown.opened.wait(f"explorer.map.prefix === {prefix}")
+        found = torch_neighbours(shown.arrays["fractal"], [row], width, 15)[0].topk(15).indices.tolist()
+        listed = page.locator("#cell .lists > div:first-child li .text").all_inner_texts()
+        assert [text.split("\n")[0] for text in listed] == [types[i] for i in found]
+        finest = page.locator("#cell .agreement tr:last-child td:nth-child(2)").inner_text()
+        share = 100 * np.mean([types[i] == types[row] for i in found])
+        assert float(finest.rstrip("%")) == pytest.approx(share, abs=0.51)
+    page.evaluate("explorer.setPrefix(1.5, false)")  # between two prefixes the layouts are mixed
+    middle = page.evaluate("explorer.map.position({ layer: 0, row: 3 })")
+    assert np.allclose(middle, shown.arrays["maps"][:2, 3].mean(0) / 32_000, atol=1e-4)
+    page.locator("#slider").fill("2.6")  # let go between two stops, it goes to the nearer one
+    shown.opened.wait("explorer.map.prefix === 3")
+    page.keyboard.press("Escape")
+    page.evaluate("explorer.choose(null)")
+
+
+def as_csv(x: np.ndarray, names: list[str]) -> bytes:
+    return pd.DataFrame(x, index=pd.Index(names, name="cell_id")).to_csv().encode()
+
+
+def as_npy(x: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
+
+
+def as_parquet(x: np.ndarray, names: list[str], compression: str) -> bytes:
+    file = io.BytesIO()
+    table = pa.table({"cell_id": names, "embedding": list(x)})
+    pq.write_table(table, file, compression=compression)
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_dropped_files_get_the_labels_and_probabilities_of_torch(shown, ref):
+    rng = np.random.default_rng(3)
+    x = np.concatenate([cells(150, seed=5).obsm["X_scVI"], rng.normal(size=(30, DIM)).astype(np.float32)])
+    x[7], x[8] = np.nan, 0
+    names = [f"new {i}" for i in range(len(x))]
+    files = [
+        ("new.csv", as_csv(x, names), names),
+        ("plain.csv", "\n".join(",".join(map(str, row)) for row in x.tolist()).encode(), None),
+        ("snappy.parquet", as_parquet(x, names, "snappy"), names),
+        ("zstd.parquet", as_parquet(x, names, "zstd"), names),
+        ("new.npy", as_npy(x), None),
+        ("columns.npy", as_npy(np.asfortranarray(x.astype(np.float64))), None),
+    ]
+    small, annotator = page_reference(ref.bundle)
+    told = small.annotate(x)
+    full = embed_matrix(ref.bundle.adapter, x)[0]
+    maps = Maps(unit(shown.arrays["fractal"]), tuple(shown.about["widths"]), shown.arrays["maps"] / np.float32(32_000))
+    places = maps.transform(np.nan_to_num(full))
+    for name, content, ids in files:
+        shown.opened.drop(name, content)
+        assert f"180 cells of {name}" in shown.page.inner_text("#yours h2")
+        rows = list(csv.DictReader(io.StringIO(shown.opened.download("#save-yours").decode())))
+        assert [row["cell_id"] for row in rows] == (ids or [str(i) for i in range(len(x))])
+        for column in ("level", "label", "cl_id", "status", *shown.about["levels"]):
+            assert [row[column] for row in rows] == told[column].tolist(), (name, column)
+        for column in (*(f"{level}_probability" for level in shown.about["levels"]), "p_value"):
+            got = np.array([float(row[column] or "nan") for row in rows])
+            assert np.allclose(got, told[column], atol=1e-4, equal_nan=True), (name, column)
+        placed = np.array(shown.page.evaluate("explorer.yours.layouts.map((l) => Array.from(l))"), float)
+        near = np.abs(placed.reshape(places.shape) - places).max(2)  # a tie may put another cell among the ten nearest
+        assert (near[:, np.isfinite(near[0])] < 1e-3).mean() > 0.99
+    assert {*told["status"]} >= {"ok", "invalid"}
+    row = shown.page.evaluate("explorer.neighbours({ layer: 1, row: 0 }, 1, 15)")
+    x0 = normalize(torch.from_numpy(full[:1, : shown.about["widths"][0]]).double())
+    bank = normalize(torch.from_numpy(unit(shown.arrays["fractal"])[:, : shown.about["widths"][0]]).double())
+    assert np.allclose(row["fractal"]["cosines"], (x0 @ bank.T).topk(15).values[0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_files_that_do_not_fit_are_refused_in_one_line(shown):
+    x = cells(20, seed=5).obsm["X_scVI"]
+    wrong = {
+        "narrow.csv": (as_csv(x[:, :9], [str(i) for i in range(20)]), f"9 numbers a cell, the reference takes {DIM}"),
+        "narrow.npy": (as_npy(x[:, :9]), "9 numbers a cell"),
+        "cut.npy": (as_npy(x)[:-8], "cut short"),
+        "whole.npy": (as_npy(x.astype(int)), "must hold floats"),
+        "not.npy": (b"hello", "no .npy file"),
+        "not.parquet": (b"PAR1hello", "not.parquet:"),
+        "ragged.csv": (b"\n".join([b",".join([b"1"] * DIM)] * 2) + b"\n1,2\n", "line 3 has 2 fields"),
+        "cells.h5ad": (b"\x89HDF", "CSV, TSV, Parquet and .npy are read"),
+        "empty.csv": (b"", "empty"),
+    }
+    for name, (content, said) in wrong.items():
+        shown.opened.drop(name, content)
+        assert said in shown.page.inner_text("#yours .error")
+
+
+@pytest.mark.slow
+def test_lasso_counts(shown):
+    from matplotlib.path import Path as Polygon
+
+    page = shown.page
+    page.keyboard.press("3")
+    shown.opened.wait("explorer.map.prefix === 3")
+    box = page.locator("#points").bounding_box()
+    corners = [(0.3, 0.2), (0.75, 0.25), (0.6, 0.7), (0.5, 0.4), (0.35, 0.65)]
+    page.keyboard.down("Shift")
+    for i, (x, y) in enumerate(corners):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    polygon = Polygon(np.array(page.evaluate("explorer.map.lasso")).reshape(-1, 2))
+    inside = polygon.contains_points(shown.arrays["maps"][2] / 32_000)
+    assert 20 < inside.sum() < shown.about["cells"] - 20
+    assert page.inner_text("#group h2") == f"{inside.sum():,} cells"
+    finest = pd.Series(shown.cells.labels)[inside].value_counts()
+    table = page.locator(f"#group table.parts:nth-of-type({len(shown.about['levels'])}) tr")
+    first = table.nth(1).locator("td").all_inner_texts()
+    assert first[0] == f"{finest.iloc[0]:,}"
+    atlas = shown.cells.labels.count(table.nth(1).locator("th").inner_text().strip()) / shown.about["cells"]
+    assert float(first[2].rstrip("%")) == pytest.approx(100 * atlas, abs=0.51)
+    text = shown.opened.download("#group .buttons button:first-child").decode()
+    saved = pd.read_csv(io.StringIO(text))
+    assert saved["cell_id"].tolist() == np.array(shown.cells.names)[inside].tolist()
+    assert saved[shown.about["levels"][-1]].tolist() == np.array(shown.cells.labels)[inside].tolist()
+    page.evaluate("explorer.select(null)")
+
+
+@pytest.mark.slow
+def test_search_by_name_synonym_and_id(shown):
+    page = shown.page
+    by_name = {node["name"]: node for node in shown.about["nodes"]}
+    synonym = by_name["regulatory T cell"]["synonyms"][0]
+    page.mouse.move(5, 5)  # not on the legend, where it would light up another type
+    for text, name in (
+        ("pneumocyte", "type II pneumocyte"),
+        (synonym, "regulatory T cell"),
+        ("CL:0000097", "mast cell"),
+    ):
+        page.keyboard.press("/")
+        page.keyboard.type(text)
+        assert name in page.inner_text("#search li[aria-selected=true]")
+        page.keyboard.press("Enter")
+        assert page.locator("#tree .row.pinned .text").all_inner_texts() == [name]
+        lit = page.evaluate(LIT)
+        assert lit == [label == name for label in shown.cells.labels]
+    page.keyboard.press("/")
+    page.keyboard.type("no such thing")
+    assert page.inner_text("#search ul") == "no such type"
+    page.keyboard.press("Escape")
+    page.evaluate("explorer.pin(null)")
+
+
+@pytest.mark.slow
+def test_the_legend_lights_up_folds_and_counts(shown):
+    page = shown.page
+    page.click("#tab-types")
+    names = page.locator("#tree .row .text").all_inner_texts()
+    counts = page.locator("#tree .row .count").all_inner_texts()
+    row = names.index("neuron") if "neuron" in names else names.index("Neural")
+    assert counts[row] == str(shown.cells.labels.count("neuron"))
+    page.locator("#tree .row").nth(row).hover()
+    lit = page.evaluate(LIT)
+    assert lit == [label == "neuron" for label in shown.cells.labels]
+    page.mouse.move(5, 5)
+    page.locator("#tree .row .name", has_text="Immune").first.click()
+    assert len(page.locator("#tree .row").all()) < len(names)
+    page.locator("#tree .row .name", has_text="Immune").first.click()
+    assert page.locator("#tree .row .text").all_inner_texts() == names
+
+
+@pytest.mark.slow
+def test_a_link_brings_the_view_back(shown, browser):
+    page = shown.page
+    page.evaluate("explorer.colourBy('column:0'); explorer.select([-0.4, -0.4, 0.4, -0.4, 0.4, 0.4, -0.4, 0.4])")
+    page.evaluate(
+        "explorer.setPrefix(2, false); explorer.choose({ layer: 0, row: 42 }); explorer.map.look([2, 0.1, 0.1])"
+    )
+    again = Opened(browser, page.url)
+    for what in (
+        "explorer.map.prefix",
+        "explorer.cell",
+        "explorer.group",
+        "explorer.map.view.map((v) => v.toFixed(2))",
+    ):
+        assert again.page.evaluate(what) == page.evaluate(what), what
+    assert again.page.inner_text("#cell") == page.inner_text("#cell")
+    again.check()
+    for hash in ("#prefix=99&cell=-5&type=77777&colour=column:44&view=1,2&lasso=a,b", "#prefix=NaN", "#%%%"):
+        other = Opened(browser, shown.path.as_uri() + hash)  # anybody may have written it
+        assert 1 <= other.page.evaluate("explorer.map.prefix") <= len(shown.about["widths"])
+        other.check()
+    page.evaluate(
+        "explorer.choose(null); explorer.select(null); explorer.colourBy('prefix'); explorer.map.look([1, 0, 0])"
+    )
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_map(shown):
+    from matplotlib.image import imread
+
+    shown.page.keyboard.press("1")
+    shown.opened.wait("explorer.map.prefix === 1")
+    picture = imread(io.BytesIO(shown.opened.download("#tool-png")), format="png")
+    assert picture.shape[1] > shown.page.locator("#points").bounding_box()["width"]  # a legend stands beside the map
+    colours = {tuple(int(node["colour"][i : i + 2], 16) for i in (1, 3, 5)) for node in shown.about["nodes"][1:]}
+    there = {tuple(c) for c in (255 * picture[::1, ::1, :3]).round().astype(int).reshape(-1, 3).tolist()}
+    assert len(colours & there) >= 4
+    assert (picture[..., :3] > 0.99).all(2).mean() > 0.5  # on white ground
+
+
+@pytest.mark.slow
+def test_without_the_network_and_in_the_dark(shown, browser):
+    dark = Opened(browser, shown.path.as_uri(), color_scheme="dark", offline=True)
+    assert dark.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    dark.page.keyboard.press("d")
+    assert dark.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    refused = dark.page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => error.message)")
+    assert refused == "Failed to fetch"
+    assert any("Content Security Policy" in line for line in dark.said)  # it is the page that forbids it
+    assert not any(url.startswith("http") for url in dark.asked)
+
+
+@pytest.mark.slow
+def test_hostile_names_do_nothing(browser, tmp_path: Path):
+    evil = [
+        "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "=cmd|'/c calc'!A1", "constructor",
+        "__proto__", "a & b \" ' > \u202e \U0001f9ec",
+    ]  # fmt: skip
+    adata = cells(700, types=tuple(evil), column="finest")
+    adata.obs["coarse"] = ["<b>x</b>" if name < "b" else "javascript:alert(3)" for name in adata.obs["finest"]]
+    adata.obs["donor"] = "<svg onload=alert(4)>"
+    adata.obs_names = [f"<i>{i}</i>" for i in range(700)]
+    ref = fractal.fit(adata, levels=["coarse", "finest"], use_rep="X_scVI", epochs=2, device="cpu")
+    write(tmp_path / "evil.html", ref, adata, "finest", "<h1 onclick=alert(5)>")
+    opened = Opened(browser, (tmp_path / "evil.html").as_uri())
+    page = opened.page
+    assert page.inner_text("#title h1") == "<h1 onclick=alert(5)>"
+    for act in (
+        "explorer.choose({ layer: 0, row: 3 })",
+        "explorer.select([-9, -9, 9, -9, 9, 9])",
+        "explorer.colourBy('column:0')",
+    ):
+        page.evaluate(act)
+    opened.drop("<img src=x onerror=alert(6)>.npy", as_npy(adata.obsm["X_scVI"][:50]))
+    page.evaluate("explorer.colourBy('prefix')")
+    page.fill("#search input", "<img")
+    assert evil[0] in page.inner_text("#search ul")
+    page.keyboard.press("Escape")
+    page.click("#tab-types")
+    assert {*evil} <= {*page.locator("#tree .text").all_inner_texts()}
+    assert page.locator("main img, main svg, main script, #search b").count() == 0
+    table = opened.download("#group .buttons button:first-child") if page.is_visible("#group") else b""
+    assert b"\n=cmd" not in table
+    page.wait_for_timeout(200)
+    opened.check()
+
+
+# --- the command, and the sources ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    ref.save("blood")
+    new = cells(300, seed=2)
+    new.write_h5ad("new.h5ad")
+    explore.main(["new.h5ad", "--reference", "blood", "--max-cells", "250", "--columns", "donor", "genes"])
+    about, found = contents(Path("explorer.html").read_text())
+    assert (about["title"], about["reference"], about["cells"], about["total"]) == ("new.h5ad", "blood", 250, 300)
+    assert found["maps"].shape == (len(about["blocks"]), 250, 2)
+    explore.main(["new.h5ad", "--reference", "blood", "--embedding-atlas", "--labels", "cell_type"])
+    table = pq.read_table("cells.parquet").to_pandas()
+    assert {"cell_id", *about["levels"], "donor", "x_1", f"y_{len(about['blocks'])}", "neighbors"} <= {*table}
+    assert table[about["levels"][-1]].tolist() == new.obs["cell_type"].tolist()
+    fractal.load("blood").explore(new, "api.html", labels="cell_type", max_cells=100)
+    about, found = contents(Path("api.html").read_text())
+    assert about["known"]
+    assert [column["name"] for column in about["columns"]] == ["donor"]
+    Opened(browser, (tmp_path / "api.html").as_uri()).check()
+
+
+@pytest.mark.slow
+def test_the_typescript_is_sound(tmp_path: Path):
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("no npm on this machine")
+    place = tmp_path / "explorer"
+    shutil.copytree(ROOT / "explorer", place, ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run([npm, "ci", "--prefer-offline"], cwd=place, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"npm could not install: {installed.stderr[-200:]}")
+    checked = subprocess.run([npm, "run", "check"], cwd=place, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_nodes_stand_before_what_is_below_them(ref):
+    nodes = nodes_of(ref.bundle.tree)
+    assert nodes[0] == ()
+    assert all(node[:-1] in nodes[:i] for i, node in enumerate(nodes) if node)
