@@ -36,7 +36,8 @@ from fractal.base.cli import (
 from fractal.base.files import check_paths
 from fractal.base.storage import place
 from fractal.data.parquet import fingerprint, levels_of, path_counts, read_rows
-from fractal.model.adapter import MAX_LEVELS, save
+from fractal.hierarchy.levels import MAX_LEVELS
+from fractal.model.adapter import save
 from fractal.model.distributed import Group, joined
 from fractal.model.recipes import RECIPES
 from fractal.model.split import HOLDOUTS, VAL_RATIO, Split

@@ -28,7 +28,8 @@ import train
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.cli import run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import LEVELS, Cells, read_rows
+from fractal.data.parquet import Cells, read_rows
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.training import Counts
 from fractal.score.evaluate import shuffled_tree

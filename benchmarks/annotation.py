@@ -49,7 +49,8 @@ from fractal.annotate.annotator import (
 from fractal.annotate.bundle import Bundle, make_reference, natural_weight, path_names
 from fractal.base.cli import InputError, non_negative_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import LEVELS, path_counts, read_rows, study_codes
+from fractal.data.parquet import path_counts, read_rows, study_codes
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
 from fractal.model.adapter import FractalAdapter, embed, load
 from fractal.model.split import Split

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.quality import summary
 from benchmarks.simulate import BLOCK, Atlas
 from fractal.base.cli import InputError, run, table
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS
 from fractal.score.metrics import knn_accuracy, silhouette
 from stratify import round_robin
 

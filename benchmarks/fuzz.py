@@ -36,19 +36,19 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal.annotate.bundle import MIN_VALIDATION, make_reference, read_bundle, write_bundle
+from fractal.annotate.bundle import make_reference, read_bundle, write_bundle
 from fractal.annotate.card import model_card
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data import parquet, scimilarity, vectors
 from fractal.data.h5ad import open_labelled, read_map
-from fractal.hierarchy import ontology
+from fractal.hierarchy import levels, ontology
 from fractal.model.adapter import build_adapter, load, save
-from fractal.model.split import Split
+from fractal.model.split import MIN_VALIDATION, Split
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
-LEVELS: dict[str, Any] = {"levels": list(parquet.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
+LEVELS: dict[str, Any] = {"levels": list(levels.LEVELS), "block_levels": [0, 3]}  # of a checkpoint
 SPLIT = asdict(Split("0" * 64, 9, 0, 0.2, 0.1, 0))
 EXTREMES = [0, 1, 2, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 

@@ -30,7 +30,8 @@ import train
 from benchmarks import simulate
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import LEVELS, metadata_of, open_writer, read_vectors, study_codes
+from fractal.data.parquet import metadata_of, open_writer, read_vectors, study_codes
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.recipes import RECIPES
 from fractal.score.metrics import bootstrap_interval, t_interval
 

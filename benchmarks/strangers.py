@@ -30,7 +30,8 @@ from tqdm import tqdm
 from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
 from fractal.base.cli import non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import LEVELS, study_codes
+from fractal.data.parquet import study_codes
+from fractal.hierarchy.levels import LEVELS
 from fractal.score.metrics import cluster_bootstrap, t_interval
 
 RECIPES = ["fractal", "mrl", "hce", "published"]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import eval as evaluate
 import train
 from fractal.base.cli import positive_int, run, table
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter, load
 from fractal.model.recipes import RECIPES
 

@@ -30,7 +30,6 @@ from fractal.base.storage import place as place_of
 from fractal.data.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
 from fractal.data.h5ad import facts as embedding_facts
 from fractal.data.parquet import (
-    LEVELS,
     fingerprint,
     level_columns,
     open_atlas,
@@ -40,10 +39,11 @@ from fractal.data.parquet import (
     study_codes,
     writing,
 )
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.model.adapter import pick_device
 from fractal.model.embedding import block_names, embed_matrix
-from fractal.model.split import Split
+from fractal.model.split import TEST_CELLS, Split
 from fractal.model.training import Settings
 from fractal.model.training import fit as train
 
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
-TEST_CELLS = 5_000  # at most: a standard error of .004 at an accuracy of .9
 
 
 class Reference:

@@ -16,8 +16,9 @@ import ingest
 import stratify
 import train
 from fractal.base.cli import InputError
-from fractal.data.parquet import LEVEL_COLUMNS, read_rows, text_codes
+from fractal.data.parquet import read_rows, text_codes
 from fractal.data.scimilarity import open_index, open_release, read_labels, read_types
+from fractal.hierarchy.levels import LEVEL_COLUMNS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 from fractal.model.adapter import load
 from tests.conftest import TYPES, clustered, write_release

@@ -19,8 +19,9 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.data.parquet import LEVEL_COLUMNS, LEVELS, read_rows
+from fractal.data.parquet import read_rows
 from fractal.data.scimilarity import open_release
+from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS
 from fractal.model import training
 from fractal.score.evaluate import shuffled_tree
 from fractal.score.metrics import bootstrap_interval

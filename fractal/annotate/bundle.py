@@ -39,6 +39,7 @@ from fractal.data.parquet import Cells, fingerprint, usable
 from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.model import adapter as checkpoints
 from fractal.model.adapter import Adapter, build_adapter
+from fractal.model.split import MIN_VALIDATION
 from fractal.score.metrics import calibration_noise_floor, expected_calibration_error, reliability
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
@@ -49,7 +50,6 @@ MAPS = "maps.safetensors"  # layouts of the cells, made by `fractal map`; a refe
 OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "reference.parquet")
 # As a checkpoint's facts, where nothing is known.
 NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
-MIN_VALIDATION = 100  # cells: with fewer, probabilities would be guesses
 MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
 CONFIDENCE = 0.8  # the default, and what the model card reports
 

@@ -14,8 +14,6 @@ from pathlib import Path
 from fractal.base.cli import InputError, add_device, positive_int, run
 from fractal.base.files import check_paths
 
-TEST_CELLS = 5_000  # for the report; a standard error of .004 at an accuracy of .9
-
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -51,12 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     import numpy as np
 
-    from fractal.annotate.bundle import MIN_VALIDATION, check_place, make_reference, write_bundle
+    from fractal.annotate.bundle import check_place, make_reference, write_bundle
     from fractal.annotate.card import report_table
     from fractal.data.parquet import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import load, pick_device
-    from fractal.model.split import Split
+    from fractal.model.split import MIN_VALIDATION, TEST_CELLS, Split
 
     args.obo = args.obo or CL_SLIM
     inputs = {"--model-path": args.model_path, "--input": args.input, "--obo": args.obo}

@@ -25,8 +25,9 @@ import numpy as np
 from fractal.base.cli import InputError, needs, reason
 from fractal.base.files import FULL, atomic_write
 from fractal.base.storage import Place, download, fetch, open_random, zarr_store
-from fractal.data.parquet import LEVELS, usable
+from fractal.data.parquet import usable
 from fractal.data.source import CELL_ID, CHUNK, Source, check_format, from_matrix, refuse
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CellType, tree_of_columns
 

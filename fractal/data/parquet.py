@@ -30,10 +30,8 @@ from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
 from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, sizes_below
 from fractal.data.reorder import round_robin
+from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS, MAX_LEVELS, MIN_LEVELS, column_names
 
-LEVELS = ("system", "lineage", "type", "subtype")  # of the default tree, coarse to fine, as tables and JSON call them
-LEVEL_COLUMNS = ("level1_system", "level2_lineage", "level3_type", "level4_subtype")
-MIN_LEVELS, MAX_LEVELS = 2, 6
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 PARQUET = (".parquet", ".pq")
 PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
@@ -150,11 +148,6 @@ def writing(
     fields = [pa.field("cell_id", pa.string(), nullable=False)] if has_ids else []
     fields += [pa.field(name, text, nullable=False) for name in names]
     return open_writer(path, dim, pa.schema(fields), metadata)
-
-
-def column_names(levels: Sequence[str]) -> tuple[str, ...]:
-    """("system", "lineage", ...) -> ("level1_system", "level2_lineage", ...)."""
-    return tuple(f"level{k}_{name}" for k, name in enumerate(levels, 1))
 
 
 def level_columns(schema: pa.Schema) -> tuple[str, ...]:

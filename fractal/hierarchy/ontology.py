@@ -33,7 +33,7 @@ import obonet
 from fractal.base.cli import InputError, printable, reason
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place, fetch
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS, MAX_LEVELS, MIN_LEVELS
 from fractal.hierarchy.matching import MANUAL, cl_id_of, closest_names, match_names
 from fractal.hierarchy.names import clean, is_missing
 
@@ -307,7 +307,7 @@ def tree_of_columns(
     class has one parent. Where a finer label is missing, the one above it stands in, as in the Human Lung Cell Atlas.
     With `graph`, rows whose finest label CL knows carry its id. Raises InputError unless there are 2 to 6 columns.
     """
-    if not 2 <= len(columns) <= 6:
+    if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:
         raise InputError(f"--levels takes 2 to 6 columns, from coarse to fine, not {len(columns)}")
     levels = tuple(re.sub(r"\W+", "_", column).strip("_") for column in columns)
     if len(set(levels)) < len(levels) or "" in levels:
@@ -357,7 +357,12 @@ def read_hierarchy(path: Place) -> tuple[tuple[str, ...], dict[str, CellType]]:
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table of UTF-8 text, or empty ({reason(error)})") from error
     levels = tuple(header[1:-1])
-    if header[0] != "cl_id" or header[-1] != "path" or not 2 <= len(levels) <= 6 or len(set(levels)) < len(levels):
+    if (
+        header[0] != "cl_id"
+        or header[-1] != "path"
+        or not MIN_LEVELS <= len(levels) <= MAX_LEVELS
+        or len(set(levels)) < len(levels)
+    ):
         raise InputError(f"{path}: its first line must be cl_id, the names of 2 to 6 levels, path, separated by tabs")
     rows: dict[str, CellType] = {}
     for number, line in enumerate(lines, 2):

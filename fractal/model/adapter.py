@@ -13,9 +13,9 @@ from torch.nn.functional import normalize, pad
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place, fetch, place
+from fractal.hierarchy.levels import MAX_LEVELS, MIN_LEVELS
 from fractal.model.recipes import RECIPES
 
-MAX_LEVELS = 6
 MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
 QUERY_DIM = 128
 
@@ -347,9 +347,11 @@ def check(checkpoint: dict[str, Any]) -> None:
         raise ValueError("levels and classes are not lists")
     if not all(isinstance(name, str) for names in (levels, *classes) for name in names):
         raise ValueError("names are not text")
-    if not 2 <= len(levels) == len(classes) <= MAX_LEVELS:
+    if not MIN_LEVELS <= len(levels) == len(classes) <= MAX_LEVELS:
         raise ValueError("levels are not 2 to 6, each with its classes")
-    if not 2 <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not {*block_levels} <= {*range(len(levels))}:
+    if not MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not {*block_levels} <= {
+        *range(len(levels))
+    }:
         raise ValueError("blocks are not 2 to 6, each of a level")
     for tensor in state.values():  # a view of one number may claim any shape
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from fractal.annotate.bundle import Bundle, read_bundle, weights_sha256
 from fractal.base.storage import Place
-from fractal.data.parquet import LEVELS, fingerprint
+from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import Adapter, load, truncate_blocks
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache

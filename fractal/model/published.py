@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from fractal.model.adapter import PublishedAdapter
+from fractal.model.adapter import TAU, PublishedAdapter
 
-TAU = 0.07
 MARGIN, MARGIN_WEIGHT = 0.2, 0.5
 PREFIX_WEIGHT = 0.6
 KEEP = {2: (0.95, 0.7), 3: (0.95, 0.85, 0.7), 4: (0.95, 0.9, 0.8, 0.7)}  # a block is kept with this probability

@@ -13,6 +13,7 @@ from fractal.base.storage import Place, place, stamp
 from fractal.data.parquet import balanced_rows, duplicate_groups, level_columns, open_atlas, read_codes, study_codes
 
 VAL_RATIO = 0.15
+TEST_CELLS = 5_000  # at most are scored: a standard error of .004 at an accuracy of .9
 MIN_VALIDATION, MIN_PER_TYPE = 100, 5  # cells: a standard error of .04 at an accuracy of .8; fewer say little
 MIN_TYPE = 10  # cells: a smaller type is not held out, it would say nothing in a test
 HOLDOUTS = ("cells", "study", "type")

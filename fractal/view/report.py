@@ -12,8 +12,9 @@ import torch
 from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
 from fractal.data.h5ad import open_labelled
-from fractal.data.parquet import LEVELS, Cells, fingerprint, levels_of, open_atlas, read_rows, study_codes, usable
+from fractal.data.parquet import Cells, fingerprint, levels_of, open_atlas, read_rows, study_codes, usable
 from fractal.data.vectors import is_h5ad
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy, match_names
 from fractal.model.split import Split
 from fractal.score.evaluate import adapter_encoder, fit_controls, nearest_rows, score, shuffled_tree, truth_of, twins

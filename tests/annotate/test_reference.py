@@ -16,7 +16,8 @@ from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.truth import draw_confusions, report
 from fractal.base.cli import InputError
-from fractal.data.parquet import LEVELS, Cells
+from fractal.data.parquet import Cells
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
 
 CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]

@@ -23,7 +23,8 @@ from benchmarks.quality import differences, narrow, own_embedding, paired, summa
 from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
 from fractal.annotate.annotator import Answer, depths
 from fractal.base.cli import InputError
-from fractal.data.parquet import LEVELS, metadata_of, read_rows
+from fractal.data.parquet import metadata_of, read_rows
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter, build_adapter, load, save
 from tests.conftest import TYPES, clustered, write_release
 

@@ -37,7 +37,7 @@ from fractal.base.cli import InputError
 from fractal.commands import annotate, export
 from fractal.commands import embed as embed_script
 from fractal.commands import reference as bundle
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
 from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed
 from fractal.score.metrics import expected_calibration_error

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fractal.base.cli import InputError, run
 from fractal.data.parquet import (
-    LEVEL_COLUMNS,
     balanced_rows,
     duplicate_groups,
     fingerprint,
@@ -26,6 +25,7 @@ from fractal.data.parquet import (
     row_groups,
     writing,
 )
+from fractal.hierarchy.levels import LEVEL_COLUMNS
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
 

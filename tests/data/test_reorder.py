@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 import fractal.data.reorder
 import stratify
-from fractal.data.parquet import LEVEL_COLUMNS, iter_vectors
+from fractal.data.parquet import iter_vectors
 from fractal.data.reorder import reorder
+from fractal.hierarchy.levels import LEVEL_COLUMNS
 from stratify import round_robin
 
 

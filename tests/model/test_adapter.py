@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from fractal.base.cli import InputError
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import (
     BLOCK_SCALE,
     FAMILIAR,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fractal.base.cli import InputError
-from fractal.data.parquet import LEVELS, column_names, writing
+from fractal.data.parquet import writing
+from fractal.hierarchy.levels import LEVELS, column_names
 from fractal.model.split import Split, draw_studies, draw_types, held_out
 
 

@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 import train
 from fractal.base.cli import run
-from fractal.data.parquet import LEVELS, Cells, writing
+from fractal.data.parquet import Cells, writing
+from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.adapter import load
 from fractal.model.objective import PrefixObjective

@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 import eval as evaluate
 import train
-from fractal.data.parquet import LEVELS, writing
+from fractal.data.parquet import writing
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, term_distances
 from fractal.score.evaluate import (
     distinct_names,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from fractal.data.parquet import LEVELS
+from fractal.hierarchy.levels import LEVELS
 from fractal.score.truncation import search_table
 
 

@@ -23,7 +23,8 @@ import train
 from fractal.annotate.bundle import Bundle, make_reference, write_bundle
 from fractal.base.cli import InputError
 from fractal.commands import report
-from fractal.data.parquet import LEVELS, Cells, fingerprint, read_rows, writing
+from fractal.data.parquet import Cells, fingerprint, read_rows, writing
+from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import build_adapter
 from fractal.model.split import Split
