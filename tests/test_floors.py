@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LAST_AFFECTED = {
+    "filelock": "3.20.2",  # CVE-2026-22701; CVE-2025-68146 before 3.20.1
     "onnx": "1.20.1",  # CVE-2026-27489, -28500, -34445
     "pyarrow": "23.0.0",  # CVE-2026-25087; CVE-2023-47248 before 14.0.1
     "scikit-learn": "1.4.2",  # CVE-2024-5206

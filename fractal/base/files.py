@@ -1,21 +1,119 @@
-"""Outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all, one writer at a time; and folders read as one run wrote them."""
 
 import errno
-import fcntl
 import os
 import re
-import secrets
 import shutil
+import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fractal.base.cli import InputError
 from fractal.base.storage import Place, Remote, check_output, place, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without them
+READS = 5  # attempts to read a folder that is being replaced
+T = TypeVar("T")
+_locked: dict[Place, tuple[int, Any]] = {}  # path -> the thread that holds it, and its state when it was locked
+
+
+@contextmanager
+def locked(path: str | Place) -> Iterator[None]:
+    """No other run writes the file or folder `path` meanwhile: enter it before reading what is to be changed.
+
+    A second run waits, with a line on stderr, and then reads what the first one has written. The same thread may enter
+    it again, as `atomic_write` and `atomic_folder` do. Where another program has changed `path` since it was locked,
+    they raise InputError and leave it as it is: all that protects a URI, and a file system without locks.
+    """
+    path = real_path(path)
+    if _locked.get(path, (None,))[0] == threading.get_ident():
+        yield
+        return
+    with nullcontext() if isinstance(path, Remote) else file_lock(path):
+        _locked[path] = threading.get_ident(), state(path)
+        try:
+            yield
+        finally:
+            _locked.pop(path, None)
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of the file .NAME.lock beside `path`, which the system releases when a process ends.
+
+    What killed runs have left is removed. Raises Timeout where another run holds it, unless it is to `wait`.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout  # a tenth of a second, which --help need not wait for
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path(path), timeout=1 if wait else 0, thread_local=False)
+    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            if not wait:
+                raise
+            print(f"{path}: another run is writing it; waiting until that has ended", file=sys.stderr, flush=True)
+            lock.acquire(timeout=-1)
+        restore(path)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        lock_path(path).unlink(missing_ok=True)  # leftovers stay: this can't tell them from files in use
+    try:
+        yield
+    finally:
+        if lock.is_locked and not isinstance(lock, SoftFileLock):  # a soft one removes its file
+            lock_path(path).unlink(missing_ok=True)  # who waits for it sees that it has lost its name
+        lock.release()
+
+
+def lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def state(path: Place) -> Any:
+    """Changes when a file, or a folder as a whole, is replaced; None where there is none."""
+    if isinstance(path, Remote):
+        info = path.info
+        return (info.size, info.mtime_ns) if info.is_file else None
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
+
+
+def check_unchanged(path: Place) -> None:
+    """Raises InputError where another program has written `path` since this one locked it."""
+    if path in _locked and state(path) != _locked[path][1]:
+        raise InputError(f"{path}: another program has changed it meanwhile; it is left like that, run this again")
+
+
+def read_whole(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a folder, all of whose files it opens: files of one run, while others replace the folder.
+
+    Where it was replaced meanwhile, `read` is called again. Raises what `read` does, and InputError where it never
+    sees the same folder from first to last.
+    """
+    for _ in range(READS):
+        recover(path)
+        before, between_renames = state(path), any(leftovers(path))
+        try:
+            result = read(path)
+        except (InputError, OSError):
+            if state(path) == before and not (before is None and between_renames):
+                raise
+        else:
+            if state(path) == before:
+                return result
+        time.sleep(0.1)
+    raise InputError(f"{path}: is being replaced again and again; read it when that has ended")
 
 
 @contextmanager
@@ -23,56 +121,53 @@ def atomic_write(path: str | Place) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, move it there, else remove it.
 
     Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
-    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same place. Of
-    several runs that write it at once, the file is that of the last one to end. For a URI, the temporary path is one of
-    this machine, and what was written there is uploaded.
-    Raises InputError for a path that is something else than a file, such as a folder or /dev/null, and for a full disk.
+    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same path. Runs
+    that write it at once take turns (`locked`). For a URI, the temporary path is one of this machine, and what was
+    written there is uploaded.
+    Raises InputError for a path that is something else than a file, such as a folder or /dev/null, for a full disk, and
+    where another program has written `path` meanwhile.
     (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
     """
     if isinstance(path, Remote):
-        with tempfile.TemporaryDirectory(prefix="fractal-") as temporary:
-            yield (part := Path(temporary, path.name))
+        with tempfile.TemporaryDirectory(prefix="fractal-") as temporary, locked(path):
+            with naming_errors(Path(temporary)):
+                yield (part := Path(temporary, path.name))
+            check_unchanged(path)
             with upload(path) as target, open(part, "rb") as file:
                 shutil.copyfileobj(file, target, 1 << 24)
         return
     check_file(path)
-    with own_folder(path) as (path, folder):
-        part = folder / "new"
-        try:
-            yield part
-            flush(part)
-            part.replace(path)
-            flush(path.parent)
-        except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
-            if isinstance(cause, OSError) and (cause.errno is None or cause.errno in FULL):  # numpy gives no number
-                reason = os.strerror(cause.errno).lower() if cause.errno else cause
-                raise InputError(f"{path}: cannot be written ({reason}); make room") from error
-            if isinstance(error, OSError) and error.filename in (
-                None,
-                str(part),
-            ):  # neither Python nor Arrow says where
-                error.filename = str(path)
-            raise
+    with part_folder(path) as (path, folder):
+        yield (part := folder / "new")
+        flush(part)
+        check_unchanged(path)
+        part.replace(path)
+        flush(path.parent)
+        _locked[path] = threading.get_ident(), state(path)
 
 
 @contextmanager
 def atomic_stream(path: str | Place) -> Iterator[Any]:
     """The same for what is written from first byte to last: for a URI an open file, which is uploaded meanwhile."""
-    with upload(path) if isinstance(path, Remote) else atomic_write(path) as target:
-        yield target
+    if isinstance(path, Remote):
+        with locked(path), upload(path) as target:
+            yield target
+            check_unchanged(path)
+    else:
+        with atomic_write(path) as part:
+            yield part
 
 
 @contextmanager
 def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
-    """The same for a folder of files with these names: yield an empty one, which takes the place of `path`.
+    """The same for a folder of files with these names: yield an empty one, which replaces `path`.
 
     The old folder is moved away before the new one takes its name. Where a run is killed between the two, the next one
     puts a whole folder there again (`recover`).
     Raises InputError, before and after the block, for a folder that holds anything else: that would be lost.
     """
     check_folder(path, names)
-    with own_folder(path) as (path, folder):
+    with part_folder(path) as (path, folder):
         new, old = folder / "new", folder / "old"
         new.mkdir()
         try:
@@ -80,13 +175,69 @@ def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
             for file in (*new.iterdir(), new):
                 flush(file)
             check_folder(path, names)
+            check_unchanged(path)
             if path.exists():
                 path.replace(old)
             new.replace(path)
             flush(path.parent)
+            _locked[path] = threading.get_ident(), state(path)
         finally:
             if old.exists() and not path.exists():
                 old.replace(path)
+
+
+@contextmanager
+def part_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
+    """-> where `path` leads (a link stays a link), and a new folder beside it for this run, removed at the end."""
+    path = Path(os.path.realpath(path))
+    with naming_errors(path), locked(path):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield path, folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Errors of temporary files name `path`. Raises InputError for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
+        if isinstance(cause, OSError) and (cause.errno is None or cause.errno in FULL):  # numpy gives no number
+            reason = os.strerror(cause.errno).lower() if cause.errno else cause
+            raise InputError(f"{path}: cannot be written ({reason}); make room") from error
+        if isinstance(error, OSError):  # neither Python nor Arrow names the file of a failing write
+            where = str(error.filename or "")
+            if not where or where.startswith(str(path.with_name(f".{path.name}."))):
+                error.filename = str(path)
+        raise
+
+
+def restore(path: Path) -> None:
+    """Remove what killed runs that wrote `path` have left; a folder that they had moved away is put back first."""
+    for folder in leftovers(path):
+        new, old = folder / "new", folder / "old"
+        if old.exists() and not path.exists():
+            (new if new.exists() else old).replace(path)  # `old` is there only where `new` is whole
+        shutil.rmtree(folder, ignore_errors=True)  # it may be another user's
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """The folders of runs that write `path`, or were killed when they did."""
+    name = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.part")
+    for folder in list(path.parent.iterdir()) if path.parent.is_dir() else []:
+        if name.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            yield folder
+
+
+def recover(path: str | Path) -> None:
+    """For readers: as `restore`, unless a run is writing `path`."""
+    path = Path(os.path.realpath(path))
+    if lock_path(path).exists() or any(leftovers(path)):
+        with suppress(OSError), file_lock(path, wait=False):  # a run that lives, or a folder of another user
+            pass
 
 
 def check_folder(path: str | Path, names: Collection[str]) -> None:
@@ -146,6 +297,11 @@ def check_paths(
                 raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
 
 
+def real_path(path: str | Place) -> Place:
+    """Without links."""
+    return path if isinstance(path, Remote) else Path(os.path.realpath(path))
+
+
 def check_file(path: str | Place, flag: str = "") -> None:
     """Raises InputError for an output that is there and no file, such as a folder or /dev/null."""
     if isinstance(path, Remote):
@@ -165,7 +321,7 @@ def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Place]]:
             raise InputError(f"{flag} {name}: can't be at a URI; name a file or folder of this machine")
     web = re.compile("https?://")
     places = [(flag, Path(name) if isinstance(name, str) and web.match(name) else place(name)) for flag, name in found]
-    return [(flag, path if isinstance(path, Remote) else Path(os.path.realpath(path))) for flag, path in places]
+    return [(flag, real_path(path)) for flag, path in places]
 
 
 def same_place(one: Place, other: Place) -> bool:
@@ -185,64 +341,6 @@ def is_below(path: Place, folder: Place) -> bool:
 def files_below(folder: Path) -> Iterator[Path]:
     for root, _, names in os.walk(folder):
         yield from (path for name in names if (path := Path(root, name)).exists())  # not: a link that leads nowhere
-
-
-@contextmanager
-def own_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
-    """-> where `path` leads (a link stays a link), and a new folder beside it for this run alone, removed at the end.
-
-    Its name is random. The file `lock` in it is locked for as long as this process lives, which the system sees to, on
-    a shared folder also for other machines: process numbers say nothing there, nor between two containers.
-    """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover(path)
-    while True:
-        folder = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        folder.mkdir()
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        except FileNotFoundError:  # another run took the empty folder for a leftover
-            continue
-        with suppress(OSError):  # a file system without locks: there, leftovers stay
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / "lock").exists():  # else another run was faster, as above
-            break
-        os.close(lock)
-    try:
-        yield path, folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def recover(path: str | Path) -> None:
-    """Remove what killed runs that wrote `path` have left; a folder that they had moved away is put back first."""
-    path = Path(os.path.realpath(path))
-    leftover = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.part")
-    for folder in path.parent.iterdir():
-        if leftover.fullmatch(folder.name) and not folder.is_symlink() and (lock := lock_of_the_dead(folder)):
-            for whole in (folder / "new", folder / "old"):  # `old` is there only where `new` is whole
-                if (folder / "old").exists() and whole.exists() and not path.exists():
-                    whole.replace(path)
-            with suppress(OSError):  # it is another user's
-                shutil.rmtree(folder)
-            os.close(lock)
-
-
-def lock_of_the_dead(folder: Path) -> int | None:
-    """The lock of a run's folder, if that run has ended; None while it lives, or where this can't be told."""
-    with suppress(OSError):
-        folder.rmdir()  # killed before it had a lock
-    lock = None
-    try:
-        lock = os.open(folder / "lock", os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        if lock is not None:
-            os.close(lock)
-        return None
-    return lock
 
 
 def flush(path: Path) -> None:

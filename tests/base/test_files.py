@@ -6,7 +6,9 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from fractal.base.cli import InputError, run
-from fractal.base.files import atomic_folder, atomic_write, check_paths, recover
+from fractal.base.files import atomic_folder, atomic_write, check_paths, locked, read_whole, recover
 from fractal.data.h5ad import h5ad_copy
 from fractal.data.parquet import writing
 from tests.conftest import write_h5ad
@@ -50,42 +52,100 @@ def killed_while_writing(path: Path) -> None:
 def test_the_leftovers_of_killed_runs_go(tmp_path: Path):
     """But neither those of other outputs, nor what only looks like one."""
     killed_while_writing(tmp_path / "b.txt")
-    (tmp_path / f".a.txt.{'0' * 16}.part").mkdir()  # killed before it had a lock
-    for name in (".a.txt.x1.part", ".a.txt.part", f".a.txt.{'1' * 16}", f".a.txt.{'2' * 16}.part"):
+    for name in (".a.txt.x1.part", ".a.txt.part", ".a.txt.12345678", ".a.txt.12345678.part"):
         (tmp_path / name).write_text("mine")
     kept = names(tmp_path)
-    kept.remove(f".a.txt.{'0' * 16}.part")
     killed_while_writing(tmp_path / "a.txt")
-    assert len(names(tmp_path)) == len(kept) + 1
+    assert len(names(tmp_path)) == len(kept) + 2  # its folder and its lock
     with atomic_write(tmp_path / "a.txt") as part:
         part.write_text("whole")
     assert names(tmp_path) == sorted([*kept, "a.txt"])
 
 
-def test_two_containers_with_the_same_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Both are in the middle of their work at once. Neither sees the other's file, and the last to end wins."""
-    monkeypatch.setattr(os, "getpid", lambda: 7)
-    (one_writes, go), (other_ends, went) = os.pipe(), os.pipe()
+def test_two_runs_that_change_one_file_take_turns(tmp_path: Path, capfd):
+    """The second one waits, says so, and reads what the first one has written: neither addition is lost."""
+    (tmp_path / "a").write_text("0")
+    (first_reads, go) = os.pipe()
 
-    def one() -> None:
-        with atomic_write(tmp_path / "a") as part:
-            part.write_text("one")
+    def add(text: str, seconds: float) -> None:
+        with locked(tmp_path / "a"):
+            before = (tmp_path / "a").read_text()
             os.write(go, b"x")
-            os.read(other_ends, 1)
-            assert part.read_text() == "one"
-            assert (tmp_path / "a").read_text() == "other"
+            time.sleep(seconds)
+            with atomic_write(tmp_path / "a") as part:
+                part.write_text(before + text)
 
-    def other() -> None:
-        os.read(one_writes, 1)
-        with atomic_write(tmp_path / "a") as part:
-            assert not part.exists()
-            part.write_text("other")
-        os.write(went, b"x")
+    def second() -> None:
+        os.read(first_reads, 1)
+        add("2", 0)
 
-    children = [forked(one), forked(other)]
+    children = [forked(lambda: add("1", 2)), forked(second)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    assert (tmp_path / "a").read_text() == "one"
+    assert (tmp_path / "a").read_text() == "012"
     assert names(tmp_path) == ["a"]
+    assert capfd.readouterr().err == f"{tmp_path}/a: another run is writing it; waiting until that has ended\n"
+
+
+def test_two_threads_that_change_one_file_take_turns(tmp_path: Path):
+    (tmp_path / "a").write_text("")
+
+    def add(i: int) -> None:
+        for _ in range(5):
+            with locked(tmp_path / "a"), atomic_write(tmp_path / "a") as part:
+                part.write_text((tmp_path / "a").read_text() + str(i))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert sorted((tmp_path / "a").read_text()) == sorted("0123" * 5)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_another_program_changes_meanwhile_stays(tmp_path: Path, kind: str):
+    """One that knows no lock, as a notebook that writes the same .h5ad; and on a file system without locks."""
+    path = tmp_path / "a"
+    path.mkdir() if kind == "folder" else path.write_text("old")
+
+    def work() -> None:
+        with locked(path):
+            (path / "new.txt" if kind == "folder" else path).write_text("theirs")
+            if kind == "folder":
+                with atomic_folder(path, ["new.txt"]) as new:
+                    (new / "new.txt").write_text("ours")
+            else:
+                with atomic_write(path) as part:
+                    part.write_text("ours")
+
+    with pytest.raises(InputError, match="a: another program has changed it meanwhile"):
+        work()
+    assert (path / "new.txt" if kind == "folder" else path).read_text() == "theirs"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_is_read_as_one_run_wrote_it(tmp_path: Path):
+    """It is replaced between the reads of its two files; the first attempt sees a mixture."""
+    path, seen = tmp_path / "a", list[str]()
+
+    def write(text: str) -> None:
+        with atomic_folder(path, ["x", "y"]) as new:
+            for name in "xy":
+                (new / name).write_text(text)
+
+    def read(folder: Path) -> str:
+        x = (folder / "x").read_text()
+        if not seen:
+            write("2")
+        seen.append(x + (folder / "y").read_text())
+        return seen[-1]
+
+    write("1")
+    assert read_whole(path, read) == "22"
+    assert seen == ["12", "22"]
+
+    def replaced_each_time(_: Path) -> None:
+        write("3")
+
+    with pytest.raises(InputError, match="is being replaced again and again"):
+        read_whole(path, replaced_each_time)
 
 
 def test_where_files_cannot_be_locked_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,7 +157,7 @@ def test_where_files_cannot_be_locked_nothing_is_taken_for_a_leftover(tmp_path: 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with atomic_write(tmp_path / "a") as part:
         part.write_text("x")
-    assert names(tmp_path) == sorted([*left, "a"])
+    assert names(tmp_path) == sorted({*left, "a"} - {".a.lock"})
 
 
 def test_a_crash_finds_file_and_name_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
