@@ -1,170 +1,25 @@
-"""What the scripts share on the command line: errors in one line, optional packages, tables that can be pasted."""
+"""Old names: until all modules import from errors, table and fractal.commands.options."""
 
-import argparse
-import importlib
-import io
-import os
-import re
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-MAX_LINE = 10_000  # characters of an error: it may list all types of a release, but not what a broken file holds
+from fractal.base.errors import MAX_LINE, InputError, Terminated, needs, printable, reason, run  # noqa: F401
+from fractal.base.table import table  # noqa: F401
+from fractal.commands.options import (  # noqa: F401
+    non_negative_int,
+    num_bytes,
+    positive_float,
+    positive_int,
+    ratio,
+)
 
 
-class InputError(Exception):
-    """The input cannot be used. The message is one line that names the file and the way out."""
+def add_device(parser: Any) -> None:
+    from fractal.commands.options import add
+
+    add(parser, "--device")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, what `kill` and cluster schedulers send, is answered like Ctrl-C."""
+def add_force(parser: Any) -> None:
+    from fractal.commands.options import add
 
-
-def terminate(*_: object) -> None:
-    raise Terminated
-
-
-def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C that an error is due to: stopped while it imports, torch ends with an error of its own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """torch has no class of its own for a CPU without memory."""
-    said = re.search("out of memory|can't allocate memory", str(error))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call `main`; what stops it is said in one line on stderr, whatever a name contains, and in the exit code.
-
-    2: bad input, or a file that can't be used; 130: Ctrl-C; 143: SIGTERM; 141, and no line: `| head` has read enough.
-    """
-    signal.signal(signal.SIGTERM, terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is shown as \\xe4 and the like
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        main()
-        sys.stdout.flush()
-        return
-    except (Exception, KeyboardInterrupt) as error:
-        if stop := interrupt_behind(error):
-            line = f"interrupted: {str(stop) or 'nothing half-written was left behind'}"
-            code = 143 if isinstance(stop, Terminated) else 130
-        elif isinstance(error, BrokenPipeError):  # as a shell reports SIGPIPE, which ends other programs
-            line, code = "", 141
-        elif isinstance(error, InputError):
-            line, code = f"error: {error}", 2
-        elif isinstance(error, OSError):  # no permission, a folder where a file should be, ...
-            line, code = f"error: {error.filename or 'file'}: {error.strerror or error}", 2
-        elif out_of_memory(error):
-            line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
-        else:
-            raise
-    with suppress(OSError):  # nobody reads it, or no room
-        if line:
-            print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads it, or no room: else Python would complain once more on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what a library says of a damaged file; its kind where it says nothing."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def printable(text: str) -> str:
-    """Control characters, escape sequences and undecodable bytes as \\x1b and the like: names come from files."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def needs(package: str, extra: str) -> Any:
-    """Import an optional package. Raises InputError that names the extra it comes with."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f"the package {package} is missing; say `uv run --extra {extra} ...`") from error
-
-
-def add_device(parser: argparse._ActionsContainer) -> None:
-    """The flag --device, the same everywhere; see fractal.model.adapter.pick_device."""
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "mps", "cpu"],
-        default="auto",
-        help="auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
-    )
-
-
-def add_force(parser: argparse._ActionsContainer) -> None:
-    """The flag --force of what reads cells for a reference; see fractal.annotate.query.open_query."""
-    parser.add_argument(
-        "--force", action="store_true", help="take vectors that can't come from the reference's embedding"
-    )
-
-
-def positive_int(text: str) -> int:
-    """An argparse type, as are the next ones."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:  # what numpy and torch take as a seed
-        raise argparse.ArgumentTypeError(f"{value} is below 0 or above 2^63 - 1")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
-    return value
-
-
-def ratio(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
-    return value
-
-
-def num_bytes(text: str) -> int:
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
-    value = float(text[:-2]) * units[text[-2:].upper()] if text[-2:].upper() in units else float(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 500MB or 2GB")
-    return int(value)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it also reads well in a terminal; all but the first column to the right.
-
-    Names come from files, so what Markdown would take for a column or for HTML is escaped.
-    """
-    header, *rows = [[escaped(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return f"| {' | '.join(cells)} |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def escaped(cell: str) -> str:
-    return printable(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "\\<"))
+    add(parser, "--force")

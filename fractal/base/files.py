@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.storage import Place, Remote, check_output, place, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from fractal.base.cli import InputError, needs, reason
+from fractal.base.errors import InputError, needs, reason
 from fractal.base.prefetch import prefetch_calls
 
 if TYPE_CHECKING:  # --help needs none of it

@@ -20,19 +20,19 @@ One row per cell, or columns of obs that begin with fractal_:
 from __future__ import annotations
 
 import argparse
-import csv
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.base.cli import InputError, add_device, add_force, needs, run, table
-from fractal.base.files import atomic_write, check_paths
+from fractal.base.errors import InputError, needs, run
+from fractal.base.files import check_paths
 from fractal.base.storage import Place, place
+from fractal.base.table import table
+from fractal.commands.options import add, check_suffix, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
     from fractal.annotate.annotator import Answer
@@ -40,22 +40,17 @@ if TYPE_CHECKING:  # all that takes long to load is imported where it is used: -
     from fractal.data.source import Source
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
+EXAMPLE = "fractal annotate new.h5ad --reference FOLDER --output FILE"
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fractal annotate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("annotate", __doc__)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--reference",
-        type=place,
-        default=Path("data/reference"),
-        help="folder of `fractal fit` or `fractal reference` (default: %(default)s)",
-    )
+    add(files, "input")
+    add(files, "--reference", default=Path("data/reference"), help="folder of `fractal fit` (default: %(default)s)")
     files.add_argument(
         "--index",
-        type=Path,
+        type=place,
         help="folder of `fractal index`, made with this reference: all its cells vote, in place of the reference's",
     )
     files.add_argument(
@@ -63,32 +58,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="with --index: its column of labels, named as the reference's finest (default: its columns of levels)",
     )
-    files.add_argument("input", nargs="?", type=place, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
-    files.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
-    files.add_argument(
-        "--use-rep",
-        "--obsm",
-        dest="obsm",
-        help="of an .h5ad: key of its vectors (default: the reference's own, else X_scimilarity)",
-    )
-    files.add_argument(
-        "--output", type=place, required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)"
-    )
-    files.add_argument("--obo", help="Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)")
+    add(files, "--use-rep")
+    add(files, "--output", required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
+    add(files, "--obo")
     answers = parser.add_argument_group("answers")
-    answers.add_argument(
-        "--confidence",
-        type=float,
-        default=0.8,
-        help="a level is answered if its probability is at least this (default: %(default)s)",
-    )
-    answers.add_argument(
-        "--novelty",
-        choices=["on", "flag", "off"],
-        default="on",
-        help="cells unlike anything in the reference: on flags them and withholds their fine labels, flag only flags "
-        "them, off does neither (default: %(default)s)",
-    )
+    add(answers, "--confidence", "--novelty")
     answers.add_argument(
         "--over",
         metavar="COLUMN",
@@ -107,75 +81,8 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         help="with --truth: draw which types are taken for which, .png, .svg or .pdf (the extra `pictures`)",
     )
-    add_force(answers)
-    answers.add_argument(
-        "--only", nargs="+", default=[], metavar="CL_ID", help="only these types and what is below them, as CL:0000084"
-    )
-    answers.add_argument(
-        "--exclude", nargs="+", default=[], metavar="CL_ID", help="none of these types and of what is below them"
-    )
-    add_device(answers)
+    add(answers, "--force", "--only", "--exclude", "--device")
     return parser
-
-
-Sink = Callable[[dict[str, np.ndarray]], None]
-
-
-@contextmanager
-def table_sink(path: Place) -> Iterator[Sink]:
-    """Write chunks of columns to a .tsv or Parquet file as they come."""
-    import pyarrow as pa
-
-    from fractal.data.parquet import table_writer
-
-    with atomic_write(path) as part:
-        if path.suffix == ".tsv":
-            with open(part, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-
-                def write_tsv(columns: dict[str, np.ndarray]) -> None:
-                    if file.tell() == 0:
-                        writer.writerow(columns)
-                    text = [
-                        [f"{v:.4g}" for v in values] if values.dtype == np.float32 else values
-                        for values in columns.values()
-                    ]
-                    writer.writerows(zip(*text, strict=True))
-
-                yield write_tsv
-        else:
-            with table_writer(part) as write:
-                yield lambda columns: write(pa.table({name: pa.array(values) for name, values in columns.items()}))
-
-
-@contextmanager
-def h5ad_sink(source: Place, target: Place, about: dict[str, Any]) -> Iterator[Sink]:
-    """Gather the columns, as codes, and write them into a copy of the .h5ad; `about` goes to uns["fractal"]."""
-    from fractal.data.h5ad import add_obs, h5ad_copy
-
-    pandas = needs("pandas", "h5ad")
-    chunks: list[dict[str, Any]] = []
-
-    def gather(columns: dict[str, np.ndarray]) -> None:
-        chunks.append({k: v if v.dtype == np.float32 else pandas.Categorical(v) for k, v in columns.items()})
-
-    with h5ad_copy(source, target) as file:
-        yield gather
-        joined = {
-            f"fractal_{name}": np.concatenate([c[name] for c in chunks])
-            if isinstance(chunks[0][name], np.ndarray)
-            else pandas.api.types.union_categoricals([c[name] for c in chunks])
-            for name in chunks[0]
-        }
-        add_obs(file, joined)
-        if "uns" not in file:
-            file.create_group("uns").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-        known = file["uns"].get("fractal")  # what `fractal embed` says stays
-        write = needs("anndata", "h5ad").io.write_elem
-        if known is None:
-            write(file["uns"], "fractal", {"annotation": about})
-        else:
-            write(known, "annotation", about)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -184,11 +91,8 @@ def check_flags(args: argparse.Namespace) -> None:
     from fractal.hierarchy.ontology import CL_SLIM
 
     args.obo = args.obo or CL_SLIM
-    if bool(args.input) == bool(args.input_flag):
-        raise InputError("name one input: fractal annotate new.h5ad --reference FOLDER --output FILE")
-    args.input = args.input or args.input_flag
-    if args.output.suffix not in (".tsv", ".parquet", ".h5ad"):
-        raise InputError(f"{args.output}: name a .tsv, .parquet or .h5ad file with --output")
+    args.input = one_input(args, EXAMPLE)
+    check_suffix("--output", args.output, (".tsv", ".parquet", ".h5ad"))
     if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
         raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
     in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
@@ -197,15 +101,14 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.confusions:
         if not args.truth:
             raise InputError(f"--confusions {args.confusions}: needs --truth, the obs column of the known labels")
-        if args.confusions.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise InputError(f"{args.confusions}: name a .png, .svg or .pdf file with --confusions")
+        check_suffix("--confusions", args.confusions, (".png", ".svg", ".pdf"))
         needs("matplotlib.figure", "pictures")
     if args.index_labels and not args.index:
         raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
     if not 0 < args.confidence <= 1:
         raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
-    if args.obsm and not has_obsm(args.input):
-        raise InputError(f"--use-rep {args.obsm}: only an .h5ad has several vectors, {args.input} is none; drop it")
+    if args.use_rep and not has_obsm(args.input):
+        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
     for flag in ("over", "truth"):
         if getattr(args, flag) and not has_obs(args.input):
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
@@ -266,10 +169,12 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
+    import pyarrow as pa
+
     from fractal.annotate.bundle import check_terms, choose_paths, read_bundle
     from fractal.annotate.query import open_query, tell
     from fractal.annotate.truth import draw_confusions, report
-    from fractal.data.source import CELL_ID
+    from fractal.commands.output import open_output
     from fractal.hierarchy.ontology import load_graph
     from fractal.model.adapter import pick_device
 
@@ -290,15 +195,14 @@ def main(argv: list[str] | None = None) -> None:
 
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
     kept: list[dict[str, np.ndarray]] = []
-    with open_query(bundle, args.input, args.obsm, args.force) as (source, origin):
+    with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
         tell(origin, args.input)
         name = args.reference.resolve().name
         about = bundle.about(name, args.confidence, args.novelty, origin.vectors, origin.warning)
-        to_h5ad = args.output.suffix == ".h5ad"
-        sink = h5ad_sink(args.input, args.output, about) if to_h5ad else table_sink(args.output)
-        with sink as write:
+        copied = source if args.output.suffix == ".h5ad" else None
+        with open_output(args.output, copied, uns={"annotation": about}, prefix="fractal_") as write:
             for columns in answers(bundle, source, groups and groups[0], args):
-                write({name: values for name, values in columns.items() if not to_h5ad or name != CELL_ID})
+                write(pa.table(columns))
                 levels.update(columns["level"])
                 statuses.update(columns["status"])
                 labels.update(columns["label"])

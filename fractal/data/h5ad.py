@@ -479,10 +479,12 @@ def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:
     return array
 
 
-def add_obs(file: Any, columns: Mapping[str, Any]) -> None:
-    """Add columns (arrays or pandas categoricals, (n,)) to obs, in place of those with the same names."""
+def add_obs(file: Any, columns: Mapping[str, Any], replaces: Callable[[str], bool] = lambda name: False) -> None:
+    """Add columns (arrays or pandas categoricals, (n,)) to obs; those of the same names go, and those to replace."""
     write = needs("anndata", "h5ad").io.write_elem
+    for name in [name for name in file["obs"].attrs["column-order"] if replaces(name) and name in file["obs"]]:
+        del file["obs"][name]
     for name, values in columns.items():
         write(file["obs"], name, values)
-    order = [name for name in file["obs"].attrs["column-order"] if name not in columns]
+    order = [name for name in file["obs"].attrs["column-order"] if name not in columns and not replaces(name)]
     file["obs"].attrs["column-order"] = np.array([*order, *columns], object)

@@ -1,0 +1,155 @@
+"""The flags that commands share, each declared once, and the kinds of numbers that flags take.
+
+    parser = command("embed", __doc__)
+    add(parser, "input", "--reference", "--use-rep")
+    add(parser, "--prefix", help="keep this many blocks")  # all but the help as declared here
+
+A flag that only one command has is declared in that command.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fractal.base.errors import InputError
+from fractal.base.storage import Place, place
+
+
+def positive_int(text: str) -> int:
+    """An argparse type, as are the next ones."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:  # what numpy and torch take as a seed
+        raise argparse.ArgumentTypeError(f"{value} is below 0 or above 2^63 - 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    return value
+
+
+def num_bytes(text: str) -> int:
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+    value = float(text[:-2]) * units[text[-2:].upper()] if text[-2:].upper() in units else float(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 500MB or 2GB")
+    return int(value)
+
+
+CHECKPOINT = Path("data/fractal_adapter_4L.pt")  # of train.py, by default
+ALIASES = {"--use-rep": ["--obsm"], "--reference": ["--model-path"]}
+FLAGS: dict[str, dict[str, Any]] = {
+    "input": {"type": place, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
+    "--reference": {
+        "type": place,
+        "help": "folder of `fractal fit`, or a checkpoint of train.py",
+    },
+    "--output": {"type": place},
+    "--use-rep": {
+        "metavar": "KEY",
+        "help": "of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
+    },
+    "--embedded": {
+        "action": "store_true",
+        "help": "the vectors are the full ones of `fractal embed` already (Parquet of embed says so itself)",
+    },
+    "--force": {"action": "store_true", "help": "take vectors that can't come from the reference's embedding"},
+    "--prefix": {"type": positive_int, "help": "keep this many blocks (default: the full vector)"},
+    "--labels": {"metavar": "COLUMN", "help": "column of obs: names or ids of the Cell Ontology"},
+    "--levels": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "COLUMN",
+        "help": "2 to 6 columns of obs, coarse to fine, in place of the ontology",
+    },
+    "--study": {"metavar": "COLUMN", "help": "column of obs: studies or donors (default: none)"},
+    "--columns": {"nargs": "+", "metavar": "COLUMN"},
+    "--label-map": {
+        "type": place,
+        "metavar": "TSV",
+        "help": "name in the file<TAB>CL name or id; an empty one leaves its cells out",
+    },
+    "--hierarchy": {"type": place, "metavar": "TSV", "help": "an edited hierarchy table, in place of CL's"},
+    "--unmapped": {
+        "choices": ["error", "other"],
+        "default": "error",
+        "help": "names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
+    },
+    "--obo": {"help": "Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)"},
+    "--confidence": {
+        "type": float,
+        "default": 0.8,
+        "help": "a level is answered if its probability is at least this (default: %(default)s)",
+    },
+    "--novelty": {
+        "choices": ["on", "flag", "off"],
+        "default": "on",
+        "help": "cells unlike anything in the reference: on flags them and withholds their fine labels, flag only "
+        "flags them, off does neither (default: %(default)s)",
+    },
+    "--only": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "TERM",
+        "help": "only these types and what is below them, as CL:0000084",
+    },
+    "--exclude": {
+        "nargs": "+",
+        "default": [],
+        "metavar": "TERM",
+        "help": "none of these types and of what is below them",
+    },
+    "--seed": {"type": non_negative_int, "default": 0, "help": "of all random draws (default: %(default)s)"},
+    "--device": {
+        "choices": ["auto", "cuda", "mps", "cpu"],
+        "default": "auto",
+        "help": "auto takes CUDA, else MPS, else the CPU (default: %(default)s)",
+    },
+}
+
+
+def command(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `fractal NAME`; the description is the docstring of its module."""
+    return argparse.ArgumentParser(
+        prog=f"fractal {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add(parser: argparse._ActionsContainer, *flags: str, **changes: Any) -> None:
+    """Declare these of FLAGS on a parser or a group of it; `changes` replace what FLAGS says of each of them."""
+    for flag in flags:
+        parser.add_argument(flag, *ALIASES.get(flag, ()), **{**FLAGS[flag], **changes})
+        if flag == "input" and changes.get("nargs", "?") == "?":
+            parser.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
+
+
+def one_input(args: argparse.Namespace, example: str, default: Path | None = None) -> Place:
+    """The cells to read, named with or without --input. Raises InputError for both, and for neither if no default."""
+    path: Place | None = args.input or args.input_flag or default
+    if path is None or (args.input and args.input_flag):
+        raise InputError(f"name one input: {example}")
+    return path
+
+
+def check_suffix(flag: str, path: Place | None, suffixes: Sequence[str]) -> None:
+    """Raises InputError for an output whose name ends otherwise."""
+    if path is not None and path.suffix.casefold() not in suffixes:
+        *most, last = suffixes
+        raise InputError(f"{path}: name a {', '.join(most)}{' or ' * bool(most)}{last} file with {flag}")
