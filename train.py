@@ -2,10 +2,8 @@
 
     uv run python train.py --num-levels 4 --scale-dim 32
 
-Four recipes: `fractal` trains prefix j on the labels of level j (fractal/model/objective.py), `published` is the
-published reference (fractal/model/published.py), `mrl` is the flat control that trains every prefix on the leaf
-labels, and `hce` the control with hierarchical cross-entropy over the ancestors in the Cell Ontology
-(fractal/model/hierarchical.py).
+Two recipes: `fractal` trains prefix j on the labels of level j (fractal/model/objective.py), `published` is the
+published reference (fractal/model/published.py). The controls `mrl` and `hce` are trained by benchmarks/controls.py.
 
 Ctrl-C keeps the best epoch so far beside the output, as NAME.partial.pt; a finished checkpoint stays as it is.
 
@@ -39,9 +37,10 @@ from fractal.data.parquet import fingerprint, levels_of, path_counts, read_rows
 from fractal.hierarchy.levels import MAX_LEVELS
 from fractal.model.adapter import save
 from fractal.model.distributed import Group, joined
-from fractal.model.recipes import RECIPES
+from fractal.model.recipes import RECIPES, Recipe, find_recipe
 from fractal.model.split import HOLDOUTS, VAL_RATIO, Split
 from fractal.model.training import Counts, Settings, fit
+from fractal.score.metrics import knn_accuracy
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -74,7 +73,24 @@ def get_parser() -> argparse.ArgumentParser:
         type=positive_int,
         help="numbers per block (default: input's numbers / blocks, rounded up to a multiple of 8, and 32 at most)",
     )
-    model.add_argument("--obo", help="ontology of the recipe hce, a path or a URL (default: the shipped one)")
+    add_rows(parser)
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
+    training.add_argument(
+        "--patience",
+        type=positive_int,
+        default=5,
+        help="stop after so many epochs that scored worse in validation than the best one (default: %(default)s)",
+    )
+    training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
+    training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
+    training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
+    add_device(training)
+    return parser
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Which cells are trained on, validated on and set aside for eval.py."""
     rows = parser.add_argument_group("rows")
     rows.add_argument(
         "--max-samples",
@@ -112,48 +128,36 @@ def get_parser() -> argparse.ArgumentParser:
     rows.add_argument(
         "--split-seed", type=non_negative_int, default=0, help="of all these draws (default: %(default)s)"
     )
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
-    training.add_argument(
-        "--patience",
-        type=positive_int,
-        default=5,
-        help="stop after so many epochs that scored worse in validation than the best one (default: %(default)s)",
-    )
-    training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
-    training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
-    training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
-    add_device(training)
-    return parser
 
 
 def recipe_defaults(name: str) -> str:
     return "default: " + ", ".join(f"{getattr(r, name):g} for {key}" for key, r in RECIPES.items())
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, control: Recipe | None = None) -> None:
+    """control: a recipe to train in place of --recipe, see benchmarks/controls.py."""
     args = get_parser().parse_args(argv)
     with joined(args.device) as group:
-        train_adapter(args, group)
+        train_adapter(args, control or find_recipe(args.recipe), group)
 
 
-def train_adapter(args: argparse.Namespace, group: Group) -> None:
+def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> None:
     began = time.perf_counter()
     output = args.output or Path(f"data/fractal_adapter_{args.num_levels or len(levels_of(args.input))}L.pt")
     partial = output.with_name(f"{output.stem}.partial.pt")
-    inputs = {"--input": args.input, "--obo": args.obo}
-    check_paths(inputs, {"--output": output, "--output, if stopped,": partial})
-    settings = read_settings(args)
+    check_paths({"--input": args.input}, {"--output": output, "--output, if stopped,": partial})
+    names = ("num_levels", "scale_dim", "epochs", "patience", "lr", "batch_size", "seed")
+    settings = Settings(recipe, **{name: getattr(args, name) for name in names})
     recipe = settings.of_recipe
     where = f"{group.device}" + (f", {group.size} processes" if group.size > 1 else "")
-    print(f"recipe {settings.recipe}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {where}")
+    print(f"recipe {recipe.name}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {where}")
 
     split, rows, counts = group.from_main(lambda: draw_split(args))
-    train_rows, val_rows = (some[group.share(len(some))] for some in rows)
+    train_rows, val_rows = (part[group.share(len(part))] for part in rows)
     cells = group.same_classes(read_rows(args.input, np.concatenate([train_rows, val_rows])))
     train, validation = cells.split(len(train_rows))
 
-    fitted = fit(train, validation, counts, settings, group.device, str(args.input), group)
+    fitted = fit(train, validation, counts, settings, knn_accuracy, str(args.input), group)
     if group.is_main:
         save(
             partial if fitted.partial else output,
@@ -203,15 +207,8 @@ def draw_split(args: argparse.Namespace) -> tuple[Split, tuple[np.ndarray, np.nd
     return split, (train_rows, val_rows), path_counts(args.input, keep)
 
 
-def read_settings(args: argparse.Namespace) -> Settings:
-    if args.obo and args.recipe != "hce":
-        raise InputError(f"--obo {args.obo}: only --recipe hce reads an ontology; leave it out")
-    names = ("recipe", "num_levels", "scale_dim", "epochs", "patience", "lr", "batch_size", "seed")
-    settings = {name: getattr(args, name) for name in names}
-    return Settings(**settings, **({"obo": args.obo} if args.obo else {}))
-
-
 def print_split(split: Split) -> None:
+    """The studies or types that are held out whole."""
     for kind, names in ("studies", split.test_studies), ("types", split.test_types):
         if names:
             listed = printable(", ".join(names[:10]))

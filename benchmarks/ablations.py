@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import eval as evaluate
-import train
+from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.cli import run, table
 from fractal.base.files import atomic_write
@@ -32,7 +32,6 @@ from fractal.data.parquet import Cells, read_rows
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.training import Counts
-from fractal.score.evaluate import shuffled_tree
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
 
@@ -68,7 +67,7 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "3 x 32": (["--num-levels", "3"], dict),
     "2 x 64": (["--num-levels", "2", "--scale-dim", "64"], dict),
     "2 x 32": (["--num-levels", "2"], dict),
-    "all prefixes on subtype (mrl)": (["--recipe", "mrl"], dict),
+    "all prefixes on subtype (mrl)": ([], dict),
     "equal blocks": ([], lambda: {"fractal.model.adapter.BLOCK_SCALE": [1.0] * 4}),
     "cell not shown": ([], lambda: {"fractal.model.adapter.RESIDUAL_SCALE": [0.0] * 4}),
     "no whitening": ([], lambda: {"fractal.model.adapter.SHRINKAGE": 1.0}),  # all directions are scaled alike
@@ -104,7 +103,8 @@ def run_once(name: str, dataset: str, seed: int, stratified: Path, output: Path,
             more = MORE.get(dataset) or DATASETS[dataset][1](stratified, seed, 0)
             if holdout == "type":
                 more = [*MORE.get(dataset, []), "--holdout", "type"]
-            train.main([*common, "--split-seed", str(seed), "--output", str(model), *more, *flags])
+            recipe = "mrl" if name.endswith("(mrl)") else "fractal"
+            train_recipe(recipe, [*common, "--split-seed", str(seed), "--output", str(model), *more, *flags])
             evaluate.main([*common, "--model-path", str(model), "--json", str(figures)])
     return json.loads(figures.read_text(encoding="utf-8"))
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 import eval as evaluate
 import ingest
 import stratify
-import train
 from benchmarks import simulate
+from benchmarks.controls import CONTROLS, train_recipe
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data.parquet import metadata_of, open_writer, read_vectors, study_codes
@@ -101,7 +101,7 @@ def get_parser() -> argparse.ArgumentParser:
         default=0,
         help="principal components that the atlases are cut to, 0 takes them whole (default: %(default)s)",
     )
-    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=["published", "mrl", "fractal"], choices=[*RECIPES, *CONTROLS])
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("data/quality"), help="keeps files and finished runs (default: %(default)s)"
@@ -171,7 +171,7 @@ def train_and_score(
     common = ["--input", str(stratified), *both, "--seed", str(seed)]
     for (recipe, more), model in zip(flags.items(), models, strict=True):
         if not model.exists():
-            train.main([*common, "--split-seed", str(seed), "--recipe", recipe, "--output", str(model), *more])
+            train_recipe(recipe, [*common, "--split-seed", str(seed), "--output", str(model), *more])
     if not figures.exists():
         files = ["--cells-out", str(cells), "--json", str(figures)]
         evaluate.main([*common, "--controls", *files, "--model-path", *map(str, models)])

@@ -42,10 +42,13 @@ from fractal.data.parquet import (
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
 from fractal.model.adapter import pick_device
+from fractal.model.distributed import Group
 from fractal.model.embedding import block_names, embed_matrix
+from fractal.model.recipes import find_recipe
 from fractal.model.split import TEST_CELLS, Split
 from fractal.model.training import Settings
 from fractal.model.training import fit as train
+from fractal.score.metrics import knn_accuracy
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -280,8 +283,8 @@ def fit(
         train_rows, val_rows, test_rows = split.rows(path)
         training, validation = read_rows(path, np.concatenate([train_rows, val_rows])).split(len(train_rows))
         counts = path_counts(path, ~split.is_test(path))
-        settings = Settings(recipe=recipe, epochs=epochs, seed=seed)
-        fitted = train(training, validation, counts, settings, place)
+        settings = Settings(find_recipe(recipe), epochs=epochs, seed=seed)
+        fitted = train(training, validation, counts, settings, knn_accuracy, group=Group(device=place))
         if fitted.stopped:
             raise fitted.stopped
         drawn = np.sort(np.random.default_rng(seed).permutation(test_rows)[:TEST_CELLS])

@@ -34,7 +34,6 @@ from fractal.data.vectors import open_vectors
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.model.adapter import FractalAdapter, PublishedAdapter
-from fractal.model.hierarchical import HierarchicalObjective
 from fractal.model.split import Split
 from fractal.score.evaluate import fit_controls, score, truth_of
 from tests.conftest import TYPES, clustered, write_h5ad
@@ -60,7 +59,7 @@ READS_AND_WRITES: list[tuple] = [  # script, flags that are needed, flags of inp
     (ingest, H5AD, ["--h5ad", "--obo", "--label-map", "--hierarchy"], ["--output"], ""),
     (ingest, H5AD, ["--h5ad", "--obo"], ["--write-label-map"], ""),
     (stratify, [], ["--input"], ["--output"], ""),
-    (train, [], ["--input", "--obo"], ["--output"], ""),
+    (train, [], ["--input"], ["--output"], ""),
     (evaluate, [], ["--input", "--model-path", "--obo"], ["--json", "--cells-out"], ""),
     (annotate, ["a.npy", "--reference", "ref"], ["--obo", "--reference"], ["--output"], ".tsv"),
     (embed, ["a.npy"], ["--reference"], ["--output"], ".npy"),
@@ -105,12 +104,6 @@ def test_no_folder_takes_the_place_of_what_is_read(fails, tmp_path: Path, main, 
         said = fails(main, *argv, *needed, "--output", tmp_path / "ref")
         assert said.startswith(f"error: --output {tmp_path / 'ref'}: holds the input of {source or 'input'}, ")
     assert (tmp_path / "ref" / "mine").read_text() == "mine"
-
-
-def test_the_partial_checkpoint_is_no_ontology_either(fails, tmp_path: Path):
-    (tmp_path / "cl.partial.pt").write_text("mine")
-    argv = ["--input", tmp_path / "none", "--recipe", "hce", "--obo", tmp_path / "cl.partial.pt"]
-    assert "is the input of --obo" in fails(train.main, *argv, "--output", tmp_path / "cl.pt")
 
 
 def test_a_key_of_obsm_is_refused_where_there_is_none(fails, tmp_path: Path):
@@ -204,20 +197,6 @@ def test_a_folder_with_many_other_files_shows_five(tmp_path: Path):
             (tmp_path / str(i + 1)).touch()
         with pytest.raises(InputError, match=shown):
             check_folder(tmp_path, ["own"])
-
-
-def test_the_hierarchical_loss_of_a_certain_mistake_is_finite():
-    """A probability that is 0 in float32: the loss is that of 1e-8."""
-    torch.manual_seed(0)
-    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [1, 1]]))
-    objective = HierarchicalObjective(
-        adapter, torch.randn(4, 8), torch.tensor([0, 0, 0, 1]), torch.tensor([3.0, 1.0]), torch.eye(2)
-    )
-    sure = torch.tensor([[0.0, 1_000.0]])
-    with patch.object(adapter, "forward", return_value=(sure, None, torch.randn(1, 2, 4))):
-        loss = objective(adapter, torch.tensor([0]))
-    assert loss.isfinite()
-    assert loss > -np.log(1e-8) - 0.1
 
 
 def test_studies_are_careless_each_in_its_own_way():

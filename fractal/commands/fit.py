@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument(
         "--recipe",
-        choices=["fractal", "published", "mrl"],
+        choices=["fractal", "published"],
         default="fractal",
         help="fractal is ours, published the published one (default: %(default)s)",
     )

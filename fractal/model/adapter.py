@@ -14,7 +14,6 @@ from fractal.base.cli import InputError
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place, fetch, place
 from fractal.hierarchy.levels import MAX_LEVELS, MIN_LEVELS
-from fractal.model.recipes import RECIPES
 
 MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
 QUERY_DIM = 128
@@ -337,8 +336,8 @@ def check(checkpoint: dict[str, Any]) -> None:
     """
     config, classes, state = checkpoint["config"], checkpoint["classes"], checkpoint["state"]
     levels, block_levels = config["levels"], config["block_levels"]
-    if config["recipe"] not in RECIPES:  # its name would be shown
-        raise ValueError(f"there is no recipe {config['recipe']!r}")
+    if not config["recipe"].isidentifier():  # it is shown
+        raise ValueError("the recipe's name is not a word")
     if not all(isinstance(checkpoint[name], dict) for name in ("training", "versions", "split")):
         raise ValueError("no training, versions or split")
     if not isinstance(checkpoint["validation"], dict | None):
@@ -349,10 +348,10 @@ def check(checkpoint: dict[str, Any]) -> None:
         raise ValueError("names are not text")
     if not MIN_LEVELS <= len(levels) == len(classes) <= MAX_LEVELS:
         raise ValueError("levels are not 2 to 6, each with its classes")
-    if not MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS or not {*block_levels} <= {
-        *range(len(levels))
-    }:
-        raise ValueError("blocks are not 2 to 6, each of a level")
+    if not MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS:
+        raise ValueError("blocks are not 2 to 6")
+    if not {*block_levels} <= {*range(len(levels))}:
+        raise ValueError("a block is of no level")
     for tensor in state.values():  # a view of one number may claim any shape
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise ValueError("a weight is not all there")
@@ -375,7 +374,8 @@ def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter
     try:
         checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
         check(checkpoint)
-        adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
+        with torch.random.fork_rng([]):  # new weights are drawn; the caller's random numbers go on as they would
+            adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
         adapter.load_state_dict(checkpoint["state"])
     except Exception as error:  # whatever a damaged file makes torch and its modules raise
         raise InputError(

@@ -9,10 +9,9 @@ split the systems into lineages, and so on. Two losses, both softmaxes over cosi
 Training rows are balanced over subtypes, cells at large are not. So the logits are shifted by how much more frequent a
 class is among the training rows than in the whole file (Menon et al. 2021, logit adjustment); without the shift, which
 is how the vectors are made, they then expect the frequencies of the file.
-
-The `mrl` control is the same network with the same losses, but every prefix is trained on the leaf labels, which is
-what Matryoshka representation learning does (Kusupati et al. 2022).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,39 +22,50 @@ from fractal.model.adapter import TAU, FractalAdapter
 SMOOTHING = 0.05  # of the class targets: labels are noisy
 
 
-class PrefixObjective(nn.Module):
-    """The loss of a batch. x (n, dim) are all training rows, on the training device.
+@dataclass(frozen=True)
+class TrainingRows:
+    """The n rows that an objective takes its batches from, on the training device, and what is known of their paths.
 
-    path (n,) is the number of each row's path among the adapter's, frequency (num_paths,) how many cells of the file
-    are on each path, sampled (num_paths,) how many training rows are (None: those of `path`, all of them). The
-    prototypes are weights of the loss, not of the adapter: nothing of them is saved.
+    A path is a class per block of the adapter, see `FractalAdapter`. Of several processes each has rows of its own.
     """
 
-    def __init__(
-        self, adapter: FractalAdapter, x: Tensor, path: Tensor, frequency: Tensor, sampled: Tensor | None = None
-    ) -> None:
+    x: Tensor  # (n, dim) float32
+    path: Tensor  # (n,) int64: the number of each row's path
+    frequency: Tensor  # (num_paths,) float32: how many cells of the whole file are on each path
+    sampled: Tensor  # (num_paths,) int64: how many training rows are, those of all processes together
+    lineages: Tensor  # (num_paths, num_levels) int64: the label of a path's rows at the level of each block
+    names: list[tuple[str, ...]]  # of these labels
+
+
+class PrefixObjective(nn.Module):
+    """The loss of a batch of the training rows.
+
+    The prototypes are weights of the loss, not of the adapter: nothing of them is saved.
+    """
+
+    def __init__(self, adapter: FractalAdapter, rows: TrainingRows) -> None:
         super().__init__()
-        self.x, self.path = x, path
-        sampled = (path.bincount(minlength=len(frequency)) if sampled is None else sampled).float()
+        self.x, self.path = rows.x, rows.path
+        sampled, device = rows.sampled.float(), rows.x.device
         # The softmaxes: one over the paths, and one over the classes of each level.
-        members = [torch.eye(len(frequency), device=x.device), *adapter.path_to_class.split(adapter.classes, 1)]
-        self.logit_adjustment = [log_ratio(sampled @ member, frequency.float() @ member) for member in members]
+        members = [torch.eye(len(sampled), device=device), *adapter.path_to_class.split(adapter.classes, 1)]
+        self.logit_adjustment = [log_ratio(sampled @ member, rows.frequency @ member) for member in members]
         smoothed = [(1 - SMOOTHING) * member + SMOOTHING / member.shape[1] for member in members]
-        self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): what is asked of a cell of a path
-        levels = torch.arange(adapter.num_levels, device=x.device)
-        level = levels.repeat_interleave(torch.tensor(adapter.classes, device=x.device))
+        self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): the targets of a cell of a path
+        levels = torch.arange(adapter.num_levels, device=device)
+        level = levels.repeat_interleave(torch.tensor(adapter.classes, device=device))
         self.reach = (levels <= level[:, None]).repeat_interleave(adapter.scale_dim, 1)  # blocks up to the class's own
-        self.prototypes = nn.Parameter(torch.randn(self.reach.shape, device=x.device))
+        self.prototypes = nn.Parameter(torch.randn(self.reach.shape, device=device))
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
         logits, _, blocks = adapter(self.x.index_select(0, rows))  # one forward pass serves all prefixes
         products = blocks.flatten(1) @ normalize(self.prototypes * self.reach, dim=1).T / TAU
         lengths = blocks.square().sum(2).cumsum(1).sqrt()  # (b, num_levels): of the prefixes
-        own = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)
-        scores = [logits, *(product / length for product, length in own)]
-        found = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.logit_adjustment, strict=True)]
-        return -(torch.cat(found, 1) * self.targets.index_select(0, self.path[rows])).sum() / len(rows)
+        per_level = zip(products.split(adapter.classes, 1), lengths.split(1, 1), strict=True)
+        scores = [logits, *(product / length for product, length in per_level)]
+        shifted = [(score + shift).log_softmax(1) for score, shift in zip(scores, self.logit_adjustment, strict=True)]
+        return -(torch.cat(shifted, 1) * self.targets.index_select(0, self.path[rows])).sum() / len(rows)
 
 
 def log_ratio(sampled: Tensor, natural: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from fractal.model.adapter import TAU, PublishedAdapter
+from fractal.model.objective import TrainingRows
 
 MARGIN, MARGIN_WEIGHT = 0.2, 0.5
 PREFIX_WEIGHT = 0.6
@@ -18,18 +19,18 @@ LENGTH = {2: (0.6, 0.4), 3: (0.45, 0.35, 0.2), 4: (0.4, 0.3, 0.2, 0.1)}  # a pre
 
 
 class PublishedObjective(nn.Module):
-    """x (n, dim) and labels (n, 4) are all training rows, on the training device; it has no weights of its own."""
+    """The loss of a batch of the training rows; it has no weights."""
 
-    def __init__(self, adapter: PublishedAdapter, x: Tensor, labels: Tensor) -> None:
+    def __init__(self, adapter: PublishedAdapter, rows: TrainingRows) -> None:
         super().__init__()
-        self.x, self.labels = x, labels[:, : adapter.num_levels]
-        self.keep = torch.tensor(KEEP[adapter.num_levels], device=x.device)
+        self.x, self.labels = rows.x, rows.lineages[rows.path]
+        self.keep = torch.tensor(KEEP[adapter.num_levels], device=rows.x.device)
         self.length = torch.tensor(LENGTH[adapter.num_levels])  # on the CPU: MPS has no mode()
-        # Per level: rows sorted by class, where each class starts, its size, and each row's place in its class.
+        # Per level: rows sorted by class, where each class starts, its size, and each row's position in its class.
         self.sorted = [column.argsort(stable=True) for column in self.labels.T]
         self.size = [column.bincount() for column in self.labels.T]
         self.start = [size.cumsum(0) - size for size in self.size]
-        self.place = [
+        self.position = [
             order.argsort() - start[column]
             for order, start, column in zip(self.sorted, self.start, self.labels.T, strict=True)
         ]
@@ -39,8 +40,8 @@ class PublishedObjective(nn.Module):
         label = self.labels[rows, level]
         others = self.size[level][label] - 1
         step = (torch.rand(len(rows), device=rows.device) * others).long() + 1
-        place = (self.place[level][rows] + step) % self.size[level][label]
-        return self.sorted[level][self.start[level][label] + place]
+        position = (self.position[level][rows] + step) % self.size[level][label]
+        return self.sorted[level][self.start[level][label] + position]
 
     def forward(self, adapter: PublishedAdapter, rows: Tensor) -> Tensor:
         """The loss of the training rows with these numbers (b,)."""
@@ -78,12 +79,12 @@ def published_loss(
 
 
 def info_nce(anchor: Tensor, positive: Tensor) -> Tensor:
-    """Each anchor against the positives of the whole batch, only its own counting as right (van den Oord 2018)."""
+    """Each anchor against the positives of the whole batch, of which only its partner is right (van den Oord 2018)."""
     return cross_entropy(anchor @ positive.T / TAU, torch.arange(len(anchor), device=anchor.device))
 
 
 def margin(z: Tensor, target: Tensor) -> Tensor:
-    """Mean similarity to other classes should stay below that to the own class by the margin."""
+    """Mean similarity to other classes should stay below that to the cell's class by the margin."""
     similarity = z @ z.T
     same = target[:, None] == target[None, :]
     positive = same & ~torch.eye(len(z), dtype=torch.bool, device=z.device)

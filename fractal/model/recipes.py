@@ -1,22 +1,41 @@
-"""The recipes by name, and what differs between them beside the loss."""
+"""The recipes of train.py: what the loss is, and the settings that go with it.
 
+A recipe that is not listed here is passed to `fractal.model.training.fit` as an object: benchmarks/controls.py does so.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fractal.base.cli import InputError
+from fractal.model.objective import PrefixObjective, TrainingRows
+from fractal.model.published import PublishedObjective
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that a recipe starts from; flags override the first two."""
+    """What to train an adapter on, and how. `Settings` may override `lr` and `batch_size`."""
 
-    lr: float
-    batch_size: int
-    min_steps: int  # per epoch: small atlases are gone through several times
-    ema: bool  # score and save an exponential moving average of the weights
-    own_level: bool  # prefix j is trained on level j; else all on the last level
+    name: str  # a word, for the checkpoint; all but "published" train a `FractalAdapter`
+    objective: Callable[
+        [Any, TrainingRows], nn.Module
+    ]  # adapter, rows -> module whose forward(adapter, batch) is a loss
+    own_level: bool  # prefix j is trained on level j; else all on the finest level
+    lr: float = 2e-3
+    batch_size: int = 512
+    min_steps: int = 30  # per epoch: small atlases are gone through several times
+    ema: bool = True  # score and save an exponential moving average of the weights
 
 
-RECIPES = {
-    "fractal": Recipe(lr=2e-3, batch_size=512, min_steps=30, ema=True, own_level=True),
-    "published": Recipe(lr=1e-4, batch_size=256, min_steps=1, ema=False, own_level=False),
-    "mrl": Recipe(lr=2e-3, batch_size=512, min_steps=30, ema=True, own_level=False),
-    "hce": Recipe(lr=2e-3, batch_size=512, min_steps=30, ema=True, own_level=False),
-}
+FRACTAL = Recipe("fractal", PrefixObjective, own_level=True)
+PUBLISHED = Recipe("published", PublishedObjective, False, lr=1e-4, batch_size=256, min_steps=1, ema=False)
+RECIPES = {recipe.name: recipe for recipe in (FRACTAL, PUBLISHED)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Raises InputError for a name that there is not."""
+    if name not in RECIPES:
+        raise InputError(f"recipe '{name}': is one of {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -3,10 +3,11 @@
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
@@ -15,20 +16,18 @@ from tqdm import tqdm
 
 from fractal.base.cli import InputError
 from fractal.data.parquet import Cells
-from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, PublishedAdapter, build_adapter, embed
+from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter, embed
 from fractal.model.distributed import Group, ProcessLostError
-from fractal.model.hierarchical import HierarchicalObjective, ancestor_matrix
-from fractal.model.objective import PrefixObjective
-from fractal.model.published import KEEP, PublishedObjective
-from fractal.model.recipes import RECIPES, Recipe
-from fractal.score.metrics import knn_accuracy
+from fractal.model.objective import TrainingRows
+from fractal.model.published import KEEP
+from fractal.model.recipes import FRACTAL, PUBLISHED, Recipe
 
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 EMA_DECAY = 0.98  # the moving average of the weights looks back about 50 steps
 VAL_QUERIES, VAL_BANK = 2_000, 10_000  # enough for a standard error of .01, and a third of a second
 Counts = dict[tuple[str, ...], int]  # path of labels -> number of cells
+Accuracy = Callable[[Tensor, Tensor, Tensor, Tensor], list[float]]  # see `Validator`
 ALONE = Group()  # one process
 
 
@@ -36,7 +35,7 @@ ALONE = Group()  # one process
 class Settings:
     """What to train. None: as the recipe or the cells suggest."""
 
-    recipe: str = "fractal"
+    recipe: Recipe = FRACTAL
     num_levels: int | None = None  # blocks; None: one for each level with two or more classes
     scale_dim: int | None = None  # numbers per block; None: see `default_scale_dim`
     epochs: int = 20  # at most
@@ -44,18 +43,17 @@ class Settings:
     lr: float | None = None
     batch_size: int | None = None
     seed: int = 0  # of the weights, the order of the rows, and the noise
-    obo: str | Path = CL_SLIM  # ontology of the `hce` recipe
 
     @property
     def of_recipe(self) -> Recipe:
-        """The recipe, with the settings that are given instead of its own."""
-        recipe = RECIPES[self.recipe]
+        """The recipe, with the settings that are given in place of its defaults."""
+        recipe = self.recipe
         return replace(recipe, lr=self.lr or recipe.lr, batch_size=self.batch_size or recipe.batch_size)
 
 
 @dataclass
 class Fitted:
-    """What came of it: the adapter with the weights of the best epoch, and all that a checkpoint says of it."""
+    """The result: the adapter with the weights of the best epoch, and what a checkpoint keeps beside it."""
 
     adapter: Adapter
     config: dict[str, Any]
@@ -63,16 +61,14 @@ class Fitted:
     validation: dict[str, float] | None = None  # 5-NN accuracy by level, and `score`, of the best epoch
     best_epoch: int = 0
     epochs_done: int = 0
-    stopped: KeyboardInterrupt | ProcessLostError | None = field(
-        default=None, repr=False
-    )  # what ended it: Ctrl-C, SIGTERM
+    stopped: KeyboardInterrupt | ProcessLostError | None = field(default=None, repr=False)  # by Ctrl-C, SIGTERM, ...
 
     @property
     def partial(self) -> bool:
         return self.stopped is not None
 
     def training(self, settings: Settings) -> dict[str, Any]:
-        """For the checkpoint: what was asked and what was done."""
+        """For the checkpoint: the settings, and what was done."""
         recipe = settings.of_recipe
         return {
             "epochs": settings.epochs,
@@ -88,22 +84,26 @@ class Fitted:
 class Validator:
     """Scores an adapter on validation cells, against training cells.
 
-    x (n, dim), labels (n, levels), val_x and val_labels the same for validation. block_levels: the level that each
-    prefix stands for. `own_level`: the prefixes count as well, each at its own level. `group`: the processes that train
-    together, each with its share of the rows.
+    Parameters
+    ----------
+    cells : of the training and the validation rows x (n, dim) and labels (n, levels); tensors on one device.
+    block_levels : the level of the file that each prefix stands for.
+    own_level : whether the prefixes count as well, each at its own level.
+    accuracy : called with queries (q, dims), their labels (q, levels), and both of the bank (b, ...) -> per level the
+        share of the queries whose neighbours vote for the right label.
+    group : the processes that train together, each with its share of the rows.
     """
 
     def __init__(
         self,
-        x: Tensor,
-        labels: Tensor,
-        val_x: Tensor,
-        val_labels: Tensor,
+        cells: tuple[Tensor, Tensor, Tensor, Tensor],
         block_levels: list[int],
         own_level: bool,
+        accuracy: Accuracy,
         group: Group = ALONE,
     ) -> None:
-        self.block_levels, self.own_level = block_levels, own_level
+        self.block_levels, self.own_level, self.accuracy = block_levels, own_level, accuracy
+        x, labels, val_x, val_labels = cells
         n, num_val = group.num_rows(x), group.num_rows(val_x)
         bank, queries = torch.randperm(n)[:VAL_BANK], torch.randperm(num_val)[:VAL_QUERIES]
         self.bank, self.bank_labels = group.collect(x, bank, n), group.collect(labels, bank, n)
@@ -116,11 +116,10 @@ class Validator:
         train each prefix on its own level, of that prefix. NaN if a vector is not finite.
         """
         queries, bank = embed(adapter, self.queries), embed(adapter, self.bank)
-        accuracy = knn_accuracy(queries[-1], self.labels, bank[-1], self.bank_labels)
+        accuracy = self.accuracy(queries[-1], self.labels, bank[-1], self.bank_labels)
         scores = [accuracy[k] for k in self.block_levels]
-        if self.own_level:
-            prefixes = zip(self.block_levels[:-1], queries[:-1], bank[:-1], strict=True)
-            scores += [knn_accuracy(q, self.labels[:, [k]], b, self.bank_labels[:, [k]])[0] for k, q, b in prefixes]
+        for k, q, b in zip(self.block_levels[:-1], queries[:-1], bank[:-1], strict=True) if self.own_level else ():
+            scores += self.accuracy(q, self.labels[:, [k]], b, self.bank_labels[:, [k]])
         finite = bool(queries[-1].isfinite().all())  # weights of 1e30 may be finite, their vectors are not
         return accuracy, sum(scores) / len(scores) if finite else math.nan
 
@@ -162,11 +161,11 @@ def path_frequency(counts: Counts, classes: list[list[str]], levels: list[int], 
 
 def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
     """Row numbers of one epoch: shuffled, cut to full batches, repeated until there are `min_steps` of them."""
-    found: list[Tensor] = []
-    while len(found) < min_steps or not found:
+    rows: list[Tensor] = []
+    while len(rows) < min_steps or not rows:
         order = torch.randperm(n)
-        found += order.split(size) if n <= size else order[: n - n % size].split(size)
-    return found
+        rows += order.split(size) if n <= size else order[: n - n % size].split(size)
+    return rows
 
 
 def check_settings(settings: Settings, num_rows: int, train: Cells, source: str, group: Group = ALONE) -> None:
@@ -178,7 +177,7 @@ def check_settings(settings: Settings, num_rows: int, train: Cells, source: str,
         )
     if settings.num_levels and settings.num_levels > len(train.levels):
         raise InputError(f"{source}: has {len(train.levels)} levels ({', '.join(train.levels)}); lower --num-levels")
-    if settings.recipe == "published" and group.size > 1:
+    if settings.recipe == PUBLISHED and group.size > 1:
         raise InputError(
             "--recipe published: compares all cells of a batch with each other, so one process trains it; "
             "start train.py without torchrun"
@@ -189,45 +188,48 @@ def prepare(
     x: Tensor, y: Tensor, train: Cells, counts: Counts, settings: Settings, source: str, group: Group = ALONE
 ) -> tuple[Fitted, nn.Module]:
     """A new adapter and its objective. x (n, dim) and y (n, levels) are the training rows, on the training device."""
-    published = settings.recipe == "published"
-    found, number = group.unique_rows(y)  # the paths through all levels, and that of each row
-    if len(found[:, -1].unique()) < 2:
+    recipe, published = settings.recipe, settings.recipe == PUBLISHED
+    label_paths, number = group.unique_rows(y)  # the paths through all levels, and that of each row
+    if len(label_paths[:, -1].unique()) < 2:
         raise InputError(f"{source}: all training rows are of one type; there is nothing to tell apart")
-    levels = choose_levels(found, settings.num_levels, published)
+    levels = choose_levels(label_paths, settings.num_levels, published)
     if published and len(levels) not in KEEP:
         raise InputError(f"{source}: the published recipe has 2 to 4 levels, not {len(levels)}; give --num-levels 4")
-    scale_dim = settings.scale_dim or default_scale_dim(x.shape[1], len(levels))
     config: dict[str, Any] = {
-        "recipe": settings.recipe,
+        "recipe": recipe.name,
         "dim": x.shape[1],
         "num_levels": len(levels),
-        "scale_dim": scale_dim,
+        "scale_dim": settings.scale_dim or default_scale_dim(x.shape[1], len(levels)),
         "levels": list(train.levels),
         "block_levels": levels,
     }
-    if published:
-        adapter = build_adapter(config, train.classes).to(x.device)
-        fitted = Fitted(adapter, config, train.classes)
-        return fitted, PublishedObjective(cast(PublishedAdapter, adapter), x, y[:, levels])
-    trained = levels if RECIPES[settings.recipe].own_level else levels[-1:] * len(levels)
-    paths, path_of = found[:, trained].unique(dim=0, return_inverse=True)
+    trained = levels if recipe.own_level or published else levels[-1:] * len(levels)
+    paths, path_of = label_paths[:, trained].unique(dim=0, return_inverse=True)
+    if not published:
+        config["paths"] = paths.tolist()
+    adapter = build_adapter(config, train.classes).to(x.device)
     path = path_of[number]
-    config["paths"] = paths.tolist()
-    network = cast(FractalAdapter, build_adapter(config, train.classes).to(x.device))
-    frequency = path_frequency(counts, train.classes, trained, paths).to(x.device)
-    sampled = group.total(path.bincount(minlength=len(paths)))
-    n = group.num_rows(x)
+    lineages = label_paths[np.unique(path_of.cpu(), return_index=True)[1]][:, levels]
+    rows = TrainingRows(
+        x,
+        path,
+        frequency=path_frequency(counts, train.classes, trained, paths).to(x.device),
+        sampled=group.total(path.bincount(minlength=len(paths))),
+        lineages=lineages,
+        names=[tuple(train.classes[k][c] for k, c in zip(levels, row, strict=True)) for row in lineages.tolist()],
+    )
+    if isinstance(adapter, FractalAdapter):
+        fit_statistics(adapter, rows, group)
+    return Fitted(adapter, config, train.classes), recipe.objective(adapter, rows)
+
+
+def fit_statistics(adapter: FractalAdapter, rows: TrainingRows, group: Group) -> None:
+    """See `FractalAdapter.fit_statistics`. One process does it, the others get its weights; it takes 400 MB."""
+    n = group.num_rows(rows.x)
     head = torch.arange(min(n, STATISTICS_ROWS))
-    sample, its_path = group.collect(x, head, n), group.collect(path, head, n)
-    if group.is_main:  # the others get its weights; this takes 400 MB for a moment
-        network.fit_statistics(sample, its_path, frequency)
-    fitted = Fitted(network, config, train.classes)
-    if settings.recipe != "hce":
-        return fitted, PrefixObjective(network, x, path, frequency, sampled)
-    lineages = {labels[levels[-1]]: tuple(labels[k] for k in levels) for labels in counts}
-    leaves = [train.classes[levels[-1]][leaf] for leaf in paths[:, -1].tolist()]
-    ancestors = ancestor_matrix([lineages.get(leaf, (leaf,)) for leaf in leaves], load_graph(settings.obo))
-    return fitted, HierarchicalObjective(network, x, path, frequency, ancestors.to(x.device), sampled)
+    x, path = group.collect(rows.x, head, n), group.collect(rows.path, head, n)
+    if group.is_main:
+        adapter.fit_statistics(x, path, rows.frequency)
 
 
 def describe(config: dict[str, Any]) -> str:
@@ -245,91 +247,124 @@ def fit(
     validation: Cells,
     counts: Counts,
     settings: Settings,
-    device: torch.device,
+    accuracy: Accuracy,
     source: str = "cells",
     group: Group = ALONE,
 ) -> Fitted:
-    """Train an adapter. The two sets of cells share their classes; `validation` may be empty: the last epoch counts.
+    """Train an adapter.
 
-    counts: how many cells of the file lie on each path, without the test cells. source: what messages call the cells.
-    group: the processes that train it together, each with its share of the cells (fractal/model/distributed.py).
     Ctrl-C or SIGTERM ends it after the first epoch with the best one so far (`Fitted.stopped`), and is raised before;
-    so does the end of another process of the group.
-    Raises InputError for cells that nothing can be learnt from, and for training that diverges.
+    so does the end of another process of the group. torch's random numbers go on as if nothing had been drawn.
+
+    Parameters
+    ----------
+    train, validation : cells that share their classes. `validation` may be empty; then the last epoch counts.
+    counts : how many cells of the file lie on each path of labels, without the test cells.
+    settings : what to train; `settings.recipe.objective` may be one of your own.
+    accuracy : how validation measures, see `Validator`; `fractal.score.metrics.knn_accuracy`.
+    source : what messages call the cells.
+    group : the processes that train together, each with its share of the cells and on its device
+        (fractal/model/distributed.py); by default this one, on the CPU.
+
+    Raises
+    ------
+    InputError
+        For cells that nothing can be learnt from, and for training that diverges.
     """
     check_settings(settings, group.num_rows(train.vectors), train, source, group)
-    torch.manual_seed(settings.seed)
-    torch.set_flush_denormal(True)  # once training has converged, numbers below 1e-38 slow a CPU down tenfold
-    try:
-        return train_epochs(train, validation, counts, settings, device, source, group)
-    finally:
-        torch.set_flush_denormal(False)
-
-
-def train_epochs(
-    train: Cells,
-    validation: Cells,
-    counts: Counts,
-    settings: Settings,
-    device: torch.device,
-    source: str,
-    group: Group,
-) -> Fitted:
-    """See `fit`, which prepares torch for it."""
-    recipe = settings.of_recipe
     x, y, val_x, val_y = (
-        torch.from_numpy(array).to(device)
+        torch.from_numpy(array).to(group.device)
         for array in (train.vectors, train.labels, validation.vectors, validation.labels)
     )
-    n, num_val = group.num_rows(x), group.num_rows(val_x)
-    fitted, objective = prepare(x, y, train, counts, settings, source, group)
-    print(describe(fitted.config))
-    adapter = fitted.adapter
-    group.same_weights(adapter, objective)
-    scored = copy.deepcopy(adapter) if recipe.ema else adapter
-    weights, averages = list(adapter.parameters()), list(scored.parameters())
-    trained = [*weights, *objective.parameters()]
-    steps = len(batches(n, recipe.batch_size, recipe.min_steps))
-    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    scheduler = schedule(optimizer, settings, settings.epochs * steps)
-    block_levels = fitted.config["block_levels"]
-    validate = Validator(x, y, val_x, val_y, block_levels, recipe.own_level, group) if num_val else None
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(settings.seed)
+        torch.set_flush_denormal(True)  # once training has converged, numbers below 1e-38 slow a CPU down tenfold
+        try:
+            fitted, objective = prepare(x, y, train, counts, settings, source, group)
+            print(describe(fitted.config))
+            group.same_weights(fitted.adapter, objective)
+            trainer = Trainer(fitted.adapter, objective, settings, group.num_rows(x), group)
+            validate = None
+            if group.num_rows(val_x):
+                block_levels, own_level = fitted.config["block_levels"], settings.recipe.own_level
+                validate = Validator((x, y, val_x, val_y), block_levels, own_level, accuracy, group)
+            train_epochs(trainer, fitted, validate, settings, source)
+        finally:
+            torch.set_flush_denormal(False)
+    return fitted
 
-    best_score, best_state = -math.inf, copy.deepcopy(scored.state_dict())
-    diverged = f"give a lower --lr than {recipe.lr:g}"
-    hidden = not group.is_main
+
+class Trainer:
+    """What one step of training needs: the adapter, its loss, the optimizer, and the average of the weights.
+
+    `scored` is the adapter that is validated and kept: the average of the weights, or the adapter itself.
+    """
+
+    def __init__(self, adapter: Adapter, objective: nn.Module, settings: Settings, num_rows: int, group: Group) -> None:
+        self.adapter, self.objective, self.num_rows, self.group = adapter, objective, num_rows, group
+        self.recipe = settings.of_recipe
+        self.scored = copy.deepcopy(adapter) if self.recipe.ema else adapter
+        self.weights, self.averages = list(adapter.parameters()), list(self.scored.parameters())
+        self.trained = [*self.weights, *objective.parameters()]
+        self.steps = len(self.batches())  # per epoch
+        self.steps_done = 0
+        self.optimizer = torch.optim.AdamW(self.trained, lr=self.recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
+        self.scheduler = schedule(self.optimizer, settings, settings.epochs * self.steps)
+
+    def batches(self) -> list[Tensor]:
+        return batches(self.num_rows, self.recipe.batch_size, self.recipe.min_steps)
+
+    def step(self, rows: Tensor) -> Tensor:
+        """Learn from the training rows with these numbers (b,) -> their loss, or this process's part of it."""
+        loss = self.group.loss(self.objective, self.adapter, rows, self.num_rows)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.group.add_gradients(self.trained)
+        nn.utils.clip_grad_norm_(self.weights, CLIP)
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.recipe.ema:  # AveragedModel would copy the buffers as well, in every step
+            decay = EMA_DECAY if self.steps_done else 0.0  # the first step's weights as they are
+            get_ema_multi_avg_fn(decay)(self.averages, self.weights, None)
+        self.steps_done += 1
+        return loss.detach()
+
+    def epoch(self, bar: tqdm) -> float:
+        """-> the mean loss of one epoch's steps."""
+        self.adapter.train()
+        device = self.weights[0].device
+        total = torch.zeros((), device=device)
+        for rows in self.batches():
+            total += self.step(rows.to(device))
+            bar.update()
+        return self.group.total(total).item() / self.steps
+
+
+def train_epochs(trainer: Trainer, fitted: Fitted, validate: Validator | None, settings: Settings, source: str) -> None:
+    """Train until the last epoch, or until `patience` runs out; `fitted` gets the best epoch's weights and scores."""
+    group, epochs = trainer.group, settings.epochs
+    best_score, best_state = -math.inf, copy.deepcopy(trainer.scored.state_dict())
+    way_out = f"give a lower --lr than {trainer.recipe.lr:g}"
     began = time.perf_counter()
     try:
-        with tqdm(total=settings.epochs * steps, unit="step", desc="train", mininterval=0.5, disable=hidden) as bar:
-            for epoch in range(1, settings.epochs + 1):
-                adapter.train()
-                total = torch.zeros((), device=device)
-                for step, rows in enumerate(batches(n, recipe.batch_size, recipe.min_steps)):
-                    loss = group.loss(objective, adapter, rows.to(device), n)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    group.add_gradients(trained)
-                    nn.utils.clip_grad_norm_(weights, CLIP)
-                    optimizer.step()
-                    scheduler.step()
-                    if recipe.ema:  # AveragedModel would copy the buffers as well, in every step
-                        ema_decay = EMA_DECAY if step or epoch > 1 else 0.0  # the first step's weights as they are
-                        get_ema_multi_avg_fn(ema_decay)(averages, weights, None)
-                    total += loss.detach()
-                    bar.update()
-                mean_loss = group.total(total).item() / steps
-                if not math.isfinite(mean_loss):
-                    raise InputError(f"{source}: the loss is {mean_loss} in epoch {epoch}; {diverged}")
-                bar.set_postfix(loss=f"{mean_loss:.3f}")
-                line = f"epoch {epoch:3d}  loss {mean_loss:.3f}  {time.perf_counter() - began:6.1f} s"
+        with tqdm(
+            total=epochs * trainer.steps, unit="step", desc="train", mininterval=0.5, disable=not group.is_main
+        ) as bar:
+            for epoch in range(1, epochs + 1):
+                loss = trainer.epoch(bar)
+                if not math.isfinite(loss):
+                    raise InputError(f"{source}: the loss is {loss} in epoch {epoch}; {way_out}")
+                bar.set_postfix(loss=f"{loss:.3f}")
+                line = f"epoch {epoch:3d}  loss {loss:.3f}  {time.perf_counter() - began:6.1f} s"
                 scores, score = None, 0.0  # without validation the last epoch counts
                 if validate is not None:
-                    accuracy, score = group.from_main(lambda: validate(scored))
-                    scores = dict(zip(train.levels, accuracy, strict=True)) | {"score": score}
-                    line += "  validation 5-NN " + " ".join(f"{k} {v:.3f}" for k, v in scores.items() if k != "score")
+                    accuracy, score = group.from_main(lambda: validate(trainer.scored))
+                    scores = dict(zip(fitted.config["levels"], accuracy, strict=True))
+                    line += "  validation 5-NN " + " ".join(f"{level} {share:.3f}" for level, share in scores.items())
+                    scores["score"] = score
                 bar.write(line)
                 if score >= best_score:  # of equals the later one: it has been trained longer
-                    snapshot = copy.deepcopy(scored.state_dict())  # first, so that Ctrl-C can't come between the rest
+                    snapshot = copy.deepcopy(trainer.scored.state_dict())  # so that Ctrl-C can't come between the rest
                     best_score, best_state, fitted.best_epoch, fitted.validation = score, snapshot, epoch, scores
                 fitted.epochs_done = epoch
                 if epoch - fitted.best_epoch >= settings.patience:
@@ -340,13 +375,12 @@ def train_epochs(
             raise
         fitted.stopped = stop
     if not all(tensor.isfinite().all() for tensor in best_state.values()) or fitted.best_epoch == 0:
-        raise InputError(f"{source}: training diverged; {diverged}")
-    adapter.load_state_dict(best_state)
-    return fitted
+        raise InputError(f"{source}: training diverged; {way_out}")
+    fitted.adapter.load_state_dict(best_state)
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> LRScheduler:
     """The learning rate over all `steps`: ours rises for a tenth of them and then falls, the published one falls."""
-    if settings.recipe == "published":
+    if settings.recipe == PUBLISHED:
         return CosineAnnealingLR(optimizer, steps)
     return OneCycleLR(optimizer, settings.of_recipe.lr, total_steps=steps, pct_start=0.1)

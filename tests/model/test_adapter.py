@@ -170,7 +170,7 @@ GREEDY: dict[str, dict] = {
     "negative classes": {"paths": [[-1, 0, 0, 0], *PATHS.tolist()[1:]]},
     "a level that there is not": {"block_levels": [0, 1, 2, 4]},
     "too many levels": {"levels": ["a"] * 7},
-    "another recipe": {"recipe": "x"},
+    "a recipe that is no word": {"recipe": "\x1b[2J"},
 }
 
 

@@ -15,8 +15,8 @@ import train
 from fractal.base.cli import InputError
 from fractal.data.parquet import Cells
 from fractal.model.distributed import Group
-from fractal.model.hierarchical import HierarchicalObjective
 from fractal.model.objective import PrefixObjective
+from fractal.model.recipes import PUBLISHED
 from fractal.model.training import Counts, Settings, check_settings, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +40,7 @@ def checkpoint(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("recipe", ["fractal", "mrl", "hce"])
-def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradients(recipe: str):
+def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradients():
     """Rows, noise and dropout of three processes beside those of one; the last batch lies in one share alone."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(90, 8)).astype(np.float32))
@@ -50,9 +49,9 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradients(recipe: str):
     cells = Cells(x.numpy(), y.numpy(), classes, ("system", "type"))
     counts: Counts = {(classes[0][i // 5], classes[1][i]): 9 for i in range(10)}
     torch.manual_seed(0)
-    fitted, objective = prepare(x, y, cells, counts, Settings(recipe=recipe), "cells")
+    fitted, objective = prepare(x, y, cells, counts, Settings(), "cells")
     weights = [*fitted.adapter.parameters(), *objective.parameters()]
-    assert isinstance(objective, PrefixObjective | HierarchicalObjective)
+    assert isinstance(objective, PrefixObjective)
     whole_x, whole_path = objective.x, objective.path
     for rows in torch.randperm(90)[:40], torch.arange(12):
         losses, gradients = [], []
@@ -83,7 +82,7 @@ def test_shares_hold_every_row_once():
 def test_the_published_recipe_is_refused():
     cells = Cells(np.zeros((50, 4), np.float32), np.zeros((50, 2), np.int64), [["a"], ["a"]], ("system", "type"))
     with pytest.raises(InputError, match="without torchrun"):
-        check_settings(Settings(recipe="published"), 100, cells, "cells", Group(0, 2))
+        check_settings(Settings(PUBLISHED), 100, cells, "cells", Group(0, 2))
 
 
 @pytest.mark.slow

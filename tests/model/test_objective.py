@@ -2,17 +2,14 @@
 
 import math
 
-import networkx as nx
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import published
 from fractal.model.adapter import TAU, FractalAdapter, PublishedAdapter
-from fractal.model.hierarchical import HierarchicalObjective, ancestor_matrix
-from fractal.model.objective import SMOOTHING, PrefixObjective, log_ratio
+from fractal.model.objective import SMOOTHING, PrefixObjective, TrainingRows, log_ratio
 from fractal.model.published import PublishedObjective, published_loss
 
 LABELS = torch.tensor(
@@ -23,12 +20,23 @@ LABELS = torch.tensor(
 FREQUENCY = torch.tensor([90, 1, 5, 3, 1])  # cells of each path in the whole file
 
 
+def training_rows(x: Tensor, path: Tensor, lineages: Tensor) -> TrainingRows:
+    """Rows x (n, dim) on the paths path (n,), which are as frequent in the file as FREQUENCY says."""
+    frequency = FREQUENCY[: len(lineages)].float()
+    return TrainingRows(x, path, frequency, path.bincount(minlength=len(lineages)), lineages, [])
+
+
+def published_rows(num_levels: int = 4) -> TrainingRows:
+    lineages, path = LABELS[:, :num_levels].unique(dim=0, return_inverse=True)
+    return training_rows(torch.randn(7, 16), path, lineages)
+
+
 def fractal_parts(levels: list[int]) -> tuple[FractalAdapter, PrefixObjective, Tensor, Tensor]:
     """-> an adapter, its objective, the vectors and each row's path."""
     paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
     x = torch.randn(7, 12)
     adapter = FractalAdapter(12, len(levels), 3, paths).eval()
-    return adapter, PrefixObjective(adapter, x, path, FREQUENCY[: len(paths)]), x, path
+    return adapter, PrefixObjective(adapter, training_rows(x, path, paths)), x, path
 
 
 @pytest.mark.parametrize("levels", [[0, 1, 2, 3], [3, 3, 3, 3], [0, 1]])
@@ -73,57 +81,6 @@ def test_a_rare_path_counts_by_its_frequency_in_the_file():
     shift = objective.logit_adjustment[0]
     assert shift.argmin() == FREQUENCY.argmax()  # common in the file, less so among the training rows
     assert not torch.allclose(shift, shift.mean().expand(5), atol=0.1)
-
-
-def test_ancestors_of_blood_cells_by_hand():
-    """A term is above the types that CL says; the tree's nodes stand in for a type that CL does not know."""
-    graph = load_graph(CL_SLIM)
-    known = [("I", "B cell"), ("I", "T cell"), ("S", "fibroblast")]
-    matrix = ancestor_matrix(known, graph)
-    assert matrix.shape[0] == 3
-    columns = matrix.T.tolist()
-    assert columns.count([1, 0, 0]) >= 1  # B cell itself, and what is only above it
-    assert [1, 1, 0] in columns  # lymphocyte
-    assert [1, 1, 1] in columns  # cell
-    assert [1, 0, 1] not in columns
-    terms = {"CL:0000236", "CL:0000084", "CL:0000057"}
-    above = terms.union(*(nx.descendants(graph, term) for term in terms))
-    assert len(columns) == len(above)
-    own = ancestor_matrix([("I", "x1"), ("I", "x2"), ("S", "x3")], graph).T.tolist()
-    assert sorted(own) == sorted([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
-    mixed = ancestor_matrix([("I", "B cell"), ("I", "x2")], graph).T.tolist()
-    assert [1, 1] in mixed  # I is above both
-    assert [0, 1] in mixed
-
-
-def test_the_hierarchical_loss_equals_the_slow_version():
-    torch.manual_seed(0)
-    levels = [3, 3, 3]
-    paths, path = LABELS[:, levels].unique(dim=0, return_inverse=True)
-    x, adapter = torch.randn(7, 12), FractalAdapter(12, 3, 4, paths).eval()
-    ancestors = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]).float()
-    objective = HierarchicalObjective(adapter, x, path, FREQUENCY, ancestors)
-    sampled = [int((path == c).sum()) + 0.5 for c in range(5)]
-    natural = [int(f) + 0.5 for f in FREQUENCY]
-    expected, rows = 0.0, [6, 0, 3, 4]
-    for row in rows:
-        logits, _, blocks = adapter(x[row : row + 1])
-        softmaxes = [logits[0].tolist()]
-        for j in (1, 2, 3):
-            prefix = normalize(blocks[0, :j].flatten(), dim=0).detach()
-            softmaxes.append([float(prefix @ p / p.norm()) / TAU for p in objective.prototypes[j - 1].detach()])
-        for scores in softmaxes:
-            odds = [
-                math.exp(s) * (here / sum(sampled)) / (file / sum(natural))
-                for s, here, file in zip(scores, sampled, natural, strict=True)
-            ]
-            for term in range(4):
-                if ancestors[path[row], term]:
-                    below = sum(o for o, inside in zip(odds, ancestors[:, term], strict=True) if inside)
-                    expected -= math.log(below / sum(odds)) / (11 / 5) / len(rows)  # 11 ones in 5 rows
-    assert objective(adapter, torch.tensor(rows)).item() == pytest.approx(expected, rel=1e-4)
-    objective(adapter, torch.tensor(rows)).backward()
-    assert all(p.grad is not None for p in [*adapter.parameters(), *objective.parameters()])
 
 
 def slow_published(adapter: PublishedAdapter, blocks: tuple, labels: Tensor, mask: Tensor, j: int) -> float:
@@ -182,7 +139,7 @@ def test_the_published_loss_equals_the_slow_version(num_levels: int, j: int):
 
 def test_published_positives_are_others_of_the_same_class():
     adapter = PublishedAdapter(16, 4, 3, 2, 5)
-    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    objective = PublishedObjective(adapter, published_rows())
     rows = torch.arange(7).repeat(300)
     for level in range(4):
         drawn = objective.positives(rows, level)
@@ -215,7 +172,7 @@ def test_the_published_draws(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(PublishedObjective, "positives", spy_positives)
     monkeypatch.setattr(published, "published_loss", spy_loss)
     adapter = PublishedAdapter(16, 4, 3, 2, 5)
-    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    objective = PublishedObjective(adapter, published_rows())
     for size in [256] * 200 + [3] * 100:  # among three, every length is at times the mode
         objective(adapter, torch.randint(0, 7, (size,)))
     js = [j for _, j in seen]
@@ -232,6 +189,6 @@ def test_the_published_draws(monkeypatch: pytest.MonkeyPatch):
 def test_published_objective_runs_and_has_gradients():
     torch.manual_seed(0)
     adapter = PublishedAdapter(16, 3, 3, 2, 4)
-    objective = PublishedObjective(adapter, torch.randn(7, 16), LABELS)
+    objective = PublishedObjective(adapter, published_rows(3))
     objective(adapter, torch.arange(7)).backward()
     assert all(p.grad is not None for name, p in adapter.named_parameters() if not name.startswith(("top", "leaf")))
