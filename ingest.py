@@ -69,7 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--write-label-map",
         type=place,
         metavar="TSV",
-        help="write a label map to start from, with the best guess for each name, and stop",
+        help="write a label map to start from, with guesses for names that CL does not know, and stop",
     )
     labels.add_argument(
         "--hierarchy",

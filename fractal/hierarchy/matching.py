@@ -8,101 +8,21 @@ not guessed: `closest_names` lists what it may have meant.
 import difflib
 import math
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from pathlib import Path
 
 import networkx as nx
 
 # Both are obsolete in today's CL, so the graph does not hold them; the published hierarchy has them.
 MANUAL = {"native cell": "CL:0000003", "animal cell": "CL:0000548"}
 
-# What people write -> a name of CL; keys in lower case, singular, without the word "cell". Only what means one thing in
-# every tissue: not HSC (also hepatic stellate cell), not MSC, not EC.
-ABBREVIATIONS = {
-    "at1": "pulmonary alveolar type 1 cell",
-    "at2": "pulmonary alveolar type 2 cell",
-    "cardiomyocyte": "cardiac muscle cell",
-    "cd14 mono": "CD14-positive monocyte",
-    "cd14 monocyte": "CD14-positive monocyte",
-    "cd16 mono": "CD14-low, CD16-positive monocyte",
-    "cd16 monocyte": "CD14-low, CD16-positive monocyte",
-    "cd4 naive": "naive thymus-derived CD4-positive, alpha-beta T cell",
-    "cd4 t": "CD4-positive, alpha-beta T cell",
-    "cd4 tcm": "central memory CD4-positive, alpha-beta T cell",
-    "cd4 tem": "effector memory CD4-positive, alpha-beta T cell",
-    "cd4-positive t": "CD4-positive, alpha-beta T cell",
-    "cd8 naive": "naive thymus-derived CD8-positive, alpha-beta T cell",
-    "cd8 t": "CD8-positive, alpha-beta T cell",
-    "cd8 tcm": "central memory CD8-positive, alpha-beta T cell",
-    "cd8 tem": "effector memory CD8-positive, alpha-beta T cell",
-    "cd8-positive t": "CD8-positive, alpha-beta T cell",
-    "cdc1": "CD141-positive myeloid dendritic cell",
-    "cdc2": "CD1c-positive myeloid dendritic cell",
-    "clp": "common lymphoid progenitor",
-    "cmp": "common myeloid progenitor",
-    "dc": "dendritic cell",
-    "dendritic": "dendritic cell",
-    "gdt": "gamma-delta T cell",
-    "gmp": "granulocyte monocyte progenitor cell",
-    "hspc": "hematopoietic precursor cell",
-    "ilc": "innate lymphoid cell",
-    "ilc2": "group 2 innate lymphoid cell",
-    "ilc3": "group 3 innate lymphoid cell",
-    "lymphatic endothelial": "endothelial cell of lymphatic vessel",
-    "mait": "mucosal invariant T cell",
-    "memory b": "memory B cell",
-    "microglia": "microglial cell",
-    "mono": "monocyte",
-    "naive b": "naive B cell",
-    "nk": "natural killer cell",
-    "nkt": "mature NK T cell",
-    "opc": "oligodendrocyte precursor cell",
-    "pdc": "plasmacytoid dendritic cell",
-    "rbc": "erythrocyte",
-    "smc": "smooth muscle cell",
-    "th1": "T-helper 1 cell",
-    "th17": "T-helper 17 cell",
-    "th2": "T-helper 2 cell",
-    "treg": "regulatory T cell",
-}
-# Never taken without asking. CL has some as synonyms with a meaning that few people have in mind today: its DC2 is the
-# plasmacytoid dendritic cell, its alpha cell is in the retina.
-SEVERAL_MEANINGS = {
-    "alpha": ["pancreatic A cell", "retinal ganglion cell A"],
-    "beta": ["type B pancreatic cell"],
-    "dc1": ["CD141-positive myeloid dendritic cell", "conventional dendritic cell"],
-    "dc2": ["CD1c-positive myeloid dendritic cell", "plasmacytoid dendritic cell"],
-    "hsc": ["hematopoietic stem cell", "hepatic stellate cell"],
-    "hsc/mpp": ["hematopoietic stem cell", "hematopoietic multipotent progenitor cell"],
-    "msc": ["mesenchymal stem cell"],
-    "ec": ["endothelial cell"],
-    "mac": ["macrophage"],
-}
-# For guesses alone.
-EXPANSIONS = {
-    "ab": "alpha-beta",
-    "adc": "activated dendritic",
-    "dn": "double negative",
-    "dp": "double positive",
-    "ec": "endothelial",
-    "endo": "endothelial",
-    "epi": "epithelial",
-    "eryth": "erythroid",
-    "excitatory": "glutamatergic",
-    "fb": "fibroblast",
-    "gd": "gamma-delta",
-    "hsc": "hematopoietic stem",
-    "inhibitory": "gabaergic",
-    "mac": "macrophage",
-    "mk": "megakaryocyte",
-    "mpp": "multipotent progenitor",
-    "tcm": "central memory t",
-    "tem": "effector memory t",
-    "temra": "effector memory t terminally differentiated",
-    "tfh": "follicular helper t",
-    "trm": "tissue resident memory t",
-}
+SPELLINGS = tomllib.loads(Path(__file__).with_name("spellings.toml").read_text(encoding="utf-8"))
+ABBREVIATIONS: dict[str, str] = SPELLINGS["abbreviations"]
+SEVERAL_MEANINGS: dict[str, list[str]] = SPELLINGS["several_meanings"]
+EXPANSIONS: dict[str, str] = SPELLINGS["expansions"]
 NO_TYPE = {"cluster", "debris", "doublet", "multiplet"}  # a name with one of these words gets no guess
 
 Match = tuple[str, str]  # the CL id, "" if there is none, and how it was found
@@ -222,6 +142,20 @@ def _bare(name: str) -> str:
     return _tidy(name).casefold().removesuffix(" cell")
 
 
+MARKER = re.compile(r"\b(CD\d+[A-Z]*)(\+|-positive|-negative|-(?![A-Z\d]))?", re.IGNORECASE)
+
+
+def markers(name: str) -> dict[str, bool | None]:
+    """The markers of a name and their signs: `CD4+/CD25- CD3 T` or `CD4-positive, CD25-negative, CD3 T`: yes, no, None."""
+    return {m.upper(): sign in ("+", "-positive") if sign else None for m, sign in MARKER.findall(name)}
+
+
+def agree(name: str, candidate: str) -> bool:
+    """Whether a CL name carries every marker sign of a name, and none of a marker that the name lacks."""
+    wanted, given = markers(name), {m: sign for m, sign in markers(candidate).items() if sign is not None}
+    return given.keys() <= wanted.keys() and all(given.get(m) == sign for m, sign in wanted.items() if sign is not None)
+
+
 def spellings(name: str) -> Iterator[str]:
     """Other spellings of a name that mean the same."""
     tidy = _tidy(name)
@@ -259,14 +193,25 @@ def _vocabulary(graph: nx.DiGraph) -> tuple[list[tuple[str, frozenset[str]]], di
     return known, {token: math.log(len(graph) / n) for token, n in count.items()}
 
 
+def _weights(tokens: list[str], weight: dict[str, float]) -> dict[str, float]:
+    """The words of a name as CL spells them, with their weights; of one that CL does not know, half of the rarest's."""
+    wanted = dict[str, float]()
+    for token in tokens:
+        alike = [token] if token in weight else difflib.get_close_matches(token, weight, 1, 0.8)
+        wanted |= {known: weight.get(known, max(weight.values()) / 2) for known in alike or [token]}
+    if wanted:
+        wanted[next(reversed(wanted))] *= 2  # the last word says what kind of cell it is: late ERYTHROID
+    return wanted
+
+
 def closest_names(names: Iterable[str], graph: nx.DiGraph, count: int = 3) -> dict[str, list[str]]:
     """Name -> the CL names that it may mean, best first; none where no CL name shares enough of what it says.
 
-    Compared are words, not letters: rare words tell more (as idf in text search), a misspelled word stands for the one
-    that is spelled most like it. The score is the weight of the shared words over that of all words of both.
+    Compared are words, not letters: a rare word counts more (as idf in text search), a misspelled word stands for the
+    one that is spelled most like it. The score is the weight of the shared words over that of all words of both. A CL
+    name must agree with the markers of the name (`agree`): CD4+ is not CD8-positive. Markers alone are no type.
     """
     known, weight = _vocabulary(graph)
-    rarest = max(weight.values())
     obsolete = graph.graph.get("obsolete", {})
     found = {}
     for name in names:
@@ -277,18 +222,14 @@ def closest_names(names: Iterable[str], graph: nx.DiGraph, count: int = 3) -> di
             _, replaced, considered = obsolete[term]
             found[name] = [graph.nodes[other]["name"] for other in (*replaced, *considered) if other in graph][:count]
             continue
-        tokens_of_name = [] if NO_TYPE & set(_tokens(name)) else _tokens(name)
-        asked = dict[str, float]()  # token -> its weight; of a token that CL does not know, half that of the rarest
-        for token in tokens_of_name:
-            alike = [token] if token in weight else difflib.get_close_matches(token, weight, 1, 0.8)
-            asked |= {known_as: weight.get(known_as, rarest / 2) for known_as in alike or [token]}
-        if asked:
-            asked[next(reversed(asked))] *= 2  # the last word says what kind of cell it is: late ERYTHROID
-        total = sum(asked.values())
+        no_type = NO_TYPE & set(_tokens(name)) or not re.search(r"\w", MARKER.sub("", name))
+        wanted = _weights([] if no_type else _tokens(name), weight)
+        total = sum(wanted.values())
         scores: dict[str, float] = {}
         for candidate, tokens in known:
-            if shared := sum(asked[token] for token in asked.keys() & tokens):
-                score = shared / (total + 0.5 * sum(weight[token] for token in tokens - asked.keys()))
+            shared = sum(wanted[token] for token in wanted.keys() & tokens)
+            if shared and agree(name, candidate):
+                score = shared / (total + 0.5 * sum(weight[token] for token in tokens - wanted.keys()))
                 scores[candidate] = max(scores.get(candidate, 0), score)
         best = sorted(scores, key=lambda candidate: (-scores[candidate], len(candidate), candidate))
         found[name] = [candidate for candidate in best[:count] if scores[candidate] >= 0.35]

@@ -1,9 +1,9 @@
 """Cell type names -> Cell Ontology (CL) ids -> a hierarchy of four levels, or of the user's own.
 
 Pure functions over one graph. The rules are the published ones of the fractal cell embeddings:
-  1. name -> CL id     by name, by the name without ", human", by synonym, by hand, or respelled
-  (fractal/hierarchy/matching.py) 2. level 1, system   the nearest primary anchor above the term; only if there is
-  none, stem cell; else Other 3. level 2, lineage  the nearest lineage anchor above the term; else the system
+  1. name -> CL id     by name, by the name without ", human", by synonym, by hand, or respelled (matching.py)
+  2. level 1, system   the nearest primary anchor above the term; only if there is none, stem cell; else Other
+  3. level 2, lineage  the nearest lineage anchor above the term; else the system
   4. level 3, type     the parent that the shortest path to the lineage anchor (else the system's) goes through
   5. level 4, subtype  the name itself
 "Nearest" counts is_a steps from child to parent. A term may be its own anchor; on a tie the anchor that stands
@@ -380,38 +380,47 @@ def read_hierarchy(path: Place) -> tuple[tuple[str, ...], dict[str, CellType]]:
 
 
 def write_label_map(path: Place, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
-    """A template for --label-map: own name, CL name, CL id, how, number of cells, a line each -> what to say of it.
+    """Write a template for --label-map -> a message about it.
 
-    codes (n,) int: the name of each cell, -1 for none. The most frequent names come first; "" is left out.
+    A line each, the most frequent first: the user's name, CL name, CL id, how `match_names` found it, number of cells,
+    guesses. Of a name that CL does not know, name and id are empty, which leaves its cells out, until a person has
+    copied a guess there.
 
-    `how` is that of `match_names`, or "guess" with the other guesses, or "no guess". It is read again as it is; who
-    leaves a CL name empty leaves these cells out.
+    Parameters
+    ----------
+    path : where to write, whole or not at all
+    names : the names of the types; "" is left out
+    codes : (n,) int, the name of each cell, -1 for none
+    graph : of `load_graph`
     """
     cells = Counter(dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True)))
     matches = match_names(filter(None, cells), graph)
     guesses = closest_names([name for name, (_, how) in matches.items() if how == "unmapped"], graph)
-    ids = {data["name"]: term for term, data in graph.nodes(data=True)}
-    ids.update(MANUAL)
-    by_id = {term: name for name, term in ids.items()}
-    counts = Counter[str]()
+    cl_name = {term: data["name"] for term, data in graph.nodes(data=True)} | {
+        id_: name for name, id_ in MANUAL.items()
+    }
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["# own name", "CL name", "CL id", "how", "cells"])
+        writer.writerow(["# name", "CL name", "CL id", "how", "cells", "guesses: copy one to CL name"])
         for name in sorted(matches, key=lambda name: -cells[name]):
             term, how = matches[name]
-            target = by_id.get(term, "")
-            if how == "unmapped":
-                target, *others = guesses[name] or [""]
-                how = "guess" if target else "no guess"
-                term, said = ids.get(target, ""), " or ".join(["guess", *others] if target else ["no guess"])
-            else:
-                said = how
-            counts[how] += 1
-            writer.writerow([name, target, term, said, cells[name]])
+            writer.writerow([name, cl_name.get(term, ""), term, how, cells[name], " or ".join(guesses.get(name, []))])
+    guessed = sum(map(bool, guesses.values()))
+    merged = _merged(matches, cl_name)
     return (
-        f"{counts.total()} type names written to {path}: {counts['guess']} guesses and {counts['no guess']} names "
-        f"without one, to be looked at; the others are known. Then: --label-map {path}"
+        f"{len(matches)} type names written to {path}: {len(matches) - len(guesses)} are known, {guessed} have guesses,"
+        f" {len(guesses) - guessed} have none; fill in their CL names, or their cells are left out. "
+        + (f"One type is made of: {merged}. " if merged else "")
+        + f"Then: --label-map {path}"
     )
+
+
+def _merged(matches: Mapping[str, tuple[str, str]], cl_name: Mapping[str, str]) -> str:
+    """Which names of the user's lead to one term: "B cell = B cells, B_cell; ..."."""
+    spelled = defaultdict(list)
+    for name, (term, _) in matches.items():
+        spelled[term].append(name)
+    return "; ".join(f"{cl_name[t]} = {', '.join(found)}" for t, found in spelled.items() if t and len(found) > 1)
 
 
 def term_distances(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.base.cli import InputError
-from fractal.hierarchy.matching import ABBREVIATIONS, SEVERAL_MEANINGS
+from fractal.hierarchy.matching import ABBREVIATIONS, SEVERAL_MEANINGS, agree, closest_names, markers
 from fractal.hierarchy.ontology import (
     LINEAGE_ANCHORS,
     STEM_ANCHOR,
@@ -300,3 +300,34 @@ def test_one_class_per_term_and_classes_stay_what_they_are(cl: nx.DiGraph):
         assert all(again[row.subtype].levels == row.levels and again[row.subtype].cl_id == row.cl_id for row in rows)
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("name", "guesses"),
+    [
+        ("CD4+/CD25 T Reg", {"CD4-positive, CD25-positive, alpha-beta regulatory T cell"}),  # not CD8-positive
+        ("CD34+", set()),  # a marker alone is no type: not the eosinophil progenitor
+        ("T reg", {"regulatory T cell"}),
+        ("CD56+ NK", set()),  # the CL names that say CD56-positive say CD161-positive as well
+        ("CD8+ Cytotoxic T", {"CD8-positive, alpha-beta cytotoxic T cell"}),
+    ],
+)
+def test_a_guess_has_the_marker_signs_of_the_name(name: str, guesses: set[str]):
+    found = closest_names([name], load_graph(DATA / "cl-slim.obo"))[name]
+    assert guesses <= set(found)
+    assert guesses or not found
+    assert not any("CD161" in guess or ("CD8" in guess) != ("CD8" in name) for guess in found)
+
+
+def test_marker_signs():
+    assert markers("CD4+/CD45RA+/CD25- CD3 T") == {"CD4": True, "CD45RA": True, "CD25": False, "CD3": None}
+    assert markers("CD16-positive, CD56-dim natural killer cell") == {"CD16": True, "CD56": None}
+    assert markers("CD4-negative, CD8-negative T cell") == {"CD4": False, "CD8": False}
+
+
+def test_agreement_of_markers():
+    assert agree("CD4+ CD25 T", "CD4-positive, CD25-positive T cell")
+    assert agree("T", "T cell")
+    assert not agree("CD4+ T", "T cell")
+    assert not agree("CD4+ T", "CD4-negative T cell")
+    assert not agree("CD4+ T", "CD4-positive, CD25-positive T cell")
