@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from fractal.annotate.card import model_card
 from fractal.annotate.projection import Projection
 from fractal.annotate.space import space_problem
 from fractal.base.cli import InputError
-from fractal.base.files import atomic_folder, recover
+from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.data.parquet import Cells, fingerprint, usable
 from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
@@ -352,9 +352,10 @@ CELL_ARRAYS = ("vectors", "path", "validation_vectors", "validation_path")
 
 def read_bundle(path: Place, device: torch.device | str = "cpu") -> Bundle:
     """Raises InputError for a folder that is no bundle, is of another version, or whose files were changed."""
-    path = fetch(path)
-    if not path.exists() and path.parent.is_dir():
-        recover(path)  # of a run that was killed just as it put the folder there
+    return read_whole(fetch(path), partial(_read_bundle, device=device))
+
+
+def _read_bundle(path: Path, device: torch.device | str) -> Bundle:
     try:
         facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
         version, hashes = facts.get("version"), dict(facts.get("sha256", {}))

@@ -20,6 +20,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without them
 READS = 5  # attempts to read a folder that is being replaced
 T = TypeVar("T")
+P = TypeVar("P", bound=Place)
 _locked: dict[Place, tuple[int, Any]] = {}  # path -> the thread that holds it, and its state when it was locked
 
 
@@ -47,13 +48,13 @@ def locked(path: str | Place) -> Iterator[None]:
 def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of the file .NAME.lock beside `path`, which the system releases when a process ends.
 
-    What killed runs have left is removed. Raises Timeout where another run holds it, unless it is to `wait`.
+    What killed runs have left is removed. Where another run holds it, this waits, or raises an error.
     """
     from filelock import FileLock, SoftFileLock, Timeout  # a tenth of a second, which --help need not wait for
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path(path), timeout=1 if wait else 0, thread_local=False)
-    try:
+    with naming_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:
@@ -61,11 +62,12 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
                 raise
             print(f"{path}: another run is writing it; waiting until that has ended", file=sys.stderr, flush=True)
             lock.acquire(timeout=-1)
-        restore(path)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        lock_path(path).unlink(missing_ok=True)  # leftovers stay: this can't tell them from files in use
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock_path(path).unlink(missing_ok=True)
+        else:
+            restore(path)  # without locks, leftovers stay: they might be in use
     try:
         yield
     finally:
@@ -95,19 +97,20 @@ def check_unchanged(path: Place) -> None:
         raise InputError(f"{path}: another program has changed it meanwhile; it is left like that, run this again")
 
 
-def read_whole(path: Path, read: Callable[[Path], T]) -> T:
-    """What `read` makes of a folder, all of whose files it opens: files of one run, while others replace the folder.
+def read_whole(path: P, read: Callable[[P], T]) -> T:
+    """What `read` makes of a folder, all of whose files it opens, or of a file that it opens more than once.
 
-    Where it was replaced meanwhile, `read` is called again. Raises what `read` does, and InputError where it never
-    sees the same folder from first to last.
+    Where another run has replaced `path` meanwhile, `read` is called again. Raises what `read` does, and InputError
+    where it never sees the same files from first to last.
     """
     for _ in range(READS):
         recover(path)
-        before, between_renames = state(path), any(leftovers(path))
+        before = state(path)
+        between_renames = before is None and isinstance(path, Path) and any(leftovers(path))
         try:
             result = read(path)
         except (InputError, OSError):
-            if state(path) == before and not (before is None and between_renames):
+            if state(path) == before and not between_renames:
                 raise
         else:
             if state(path) == before:
@@ -205,7 +208,8 @@ def naming_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
-        if isinstance(cause, OSError) and (cause.errno is None or cause.errno in FULL):  # numpy gives no number
+        by_numpy = isinstance(cause, OSError) and re.search(r"requested and \d+ written", str(cause))  # it has no errno
+        if isinstance(cause, OSError) and (by_numpy or cause.errno in FULL):
             reason = os.strerror(cause.errno).lower() if cause.errno else cause
             raise InputError(f"{path}: cannot be written ({reason}); make room") from error
         if isinstance(error, OSError):  # neither Python nor Arrow names the file of a failing write
@@ -232,11 +236,14 @@ def leftovers(path: Path) -> Iterator[Path]:
             yield folder
 
 
-def recover(path: str | Path) -> None:
+def recover(path: str | Place) -> None:
     """For readers: as `restore`, unless a run is writing `path`."""
-    path = Path(os.path.realpath(path))
-    if lock_path(path).exists() or any(leftovers(path)):
-        with suppress(OSError), file_lock(path, wait=False):  # a run that lives, or a folder of another user
+    path = real_path(path)
+    if not isinstance(path, Remote) and (lock_path(path).exists() or any(leftovers(path))):
+        with (
+            suppress(OSError, InputError),
+            file_lock(path, wait=False),
+        ):  # a run that lives, or a folder of another user
             pass
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fractal.base.errors import InputError, needs, run
-from fractal.base.files import check_paths
+from fractal.base.files import check_paths, locked
 from fractal.base.storage import Place, place
 from fractal.base.table import table
 from fractal.commands.options import add, check_suffix, command, one_input
@@ -169,6 +169,11 @@ def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
+    with locked(args.output):  # it may be the input
+        annotate(args)
+
+
+def annotate(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from fractal.annotate.bundle import check_terms, choose_paths, read_bundle

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
+from fractal.base.files import check_paths, locked
 from fractal.commands.options import CHECKPOINT, add, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     if prefix > levels:
         raise InputError(f"{args.reference}: has {levels} blocks, --prefix {prefix} asks for more")
     with ExitStack() as stack:
+        stack.enter_context(locked(args.output))  # it may be the input
         if embedder.reference:
             query = open_query(embedder.reference, args.input, args.use_rep, args.force)
             source, origin = stack.enter_context(query)

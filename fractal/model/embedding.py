@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from fractal.annotate.bundle import Bundle, read_bundle, weights_sha256
+from fractal.base.files import read_whole
 from fractal.base.storage import Place
 from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
@@ -39,9 +40,9 @@ class Embedder:
             bundle = read_bundle(path, device)
             levels = block_names(bundle.facts["config"])
             return Embedder(bundle.adapter, bundle.facts["recipe"], levels, bundle.sha256, bundle.use_rep, bundle)
-        adapter, checkpoint = load(path, device)
+        (adapter, checkpoint), sha256 = read_whole(path, lambda path: (load(path, device), fingerprint(path)))
         config = checkpoint["config"]
-        return Embedder(adapter, config["recipe"], block_names(config), fingerprint(path), "X_scimilarity")
+        return Embedder(adapter, config["recipe"], block_names(config), sha256, "X_scimilarity")
 
     def metadata(self, prefix: int) -> dict[str, str]:
         """What a file of its vectors, cut to so many blocks, says of them."""

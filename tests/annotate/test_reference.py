@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
+from fractal.annotate import bundle as bundles
 from fractal.annotate.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, answer, calibrate, majority
 from fractal.annotate.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
 from fractal.annotate.card import code, model_card
@@ -58,12 +59,28 @@ def test_what_is_written_is_read_again(bundle: Bundle, tmp_path: Path):
 
 
 def test_a_reference_that_a_killed_run_moved_away_is_put_back(bundle: Bundle, tmp_path: Path):
-    part = tmp_path / ".ref.0123456789abcdef.part"  # as a run killed between its two renames leaves it
+    part = tmp_path / ".ref.01234567.part"  # as a run killed between its two renames leaves it
     for name in ("old", "new"):
         write_bundle(part / name, bundle)
-    (part / "lock").touch()
     assert read_bundle(tmp_path / "ref").levels == bundle.levels
     assert [path.name for path in tmp_path.iterdir()] == ["ref"]
+
+
+def test_a_reference_that_is_replaced_while_it_is_read(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All that is read is of one run, not the first one's facts and the second one's cells."""
+    path, load_file = tmp_path / "ref", bundles.load_file
+    other = replace(bundle, vectors=bundle.vectors[::-1].copy(), path=bundle.path[::-1].copy())
+    write_bundle(path, bundle)
+
+    def replaced(file: Path) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(bundles, "load_file", load_file)
+        write_bundle(path, other)
+        return load_file(file)
+
+    monkeypatch.setattr(bundles, "load_file", replaced)
+    again = read_bundle(path)
+    assert np.array_equal(again.vectors, other.vectors)
+    assert again.facts["sha256"] == json.loads((path / "bundle.json").read_text())["sha256"]
 
 
 def test_nothing_that_is_not_the_reference_s_own_is_lost(bundle: Bundle, tmp_path: Path):

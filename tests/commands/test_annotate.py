@@ -3,7 +3,11 @@
 import csv
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -39,6 +43,7 @@ from fractal.commands import embed as embed_script
 from fractal.commands import reference as bundle
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
+from fractal.model import embedding
 from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed
 from fractal.score.metrics import expected_calibration_error
 from tests.conftest import TYPES, clustered, write_h5ad
@@ -194,6 +199,38 @@ def test_new_cells_get_their_labels_and_strange_ones_are_flagged(reference: Path
         depth = ["none", *LEVELS].index(row["level"])
         assert row["label"] == (row[LEVELS[depth - 1]] if depth else "")
         assert all(float(row[f"{level}_probability"]) >= 0.8 for level in LEVELS[:depth])
+
+
+def test_embed_and_annotate_in_one_h5ad_at_once(reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The one that began later waits: neither's additions are lost."""
+    file = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
+    flags = [
+        "--use-rep",
+        "X_pca",
+        "--reference",
+        str(reference / "ref"),
+        "--device",
+        "cpu",
+        "--output",
+        str(file),
+        str(file),
+    ]
+    began, embed_chunks = threading.Event(), embedding.embed_chunks
+
+    def slow(*args: Any) -> int:
+        began.set()
+        time.sleep(1)
+        return embed_chunks(*args)
+
+    monkeypatch.setattr(embedding, "embed_chunks", slow)
+    with ThreadPoolExecutor(1) as pool:
+        embedded = pool.submit(embed_script.main, flags)
+        assert began.wait(60)
+        annotate.main(flags)
+        embedded.result()
+    data = anndata.read_h5ad(file)
+    assert "X_fractal" in data.obsm
+    assert "fractal_label" in data.obs
 
 
 def hierarchy_rows(reference: Path) -> list[dict[str, str]]:
