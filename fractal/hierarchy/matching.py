@@ -146,7 +146,7 @@ MARKER = re.compile(r"\b(CD\d+[A-Z]*)(\+|-positive|-negative|-(?![A-Z\d]))?", re
 
 
 def markers(name: str) -> dict[str, bool | None]:
-    """The markers of a name and their signs: `CD4+/CD25- CD3 T` or `CD4-positive, CD25-negative, CD3 T`: yes, no, None."""
+    """Markers of a name and their signs: `CD4+/CD25- CD3 T` or `CD4-positive, CD25-negative, CD3 T`: yes, no, none."""
     return {m.upper(): sign in ("+", "-positive") if sign else None for m, sign in MARKER.findall(name)}
 
 
