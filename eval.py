@@ -114,9 +114,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="also write a page: the figures drawn, what to conclude from each, and what a reference of the checkpoint "
         "would answer; see docs/report.md",
     )
-    parser.add_argument(
-        "--figures", metavar="DIR", type=Path, help="also write these as .svg and .png (the extra `pictures`)"
-    )
+    parser.add_argument("--figures", metavar="DIR", type=Path, help="also write these as .svg and .png")
     parser.add_argument(
         "--cells-out",
         type=place,

@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
+from PIL import Image
 from tqdm import tqdm
 
 import eval as evaluate
@@ -177,11 +178,10 @@ def plural(level: str) -> str:
 
 def rendered(figure: Any) -> Any:
     """A figure -> an image of 256 colours, so that the animation stays small."""
-    image = needs("PIL.Image", "pictures")
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=160)
         plt.close(figure)
-        return image.open(file).convert("RGB").quantize(256)
+        return Image.open(file).convert("RGB").quantize(256)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fractal.base.cli import needs, table
+from fractal.base.cli import table
 from fractal.base.files import atomic_write
 from fractal.score.metrics import hierarchical_f1
 
@@ -106,7 +106,9 @@ def draw_confusions(
     types = [path[-1] for path in shown]
     share = confusion_matrix(true.astype(str), said.astype(str), labels=types, normalize="true")
     side = 1.5 + 0.25 * len(types) + 0.07 * max(map(len, types))  # inches: a type takes .25, a letter of 8 points .07
-    figure = needs("matplotlib.figure", "pictures").Figure((side, side), layout="constrained")
+    from matplotlib.figure import Figure  # half a second to load
+
+    figure = Figure((side, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(types)), types, rotation=90, fontsize=8, parse_math=False)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fractal.base.errors import InputError, needs, run
+from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths, locked
 from fractal.base.storage import Place, place
 from fractal.base.table import table
@@ -79,7 +79,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--confusions",
         metavar="FILE",
         type=Path,
-        help="with --truth: draw which types are taken for which, .png, .svg or .pdf (the extra `pictures`)",
+        help="with --truth: draw which types are taken for which, .png, .svg or .pdf",
     )
     add(answers, "--force", "--only", "--exclude", "--device")
     return parser
@@ -102,7 +102,6 @@ def check_flags(args: argparse.Namespace) -> None:
         if not args.truth:
             raise InputError(f"--confusions {args.confusions}: needs --truth, the obs column of the known labels")
         check_suffix("--confusions", args.confusions, (".png", ".svg", ".pdf"))
-        needs("matplotlib.figure", "pictures")
     if args.index_labels and not args.index:
         raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
     if not 0 < args.confidence <= 1:

@@ -22,9 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("reference", type=Path, help="folder of `fractal fit` or `fractal reference`")
     files.add_argument("--output", metavar="HTML", type=Path, help="the page")
-    files.add_argument(
-        "--figures", metavar="DIR", type=Path, help="write each figure as .svg and .png, too (the extra `pictures`)"
-    )
+    files.add_argument("--figures", metavar="DIR", type=Path, help="write each figure as .svg and .png, too")
     cells = parser.add_argument_group("labelled cells to score")
     cells.add_argument(
         "--input", type=Path, help=".h5ad, or Parquet of ingest.py; of the file of training only the test cells count"

@@ -17,6 +17,15 @@ REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What the reference answered of n cells."""
+
+    right: np.ndarray  # (n, levels) bool, if all were answered
+    reached: np.ndarray  # (n, levels) bool: levels that are answered
+    novel: np.ndarray  # (n,) bool: flagged
+
+
+@dataclass(frozen=True)
 class Scored:
     """The figures of one adapter. Rows are those of `fractal.score.evaluate.score`, with `{protocol}_predicted`."""
 
@@ -34,6 +43,7 @@ class Scored:
     paths: np.ndarray  # (P, levels) int64, the hierarchy in these codes
     studies: Sequence[str] = ()  # names of truth.groups, where there are groups
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)  # whose cells -> what `scores_of` says of them
+    answered: "Answered | None" = None  # each of the n cells
     no_answers: str = ""  # why there are none
     facts: list[tuple[str, str]] = field(default_factory=list)  # provenance
     warnings: list[str] = field(default_factory=list)
@@ -79,8 +89,8 @@ class Scored:
         some = self.truth.counts[:, level] if self.main == "bank" else np.ones(len(self.truth.seen), bool)
         return some & self.truth.seen if self.mixed else some
 
-    def asked(self) -> list[int]:
-        """The levels, by number, that say something: more than one class, and an accuracy."""
+    def compared(self) -> list[int]:
+        """The levels, by number, that have more than one class, and an accuracy."""
         row = self.prefixes[-1][self.main]
         return [
             k for k, name in enumerate(self.levels) if len(np.unique(self.paths[:, k])) > 1 and row[name] is not None
