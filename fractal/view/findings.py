@@ -479,24 +479,13 @@ def most_separated(s: Scored) -> dict[int, int]:
 
 
 def silhouettes(s: Scored) -> Section:
-    """Prefix x level as a heat map, and beside it the same on a shuffled tree."""
+    """Prefix x level as a heat map."""
     best, names, titles = most_separated(s), level_names(s), [title for title, _ in vectors(s)]
     values = [[row["silhouette"][level] for level in s.levels] for _, row in vectors(s)]
-    shuffled = [[row["silhouette"][level] for level in s.levels] for row in s.shuffled[::-1]]
-
-    def heat(title: str, table: list[list[float | None]], framed: dict[int, int]) -> Panel:
-        boxes = [
-            Box(k, i, share(value, 2), GOOD if (value or 0) >= 0 else BAD, abs(value or 0), framed=framed.get(k) == i)
-            for i, line in enumerate(table)
-            for k, value in enumerate(line)
-        ]
-        return draw.boxes(title, boxes, titles[: len(table)], [short(name, 9) for name in names])
-
-    panels = [heat("Silhouette", values, best), *([heat("On a shuffled tree", shuffled, {})] if shuffled else [])]
-    rows = [
-        [name, s.names[best[k]], *(share(table[best[k]][k]) for table in (values, shuffled) if table)]
-        for k, name in enumerate(names)
-        if k in best
+    boxes = [
+        Box(k, i, share(value, 2), GOOD if (value or 0) >= 0 else BAD, abs(value or 0), framed=best.get(k) == i)
+        for i, line in enumerate(values)
+        for k, value in enumerate(line)
     ]
     mixed = [names[k] for k, j in best.items() if (values[j][k] or 0.0) < NOTHING]
     return Section(
@@ -504,10 +493,10 @@ def silhouettes(s: Scored) -> Section:
         "Which prefix shows which level",
         f"How far the classes of a level lie apart among all {len(s.truth.seen):,} cells (cosine silhouette: 1 apart, "
         "0 touching, below 0 mixed). To draw or to cluster, take the prefix with the largest (framed); below .1 it "
-        "shows nothing. Shuffled: the finest labels spread over the branches at random; they themselves stay.",
-        panels,
-        ["Level", "Draw with", "Silhouette", *(["On a shuffled tree"] if shuffled else [])],
-        rows,
+        "shows nothing.",
+        [draw.boxes("Silhouette", boxes, titles, [short(name, 9) for name in names])],
+        ["Level", "Draw with", "Silhouette"],
+        [[names[k], s.names[j], share(values[j][k])] for k, j in best.items()],
         [["Vector", *names], *([title, *map(share, line)] for title, line in zip(titles, values, strict=True))],
         cautions(("No prefix shows islands: do not cluster for it", mixed)),
     )
