@@ -27,7 +27,15 @@ from fractal.annotate.bundle import load_adapter, read_bundle, weights_sha256
 from fractal.base.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
 from fractal.base.files import atomic_write, check_paths
 from fractal.base.storage import place
-from fractal.data.parquet import Cells, fingerprint, levels_of, metadata_of, open_atlas, read_rows, study_codes
+from fractal.data.parquet import (
+    LabelledVectors,
+    fingerprint,
+    levels_of,
+    metadata_of,
+    open_atlas,
+    read_rows,
+    study_codes,
+)
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
 from fractal.model.adapter import Adapter, embed, pick_device
@@ -378,7 +386,7 @@ def scored_model(
     rows: list[dict[str, Any]],
     shuffled: list[dict[str, Any]],
     truth: Truth,
-    cells: Cells,
+    cells: LabelledVectors,
     protocols: dict[str, str],
 ) -> Scored:
     """What --report shows of the i-th checkpoint: its rows, as printed, and what its reference would answer."""

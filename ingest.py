@@ -11,29 +11,22 @@ them ("B cells", "NK") or CL ids. Cells without a label are left out and counted
 
 import argparse
 from collections import Counter
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
-from tqdm import tqdm
 
 from fractal.base.cli import InputError, run, table
 from fractal.base.files import check_paths
-from fractal.base.prefetch import prefetch
 from fractal.base.storage import Place, place, scratch
-from fractal.data.h5ad import LabelledCells, open_labelled, read_map
-from fractal.data.ingestion import ClassColumns, atlas_metadata, place_cells, type_names
-from fractal.data.parquet import duplicate_groups, in_parts, num_duplicates, writing, written
-from fractal.data.scimilarity import Release, open_release
-from fractal.hierarchy.ontology import (
-    CL_SLIM,
-    Hierarchy,
-    load_graph,
-    write_hierarchy,
-    write_label_map,
-)
+from fractal.data.cells import Cells
+from fractal.data.ingestion import Plan, place_cells, write_atlas
+from fractal.data.labels import Labels, read_map
+from fractal.data.parquet import first_copies, in_parts, written
+from fractal.data.scimilarity import open_release
+from fractal.hierarchy.ontology import CL_SLIM, Hierarchy, load_graph, write_hierarchy, write_label_map
 
 MODEL_DIR = Path("data/models/scimilarity/model_v1.1")
 OUTPUT = Path("data/scimilarity_embeddings.parquet")
@@ -105,17 +98,16 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     label_map = read_map(args.label_map) if args.label_map else None
     graph = load_graph(args.obo)
-    with open_cells(args, label_map) as cells:
-        names = type_names(cells, label_map)
+    with open_cells(args, label_map) as (cells, labels):
         if args.write_label_map:
-            print(write_label_map(args.write_label_map, names, cells.type_codes, graph))
+            print(write_label_map(args.write_label_map, labels.names, labels.codes, graph))
             return
         source = args.h5ad or args.model_dir or MODEL_DIR
-        codes, hierarchy = place_cells(cells, names, graph, source, args.hierarchy, args.unmapped)
-        report_hierarchy(hierarchy, graph, args)
-        write_cells(args.output, cells, codes, hierarchy, atlas_metadata(hierarchy, graph, source))
-        write_hierarchy(hierarchy_path(args.output), hierarchy.levels, hierarchy.classes)
-    report_cells(args.output, cells.dim, codes, hierarchy)
+        plan = place_cells(labels, graph, source, args.hierarchy, args.unmapped)
+        report_hierarchy(plan.hierarchy, graph, args)
+        write_atlas(args.output, cells, plan, "ingest")
+        write_hierarchy(hierarchy_path(args.output), plan.hierarchy.levels, plan.hierarchy.classes)
+    report_cells(args.output, cells.dim, plan)
 
 
 def refuse_ignored(args: argparse.Namespace) -> None:
@@ -142,13 +134,15 @@ def hierarchy_path(output: Place) -> Place:
     return output.with_name("hierarchy.tsv" if output == OUTPUT or in_parts(output) else f"{output.stem}.hierarchy.tsv")
 
 
-def open_cells(
-    args: argparse.Namespace, label_map: Mapping[str, str] | None
-) -> AbstractContextManager[Release | LabelledCells]:
-    if args.h5ad is None:
-        return nullcontext(open_release(args.model_dir or MODEL_DIR))
-    key, levels = args.label_key or LABEL_KEY, args.levels or ()
-    return open_labelled(args.h5ad, args.obsm or OBSM, key, args.study_key, label_map, levels)
+@contextmanager
+def open_cells(args: argparse.Namespace, label_map: Mapping[str, str] | None) -> Iterator[tuple[Cells, Labels]]:
+    if args.h5ad:
+        with Cells.open(args.h5ad, args.obsm or OBSM) as cells:
+            yield cells, cells.labels(args.label_key or LABEL_KEY, args.study_key, label_map, args.levels or ())
+    else:
+        release = open_release(args.model_dir or MODEL_DIR)
+        labels = release.labels if label_map is None else release.labels.mapped(label_map, args.label_map)
+        yield release.cells(scratch(args.output)), labels
 
 
 def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Namespace) -> None:
@@ -169,47 +163,17 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
         print(note)
 
 
-def chunks_of(
-    cells: Release | LabelledCells, folder: Path | None
-) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
-    """Yield (rows, vectors (m, dim) float32, cell names (m,) or None): a release names no cells."""
-    if isinstance(cells, LabelledCells):
-        yield from cells.chunks()
-    else:
-        yield from ((rows, vectors, None) for rows, vectors in cells.chunks(scratch=folder))
-
-
-def write_cells(
-    path: Place, cells: Release | LabelledCells, codes: np.ndarray, hierarchy: Hierarchy, metadata: dict[str, str]
-) -> None:
-    of_class = ClassColumns.of(hierarchy)
-    studies = cells.study_codes
-    has_ids = isinstance(cells, LabelledCells)
-    with (
-        writing(path, cells.dim, studies is not None, metadata, hierarchy.levels, has_ids) as writer,
-        tqdm(total=len(cells), unit="cells", unit_scale=True, desc="ingest") as bar,
-    ):
-        for rows, vectors, ids in prefetch(chunks_of(cells, scratch(path))):
-            keep = codes[rows] >= 0
-            columns = of_class.columns(codes[rows][keep])
-            if studies is not None:
-                columns.append((studies[rows][keep], cells.studies))
-            if keep.any():
-                writer.append(vectors[keep], columns, None if ids is None else ids[keep])
-            bar.update(len(vectors))
-
-
-def report_cells(output: Place, dim: int, codes: np.ndarray, hierarchy: Hierarchy) -> None:
-    cells = Counter[str]()
-    sizes = np.bincount(codes[codes >= 0], minlength=len(hierarchy.classes))
-    for row, count in zip(hierarchy.classes, sizes.tolist(), strict=True):
+def report_cells(output: Place, dim: int, plan: Plan) -> None:
+    cells, classes = Counter[str](), plan.hierarchy.classes
+    sizes = np.bincount(plan.classes[plan.classes >= 0], minlength=len(classes))
+    for row, count in zip(classes, sizes.tolist(), strict=True):
         cells[row.levels[0]] += count
-    n = cells.total()
-    if copies := num_duplicates(duplicate_groups(written(output))):
+    n, first = cells.total(), first_copies(written(output))
+    if copies := int((first != np.arange(len(first))).sum()):
         print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
     print(f"\n{n:,} cells, {dim} numbers each, written to {output}\n")
     shares = [[label, f"{count:,}", f"{100 * count / n:.1f}"] for label, count in cells.most_common() if count]
-    print(table([hierarchy.levels[0].capitalize(), "Cells", "%"], shares))
+    print(table([plan.hierarchy.levels[0].capitalize(), "Cells", "%"], shares))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.cli import run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import Cells, read_rows
+from fractal.data.parquet import LabelledVectors, read_rows
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.training import Counts
@@ -40,10 +40,10 @@ def without_adjustment(sampled: Tensor, natural: Tensor) -> Tensor:
     return torch.zeros_like(sampled)
 
 
-def shuffled_rows(path: Path, rows: Any) -> Cells:
+def shuffled_rows(path: Path, rows: Any) -> LabelledVectors:
     cells = read_rows(path, rows)
     labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
-    return Cells(cells.vectors, labels.numpy(), cells.classes, cells.levels)
+    return LabelledVectors(cells.vectors, labels.numpy(), cells.classes, cells.levels)
 
 
 def subtype_frequency(counts: Counts, classes: list[list[str]], levels: list[int], paths: Tensor) -> Tensor:

@@ -40,8 +40,9 @@ from fractal.annotate.bundle import make_reference, read_bundle, write_bundle
 from fractal.annotate.card import model_card
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data import parquet, scimilarity, vectors
-from fractal.data.h5ad import open_labelled, read_map
+from fractal.data import parquet, scimilarity
+from fractal.data.cells import Cells, npy_cells
+from fractal.data.labels import Labels, read_map
 from fractal.hierarchy import levels, ontology
 from fractal.model.adapter import build_adapter, load, save
 from fractal.model.split import MIN_VALIDATION, Split
@@ -106,7 +107,7 @@ def damage(rng: random.Random, seeds: list[bytes]) -> bytes:
 def read_index(path: Path) -> None:
     records = scimilarity.open_index(path)
     if len(records) <= 1_000:
-        release = scimilarity.Release(["a"], np.zeros(len(records), np.int32), [], None, records, path)
+        release = scimilarity.Release(Labels(["a"], np.zeros(len(records), np.int32)), records, path)
         for _ in release.chunks(5):
             pass
 
@@ -197,7 +198,8 @@ def h5ad_file() -> bytes:
 
 def read_h5ad(path: Path) -> None:
     """As ingest.py and `fractal fit` do."""
-    with open_labelled(path, "X_pca", "kind", "donor") as cells:
+    with Cells.open(path, "X_pca") as cells:
+        cells.labels("kind", "donor")
         for _ in cells.chunks(2):
             pass
 
@@ -209,7 +211,7 @@ def npy_file(dtype: str) -> bytes:
 
 
 def read_npy(path: Path) -> None:
-    if (source := vectors.read_npy(path)).num_rows <= 1_000:
+    if (source := npy_cells(path)).num_rows <= 1_000:
         for _ in source.chunks(2):
             pass
 
@@ -222,7 +224,7 @@ def make_bundle(folder: Path) -> None:
     x = np.random.default_rng(0).normal(size=(MIN_VALIDATION, 8)).astype(np.float32)
     labels = np.zeros((MIN_VALIDATION, 4), np.int64)
     labels[::2, 3] = 1
-    cells = parquet.Cells(x, labels, classes)
+    cells = parquet.LabelledVectors(x, labels, classes)
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
     counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
     bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)

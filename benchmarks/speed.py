@@ -37,7 +37,7 @@ from fractal.annotate.bundle import read_bundle
 from fractal.annotate.neighbours import Neighbours
 from fractal.base.cli import positive_int, run, table
 from fractal.commands import annotate, embed
-from fractal.data.vectors import open_vectors
+from fractal.data.cells import Cells
 from fractal.model.adapter import load
 from fractal.score.metrics import silhouette
 from fractal.search.exact import nearest
@@ -105,7 +105,7 @@ def silhouettes(name: str, _: argparse.Namespace) -> Prepared:
 
 
 def embedding(name: str, args: argparse.Namespace) -> Prepared:
-    with open_vectors(args.input) as source:
+    with Cells.open(args.input) as source:
         rows = source.num_rows
     adapter, _ = load(args.model_path)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -123,7 +123,7 @@ def embedding(name: str, args: argparse.Namespace) -> Prepared:
 
 
 def annotating(name: str, args: argparse.Namespace) -> Prepared:
-    with open_vectors(args.input) as source:
+    with Cells.open(args.input) as source:
         chunks, cells = source.chunks(), list[np.ndarray]()
         while sum(map(len, cells)) < ANNOTATED and (chunk := next(chunks, None)):
             cells.append(chunk[1])

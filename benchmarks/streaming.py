@@ -22,8 +22,9 @@ import pandas as pd
 
 from fractal.base.cli import positive_int, run
 from fractal.commands import annotate, embed
-from fractal.data.h5ad import add_obsm
-from fractal.data.vectors import CHUNK, open_h5ad
+from fractal.data.h5ad import open_h5ad
+from fractal.data.outputs import add_obsm
+from fractal.data.vectors import CHUNK
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter, save
 

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fractal.data.h5ad import truncate
+    from fractal.data.outputs import truncate
     from fractal.reference import Reference, fit, load
     from fractal.search import open_index
 
@@ -24,7 +24,7 @@ LAZY = {
     "fit": "fractal.reference",
     "load": "fractal.reference",
     "open_index": "fractal.search",
-    "truncate": "fractal.data.h5ad",
+    "truncate": "fractal.data.outputs",
 }
 
 

@@ -8,8 +8,7 @@ scripts, and memory does not grow with the file.
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +26,10 @@ from fractal.annotate.query import Origin, vectors_of
 from fractal.base.cli import InputError
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
-from fractal.data.h5ad import LabelReport, Labels, labelled_from_anndata, open_labelled, read_map
-from fractal.data.h5ad import facts as embedding_facts
+from fractal.data.cells import Cells
+from fractal.data.ingestion import place_cells, write_atlas
+from fractal.data.labels import read_map
+from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import (
     fingerprint,
     level_columns,
@@ -37,10 +38,8 @@ from fractal.data.parquet import (
     read_codes,
     read_rows,
     study_codes,
-    writing,
 )
-from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
 from fractal.model.distributed import Group
 from fractal.model.embedding import block_names, embed_matrix
@@ -52,7 +51,6 @@ from fractal.score.metrics import knn_accuracy
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from networkx import DiGraph
     from pandas import DataFrame
 
     from fractal.search import Index
@@ -273,9 +271,15 @@ def fit(
     place = pick_device(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.parquet"
-        options = {"label_key": labels or "", "study_key": study, "label_map": label_map, "levels": levels or ()}
         graph = load_graph(CL_SLIM)
-        ingest(path, cells, {"obsm": use_rep, **options}, hierarchy, unmapped, graph)
+        table = place_of(hierarchy) if hierarchy else None
+        with Cells.open(cells, use_rep) as opened:
+            plan = place_cells(
+                opened.labels(labels or "", study, label_map, levels), graph, opened.path, table, unmapped
+            )
+            write_atlas(path, opened, plan)
+        for line in plan.hierarchy.notes:
+            print(line)
         projection, note = learn(cells, use_rep)
         if note:
             print(note)
@@ -310,59 +314,6 @@ def fit(
     return Reference(
         make_reference(adapter, config, classes, training, validation, counts, test, facts, graph, projection)
     )
-
-
-def ingest(
-    path: Path,
-    cells: "AnnData | str | Path",
-    options: Mapping[str, Any],
-    hierarchy: str | Path | None,
-    unmapped: str,
-    graph: "DiGraph",
-) -> None:
-    """Write the labelled cells to `path` as ingest.py does; print a line for all that was left out or merged."""
-    with ExitStack() as stack:
-        if isinstance(cells, str | Place):
-            found = stack.enter_context(open_labelled(place_of(cells), **options))
-            report: Labels | LabelReport = found.labels
-            types, type_codes, dim = found.types, found.type_codes, found.dim
-            studies, study_codes = found.studies, found.study_codes
-            chunks: Iterable[tuple[slice, np.ndarray, np.ndarray]] = found.chunks()
-        else:
-            vectors, names, study_names, ids, report = labelled_from_anndata(
-                cells,
-                options["obsm"],
-                options["label_key"],
-                options["study_key"],
-                options["levels"],
-                options["label_map"],
-            )
-            types, type_codes = coded(names)
-            studies, study_codes = coded(study_names) if study_names is not None else ([], None)
-            chunks, dim = [(slice(0, len(vectors)), vectors, ids)], vectors.shape[1]
-        levels, tree = read_hierarchy(place_of(hierarchy)) if hierarchy else (report.levels, report.tree)
-        placed = hierarchy_of(types, graph, unmapped, tree, levels or LEVELS)
-        classes = [
-            np.unique([row.levels[k] for row in placed.rows], return_inverse=True) for k in range(len(placed.levels))
-        ]
-        facts = {
-            "cl_release": graph.graph["release"],
-            "anchors_sha256": placed.rules_sha256,
-            "source": str(cells) if isinstance(cells, str | Place) else "adata",
-        }
-        with writing(path, dim, study_codes is not None, facts, placed.levels, has_ids=True) as writer:
-            for rows, x, cell_ids in chunks:
-                columns = [(codes[type_codes[rows]], values.tolist()) for values, codes in classes]
-                columns += [(study_codes[rows], studies)] if study_codes is not None else []
-                writer.append(x, columns, cell_ids)
-    for note in [*report.notes, *placed.notes]:
-        print(note)
-
-
-def coded(names: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """(n,) text -> the names, sorted, and the (n,) codes."""
-    values, codes = np.unique(names, return_inverse=True)
-    return values.tolist(), codes
 
 
 def hold_out(path: Path, by_study: bool, max_cells: int, seed: int) -> Split:

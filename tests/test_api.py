@@ -17,8 +17,9 @@ import ingest as ingest_script
 from fractal.__main__ import COMMANDS
 from fractal.base.cli import InputError
 from fractal.commands import annotate, embed, fit
+from fractal.data.cells import Cells
+from fractal.data.ingestion import place_cells, write_atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.reference import ingest
 from tests.conftest import TYPES, clustered
 
 ROOT = Path(__file__).parents[1]
@@ -208,10 +209,12 @@ assert not loaded, loaded
 def test_what_fit_ingests_says_where_it_comes_from(tmp_path: Path):
     """As a file of ingest.py does: the rules' sha256 and the cells' names, from memory and from a file."""
     cells(60).write_h5ad(tmp_path / "cells.h5ad")
-    options = {"obsm": "X_scVI", "label_key": "cell_type", "study_key": None, "label_map": None, "levels": ()}
+    graph = load_graph(CL_SLIM)
     found = []
     for name, data in {"memory": cells(60), "file": tmp_path / "cells.h5ad"}.items():
-        ingest(tmp_path / f"{name}.parquet", data, options, None, "error", load_graph(CL_SLIM))
+        with Cells.open(data, "X_scVI") as opened:
+            plan = place_cells(opened.labels("cell_type"), graph, opened.path)
+            write_atlas(tmp_path / f"{name}.parquet", opened, plan)
         table = pq.read_table(tmp_path / f"{name}.parquet")
         assert table["cell_id"].to_pylist() == list(cells(60).obs_names)
         found.append(table.schema.metadata[b"anchors_sha256"])

@@ -53,8 +53,8 @@ def test_a_blank_line_is_a_cell_without_a_type(release: Path):
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join([*lines[:5], "", *lines[6:]]) + "\n")
     opened = open_release(release)
-    assert np.flatnonzero(opened.type_codes < 0).tolist() == [5]
-    assert opened.notes == ["1 of 600 cells left out: they have no label"]
+    assert np.flatnonzero(opened.labels.codes < 0).tolist() == [5]
+    assert opened.labels.notes == ["1 of 600 cells left out: they have no label"]
 
 
 def test_a_longer_index_file_is_read_as_far_as_its_header_says(release: Path):

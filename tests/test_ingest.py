@@ -13,9 +13,11 @@ import pytest
 
 import ingest
 from fractal.base.cli import InputError
-from fractal.data.h5ad import labelled_from_anndata, read_map
+from fractal.data.cells import Cells
+from fractal.data.ingestion import place_cells
+from fractal.data.labels import read_map
 from fractal.data.parquet import levels_of
-from fractal.hierarchy.ontology import CL_SLIM, hierarchy_of, load_graph, read_hierarchy
+from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy
 from tests.conftest import TYPES, clustered, write_h5ad, write_release
 
 
@@ -108,7 +110,7 @@ def test_label_maps(tmp_path: Path, capsys):
     assert found["level4_subtype"].tolist() == ["B cell", "neuron", "B cell"]
     said = capsys.readouterr().out
     assert "names that no cell has: extra" in said
-    assert "1 of 4 cells left out: 1 whose label is mapped to nothing" in said
+    assert "1 of 4 cells left out: their label is mapped to nothing" in said
     (tmp_path / "m.tsv").write_text("mine\tB cell\nmine\tT cell\n")
     with pytest.raises(InputError, match="'mine' has two targets, 'B cell' and 'T cell' in line 2"):
         read_map(tmp_path / "m.tsv")
@@ -325,18 +327,22 @@ def test_memory_and_file_follow_the_same_rules(tmp_path: Path, flags: dict, caps
     else:
         table = run(path, tmp_path / "o.parquet", *argv, "--unmapped", "other")
     said = capsys.readouterr().out
-    given = {"label_map": read_map(tmp_path / "m.tsv")} if "label_map" in flags else flags
-    vectors, names, studies, ids, report = labelled_from_anndata(anndata.read_h5ad(path), "X_pca", **given)
-    hierarchy = hierarchy_of(
-        names.tolist(), load_graph(CL_SLIM), "other", report.tree, *([report.levels] if report.levels else [])
-    )
-    assert [row.levels[-1] for row in hierarchy.rows] == table.iloc[:, -1 - ("study" in table)].tolist()
-    assert ids.tolist() == table["cell_id"].tolist()
-    assert (studies is None) == ("study" not in table)
-    assert studies is None or studies.tolist() == table["study"].tolist()
-    assert np.array_equal(vectors, np.stack(table["embedding"]))
-    assert all(note in said for note in report.notes)
-    assert re.search("cells left out", " ".join(report.notes))
+    label_map = read_map(tmp_path / "m.tsv") if "label_map" in flags else None
+    with Cells.open(anndata.read_h5ad(path), "X_pca") as cells:
+        labels = cells.labels("cell_type", flags.get("study"), label_map, flags.get("levels", ()))
+        (_, vectors), names = next(cells.chunks()), cells.names
+    plan = place_cells(labels, load_graph(CL_SLIM), "adata", unmapped="other")
+    keep = plan.classes >= 0
+    *levels, finest = plan.columns(slice(None))[: len(plan.hierarchy.levels)]
+    assert [finest[1][code] for code in finest[0]] == table.iloc[:, -1 - ("study" in table)].tolist()
+    assert names is not None
+    assert names[keep].tolist() == table["cell_id"].tolist()
+    assert (plan.studies is None) == ("study" not in table)
+    if plan.studies is not None and plan.study_codes is not None:
+        assert [plan.studies[code] for code in plan.study_codes[keep]] == table["study"].tolist()
+    assert np.array_equal(vectors[keep], np.stack(table["embedding"]))
+    assert all(note in said for note in labels.notes)
+    assert re.search("cells left out", " ".join(labels.notes))
 
 
 def test_a_zarr_of_anndata_is_read_like_its_h5ad(tmp_path: Path, h5ad: Path):

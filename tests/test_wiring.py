@@ -29,8 +29,8 @@ from fractal.annotate.truth import report
 from fractal.base.cli import InputError, reason
 from fractal.base.files import check_folder, real_paths
 from fractal.commands import annotate, embed, export, fit, reference
+from fractal.data.cells import Cells
 from fractal.data.parquet import levels_of, open_atlas, read_rows, writing
-from fractal.data.vectors import open_vectors
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.model.adapter import FractalAdapter, PublishedAdapter
@@ -46,12 +46,11 @@ def test_a_column_of_anndata_0_7_is_read_by_annotate_too(tmp_path: Path):
     """--truth and --over: names, not the codes "0", "1", and none for a cell without a label."""
     path = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES[:3]), kind=pd.Categorical(["neuron", None, "B cell"]))
     as_anndata_0_7(path)
-    found = annotate.read_obs(path, "kind")
-    assert found is not None
-    codes, names = found
-    assert (codes.tolist(), names) == ([1, -1, 0], ["B cell", "neuron"])
-    with pytest.raises(InputError, match="obs has no column '__categories'; it has kind$"):
-        annotate.read_obs(path, "__categories")
+    with Cells.open(path, "X_pca") as cells:
+        codes, names = cells.codes("kind")
+        assert (codes.tolist(), names) == ([1, -1, 0], ["B cell", "neuron"])
+        with pytest.raises(InputError, match="obs has no column '__categories'; it has kind$"):
+            cells.codes("__categories")
 
 
 H5AD = ["--h5ad", "a.h5ad"]
@@ -153,7 +152,7 @@ def test_a_file_of_empty_vectors_says_so(tmp_path: Path):
     pq.write_table(pa.table({"embedding": pa.array([[], []], pa.list_(pa.float32()))}), tmp_path / "x.parquet")
     with (
         pytest.raises(InputError, match=r"x\.parquet: its first cell has an empty vector"),
-        open_vectors(tmp_path / "x.parquet"),
+        Cells.open(tmp_path / "x.parquet"),
     ):
         pass
 

@@ -35,7 +35,8 @@ from fractal.annotate.space import space_problem
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
-from fractal.data.parquet import Cells, fingerprint, usable
+from fractal.data.parquet import LabelledVectors, fingerprint
+from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.model import adapter as checkpoints
 from fractal.model.adapter import Adapter, build_adapter
@@ -208,10 +209,10 @@ def make_reference(
     adapter: Adapter,
     config: dict[str, Any],
     classes: list[list[str]],
-    train: Cells,
-    validation: Cells,
+    train: LabelledVectors,
+    validation: LabelledVectors,
     counts: Mapping[tuple[str, ...], int],
-    test: Cells | None = None,
+    test: LabelledVectors | None = None,
     facts: Mapping[str, Any] | None = None,
     graph: nx.DiGraph | None = None,
     projection: Projection | None = None,
@@ -263,7 +264,7 @@ def make_reference(
     return replace(bundle, facts={**bundle.facts, "scores": scores_of(bundle, test)})
 
 
-def path_names(cells: Cells) -> list[tuple[str, ...]]:
+def path_names(cells: LabelledVectors) -> list[tuple[str, ...]]:
     return [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
 
 
@@ -279,7 +280,7 @@ def terms_of(tree: Tree, graph: nx.DiGraph | None) -> np.ndarray:
     return ids
 
 
-def scores_of(bundle: Bundle, test: Cells | None) -> dict[str, Any]:
+def scores_of(bundle: Bundle, test: LabelledVectors | None) -> dict[str, Any]:
     """How good the answers are on test cells: per level accuracy, coverage, calibration error and its curve."""
     if test is None or not len(test.vectors):
         return {"cells": 0}

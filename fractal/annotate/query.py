@@ -16,9 +16,9 @@ from fractal.annotate.bundle import Bundle
 from fractal.annotate.projection import Expression, in_memory, on_disk
 from fractal.base.cli import InputError
 from fractal.base.storage import Place
-from fractal.data.h5ad import check_embedding, obs_names, open_h5ad
-from fractal.data.source import CHUNK, Source, from_matrix
-from fractal.data.vectors import has_obsm, is_h5ad, open_vectors
+from fractal.data.cells import Cells, cells_of_file, has_obsm, is_h5ad
+from fractal.data.h5ad import check_embedding, open_h5ad
+from fractal.data.vectors import CHUNK
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def vectors_of(bundle: Bundle, adata: Any, use_rep: str | None, force: bool) -> 
 
 
 @contextmanager
-def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) -> Iterator[tuple[Source, Origin]]:
-    """The cells of a file, streamed. Raises InputError as `vectors_of` and fractal.data.vectors.open_vectors do."""
+def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
+    """The cells of a file, streamed. Raises InputError as `vectors_of` and `Cells.open` do."""
     key, dim = use_rep or bundle.use_rep, bundle.adapter.dim
     with ExitStack() as stack:
         problem, expression = "", None
@@ -64,7 +64,7 @@ def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) ->
             expression = on_disk(file, path, bundle.projection.layer)
             problem = lacking(file.get("obsm", {}).get(key), key, dim) if expression else ""
         if not problem:
-            source = stack.enter_context(open_vectors(path, key, dim))
+            source = stack.enter_context(Cells.open(path, key, dim))
             _, chunk = next(iter(source.chunks(CHUNK)))
             odd, certain = bundle.space_problem(chunk) or ("", False)
             if force or not certain:
@@ -75,7 +75,7 @@ def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) ->
             raise InputError(f"{path}: {problem}; name the right vectors with --obsm, or go on with --force")
         rows, origin = project(bundle, expression, problem, force)
         shape = (expression.num_cells, dim)
-        yield from_matrix(path, shape, np.float32, rows, obs_names(file, path)), origin
+        yield cells_of_file(file, path, shape, np.float32, rows), origin
 
 
 def tell(origin: Origin, path: Place) -> None:

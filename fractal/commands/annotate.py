@@ -30,14 +30,14 @@ import numpy as np
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths, locked
-from fractal.base.storage import Place, place
+from fractal.base.storage import place
 from fractal.base.table import table
 from fractal.commands.options import add, check_suffix, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
     from fractal.annotate.annotator import Answer
     from fractal.annotate.bundle import Bundle
-    from fractal.data.source import Source
+    from fractal.data.cells import Cells
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 EXAMPLE = "fractal annotate new.h5ad --reference FOLDER --output FILE"
@@ -87,7 +87,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
-    from fractal.data.vectors import has_obs, has_obsm, is_h5ad
+    from fractal.data.cells import has_obs, has_obsm, is_h5ad
     from fractal.hierarchy.ontology import CL_SLIM
 
     args.obo = args.obo or CL_SLIM
@@ -113,16 +113,6 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def read_obs(path: Place, key: str | None) -> tuple[np.ndarray, list[str]] | None:
-    """-> (n,) codes, -1 where there is none, and their names."""
-    from fractal.data.h5ad import obs_codes, obs_column, open_h5ad
-
-    if key is None:
-        return None
-    with open_h5ad(path) as file:
-        return obs_codes(obs_column(file, path, key), path, key)
-
-
 def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
     """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
     from fractal.annotate.annotator import Answer, depths, majority
@@ -138,20 +128,21 @@ def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray
         parts[i] = Answer(*(getattr(joined, f.name)[rows] for f in fields(Answer))), mask, excluded
 
 
-def answers(bundle: Bundle, source: Source, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
+def answers(bundle: Bundle, source: Cells, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
     """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
     from tqdm import tqdm
 
     from fractal.base.prefetch import prefetch
-    from fractal.data.source import CELL_ID, CHUNK
-    from fractal.data.vectors import usable
+    from fractal.data.cells import names_of
+    from fractal.data.parquet import CELL_ID
+    from fractal.data.vectors import CHUNK, usable
 
     def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
         with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
             for table, chunk in source.chunks(4 * CHUNK):  # the annotator's BATCH
                 good = usable(chunk)
                 some = chunk[good]
-                names.append(source.ids(table))
+                names.append(names_of(table))
                 yield bundle.answer(some, args.confidence, args.novelty), good, bundle.best_excluded(some)
                 bar.update(len(chunk))
 
@@ -183,7 +174,6 @@ def annotate(args: argparse.Namespace) -> None:
     from fractal.model.adapter import pick_device
 
     bundle = read_bundle(args.reference, pick_device(args.device))
-    groups, truth = read_obs(args.input, args.over), read_obs(args.input, args.truth)
     if args.index:
         from fractal.search.voters import with_index
 
@@ -201,6 +191,7 @@ def annotate(args: argparse.Namespace) -> None:
     kept: list[dict[str, np.ndarray]] = []
     with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
         tell(origin, args.input)
+        groups, truth = (key and source.codes(key) for key in (args.over, args.truth))
         name = args.reference.resolve().name
         about = bundle.about(name, args.confidence, args.novelty, origin.vectors, origin.warning)
         copied = source if args.output.suffix == ".h5ad" else None

@@ -14,7 +14,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,31 +152,31 @@ def hierarchy_path(output: Path) -> Path:
 
 
 def ingest_stage(args: argparse.Namespace, engine: "Engine") -> int:
-    from fractal.commands.stages import ingest
-    from fractal.data.h5ad import LabelledCells, open_labelled, read_map
-    from fractal.data.ingestion import atlas_metadata, place_cells, type_names
-    from fractal.data.scimilarity import Release, open_release
+    from fractal.commands.stages import ingest, ingest_release
+    from fractal.data.cells import Cells
+    from fractal.data.ingestion import place_cells
+    from fractal.data.labels import read_map
+    from fractal.data.scimilarity import open_release
     from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
 
     if bool(args.model_dir) == bool(args.h5ad):
         raise InputError("name either --model-dir or --h5ad")
     graph = load_graph(args.obo or CL_SLIM)
     label_map = read_map(args.label_map) if args.label_map else None
-    source = args.h5ad or args.model_dir
-    with ExitStack() as stack:
-        cells: Release | LabelledCells
-        if args.h5ad:
-            keys = args.label_key, args.study_key, label_map, args.levels
-            cells = stack.enter_context(open_labelled(args.h5ad, args.obsm, *keys))
-        else:
-            cells = open_release(args.model_dir)
-        codes, hierarchy = place_cells(
-            cells, type_names(cells, label_map), graph, source, args.hierarchy, args.unmapped
-        )
-        for note in hierarchy.notes:
-            print(note)
-        metadata = atlas_metadata(hierarchy, graph, source)
-        count = ingest(cells, source, args.obsm, codes, hierarchy, metadata, args.output, engine)
+    if args.h5ad:
+        with Cells.open(args.h5ad, args.obsm) as cells:
+            labels = cells.labels(args.label_key, args.study_key, label_map, args.levels)
+    else:
+        release = open_release(args.model_dir)
+        labels = release.labels if label_map is None else release.labels.mapped(label_map, args.label_map)
+    plan = place_cells(labels, graph, args.h5ad or args.model_dir, args.hierarchy, args.unmapped)
+    for note in plan.hierarchy.notes:
+        print(note)
+    if args.h5ad:
+        count = ingest(plan, args.h5ad, args.obsm, args.output, engine)
+    else:
+        count = ingest_release(plan, release, args.output, engine)
+    hierarchy = plan.hierarchy
     write_hierarchy(hierarchy_path(args.output), hierarchy.levels, hierarchy.classes)
     return count
 
@@ -192,7 +192,7 @@ def stratify_stage(args: argparse.Namespace, engine: "Engine") -> int:
 def embed_stage(args: argparse.Namespace, engine: "Engine") -> int:
     from fractal.annotate.query import open_query, tell
     from fractal.commands.stages import Pieces, embed
-    from fractal.data.vectors import open_vectors
+    from fractal.data.cells import Cells
     from fractal.model.embedding import Embedder
 
     pieces = Pieces.of(args.input)
@@ -205,7 +205,7 @@ def embed_stage(args: argparse.Namespace, engine: "Engine") -> int:
         with open_query(embedder.reference, first, None, args.force) as (_, origin):
             tell(origin, first)
     else:
-        with open_vectors(first, dim=embedder.adapter.dim):
+        with Cells.open(first, dim=embedder.adapter.dim):
             pass
     return embed(pieces, args.reference, args.output, args.prefix, embedder.metadata(args.prefix or levels), engine)
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from fractal.base.cli import InputError, needs
 from fractal.base.files import atomic_folder, atomic_write, flush
-from fractal.data.source import CHUNK, Source
-from fractal.data.vectors import has_obs, open_h5ad, open_vectors, usable
+from fractal.data.cells import Cells, has_obs
+from fractal.data.vectors import CHUNK, usable
 
 if TYPE_CHECKING:
     from fractal.model.embedding import Embedder
@@ -95,8 +95,8 @@ def export(
     Left out are those whose vector is zero or not finite; the others keep their `row`. Raises InputError for a source
     with a column that is named as one of those written.
     """
-    with open_vectors(source_path, use_rep, embedder.adapter.dim) as source:
-        others = obs_of(source_path) if has_obs(source_path) else None
+    with Cells.open(source_path, use_rep, embedder.adapter.dim) as source:
+        others = source.table() if has_obs(source_path) else None
         width = embedder.adapter.scale_dim
         sizes = {f"prefix_{prefix}": prefix * width, "full": embedder.adapter.num_levels * width}
         schema = schema_of(source, others, sizes, embedder)
@@ -105,17 +105,7 @@ def export(
     return source.num_rows - left_out, left_out
 
 
-def obs_of(path: Path) -> pa.Table:
-    """obs of an .h5ad without its index, whole: columns of text and numbers take little beside the vectors."""
-    with open_h5ad(path) as file:
-        obs = needs("anndata", "h5ad").io.read_elem(file["obs"])
-    try:
-        return pa.Table.from_pandas(obs, preserve_index=False).replace_schema_metadata()
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: a column of obs mixes types ({error}); make it text or numbers") from error
-
-
-def schema_of(source: Source, others: pa.Table | None, sizes: dict[str, int], embedder: "Embedder") -> pa.Schema:
+def schema_of(source: Cells, others: pa.Table | None, sizes: dict[str, int], embedder: "Embedder") -> pa.Schema:
     known = [*source.schema, *(others.schema if others is not None else ())]
     if taken := {"row", *sizes} & {field.name for field in known}:
         raise InputError(f"{source.path}: has a column '{min(taken)}', as the export writes one; rename it")
@@ -130,7 +120,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 
 def write(
-    source: Source, others: pa.Table | None, embedder: "Embedder", prefix: int, schema: pa.Schema, append: Append
+    source: Cells, others: pa.Table | None, embedder: "Embedder", prefix: int, schema: pa.Schema, append: Append
 ) -> int:
     import torch
 

@@ -3,7 +3,7 @@
     fractal embed new.h5ad --reference blood_reference
     fractal embed data/stratified.parquet --reference data/fractal_adapter_4L.pt --output data/embedded.parquet
 
-An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/data/h5ad.py); a
+An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/data/outputs.py); a
 cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other scripts read. Parquet
 keeps all its other columns, and its metadata name the checkpoint, the recipe and the blocks. A .npy file, a float
 matrix (cells, dim), a .zarr of AnnData, an array or SOMA experiment of TileDB, and a folder of Parquet files are
@@ -54,7 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Fill in the output. Raises InputError, before any work, for flags that do not go together."""
-    from fractal.data.vectors import has_obsm, is_h5ad
+    from fractal.data.cells import has_obsm, is_h5ad
 
     args.input = one_input(args, EXAMPLE, Path("data/stratified.parquet"))
     from_h5ad = is_h5ad(args.input)
@@ -79,9 +79,10 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(args)
     from fractal.annotate.query import open_query, tell
     from fractal.commands.output import open_output
-    from fractal.data.h5ad import facts
+    from fractal.data.cells import Cells, is_h5ad
+    from fractal.data.outputs import facts
     from fractal.data.parquet import ROW_GROUP
-    from fractal.data.vectors import CHUNK, is_h5ad, open_vectors
+    from fractal.data.vectors import CHUNK
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import Embedder, embed_chunks
 
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             source, origin = stack.enter_context(query)
             tell(origin, args.input)
         else:  # a checkpoint of train.py knows no cells
-            source = stack.enter_context(open_vectors(args.input, args.use_rep or embedder.use_rep, adapter.dim))
+            source = stack.enter_context(Cells.open(args.input, args.use_rep or embedder.use_rep, adapter.dim))
         write = stack.enter_context(
             open_output(
                 args.output,

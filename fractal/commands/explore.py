@@ -20,11 +20,10 @@ from fractal.base.files import check_paths
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
-    from pandas import DataFrame
 
     from fractal.annotate.bundle import Bundle
-    from fractal.data.source import Source
-    from fractal.view.explorer import Cells
+    from fractal.data.cells import Cells
+    from fractal.view.explorer import Cells as Shown
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -72,57 +71,40 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_cells(source: "Source", args: argparse.Namespace) -> "Cells":
+def read_cells(source: "Cells", args: argparse.Namespace) -> "Shown":
     """At most --max-cells of the usable cells, drawn at random, in the order of the file."""
     import pandas as pd
     import pyarrow as pa
     from tqdm import tqdm
 
-    from fractal.data.vectors import CHUNK, is_h5ad, usable
-    from fractal.view.explorer import MAX_CELLS, Cells, choose
+    from fractal.data.cells import names_of
+    from fractal.data.vectors import CHUNK, usable
+    from fractal.view.explorer import MAX_CELLS, choose
+    from fractal.view.explorer import Cells as Shown
 
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     drawn = np.zeros(source.num_rows, bool)
     drawn[np.random.default_rng(0).permutation(source.num_rows)[:limit]] = True
-    vectors, rows, start = [], [], 0
+    vectors, start = [], 0
     tables: list[pa.Table] = []
     with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
-        for columns, chunk in source.chunks(CHUNK):
+        for columns, chunk in source.chunks(CHUNK, obs=True):
             some = np.flatnonzero(drawn[start : start + len(chunk)] & usable(chunk))
             vectors.append(chunk[some])
             if columns.num_columns:
                 tables.append(columns.take(some))
-            rows.append(start + some)
             start += len(chunk)
             bar.update(len(chunk))
     x, table = np.concatenate(vectors), pa.concat_tables(tables) if tables else None
     if not len(x):
         raise InputError(f"{args.input}: none of the cells drawn has a usable vector")
-    names = None if table is None else source.ids(table)
-    if is_h5ad(args.input):
-        frame = obs_of(args.input, np.concatenate(rows), args.columns, args.labels)
-    else:
-        frame = pd.DataFrame() if table is None else table.to_pandas()
+    names = None if table is None else names_of(table)
+    frame = pd.DataFrame() if table is None else table.to_pandas()
     labels, shown = choose(frame, args.labels, args.columns, args.input)
-    return Cells(x, source.num_rows, None if names is None else names.tolist(), labels, shown)
+    return Shown(x, source.num_rows, None if names is None else names.tolist(), labels, shown)
 
 
-def obs_of(path: Path, rows: np.ndarray, columns: list[str] | None, labels: str | None) -> "DataFrame":
-    """These rows of the named columns of obs, or of all that hold text, and of that of the labels."""
-    import pandas as pd
-
-    from fractal.data.h5ad import obs_column, open_h5ad
-
-    with open_h5ad(path) as file:
-        obs = file["obs"]
-        if columns is None:
-            there = [str(name) for name in obs.attrs["column-order"] if name in obs]
-            columns = [name for name in there if "categories" in obs[name] or "categories" in obs[name].attrs]
-        keys = [*columns, *([labels] if labels and labels not in columns else [])]
-        return pd.DataFrame({key: pd.Series(obs_column(file, path, key)).iloc[rows].to_numpy() for key in keys})
-
-
-def atlas_columns(bundle: "Bundle", cells: "Cells") -> "pa.Table":
+def atlas_columns(bundle: "Bundle", cells: "Shown") -> "pa.Table":
     """What Embedding Atlas shows of the cells beside the maps: names, a label per level, and their own columns."""
     import pyarrow as pa
 
@@ -144,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": output})
     from fractal.annotate.bundle import read_bundle
     from fractal.annotate.query import open_query, tell
-    from fractal.data.vectors import is_h5ad
+    from fractal.data.cells import is_h5ad
     from fractal.model.adapter import pick_device
     from fractal.view.embedding_atlas import write_embedding_atlas
     from fractal.view.explorer import check_template, write_page

@@ -168,11 +168,13 @@ def write_int8(
     import torch
     from tqdm import tqdm
 
-    from fractal.data.vectors import CHUNK, open_vectors, usable, write_npy
+    from fractal.data.cells import Cells
+    from fractal.data.outputs import write_npy
+    from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import embed
 
     names, width = output_names(adapter), adapter.scale_dim
-    with open_vectors(path, obsm, adapter.dim) as source, ExitStack() as stack:
+    with Cells.open(path, obsm, adapter.dim) as source, ExitStack() as stack:
         is_drawn = np.zeros(source.num_rows, bool)
         is_drawn[np.random.default_rng(0).permutation(source.num_rows)[:recall_cells]] = True
         kept, start = [list[torch.Tensor]() for _ in names], 0
@@ -223,7 +225,7 @@ def to_database(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.data.vectors import has_obsm, open_vectors
+    from fractal.data.cells import Cells, has_obsm
     from fractal.model.embedding import Embedder
 
     if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
@@ -244,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     int8 = [folder / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
     check_paths({"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8})
     if args.vectors:  # what is wrong with them is said before anything is written
-        with open_vectors(args.vectors, use_rep, adapter.dim):
+        with Cells.open(args.vectors, use_rep, adapter.dim):
             pass
     worst = export(adapter, output)
     print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")

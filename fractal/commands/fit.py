@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Write the template of --write-label-map. Raises InputError for flags that would have no effect beside it."""
-    from fractal.data.h5ad import open_labelled
+    from fractal.data.cells import Cells
     from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_label_map
 
     used = ("input", "write_label_map", "use_rep", "labels")
@@ -110,8 +110,9 @@ def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise InputError(f"--write-label-map: takes --labels and --use-rep only; leave out {flags}")
     check_paths({"input": args.input}, {"--write-label-map": args.write_label_map})
-    with open_labelled(args.input, args.use_rep, args.labels) as cells:
-        print(write_label_map(args.write_label_map, cells.types, cells.type_codes, load_graph(CL_SLIM)))
+    with Cells.open(args.input, args.use_rep) as cells:
+        labels = cells.labels(args.labels)
+    print(write_label_map(args.write_label_map, labels.names, labels.codes, load_graph(CL_SLIM)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fractal.base.files import check_paths
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.data.vectors import Source
+    from fractal.data.cells import Cells
     from fractal.model.embedding import Embedder
 
 Append = Callable[["pa.Table", np.ndarray, np.ndarray], None]  # columns, vectors (m, dim), places (prefixes, m, 2)
@@ -55,9 +55,9 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def h5ad_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Append]:
+def h5ad_sink(source: "Cells", target: Path, prefixes: int) -> Iterator[Append]:
     """A copy of the .h5ad with a layout per prefix in obsm; whole or not at all."""
-    from fractal.data.h5ad import add_obsm, h5ad_copy
+    from fractal.data.outputs import add_obsm, h5ad_copy
     from fractal.view.maps import OBSM
 
     with h5ad_copy(source.path, target) as file:
@@ -74,7 +74,7 @@ def h5ad_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Append]
 
 
 @contextmanager
-def parquet_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Append]:
+def parquet_sink(source: "Cells", target: Path, prefixes: int) -> Iterator[Append]:
     """The columns of the source, its vectors too, and a list of two numbers per prefix; whole or not at all."""
     import pyarrow as pa
 
@@ -99,7 +99,7 @@ def parquet_sink(source: "Source", target: Path, prefixes: int) -> Iterator[Appe
 
 
 @contextmanager
-def open_embedded(path: Path, use_rep: str | None, embedder: "Embedder") -> Iterator["Source"]:
+def open_embedded(path: Path, use_rep: str | None, embedder: "Embedder") -> Iterator["Cells"]:
     """A file of full fractal vectors. Raises InputError where another adapter made them, or they can't be cut."""
     from fractal.search.source import open_cells
 
@@ -115,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from fractal.annotate.query import open_query, tell
-    from fractal.data.vectors import CHUNK, is_h5ad, usable
+    from fractal.data.cells import is_h5ad
+    from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import Embedder
     from fractal.view.maps import fractal_vectors, maps_of

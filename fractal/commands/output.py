@@ -16,13 +16,11 @@ import pyarrow as pa
 from fractal.base.errors import needs
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place
-from fractal.data.h5ad import add_obs, add_obsm, h5ad_copy
-from fractal.data.parquet import metadata_of, open_writer, table_writer
-from fractal.data.source import CELL_ID
-from fractal.data.vectors import write_npy
+from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, write_npy
+from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer
 
 if TYPE_CHECKING:
-    from fractal.data.source import Source
+    from fractal.data.cells import Cells
 
 NO_VECTORS: Mapping[str, np.ndarray] = {}
 
@@ -36,7 +34,7 @@ class Write(Protocol):
 @contextmanager
 def open_output(
     path: Place | None,
-    source: "Source | None" = None,
+    source: "Cells | None" = None,
     *,
     metadata: Mapping[str, str] | None = None,
     uns: Mapping[str, Any] | None = None,
@@ -95,7 +93,7 @@ def tsv(path: Place) -> Iterator[Write]:
         yield write
 
 
-def npy(path: Place, source: "Source", dtype: np.dtype, stack: ExitStack) -> Write:
+def npy(path: Place, source: "Cells", dtype: np.dtype, stack: ExitStack) -> Write:
     """The format takes one matrix (cells, dims)."""
     opened = list[Any]()
 
@@ -133,7 +131,7 @@ def parquet(path: Place, metadata: Mapping[str, str], dtype: np.dtype, stack: Ex
 
 @contextmanager
 def copied_h5ad(
-    path: Place, source: "Source", uns: Mapping[str, Any], prefix: str, replaces: Callable[[str], bool]
+    path: Place, source: "Cells", uns: Mapping[str, Any], prefix: str, replaces: Callable[[str], bool]
 ) -> Iterator[Write]:
     """Vectors go into the file as they come; columns, which are small, at the end."""
     io = needs("anndata", "h5ad").io

@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
-    from fractal.data.vectors import is_h5ad
+    from fractal.data.cells import is_h5ad
     from fractal.view.page import check_output
 
     if not (args.output or args.figures):

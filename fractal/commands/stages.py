@@ -11,9 +11,9 @@ output must be paths that all machines see.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,9 +24,12 @@ import pyarrow.parquet as pq
 from fractal.annotate.bundle import Bundle, read_bundle
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_folder, atomic_write
-from fractal.data.h5ad import LabelledCells, find_embedding, obs_names, open_h5ad
-from fractal.data.ingestion import ClassColumns
+from fractal.data.cells import Cells, parquet_cells
+from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
+from fractal.data.ingestion import Plan
+from fractal.data.outputs import write_parquet
 from fractal.data.parquet import (
+    CELL_ID,
     ROW_GROUP,
     level_columns,
     metadata_of,
@@ -36,14 +39,10 @@ from fractal.data.parquet import (
     read_vectors,
     reading,
     table_writer,
-    usable,
-    writing,
 )
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import Release, map_records
-from fractal.data.source import CELL_ID, CHUNK, Source, refuse
-from fractal.data.vectors import read_parquet, write_parquet
-from fractal.hierarchy.ontology import Hierarchy
+from fractal.data.vectors import CHUNK, refuse, usable
 from fractal.model.embedding import Embedder, embed_matrix
 
 Task = Callable[[int], int]  # the number of a part -> how many cells it has
@@ -84,10 +83,10 @@ class Pieces:
     def schema(self) -> pa.Schema:
         return open_parquet(self.groups[0][0]).schema_arrow
 
-    def source(self, number: int) -> Source:
+    def source(self, number: int) -> Cells:
         """One of them, as `fractal embed` opens a whole file."""
         path, group = self.groups[number]
-        return read_parquet(path, [group])
+        return parquet_cells(path, [group])
 
     def read(self, number: int) -> pa.Table:
         path, group = self.groups[number]
@@ -177,7 +176,7 @@ class Annotate:
                 some = chunk[good]
                 answer = bundle.answer(some, self.confidence, self.novelty)
                 columns = bundle.columns(answer, good, bundle.best_excluded(some))
-                ids = {CELL_ID: table[CELL_ID]} if source.has_ids else {}
+                ids = {CELL_ID: table[CELL_ID]} if source.has_names else {}
                 write(pa.table(ids | {name: pa.array(values) for name, values in columns.items()}))
         return source.num_rows
 
@@ -299,17 +298,14 @@ def read_labels(pieces: Pieces, column: str) -> np.ndarray:
 class Ingest:
     """Cells of a release, or of an .h5ad, in the order of their labels -> a part of an atlas."""
 
-    source: Path  # the release's index, or the .h5ad
-    record: np.dtype | None  # of a release's index: how a cell lies there
-    obsm: str  # of an .h5ad
+    plan: Plan  # without the arrays of all cells, which are mapped
     plans: Path
     folder: Path
-    dim: int
-    classes: ClassColumns
-    studies: Sequence[str] | None
-    metadata: Mapping[str, str]
+    source: Path  # the release's index, or the .h5ad
+    obsm: str  # of an .h5ad
+    record: np.dtype | None  # of a release's index: how a cell lies there
 
-    def vectors(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+    def cells(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
         """-> (m, dim) float32, and the cells' names of an .h5ad."""
         if self.record is not None:
             numbers = np.load(self.plans / "records.npy", mmap_mode="r")[rows]
@@ -321,68 +317,38 @@ class Ingest:
             return np.ascontiguousarray(array[rows], np.float32), obs_names(file, self.source)(rows)
 
     def __call__(self, number: int) -> int:
-        rows = slice(number * ROW_GROUP, (number + 1) * ROW_GROUP)
-        codes = np.load(self.plans / "classes.npy", mmap_mode="r")[rows]
-        keep = codes >= 0
-        if not keep.any():
+        start = number * ROW_GROUP
+        classes = np.load(self.plans / "classes.npy", mmap_mode="r")[start : start + ROW_GROUP]
+        if not (classes >= 0).any():
             return 0
-        vectors, ids = self.vectors(rows)
-        refuse(keep & ~usable(vectors), rows.start, self.source)
-        columns = self.classes.columns(codes[keep])
-        if self.studies is not None:
-            studies = np.load(self.plans / "studies.npy", mmap_mode="r")[rows]
-            columns.append((studies[keep], list(self.studies)))
-        part = self.folder / part_name(number)
-        has_study, has_ids = self.studies is not None, ids is not None
-        with writing(part, self.dim, has_study, dict(self.metadata), self.classes.levels, has_ids) as writer:
-            writer.append(vectors[keep], columns, None if ids is None else ids[keep])
-        return int(keep.sum())
+        path, studies = self.plans / "studies.npy", None
+        if self.plan.studies is not None:
+            studies = np.load(path, mmap_mode="r")[start : start + ROW_GROUP]
+        plan = replace(self.plan, classes=classes, study_codes=studies)
+        vectors, names = self.cells(slice(start, start + len(classes)))
+        refuse((classes >= 0) & ~usable(vectors), start, self.source)  # by its number among all cells
+        with plan.open(self.folder / part_name(number), vectors.shape[1], names is not None) as writer:
+            plan.append(writer, slice(0, len(classes)), vectors, names, self.source)
+        return int((classes >= 0).sum())
 
 
-def ingest(
-    cells: Release | LabelledCells,
-    source: Path,
-    obsm: str,
-    codes: np.ndarray,
-    hierarchy: Hierarchy,
-    metadata: Mapping[str, str],
-    output: Path,
-    engine: Engine,
-) -> int:
-    """ingest.py in parts -> how many cells. codes (n,) of fractal.data.ingestion.place_cells; source: the .h5ad, if
-    any.
-
-    Of a release the first process reads the labels in the index, which takes one pass over the file.
-    """
-    release = cells if isinstance(cells, Release) else None
-    taken = np.ones(len(cells), bool) if isinstance(cells, Release) else cells.labels.keep
-    studies = None if cells.study_codes is None else list(cells.studies)
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        """Codes of the cells that are taken -> codes of all cells of the source, -1 for the others."""
-        found = np.full(len(taken), -1, np.int32)
-        found[taken] = values
-        return found
-
-    count = -(-len(taken) // ROW_GROUP)
+def ingest(plan: Plan, source: Path, obsm: str, output: Path, engine: Engine, release: Release | None = None) -> int:
+    """ingest.py in parts -> how many cells."""
+    count = -(-len(plan.classes) // ROW_GROUP)
     with parts_folder(output, count) as (folder, plans):
-        np.save(plans / "classes.npy", spread(codes))
-        if cells.study_codes is not None:
-            np.save(plans / "studies.npy", spread(cells.study_codes))
+        np.save(plans / "classes.npy", plan.classes)
+        if plan.study_codes is not None:
+            np.save(plans / "studies.npy", plan.study_codes)
         if release:
             np.save(plans / "records.npy", record_numbers(release))
-        task = Ingest(
-            release.index_path if release else source,
-            release.records.dtype if release else None,
-            obsm,
-            plans,
-            folder,
-            cells.dim,
-            ClassColumns.of(hierarchy),
-            studies,
-            metadata,
-        )
-        return sum(engine(task, count, "ingest"))
+        small = replace(plan, classes=plan.classes[:0], study_codes=None)
+        record = release.records.dtype if release else None
+        return sum(engine(Ingest(small, plans, folder, source, obsm, record), count, "ingest"))
+
+
+def ingest_release(plan: Plan, release: Release, output: Path, engine: Engine) -> int:
+    """The first process reads the labels in the index, which takes one pass over the file."""
+    return ingest(plan, release.index_path, "", output, engine, release)
 
 
 def record_numbers(release: Release) -> np.ndarray:

@@ -1,88 +1,134 @@
-"""Cells and their types -> their classes, and the columns of an atlas: what ingest.py and `fractal cluster` share."""
+"""Labelled cells -> an atlas: what ingest.py, `fractal.fit` and a task of `fractal cluster` call.
 
-from collections.abc import Mapping
+with Cells.open("cells.h5ad", "X_pca") as cells:
+    plan = place_cells(cells.labels("cell_type", "donor"), graph, cells.path)
+    write_atlas(path, cells, plan)
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
+from tqdm import tqdm
 
 from fractal.base.cli import InputError
-from fractal.data.h5ad import LabelledCells
-from fractal.data.scimilarity import Release
-from fractal.hierarchy.names import clean, is_missing
+from fractal.base.prefetch import prefetch
+from fractal.base.storage import Place
+from fractal.data.cells import Cells, names_of
+from fractal.data.labels import Labels
+from fractal.data.parquet import ROW_GROUP, Writer, writing
+from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
 
 
-def type_names(cells: Release | LabelledCells, label_map: Mapping[str, str] | None) -> list[str]:
-    """The names of the types, cleaned and mapped; "" for those whose cells are left out."""
-    names = [clean(name) for name in cells.types]
-    if label_map and isinstance(cells, Release):  # an .h5ad is opened with its map
-        if unused := sorted(set(label_map) - set(names)):
-            print(f"warning: the label map has names that no type has: {'; '.join(unused)}")
-        names = [label_map.get(name, name) for name in names]
-    return ["" if is_missing(name) else name for name in names]
+@dataclass(frozen=True)
+class Plan:
+    """The atlas that cells become: their classes, and its columns.
+
+    Attributes
+    ----------
+    hierarchy : with notes on all that was left out, merged or replaced
+    classes : (n,) int64, into `hierarchy.classes`; -1 for the cells that are left out
+    level_names : per level its labels, sorted
+    level_codes : per level (classes,) int64, the code of each class's label
+    studies : names; None where the cells have none
+    study_codes : (n,) int, or None
+    metadata : of the Parquet file
+    """
+
+    hierarchy: Hierarchy
+    classes: np.ndarray
+    level_names: list[list[str]]
+    level_codes: list[np.ndarray]
+    studies: list[str] | None
+    study_codes: np.ndarray | None
+    metadata: Mapping[str, str]
+
+    def open(self, path: Place, dim: int, has_names: bool) -> AbstractContextManager[Writer]:
+        """An atlas to write to, whole or not at all."""
+        levels = self.hierarchy.levels
+        return writing(path, dim, self.studies is not None, dict(self.metadata), levels, has_names)
+
+    def columns(self, rows: slice) -> list[tuple[np.ndarray, list[str]]]:
+        """Of those of these cells that are taken, per text column the (m,) codes and the names."""
+        classes = self.classes[rows]
+        keep = classes >= 0
+        found = [(codes[classes[keep]], names) for codes, names in zip(self.level_codes, self.level_names, strict=True)]
+        if self.study_codes is not None:
+            found.append((self.study_codes[rows][keep], self.studies or []))
+        return found
+
+    def append(self, writer: Writer, rows: slice, vectors: np.ndarray, names: np.ndarray | None, path: Any) -> None:
+        """Write those of these cells that are taken: vectors (m, dim), names (m,) str.
+
+        Raises InputError, which names `path`, for a vector that is zero or not finite.
+        """
+        keep = self.classes[rows] >= 0
+        refuse(keep & ~usable(vectors), rows.start, path)
+        if keep.any():
+            writer.append(vectors[keep], self.columns(rows), None if names is None else names[keep])
 
 
 def place_cells(
-    cells: Release | LabelledCells,
-    names: list[str],
-    graph: nx.DiGraph,
-    source: Path,
-    table: Path | None = None,
-    unmapped: str | None = None,
-) -> tuple[np.ndarray, Hierarchy]:
-    """-> the class of each cell (n,) int64, into `hierarchy.classes`, -1 for those left out; and the hierarchy.
+    labels: Labels, graph: nx.DiGraph, source: Any, table: Place | None = None, unmapped: str | None = None
+) -> Plan:
+    """The class of each cell, and the columns of the atlas.
 
-    names: of `type_names`. table: a hierarchy as ingest.py writes it, in place of the ontology's. unmapped: what
-    becomes of types that CL does not know, "error" (None) or "other". source: what messages call the cells.
+    Parameters
+    ----------
+    labels : of all cells
+    graph : the Cell Ontology
+    source : path, what messages and the atlas's metadata call the cells
+    table : a hierarchy as ingest.py writes it, in place of the ontology's
+    unmapped : what becomes of types that CL does not know, "error" (None) or "other"
+
+    Raises
+    ------
+    InputError : for names that have no class, and if no cell is left.
     """
-    known = [name for name in dict.fromkeys(names) if name]
-    if isinstance(cells, LabelledCells) and cells.labels.tree is not None:
-        hierarchy = hierarchy_of(known, graph, tree=cells.labels.tree, levels=cells.labels.levels or ())
+    names = [name for name in dict.fromkeys(labels.names) if name]
+    if labels.tree is not None:
+        hierarchy = hierarchy_of(names, graph, tree=labels.tree, levels=labels.levels or ())
     elif table:
         levels, tree = read_hierarchy(table)
-        hierarchy = hierarchy_of(known, graph, tree=tree, levels=levels)
+        hierarchy = hierarchy_of(names, graph, tree=tree, levels=levels)
     else:
-        hierarchy = hierarchy_of(known, graph, unmapped or "error")
+        hierarchy = hierarchy_of(names, graph, unmapped or "error")
     number = {row: code for code, row in enumerate(hierarchy.classes)}
-    class_of = dict(zip(known, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
-    codes = np.array([*(class_of[name] for name in names), -1])[cells.type_codes]
-    notes = cells.labels.notes if isinstance(cells, LabelledCells) else cells.notes
-    left_out = int(((codes < 0) & (cells.type_codes >= 0)).sum())
-    missing = [f"{left_out:,} of {len(codes):,} cells left out: the label map has no name for them"] if left_out else []
-    if not (codes >= 0).any():
+    class_of = dict(zip(names, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
+    classes = np.array([*(class_of[name] for name in labels.names), -1])[labels.codes]
+    if not (classes >= 0).any():
         raise InputError(f"{source}: no cell has a label")
-    return codes, Hierarchy(hierarchy.levels, hierarchy.rows, [*notes, *missing, *hierarchy.notes])
+    rows = hierarchy.classes
+    columns = [np.unique([row.levels[k] for row in rows], return_inverse=True) for k in range(len(hierarchy.levels))]
+    return Plan(
+        Hierarchy(hierarchy.levels, hierarchy.rows, [*labels.notes, *hierarchy.notes]),
+        classes,
+        [list(map(str, values)) for values, _ in columns],
+        [codes for _, codes in columns],
+        None if labels.study_codes is None else labels.studies,
+        labels.study_codes,
+        {"cl_release": graph.graph["release"], "anchors_sha256": hierarchy.rules_sha256, "source": str(source)},
+    )
 
 
-def atlas_metadata(hierarchy: Hierarchy, graph: nx.DiGraph, source: Path) -> dict[str, str]:
-    """For the schema of the atlas, see fractal/data/parquet.py."""
-    return {
-        "cl_release": graph.graph["release"],
-        "anchors_sha256": hierarchy.rules_sha256,
-        "source": str(source),
-    }
+def write_atlas(path: Place, cells: Cells, plan: Plan, progress: str = "") -> None:
+    """Write the cells that are taken, in their order. progress: the title of a bar; "" shows none."""
+    with (
+        plan.open(path, cells.dim, cells.has_names) as writer,
+        tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar,
+    ):
+        for rows, vectors, names in prefetch(numbered(cells)):
+            plan.append(writer, rows, vectors, names, cells.path)
+            bar.update(len(vectors))
 
 
-@dataclass(frozen=True)
-class ClassColumns:
-    """The level columns of an atlas for cells of known classes."""
-
-    levels: tuple[str, ...]
-    names: list[list[str]]  # per level
-    codes: list[np.ndarray]  # per level: of each class, the code of its name
-
-    @staticmethod
-    def of(hierarchy: Hierarchy) -> "ClassColumns":
-        found = [
-            np.unique([row.levels[k] for row in hierarchy.classes], return_inverse=True)
-            for k in range(len(hierarchy.levels))
-        ]
-        names = [list(map(str, values)) for values, _ in found]
-        return ClassColumns(tuple(hierarchy.levels), names, [codes for _, codes in found])
-
-    def columns(self, classes: np.ndarray) -> list[tuple[np.ndarray, list[str]]]:
-        """Classes (m,) -> per level the (m,) codes and their names, as `fractal.data.parquet.Writer.append` takes
-        them."""
-        return [(codes[classes], names) for codes, names in zip(self.codes, self.names, strict=True)]
+def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
+    """Yield (rows, vectors (m, dim) float32, names (m,) str or None)."""
+    start = 0
+    for columns, vectors in cells.chunks(ROW_GROUP):
+        yield slice(start, start + len(vectors)), vectors, names_of(columns)
+        start += len(vectors)

@@ -30,12 +30,36 @@ from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
 from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, sizes_below
 from fractal.data.reorder import round_robin
+from fractal.data.vectors import first_equal, usable, vector_hashes
 from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS, MAX_LEVELS, MIN_LEVELS, column_names
 
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 PARQUET = (".parquet", ".pq")
+CELL_ID = "cell_id"  # the column of the cells' names, text
 PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
+
+
+# Formats that people bring, and the way from there.
+NOT_READ = {
+    ".gz": "unpack it first (gunzip)",
+    ".zip": "unpack it first",
+    ".npz": "write its array as .npy with numpy.save",
+    ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
+    ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
+    ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
+    ".h5": "if it is AnnData, call it .h5ad",
+}
+
+
+def check_format(path: Place, read: str) -> None:
+    """Raise InputError for a file whose name says that it is in a format of NOT_READ; `read` says what is read."""
+    suffix = path.suffix.casefold()
+    if suffix in NOT_READ and path.exists():
+        raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. {read}")
 
 
 class Writer:
@@ -161,7 +185,7 @@ def levels_of(path: str | Place) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cells:
+class LabelledVectors:
     """Some rows of an atlas: vectors (n, dim) float32, labels (n, levels) int64 and the names behind the labels."""
 
     vectors: np.ndarray
@@ -169,10 +193,10 @@ class Cells:
     classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
     levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
 
-    def split(self, n: int) -> tuple["Cells", "Cells"]:
+    def split(self, n: int) -> tuple["LabelledVectors", "LabelledVectors"]:
         """The first n cells and the others; their labels share their codes."""
         first, rest = (
-            Cells(self.vectors[rows], self.labels[rows], self.classes, self.levels)
+            LabelledVectors(self.vectors[rows], self.labels[rows], self.classes, self.levels)
             for rows in (slice(n), slice(n, None))
         )
         return first, rest
@@ -298,6 +322,10 @@ def open_parquet(path: str | Place) -> pq.ParquetFile | ManyFiles:
     return file
 
 
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return (column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column).cast(pa.string())
+
+
 def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
@@ -350,12 +378,6 @@ def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
         raise InputError(f"{path}: {numbers.null_count} numbers of the embeddings are missing; make it again")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused where it is used
         return numbers.to_numpy().astype(np.float32, copy=False).reshape(len(column), lengths[0] if lengths else -1)
-
-
-def usable(vectors: np.ndarray) -> np.ndarray:
-    """(n,) bool: finite and not zero, and so is the square of the length."""
-    norm = np.einsum("ij,ij->i", vectors, vectors)
-    return np.isfinite(norm) & (norm > 0)
 
 
 def read_ahead(
@@ -431,7 +453,7 @@ def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarra
     return renumber[codes], [names[code] for code in used]
 
 
-def read_rows(path: str | Place, rows: np.ndarray) -> Cells:
+def read_rows(path: str | Place, rows: np.ndarray) -> LabelledVectors:
     """Read the given rows, in the given order; only row groups that hold one of them are touched.
 
     Memory is that of the result and one row group. Raises InputError for vectors that are zero or not finite.
@@ -459,7 +481,7 @@ def read_rows(path: str | Place, rows: np.ndarray) -> Cells:
     columns = [text_codes(pa.concat_tables(tables), name, path) for name in names]
     labels = np.stack([codes[back] for codes, _ in columns], axis=1).astype(np.int64)
     levels = tuple(name.split("_", 1)[1] for name in names)
-    return Cells(vectors, labels, [classes for _, classes in columns], levels)
+    return LabelledVectors(vectors, labels, [classes for _, classes in columns], levels)
 
 
 def path_counts(path: str | Place, keep: np.ndarray) -> dict[tuple[str, ...], int]:
@@ -493,33 +515,12 @@ def balanced_rows(path: str | Place, rows: np.ndarray, n: int, seed: int) -> np.
     return np.sort(rows[round_robin(labels[rows], seed)[:n]])
 
 
-def vector_hashes(vectors: np.ndarray) -> np.ndarray:
-    """(n, dim) float32 -> (n,) int64, equal for equal vectors, and good within this process only (SipHash).
-
-    Of 8 million different vectors some two share a hash with a chance of 2 in a million.
-    """
-    whole = np.ascontiguousarray(vectors + np.float32(0))  # -0. becomes 0.
-    rows = whole.view(f"V{whole.shape[1] * whole.itemsize}").ravel().tolist()  # one bytes object each
-    return np.fromiter(map(hash, rows), np.int64, len(rows))
-
-
-def group_equal(hashes: np.ndarray) -> np.ndarray | None:
-    """(n,) hashes -> (n,) int64, for each row the first row with the same hash; None where all rows differ."""
-    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    return None if len(first) == len(hashes) else first[group].astype(np.int64)
-
-
-def duplicate_groups(path: str | Place) -> np.ndarray | None:
-    """(n,) int64, for each row the first row that has exactly its vector; None where no two rows have the same.
+def first_copies(path: str | Place) -> np.ndarray:
+    """(num_rows,) int64, for each row the first row that has exactly its vector: itself where there is none.
 
     One pass over the file; memory: 24 bytes a row.
     """
-    return group_equal(np.concatenate([vector_hashes(vectors) for vectors in iter_vectors(path)]))
-
-
-def num_duplicates(groups: np.ndarray | None) -> int:
-    """How many rows repeat the vector of an earlier row: 3 for four equal ones."""
-    return 0 if groups is None else int((groups != np.arange(len(groups))).sum())
+    return first_equal(np.concatenate([vector_hashes(vectors) for vectors in iter_vectors(path)]))
 
 
 def fingerprint(path: str | Place) -> str:

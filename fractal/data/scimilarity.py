@@ -14,7 +14,7 @@ studies, without a study (see fractal.hierarchy.names).
 import csv
 import io
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ import pyarrow.csv
 
 from fractal.base.cli import InputError
 from fractal.base.storage import Place, fetch, place
-from fractal.data.parquet import usable
+from fractal.data.cells import Cells
+from fractal.data.labels import Labels
 from fractal.data.reorder import reorder
+from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 
 # hnswlib 0.8.0, HierarchicalNSW::saveIndex: 96 bytes, little-endian.
@@ -54,13 +56,9 @@ BRUTE_FORCE = np.dtype([("max_elements", "<u8"), ("record_size", "<u8"), ("count
 class Release:
     """An opened release of n cells. Row i is line i of the label file and label i of the index."""
 
-    types: list[str]  # the names in label_ints.csv
-    type_codes: np.ndarray  # (n,) int32, into `types`; -1 for cells that are left out
-    studies: list[str]
-    study_codes: np.ndarray | None  # (n,) int32, into `studies` or -1; None where the release names no studies
+    labels: Labels  # its types are all that label_ints.csv names, in the order of their numbers
     records: np.ndarray  # (n,) memory map with fields `mark`, `vector` (dim float32) and `label`
     index_path: Path
-    notes: list[str] = field(default_factory=list)  # how many cells are left out, a line for each reason
 
     @property
     def dim(self) -> int:
@@ -68,6 +66,16 @@ class Release:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def cells(self, scratch: str | Path | None = None) -> Cells:
+        """Its cells to read; they have no names. See `chunks`."""
+
+        def read(size: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
+            for _, vectors in self.chunks(size, scratch):
+                yield pa.table({"row": range(len(vectors))}).select([]), vectors
+
+        path = self.index_path
+        return Cells(path, len(self), self.dim, pa.schema([]), (), read, lambda _: pa.table({}), dict)
 
     def chunks(
         self, size: int = 65_536, scratch: str | Path | None = None
@@ -81,7 +89,7 @@ class Release:
         """
         start = 0
         for vectors in reorder(self.records_by_chunk(size), len(self), self.dim, size, scratch):
-            bad = np.flatnonzero(~usable(vectors) & (self.type_codes[start : start + len(vectors)] >= 0))
+            bad = np.flatnonzero(~usable(vectors) & (self.labels.codes[start : start + len(vectors)] >= 0))
             if len(bad):
                 raise InputError(
                     f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; empty line "
@@ -120,9 +128,9 @@ def open_release(model_dir: str | Place) -> Release:
     types = read_types(types_path)
     label_codes, names, study_codes, studies = read_labels(labels_path)
     position = {clean(name): code for code, name in reversed(list(enumerate(types)))}
-    strangers = [(code, name) for code, name in enumerate(names) if name not in position]
-    if strangers:
-        shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in strangers]
+    unknown = [(code, name) for code, name in enumerate(names) if name not in position]
+    if unknown:
+        shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in unknown]
         raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(shown)}")
     records = open_index(index_path)
     short = len(records) - len(label_codes)
@@ -150,7 +158,8 @@ def open_release(model_dir: str | Place) -> Release:
     type_codes[left_out] = -1
     if not (type_codes >= 0).any():
         raise InputError(f"{model_dir}: no cell is left: {'; '.join(notes)}")
-    return Release(types, type_codes, studies, study_codes, records, index_path, notes)
+    cleaned_types = ["" if is_missing(name) else clean(name) for name in types]
+    return Release(Labels(cleaned_types, type_codes, studies, study_codes, notes=notes), records, index_path)
 
 
 def deleted_cells(path: Path, records: np.ndarray, size: int = 65_536) -> np.ndarray:

@@ -8,7 +8,7 @@
 An array may also be given by itself. SOMA is a layout of TileDB's own arrays and groups, so `tiledb` reads it as well.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,15 +18,17 @@ import pyarrow as pa
 
 from fractal.base.cli import InputError, needs
 from fractal.base.storage import Place, tiledb_config
-from fractal.data.source import CELL_ID, Chunk, Source, from_matrix
+from fractal.data.parquet import CELL_ID
 
 EMBEDDING, METADATA = "cell_embedding", "cell_metadata"
 IDS = (CELL_ID, "obs_names", "obs_id", "index", "soma_joinid")  # columns with the cells' names, best first
 IDS_PIECE = 1 << 20  # cells whose numbers are read at once
+# Shape (cells, dims), dtype, rows -> vectors, rows -> columns where there is a frame.
+Arrays = tuple[tuple[int, int], np.dtype, Callable[[slice], np.ndarray], Callable[[slice], pa.Table] | None]
 
 
 @contextmanager
-def read_tiledb(path: Place, key: str) -> Iterator[Source]:
+def open_tiledb(path: Place, key: str) -> Iterator[Arrays]:
     """An array or a folder as above; `key` is the name of an experiment's vectors in obsm.
 
     Raises InputError for anything else, and while its chunks are read as well.
@@ -37,7 +39,7 @@ def read_tiledb(path: Place, key: str) -> Iterator[Source]:
         with ExitStack() as stack:
             vectors, frame = find_arrays(tiledb, context, path, key)
             arrays = [stack.enter_context(tiledb.open(uri, ctx=context)) for uri in (vectors, frame) if uri]
-            yield source_of(path, *arrays)
+            yield read_arrays(path, *arrays)
     except tiledb.TileDBError as error:
         raise InputError(f"{path}: not a TileDB array, or damaged ({error})") from error
 
@@ -78,7 +80,7 @@ def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tupl
     return found[key][0], top["obs"]
 
 
-def source_of(path: Place, vectors: Any, frame: Any = None) -> Source:
+def read_arrays(path: Place, vectors: Any, frame: Any = None) -> Arrays:
     """An open array of vectors, with the columns of an open frame."""
     if vectors.schema.nattr != 1 or vectors.schema.ndim != 2:
         raise InputError(f"{path}: not a TileDB array of cells x dims with one attribute, such as {EMBEDDING}")
@@ -90,8 +92,7 @@ def source_of(path: Place, vectors: Any, frame: Any = None) -> Source:
     if ids is not None:
         shape = (len(ids), shape[1])
     read = partial(sparse_rows if vectors.schema.sparse else dense_rows, vectors, ids, shape[1])
-    source = from_matrix(path, shape, vectors.attr(0).dtype, read)
-    return source if frame is None else with_frame(source, frame, ids)
+    return shape, vectors.attr(0).dtype, read, None if frame is None else columns_of(path, shape[0], frame, ids)
 
 
 def numbers(frame: Any) -> np.ndarray:
@@ -125,28 +126,24 @@ def sparse_rows(array: Any, ids: np.ndarray | None, dim: int, some: slice) -> np
     return vectors
 
 
-def with_frame(source: Source, frame: Any, ids: np.ndarray | None) -> Source:
-    """The same vectors, with the frame's columns. Raises InputError for another number of rows."""
+def columns_of(path: Place, num_rows: int, frame: Any, ids: np.ndarray | None) -> Callable[[slice], pa.Table]:
+    """-> a function rows -> the frame's columns. Raises InputError for another number of rows."""
     if ids is None:
         end = frame.nonempty_domain()
         rows = 0 if end is None else int(end[0][1]) + 1
-        if rows != source.num_rows:
-            raise InputError(f"{source.path}: {source.num_rows:,} vectors, and {METADATA} beside it has {rows:,} rows")
+        if rows != num_rows:
+            raise InputError(f"{path}: {num_rows:,} vectors, and {METADATA} beside it has {rows:,} rows")
 
-    def columns(start: int, stop: int) -> pa.Table:
-        first, last = (start, stop - 1) if ids is None else map(int, ids[[start, stop - 1]])
+    def columns(batch: slice) -> pa.Table:
+        first, last = (batch.start, batch.stop - 1) if ids is None else map(int, ids[[batch.start, batch.stop - 1]])
         table = frame.query(return_arrow=True).df[first:last]
-        if len(table) != stop - start:
-            raise InputError(f"{source.path}: damaged, rows {start:,} to {stop:,} of its columns are not all there")
+        if len(table) != batch.stop - batch.start:
+            raise InputError(
+                f"{path}: damaged, rows {batch.start:,} to {batch.stop:,} of its columns are not all there"
+            )
         return plain(table, frame)
 
-    def chunks(size: int) -> Iterator[Chunk]:
-        start = 0
-        for _, vectors in source.chunks(size):
-            yield columns(start, start + len(vectors)), vectors
-            start += len(vectors)
-
-    return Source(source.path, source.num_rows, source.dim, columns(0, 1).schema, chunks)
+    return columns
 
 
 def plain(table: pa.Table, frame: Any) -> pa.Table:

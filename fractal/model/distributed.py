@@ -26,7 +26,7 @@ from torch.nn.functional import dropout
 from torch.overrides import TorchFunctionMode
 
 from fractal.base.cli import InputError
-from fractal.data.parquet import Cells
+from fractal.data.parquet import LabelledVectors
 from fractal.model.adapter import Adapter, pick_device
 
 PATIENCE = timedelta(hours=12)  # while the first process reads labels; a process that dies is noticed at once
@@ -99,7 +99,7 @@ class Group:
         every = torch.cat(self.from_all(rows.cpu())).unique(dim=0).to(y.device)
         return every, (rows[:, None] == every).all(2).int().argmax(1)[number]
 
-    def same_classes(self, cells: Cells) -> Cells:
+    def same_classes(self, cells: LabelledVectors) -> LabelledVectors:
         """The same cells, their labels numbered among the classes of all processes, still sorted by name."""
         if self.size == 1:
             return cells

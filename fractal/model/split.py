@@ -10,7 +10,8 @@ import numpy as np
 
 from fractal.base.cli import InputError, printable
 from fractal.base.storage import Place, place, stamp
-from fractal.data.parquet import balanced_rows, duplicate_groups, level_columns, open_atlas, read_codes, study_codes
+from fractal.data import parquet
+from fractal.data.parquet import balanced_rows, level_columns, open_atlas, read_codes, study_codes
 
 VAL_RATIO = 0.15
 TEST_CELLS = 5_000  # at most are scored: a standard error of .004 at an accuracy of .9
@@ -212,8 +213,7 @@ def first_copies(path: str | Place) -> np.ndarray:
 
 @lru_cache(maxsize=1)  # a split asks several times, and each answer takes a pass over the file
 def _first_copies(path: str | Place, *_: object) -> np.ndarray:
-    groups = duplicate_groups(path)
-    return np.arange(open_atlas(path).metadata.num_rows) if groups is None else groups
+    return parquet.first_copies(path)
 
 
 def is_named(path: str | Place, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:

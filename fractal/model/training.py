@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fractal.base.cli import InputError
-from fractal.data.parquet import Cells
+from fractal.data.parquet import LabelledVectors
 from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter, embed
 from fractal.model.distributed import Group, ProcessLostError
 from fractal.model.objective import TrainingRows
@@ -168,7 +168,9 @@ def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
     return rows
 
 
-def check_settings(settings: Settings, num_rows: int, train: Cells, source: str, group: Group = ALONE) -> None:
+def check_settings(
+    settings: Settings, num_rows: int, train: LabelledVectors, source: str, group: Group = ALONE
+) -> None:
     """Raises InputError for too few cells to learn from, for a number of levels that they don't have, and for a recipe
     that one process must train."""
     if num_rows < max(2, group.size):
@@ -185,7 +187,7 @@ def check_settings(settings: Settings, num_rows: int, train: Cells, source: str,
 
 
 def prepare(
-    x: Tensor, y: Tensor, train: Cells, counts: Counts, settings: Settings, source: str, group: Group = ALONE
+    x: Tensor, y: Tensor, train: LabelledVectors, counts: Counts, settings: Settings, source: str, group: Group = ALONE
 ) -> tuple[Fitted, nn.Module]:
     """A new adapter and its objective. x (n, dim) and y (n, levels) are the training rows, on the training device."""
     recipe, published = settings.recipe, settings.recipe == PUBLISHED
@@ -243,8 +245,8 @@ def describe(config: dict[str, Any]) -> str:
 
 
 def fit(
-    train: Cells,
-    validation: Cells,
+    train: LabelledVectors,
+    validation: LabelledVectors,
     counts: Counts,
     settings: Settings,
     accuracy: Accuracy,

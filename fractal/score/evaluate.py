@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from fractal.data.vectors import open_vectors
+from fractal.data.cells import Cells
 from fractal.hierarchy.ontology import match_names, term_distances
 from fractal.model.adapter import Adapter, embed
 from fractal.score.metrics import (
@@ -234,7 +234,7 @@ def nearest_in_file(path: Path, keep: np.ndarray, queries: Tensor, encoders: Seq
     """
     found = [[Nearest(vectors, K) for vectors in encode(queries).values()] for encode in encoders]
     start = 0
-    with open_vectors(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
+    with Cells.open(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
         for _, vectors in source.chunks(strict=True):
             bank = torch.from_numpy(vectors[keep[start : start + len(vectors)]]).to(queries.device)
             start += len(vectors)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fractal import __version__
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_folder
-from fractal.data.source import CELL_ID
+from fractal.data.parquet import CELL_ID
 from fractal.search.folder import CENTROIDS, MAX_PARTS, NO_COLUMN, OWN_FILES, Folder, Space, part_names, write_manifest
 
 CELLS_PER_LIST = 1_000  # a list is 256 kB of 128-d vectors

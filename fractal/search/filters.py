@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fractal.base.cli import InputError
-from fractal.data.source import CELL_ID
+from fractal.data.parquet import CELL_ID
 from fractal.hierarchy.ontology import build_hierarchy, load_graph
 from fractal.search.index import Index
 

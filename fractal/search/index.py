@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from fractal.base.cli import InputError
-from fractal.data.source import CELL_ID
+from fractal.data.parquet import CELL_ID
 from fractal.search.folder import NO_COLUMN, Folder, Part, read_folder
 
 PROBES = 16  # lists that a search opens, where no other number is asked for

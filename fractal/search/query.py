@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.cli import InputError
-from fractal.data.source import CELL_ID
+from fractal.data.parquet import CELL_ID
 from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CL_SLIM

@@ -1,7 +1,7 @@
 """What is indexed, or asked for: a file's vectors in the space of an adapter, and its columns."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from fractal.annotate.bundle import weights_sha256
 from fractal.annotate.query import open_query, tell
-from fractal.base.cli import InputError, needs
+from fractal.base.cli import InputError
 from fractal.base.storage import Place
-from fractal.data.h5ad import open_h5ad, reading_h5ad
+from fractal.data.cells import Cells, has_obs, kind_of
 from fractal.data.parquet import metadata_of
-from fractal.data.vectors import Source, has_obs, kind_of, open_vectors
 from fractal.model.embedding import Embedder, embed_matrix
-from fractal.search.build import PIECE, Cells
+from fractal.search import build
+from fractal.search.build import PIECE
 from fractal.search.folder import Space
 
 X_FRACTAL = "X_fractal"
@@ -27,25 +27,19 @@ X_FRACTAL = "X_fractal"
 class Opened:
     """A file of vectors, and how they come into the space of an index."""
 
-    source: Source
+    source: Cells
     space: Space
     embedder: Embedder | None  # for vectors as an adapter takes them
-    obs: pa.Table | None  # the further columns of an .h5ad
     facts: dict[str, str]
 
     def chunks(self, size: int = PIECE) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Yield (columns, vectors (m, dim) float32). Raises InputError for vectors that are zero or not finite."""
-        start = 0
-        for table, vectors in self.source.chunks(size, strict=True):
-            if self.obs is not None:
-                for name in self.obs.column_names:
-                    table = table.append_column(name, self.obs[name].slice(start, len(vectors)))
-            start += len(vectors)
+        for table, vectors in self.source.chunks(size, strict=True, obs=True):
             yield table, vectors if self.embedder is None else embed_matrix(self.embedder.adapter, vectors)[0]
 
     @property
-    def cells(self) -> Cells:
-        return Cells(self.source.path.name, self.source.num_rows, self.space, self.chunks, self.facts)
+    def cells(self) -> build.Cells:
+        return build.Cells(self.source.path.name, self.source.num_rows, self.space, self.chunks, self.facts)
 
 
 @contextmanager
@@ -72,7 +66,7 @@ def open_cells(
             source, origin = stack.enter_context(open_query(embedder.reference, path, use_rep, force))
             tell(origin, path)
         else:
-            source = stack.enter_context(open_vectors(path, use_rep, takes))
+            source = stack.enter_context(Cells.open(path, use_rep, takes))
         space = Space(source.dim, **told) if told else own or Space(source.dim)
         if told and own:
             if not set(space.adapters) & set(own.adapters):
@@ -82,9 +76,8 @@ def open_cells(
             raise InputError(f"{path}: its vectors have {source.dim} numbers, those of the adapter {space.dim}")
         if sum(space.blocks or [space.dim]) != space.dim:
             raise InputError(f"{path}: its vectors have {source.dim} numbers, their blocks {sum(space.blocks)}")
-        obs = read_obs_table(path) if has_obs(path) else None
         facts = {key: value for key, value in metadata_of(source.schema).items() if key in ("cl_release", "source")}
-        yield Opened(source, space, None if made else embedder, obs, facts)
+        yield Opened(source, space, None if made else embedder, facts)
 
 
 def space_of(embedder: Embedder) -> Space:
@@ -101,7 +94,8 @@ def told_by(path: Place, use_rep: str) -> dict[str, Any] | None:
         return None
     if has_obs(path) and not use_rep.startswith(X_FRACTAL):
         return None
-    facts = uns_of(path) if has_obs(path) else metadata_of(path)
+    with Cells.open(path, use_rep) as cells:
+        facts = cells.facts()
     hashes = [str(facts[name]) for name in ("checkpoint_sha256", "adapter_sha256") if name in facts]
     if not hashes:
         return None
@@ -118,24 +112,3 @@ def told_by(path: Place, use_rep: str) -> dict[str, Any] | None:
         }
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: what it says of its vectors' blocks can't be read; embed it again") from error
-
-
-def uns_of(path: Place) -> Mapping[str, Any]:
-    """uns["fractal"] of an .h5ad; empty where it has none."""
-    with open_h5ad(path) as file, reading_h5ad(path):
-        uns = file.get("uns", {})
-        facts = needs("anndata", "h5ad").io.read_elem(uns["fractal"]) if "fractal" in uns else {}
-    return facts if isinstance(facts, Mapping) else {}
-
-
-def read_obs_table(path: Place) -> pa.Table:
-    """obs of an .h5ad; a column that Arrow has no type for as text."""
-    with open_h5ad(path) as file, reading_h5ad(path):
-        frame = needs("anndata", "h5ad").io.read_elem(file["obs"])
-    arrays = []
-    for name in frame.columns:
-        try:
-            arrays.append(pa.array(frame[name], from_pandas=True))
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            arrays.append(pa.array(frame[name].astype(str), from_pandas=True))
-    return pa.table(arrays, names=[str(name) for name in frame.columns])

@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 from fractal.annotate.neighbours import Neighbours
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_write
-from fractal.data.parquet import ROW_GROUP, table_writer, usable
+from fractal.data.parquet import ROW_GROUP, table_writer
+from fractal.data.vectors import usable
 from fractal.view.maps import Maps
 
 NEIGHBORS = 15  # as many as the package itself computes

@@ -39,8 +39,8 @@ from fractal.annotate.bundle import CONFIDENCE, Bundle, natural_weight
 from fractal.annotate.neighbours import Neighbours
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_write
-from fractal.data.parquet import usable
 from fractal.data.reorder import round_robin
+from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CL_SLIM, SHIPPED, load_graph
 from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, Adapter, FractalAdapter

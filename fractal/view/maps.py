@@ -27,7 +27,7 @@ from fractal import __version__
 from fractal.annotate.bundle import MAPS, Bundle
 from fractal.base.cli import InputError, needs
 from fractal.base.files import atomic_write
-from fractal.data.parquet import usable
+from fractal.data.vectors import usable
 from fractal.model.embedding import embed_matrix
 from fractal.search.exact import Nearest
 

@@ -11,9 +11,9 @@ import torch
 
 from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
-from fractal.data.h5ad import open_labelled
-from fractal.data.parquet import Cells, fingerprint, levels_of, open_atlas, read_rows, study_codes, usable
-from fractal.data.vectors import is_h5ad
+from fractal.data.cells import Cells, is_h5ad
+from fractal.data.parquet import LabelledVectors, fingerprint, levels_of, open_atlas, read_rows, study_codes
+from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy, match_names
 from fractal.model.split import Split
@@ -89,20 +89,24 @@ def of_h5ad(
     seed: int,
 ) -> Labelled:
     """Cells of an .h5ad with labels in obs: names of the Cell Ontology or of the reference, or a column per level."""
-    with open_labelled(path, use_rep, labels or "", study, None, levels) as found:
-        codes, groups, names = found.type_codes, found.study_codes, found.types
-        tree = found.labels.tree
+    with Cells.open(path, use_rep) as cells:
+        found = cells.labels(labels or "", study, None, levels)
+        taken = np.flatnonzero(found.codes >= 0)
+        codes, groups, names = found.codes[taken], found.study_codes, found.names
+        tree = found.tree
         known = [tree[name].levels for name in names] if tree else places(bundle, names, graph)
         if tree and len(levels) != len(bundle.levels):
             raise InputError(f"{path}: the reference has {len(bundle.levels)} levels; name as many with --levels")
         placed = np.array([path is not None for path in known])[codes]
         rows = np.flatnonzero(placed)
         rows = rows[drawn(len(rows), num_samples, seed)]
-        vectors = np.empty((len(rows), found.dim), np.float32)
-        for some, chunk, _ in found.chunks():
-            inside = (rows >= some.start) & (rows < some.stop)
-            vectors[inside] = chunk[rows[inside] - some.start]
-        notes = list(found.labels.notes)
+        groups = None if groups is None else groups[taken]
+        vectors, start = np.empty((len(rows), cells.dim), np.float32), 0
+        for _, chunk in cells.chunks():
+            inside = (taken[rows] >= start) & (taken[rows] < start + len(chunk))
+            vectors[inside] = chunk[taken[rows[inside]] - start]
+            start += len(chunk)
+        notes = list(found.notes)
     if lost := int((~placed).sum()):
         unknown = sorted({names[c] for c in np.unique(codes[~placed])})
         notes.append(f"{lost:,} cells left out, neither the reference nor the ontology has: {'; '.join(unknown)}")
@@ -211,7 +215,7 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
                 values = [silhouette(e, mixed[:, k]) for k in range(len(bundle.levels))]
                 shuffled.append({"silhouette": dict(zip(bundle.levels, values, strict=True))})
 
-    known = Cells(cells.vectors, codes[:n], classes, bundle.levels)
+    known = LabelledVectors(cells.vectors, codes[:n], classes, bundle.levels)
     answers = kept_answers(bundle, name) if own else answers_of(bundle, known, truth.seen)
     copies = twins(cells.vectors, bundle.vectors[found[0]])
     copies_note = f"{copies:,} cells have an exact copy in the reference, which flatters all figures"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fractal.annotate.bundle import Bundle, make_reference, scores_of
-from fractal.data.parquet import Cells, balanced_rows, path_counts, read_rows
+from fractal.data.parquet import LabelledVectors, balanced_rows, path_counts, read_rows
 from fractal.model.adapter import Adapter
 from fractal.model.split import Split
 from fractal.score.evaluate import Truth
@@ -97,11 +97,11 @@ class Scored:
         ]
 
 
-def answers_of(bundle: Bundle, cells: Cells, seen: np.ndarray) -> dict[str, dict[str, Any]]:
+def answers_of(bundle: Bundle, cells: LabelledVectors, seen: np.ndarray) -> dict[str, dict[str, Any]]:
     """What the reference answers of labelled cells, of the types that it knows (seen, (n,) bool) and of others."""
     found = {}
     for name, mask in ("seen", seen), ("unseen", ~seen):
-        part = Cells(cells.vectors[mask], cells.labels[mask], cells.classes, cells.levels)
+        part = LabelledVectors(cells.vectors[mask], cells.labels[mask], cells.classes, cells.levels)
         if mask.any():
             found[name] = scores_of(bundle, part)
     return found

@@ -17,7 +17,7 @@ from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.truth import draw_confusions, report
 from fractal.base.cli import InputError
-from fractal.data.parquet import Cells
+from fractal.data.parquet import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
 
@@ -27,11 +27,11 @@ PATHS = [tuple(CLASSES[k][c] for k, c in enumerate(row)) for row in LABELS.tolis
 CENTRES = np.random.default_rng(5).normal(size=(4, 8))
 
 
-def cells(n: int, seed: int) -> Cells:
+def cells(n: int, seed: int) -> LabelledVectors:
     rng = np.random.default_rng(seed)
     types = rng.integers(0, 4, n)
     x = (CENTRES[types] + 0.3 * rng.normal(size=(n, 8))).astype(np.float32)
-    return Cells(x, LABELS[types], CLASSES)
+    return LabelledVectors(x, LABELS[types], CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import torch
 
 from fractal.base.cli import InputError, run
 from fractal.base.files import atomic_folder, atomic_write, check_paths, locked, read_whole, recover
-from fractal.data.h5ad import h5ad_copy
+from fractal.data.outputs import h5ad_copy
 from fractal.data.parquet import writing
 from tests.conftest import write_h5ad
 

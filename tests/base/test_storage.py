@@ -28,16 +28,16 @@ from fractal.base.files import atomic_stream, atomic_write, check_paths
 from fractal.base.storage import Remote, fetch, place
 from fractal.commands import annotate, embed, fit, index
 from fractal.data import parquet
+from fractal.data.cells import Cells
 from fractal.data.parquet import (
     ManyFiles,
-    duplicate_groups,
     fingerprint,
+    first_copies,
     iter_vectors,
     open_atlas,
     read_codes,
     read_rows,
 )
-from fractal.data.vectors import open_vectors
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_vectors import write_tiledb
 from tests.store import Store, client, serve
@@ -259,9 +259,9 @@ def test_all_formats_are_read_from_a_store(store: Store, tmp_path: Path, kind: s
         if kind == "zarr":
             anndata.read_h5ad(tmp_path / "x.h5ad").write_zarr(path)
     put(path, path.name)
-    with open_vectors(f"s3://cells/{path.name}", "X_pca") as source:
+    with Cells.open(f"s3://cells/{path.name}", "X_pca") as source:
         assert np.array_equal(np.concatenate([vectors for _, vectors in source.chunks(7)]), x)
-        assert source.has_ids == (kind in ("h5ad", "zarr"))
+        assert source.has_names == (kind in ("h5ad", "zarr"))
 
 
 def test_arrows_options_in_a_uri_name_the_endpoint(
@@ -298,8 +298,8 @@ def test_tiledb_is_read_from_a_store(store: Store, tmp_path: Path):
     np.save(tmp_path / "x.npy", x)
     code = (
         "import sys, numpy as np\n"
-        "from fractal.data.vectors import open_vectors\n"
-        "with open_vectors(sys.argv[1]) as source:\n"
+        "from fractal.data.cells import Cells\n"
+        "with Cells.open(sys.argv[1]) as source:\n"
         "    assert np.array_equal(np.concatenate([v for _, v in source.chunks(50)]), np.load(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, put(tmp_path / "x", "array"), str(tmp_path / "x.npy")], check=True)
@@ -340,7 +340,7 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: P
     assert np.array_equal(read_rows(path, rows).labels, read_rows(whole, rows).labels)
     if where == "store":
         return
-    assert duplicate_groups(path) is None
+    assert first_copies(path).tolist() == list(range(600))
     for name, source in (("a", path), ("b", str(whole))):
         stratify.main(["--input", source, "--output", str(tmp_path / f"{name}.parquet")])
     ours, theirs = (pq.read_table(tmp_path / f"{name}.parquet") for name in "ab")

@@ -89,10 +89,10 @@ def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, at
 
 def test_our_reader_reads_it_and_the_records_are_not_in_label_order(release: Path, atlas: Atlas) -> None:
     opened = open_release(release)
-    assert opened.types == (SHIPPED / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
+    assert opened.labels.names == (SHIPPED / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
     assert not np.array_equal(opened.records["label"], np.arange(CELLS))
-    np.testing.assert_array_equal(opened.type_codes, atlas.labels)
-    np.testing.assert_array_equal(np.bincount(opened.type_codes), atlas.sizes)
+    np.testing.assert_array_equal(opened.labels.codes, atlas.labels)
+    np.testing.assert_array_equal(np.bincount(opened.labels.codes), atlas.sizes)
 
 
 def test_names_with_commas_are_quoted(release: Path) -> None:

@@ -173,7 +173,7 @@ def annotated(reference: Path, source: Path, out: Path, *more: str) -> list[dict
 
 
 def test_new_cells_get_their_labels_and_strange_ones_are_flagged(reference: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("fractal.data.source.CHUNK", 50)
+    monkeypatch.setattr("fractal.data.vectors.CHUNK", 50)
     labels = TYPES * 30
     x = clustered(TYPES * 150)[-180:]  # other cells of the same types
     x[3], x[4, 2], x[5, 0] = 0, np.nan, np.inf

@@ -16,7 +16,7 @@ import train
 from fractal.base.cli import InputError
 from fractal.commands import embed
 from fractal.data import vectors
-from fractal.data.h5ad import truncate
+from fractal.data.outputs import truncate
 from fractal.data.parquet import fingerprint, read_rows
 from fractal.model import adapter as adapters
 from fractal.model import embedding

@@ -54,7 +54,7 @@ def test_bad_keys(tmp_path: Path, h5ad: Path, fails, flags: list[str], words: st
 
 def test_many_cells_in_a_row_without_a_label(tmp_path: Path, monkeypatch):
     """A chunk without any labelled cell, as in joined data sets of which one is labelled."""
-    monkeypatch.setattr("fractal.data.h5ad.LabelledCells.chunks.__defaults__", (4,))
+    monkeypatch.setattr("fractal.data.ingestion.ROW_GROUP", 4)
     kinds = [None] * 9 + TYPES
     path = write_h5ad(tmp_path / "a.h5ad", clustered(["B cell"] * 9 + TYPES), kind=kinds)
     argv = ["--h5ad", str(path), "--obsm", "X_pca", "--label-key", "kind", "--output", str(tmp_path / "o.parquet")]
@@ -67,7 +67,7 @@ def test_bad_maps_and_cells(tmp_path: Path, h5ad: Path, fails):
     base = ["--h5ad", h5ad, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o"]
     assert "expected two columns" in fails(ingest.main, *base, "--label-map", tmp_path / "map.tsv")
     (tmp_path / "map.tsv").write_text("T cell\tB cell\n", encoding="utf-8")
-    assert "none of the label map's names is in obs 'kind'" in fails(
+    assert "obs 'kind': none of the label map's names is among the labels" in fails(
         ingest.main, *base, "--label-map", tmp_path / "map.tsv"
     )
     x = clustered(TYPES)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from fractal.base.cli import InputError, run
 from fractal.data.parquet import (
     balanced_rows,
-    duplicate_groups,
     fingerprint,
+    first_copies,
     levels_of,
     metadata_of,
-    num_duplicates,
     open_atlas,
     path_counts,
     read_rows,
@@ -267,8 +266,5 @@ def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]])
 
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder) / "a", np.array(pairs, np.float32), ["x"] * len(pairs))
-        groups = duplicate_groups(Path(folder) / "a")
-    first = [pairs.index(pair) for pair in pairs]  # 0. == -0.
-    assert num_duplicates(groups) == len(pairs) - len(set(first))
-    assert (list(range(len(pairs))) if groups is None else groups.tolist()) == first
-    assert (groups is None) == (len(set(first)) == len(pairs))
+        found = first_copies(Path(folder) / "a")
+    assert found.tolist() == [pairs.index(pair) for pair in pairs]  # 0. == -0.

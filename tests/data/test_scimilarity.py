@@ -50,9 +50,9 @@ def test_real_releases_equal_hnswlib(real_release: Path):
     assert np.array_equal(all_vectors(release), index.get_items(np.arange(len(release)), return_type="numpy"))
     lines = (real_release / "annotation" / "reference_labels.tsv").read_text(encoding="utf-8").splitlines()
     expected = [line.split("\t") for line in lines]
-    assert [release.types[c] for c in release.type_codes] == [name for name, _ in expected]
-    assert release.study_codes is not None
-    assert [release.studies[c] for c in release.study_codes] == [study for _, study in expected]
+    assert [release.labels.names[c] for c in release.labels.codes] == [name for name, _ in expected]
+    assert release.labels.study_codes is not None
+    assert [release.labels.studies[c] for c in release.labels.study_codes] == [study for _, study in expected]
 
 
 def test_labels_with_and_without_studies(tmp_path: Path):
@@ -172,7 +172,7 @@ def test_vectors_that_cannot_be_used(release: Path, value: float):
 
 
 def kept(release: Release) -> list[int]:
-    return np.flatnonzero(release.type_codes >= 0).tolist()
+    return np.flatnonzero(release.labels.codes >= 0).tolist()
 
 
 def test_cells_that_are_marked_as_deleted(tmp_path: Path):
@@ -183,7 +183,7 @@ def test_cells_that_are_marked_as_deleted(tmp_path: Path):
     index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
     release = open_release(tmp_path / "m")
     assert kept(release) == [i for i in range(24) if i not in (3, 17)]
-    assert release.notes == ["2 of 24 cells left out: they are marked as deleted in the index"]
+    assert release.labels.notes == ["2 of 24 cells left out: they are marked as deleted in the index"]
     rows = kept(release)
     assert np.array_equal(all_vectors(release)[rows], np.array(index.get_items(rows), np.float32))
 
@@ -193,13 +193,13 @@ def test_cells_without_a_label_or_a_study(tmp_path: Path):
     studies = ["s1", "s1 ", "s2", "nan", "s2", "s1", "s1", "s2", "na", "s1"]
     write_release(tmp_path / "m", clustered(labels), labels, studies)
     release = open_release(tmp_path / "m")
-    assert release.types == TYPES
+    assert release.labels.names == TYPES
     assert kept(release) == [0, 1, 2, 4, 5, 9]
-    assert release.type_codes[9] == release.type_codes[0]  # its blanks are not part of the name
-    assert release.studies == ["s1", "s2"]
-    assert release.study_codes is not None
-    assert release.study_codes[[0, 1, 2]].tolist() == [0, 0, 1]
-    assert release.notes == [
+    assert release.labels.codes[9] == release.labels.codes[0]  # its blanks are not part of the name
+    assert release.labels.studies == ["s1", "s2"]
+    assert release.labels.study_codes is not None
+    assert release.labels.study_codes[[0, 1, 2]].tolist() == [0, 0, 1]
+    assert release.labels.notes == [
         "3 of 10 cells left out: they have no label",
         "1 of 10 cells left out: they have no study",
     ]

@@ -14,7 +14,7 @@ import tiledb
 
 from fractal.base.cli import InputError
 from fractal.commands import annotate, embed, fit, index
-from fractal.data.vectors import open_vectors
+from fractal.data.cells import Cells
 from fractal.search.index import open_index
 from tests.conftest import TYPES, clustered
 from tests.data.test_vectors import write_tiledb
@@ -65,7 +65,7 @@ def test_the_frame_of_cellsearch_becomes_columns(tmp_path: Path, size: int):
              "in_train": [True, False, True] * 80}  # fmt: skip
     folder = write_cellsearch(tmp_path / "cellsearch", x, **frame)
     for path in (folder, folder / "cell_embedding"):
-        with open_vectors(path) as source:
+        with Cells.open(path) as source:
             chunks = list(source.chunks(size))
             assert (source.num_rows, source.dim) == x.shape
             assert all(columns.schema == source.schema for columns, _ in chunks)
@@ -80,7 +80,7 @@ def test_a_frame_of_other_cells_is_refused(tmp_path: Path):
     folder = write_cellsearch(tmp_path / "cellsearch", clustered(LABELS), study=["a"] * 240)
     with tiledb.open(str(folder / "cell_embedding"), "w") as array:
         array[240:250] = np.ones((10, 16), np.float32)
-    with pytest.raises(InputError, match="250 vectors, and cell_metadata beside it has 240 rows"), open_vectors(folder):
+    with pytest.raises(InputError, match="250 vectors, and cell_metadata beside it has 240 rows"), Cells.open(folder):
         pass
 
 
@@ -115,7 +115,7 @@ def test_an_experiment_of_soma(tmp_path: Path, first: int):
     x[3, 2] = 0
     ids = first + np.arange(240) + np.arange(240) // 50 * 17
     path = write_soma(tmp_path / "experiment", x, ids, cell_type=LABELS, n=list(range(240)))
-    with open_vectors(path, "X_pca") as source:
+    with Cells.open(path, "X_pca") as source:
         chunks = list(source.chunks(37))
         assert all(columns.schema == source.schema for columns, _ in chunks)
     assert np.array_equal(np.concatenate([vectors for _, vectors in chunks]), x)
@@ -123,14 +123,14 @@ def test_an_experiment_of_soma(tmp_path: Path, first: int):
     assert found["cell_id"].to_pylist() == [str(i) for i in ids]
     assert found["cell_type"].to_pylist() == LABELS
     assert found["n"].to_pylist() == list(range(240))
-    with pytest.raises(InputError, match="has no obsm 'X_scVI'; it has X_pca: name one"), open_vectors(path, "X_scVI"):
+    with pytest.raises(InputError, match="has no obsm 'X_scVI'; it has X_pca: name one"), Cells.open(path, "X_scVI"):
         pass
     with (
         pytest.raises(InputError, match="no SOMA experiment; it has RNA: name one"),
-        open_vectors(path / "ms", "X_pca"),
+        Cells.open(path / "ms", "X_pca"),
     ):
         pass
-    with open_vectors(path / "ms" / "RNA" / "obsm" / "X_pca") as bare:  # by itself: rows without a cell are 0
+    with Cells.open(path / "ms" / "RNA" / "obsm" / "X_pca") as bare:  # by itself: rows without a cell are 0
         assert (bare.num_rows, bare.dim) == (ids[-1] + 1, 16)
         vectors = np.concatenate([vectors for _, vectors in bare.chunks(37)])
     assert np.array_equal(vectors[ids], x)
@@ -145,7 +145,7 @@ def test_what_tiledbsoma_itself_writes(tmp_path: Path):
     anndata.AnnData(np.zeros((240, 1), np.float32), obs, obsm={"X_pca": x}).write_h5ad(tmp_path / "cells.h5ad")
     code = "import sys, tiledbsoma.io; tiledbsoma.io.from_h5ad(sys.argv[1], sys.argv[2], 'RNA')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "soma"), str(tmp_path / "cells.h5ad")], check=True)
-    with open_vectors(tmp_path / "soma", "X_pca") as source:
+    with Cells.open(tmp_path / "soma", "X_pca") as source:
         chunks = list(source.chunks(100))
     assert np.array_equal(np.concatenate([vectors for _, vectors in chunks]), x)
     found = pa.concat_tables([columns for columns, _ in chunks])

@@ -15,9 +15,10 @@ import pytest
 import tiledb
 
 from fractal.base.cli import InputError
-from fractal.data.h5ad import open_h5ad, truncate
-from fractal.data.source import NOT_READ
-from fractal.data.vectors import Source, open_vectors, writing_vectors
+from fractal.data.cells import Cells, names_of
+from fractal.data.h5ad import open_h5ad
+from fractal.data.outputs import truncate, writing_vectors
+from fractal.data.parquet import NOT_READ
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_parquet import write
 
@@ -32,7 +33,7 @@ def write_tiledb(folder: Path, x: np.ndarray) -> None:
         array[0 : len(x)] = x
 
 
-def read(source: Source, size: int) -> np.ndarray:
+def read(source: Cells, size: int) -> np.ndarray:
     chunks = list(source.chunks(size))
     assert max(len(vectors) for _, vectors in chunks) <= size
     assert all(
@@ -57,7 +58,7 @@ def test_all_files_give_the_same_vectors(tmp_path: Path, size: int):
     write_tiledb(tmp_path / "named", x)
     tiledb.from_numpy(str(tmp_path / "bare"), x).close()
     for name in ("x.npy", "wide.npy", "x.h5ad", "2.zarr", "3.zarr", "named", "bare"):
-        with open_vectors(tmp_path / name, "X_pca", 16) as source:
+        with Cells.open(tmp_path / name, "X_pca", 16) as source:
             assert np.array_equal(read(source, size), x, equal_nan=True)
             with pytest.raises(InputError, match="vector of cell 11 is zero or not finite"):
                 list(source.chunks(size, strict=True))
@@ -66,7 +67,7 @@ def test_all_files_give_the_same_vectors(tmp_path: Path, size: int):
 @pytest.mark.parametrize("size", [7, 1_000])
 def test_an_atlas_gives_its_vectors_and_columns(tmp_path: Path, size: int):
     x, labels = write(tmp_path / "a.parquet", [5, 40, 3])
-    with open_vectors(tmp_path / "a.parquet") as source:
+    with Cells.open(tmp_path / "a.parquet") as source:
         assert np.array_equal(read(source, size), x)
         found = [value for columns, _ in source.chunks(size) for value in columns["level4_subtype"].to_pylist()]
         assert found == labels[3]
@@ -97,11 +98,11 @@ def test_bad_files(tmp_path: Path):
         "ints.npy": r"holds int64 of shape \(3, 4\)", "ints": "holds int64", "old.h5ad": "before 0.7",
         "x.h5ad": "has no obsm 'X_umap'; it has X_pca: name one with --obsm",
     }.items():  # fmt: skip
-        with pytest.raises(InputError, match=f"{name}: .*{words}"), open_vectors(tmp_path / name, "X_umap"):
+        with pytest.raises(InputError, match=f"{name}: .*{words}"), Cells.open(tmp_path / name, "X_umap"):
             pass
     with (
         pytest.raises(InputError, match="vectors have 16 numbers, the adapter takes 8"),
-        open_vectors(tmp_path / "x.h5ad", "X_pca", 8),
+        Cells.open(tmp_path / "x.h5ad", "X_pca", 8),
     ):
         pass
 
@@ -117,9 +118,9 @@ def test_plain_parquet_needs_only_an_embedding(tmp_path: Path, make, kind: pa.Da
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"n": range(60), "obs_names": names, "embedding": pa.array(list(x), make(kind))}), path,
                    row_group_size=25)  # fmt: skip
-    with open_vectors(path, dim=16) as source:
+    with Cells.open(path, dim=16) as source:
         assert np.array_equal(read(source, 7), x.astype(np.float32))
-        assert source.has_ids
+        assert source.has_names
         assert source.schema.names == ["cell_id", "n"]
         ids = [name for columns, _ in source.chunks(7) for name in columns["cell_id"].to_pylist()]
         assert ids == names
@@ -135,9 +136,9 @@ def test_plain_parquet_needs_only_an_embedding(tmp_path: Path, make, kind: pa.Da
 def test_a_pandas_index_stays(tmp_path: Path, name: str | None):
     frame = pd.DataFrame({"embedding": list(clustered(TYPES))}, index=pd.Index([f"c{i}" for i in range(6)]))
     frame.rename_axis(None if name == "__index_level_0__" else name).to_parquet(tmp_path / "x.parquet")
-    with open_vectors(tmp_path / "x.parquet") as source:
+    with Cells.open(tmp_path / "x.parquet") as source:
         columns, _ = next(source.chunks())
-        ids = source.ids(columns)
+        ids = names_of(columns)
         assert ids is not None
         assert ids.tolist() == frame.index.tolist()
 
@@ -149,12 +150,12 @@ def test_parquet_that_holds_no_vectors(tmp_path: Path):
         "embedding": ([[1.0, 2.0], [1.0]], "different lengths"),
     }.items():
         pq.write_table(pa.table({column: words[0]}), path)
-        with pytest.raises(InputError, match=words[1]), open_vectors(path) as source:
+        with pytest.raises(InputError, match=words[1]), Cells.open(path) as source:
             list(source.chunks())
     bad: list[list] = [[1.0], ["text"], [[1]], [[]], [[1.0], None], [[1.0, None]]]
     for values in bad:
         pq.write_table(pa.table({"embedding": values}), path)
-        with pytest.raises(InputError, match=r"x\.parquet: "), open_vectors(path) as source:
+        with pytest.raises(InputError, match=r"x\.parquet: "), Cells.open(path) as source:
             list(source.chunks())
 
 
@@ -164,7 +165,7 @@ def test_cell_names_of_an_h5ad(tmp_path: Path):
         with pytest.warns(UserWarning, match="Transforming") if name == "numbers" else nullcontext():
             data = anndata.AnnData(obs=pd.DataFrame({"a": 1}, index=pd.Index(index)), obsm={"X_pca": x})
         data.write_h5ad(tmp_path / "x.H5AD")  # capitals are no other format
-        with open_vectors(tmp_path / "x.H5AD", "X_pca") as source:
+        with Cells.open(tmp_path / "x.H5AD", "X_pca") as source:
             ids = [name for columns, _ in source.chunks(7) for name in columns["cell_id"].to_pylist()]
             assert ids == [str(i) for i in index]
 
@@ -173,7 +174,7 @@ def test_cell_names_of_an_h5ad(tmp_path: Path):
 def test_formats_that_are_not_read_say_the_way(tmp_path: Path, ending: str):
     path = tmp_path / f"x{'.h5ad' if ending == '.gz' else ''}{ending}"
     path.write_bytes(b"x")
-    with pytest.raises(InputError, match=rf"{ending} is not read; .* Read are Parquet"), open_vectors(path):
+    with pytest.raises(InputError, match=rf"{ending} is not read; .* Read are Parquet"), Cells.open(path):
         pass
     with pytest.raises(InputError, match=rf"{ending} is not read; .* Read are .h5ad and .zarr"), open_h5ad(path):
         pass
@@ -182,15 +183,15 @@ def test_formats_that_are_not_read_say_the_way(tmp_path: Path, ending: str):
 def test_an_embedding_in_x_and_expression(tmp_path: Path):
     x, path = clustered(TYPES * 10), tmp_path / "x.h5ad"
     anndata.AnnData(x).write_h5ad(path)
-    with open_vectors(path, "X") as source:
+    with Cells.open(path, "X") as source:
         assert np.array_equal(read(source, 7), x)
-    with pytest.raises(InputError, match="X is 16 numbers per cell: .* say --obsm X"), open_vectors(path, "X_pca"):
+    with pytest.raises(InputError, match="X is 16 numbers per cell: .* say --obsm X"), Cells.open(path, "X_pca"):
         pass
     sparse = pytest.importorskip("scipy.sparse")
     for expression in (sparse.csr_matrix(x), np.zeros((6, 9), np.int64), np.zeros((6, 5_000), np.float32)):
         anndata.AnnData(expression).write_h5ad(path)
         for key in ("X", "X_pca"):
-            with pytest.raises(InputError, match="one vector per cell: make one first"), open_vectors(path, key):
+            with pytest.raises(InputError, match="one vector per cell: make one first"), Cells.open(path, key):
                 pass
 
 
@@ -207,7 +208,7 @@ def test_a_plugin_that_is_not_there(tmp_path: Path):
         array.write_direct_chunk((0, 0), x.tobytes(), 0)
     with (
         pytest.raises(InputError, match=r"x\.h5ad: compressed with an HDF5 plugin that is not installed here"),
-        open_vectors(path, "X_pca") as source,
+        Cells.open(path, "X_pca") as source,
     ):
         list(source.chunks())
 
@@ -218,7 +219,7 @@ def test_damaged_compressed_data_needs_no_plugin(tmp_path: Path):
         del file["obsm"]["X_pca"]
         array = file["obsm"].create_dataset("X_pca", x.shape, np.float32, chunks=x.shape, compression="gzip")
         array.id.write_direct_chunk((0, 0), b"no deflated block at all", 0)
-    with pytest.raises(InputError, match=r"x\.h5ad: .*damaged"), open_vectors(path, "X_pca") as source:
+    with pytest.raises(InputError, match=r"x\.h5ad: .*damaged"), Cells.open(path, "X_pca") as source:
         list(source.chunks())
 
 

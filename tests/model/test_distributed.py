@@ -13,7 +13,7 @@ import torch
 
 import train
 from fractal.base.cli import InputError
-from fractal.data.parquet import Cells
+from fractal.data.parquet import LabelledVectors
 from fractal.model.distributed import Group
 from fractal.model.objective import PrefixObjective
 from fractal.model.recipes import PUBLISHED
@@ -46,7 +46,7 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradients():
     x = torch.from_numpy(rng.normal(size=(90, 8)).astype(np.float32))
     y = torch.from_numpy(np.stack([np.arange(90) // 45, np.arange(90) // 9], axis=1))
     classes = [["a", "b"], [f"type {i}" for i in range(10)]]
-    cells = Cells(x.numpy(), y.numpy(), classes, ("system", "type"))
+    cells = LabelledVectors(x.numpy(), y.numpy(), classes, ("system", "type"))
     counts: Counts = {(classes[0][i // 5], classes[1][i]): 9 for i in range(10)}
     torch.manual_seed(0)
     fitted, objective = prepare(x, y, cells, counts, Settings(), "cells")
@@ -80,7 +80,9 @@ def test_shares_hold_every_row_once():
 
 
 def test_the_published_recipe_is_refused():
-    cells = Cells(np.zeros((50, 4), np.float32), np.zeros((50, 2), np.int64), [["a"], ["a"]], ("system", "type"))
+    cells = LabelledVectors(
+        np.zeros((50, 4), np.float32), np.zeros((50, 2), np.int64), [["a"], ["a"]], ("system", "type")
+    )
     with pytest.raises(InputError, match="without torchrun"):
         check_settings(Settings(PUBLISHED), 100, cells, "cells", Group(0, 2))
 

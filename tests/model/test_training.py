@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 import train
 from fractal.base.cli import InputError, run
-from fractal.data.parquet import Cells, writing
+from fractal.data.parquet import LabelledVectors, writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.adapter import load
@@ -34,7 +34,7 @@ def cells(n: int, seed: int = 0, tree: np.ndarray = TREE, classes: list = CLASSE
     centres = np.random.default_rng(1).normal(size=(len(tree), dim))
     types = np.arange(n) % len(tree)
     vectors = centres[types] + 0.5 * np.random.default_rng(seed).normal(size=(n, dim))
-    return Cells(vectors.astype(np.float32), tree[types], classes, levels)
+    return LabelledVectors(vectors.astype(np.float32), tree[types], classes, levels)
 
 
 def counts_of(numbers: list[int]) -> dict[tuple[str, ...], int]:
@@ -42,7 +42,9 @@ def counts_of(numbers: list[int]) -> dict[tuple[str, ...], int]:
     return dict(zip(paths, numbers, strict=True))
 
 
-def fit(train: Cells, validation: Cells, counts: training.Counts, settings: Settings) -> training.Fitted:
+def fit(
+    train: LabelledVectors, validation: LabelledVectors, counts: training.Counts, settings: Settings
+) -> training.Fitted:
     return fit_with(train, validation, counts, settings, knn_accuracy)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fractal.annotate.bundle import Bundle, make_reference, write_bundle
-from fractal.data.parquet import Cells
+from fractal.data.parquet import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import build_adapter
@@ -36,11 +36,11 @@ def made(
     config |= {"paths": labels[:, blocks].tolist(), "levels": list(levels), "block_levels": blocks}
     centres = np.random.default_rng(5).normal(size=(len(paths), 8))
 
-    def cells(n: int, seed: int) -> Cells:
+    def cells(n: int, seed: int) -> LabelledVectors:
         rng = np.random.default_rng(seed)
         types = np.arange(n) % len(paths)
         vectors = centres[types] + 0.8 * rng.normal(size=(n, 8))
-        return Cells(vectors.astype(np.float32), labels[types], classes, levels)
+        return LabelledVectors(vectors.astype(np.float32), labels[types], classes, levels)
 
     facts = {"source": EVIL, "data": EVIL, "versions": {EVIL: EVIL}, "obsm": "X_pca"}
     adapter, counts = build_adapter(config, classes), dict.fromkeys(paths, 100)

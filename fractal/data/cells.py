@@ -1,0 +1,374 @@
+"""Cells to read: vectors, names and columns of an .h5ad, .zarr, Parquet, .npy, TileDB or SOMA, or of an AnnData.
+
+    with Cells.open("new.h5ad", use_rep="X_scVI") as cells:  # a path, a URI (fractal/base/storage.py) or an AnnData
+        cells.num_rows, cells.dim, cells.names, cells.column_names
+        for columns, vectors in cells.chunks():  # a pyarrow.Table of m rows, and (m, dim) float32
+            ...
+        donors = cells.column("donor")           # a pyarrow.ChunkedArray of all rows
+        codes, names = cells.codes("cell_type")  # the same as codes of cleaned names, -1 where one is missing
+        labels = cells.labels("cell_type", "donor")
+
+Vectors stream: one chunk of them is in memory. What is in a folder, and else the end of a name, says what the format
+is; where nothing else fits, it is Parquet. A column that mixes types, as AnnData allows, is text for all who read it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fractal.base.cli import InputError, reason
+from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place
+from fractal.data.h5ad import check_rows, find_embedding, fractal_uns, obs_names, obs_table, open_h5ad, reading_h5ad
+from fractal.data.labels import Labels, coded, read_labels
+from fractal.data.parquet import (
+    CELL_ID,
+    PARQUET,
+    ROW_GROUP,
+    as_text,
+    check_format,
+    metadata_of,
+    open_parquet,
+    read_vectors,
+    reading,
+    row_groups,
+    vector_length,
+)
+from fractal.data.tiledb_arrays import EMBEDDING, open_tiledb
+from fractal.data.vectors import refuse, usable
+
+READ = "Parquet with a column 'embedding', .npy, .h5ad, .zarr, and TileDB's arrays and SOMA experiments"
+IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # columns of Parquet that hold the cells' names, best first
+Chunk = tuple[pa.Table, np.ndarray]
+ReadColumns = Callable[[Sequence[str]], pa.Table]  # names of columns -> these, all rows
+
+
+def kind_of(path: str | Place) -> str:
+    """What it is: "parquet", "npy", "h5ad", "zarr" (of AnnData), "soma" (a TileDB group), or "tiledb"."""
+    path = place(path)
+    suffix = path.suffix.casefold()
+    if suffix not in (".h5ad", ".npy", ".parquet") and path.is_dir():
+        names = children(path)
+        if names & {"zarr.json", ".zgroup"}:
+            return "zarr"
+        if "__group" in names:
+            return "soma"
+        if names & {"__schema", "__array_schema.tdb", EMBEDDING}:
+            return "tiledb"
+        return "parquet" if any(file.suffix in PARQUET for file in files_of(path)) else "tiledb"
+    return suffix[1:] if suffix in (".h5ad", ".npy", ".zarr") else "parquet"
+
+
+def is_h5ad(path: str | Place) -> bool:
+    return place(path).suffix.casefold() == ".h5ad"
+
+
+def has_obs(path: str | Place) -> bool:
+    """Whether it is an AnnData on disk, with an obs to read labels from."""
+    return kind_of(path) in ("h5ad", "zarr")
+
+
+def has_obsm(path: str | Place) -> bool:
+    """Whether it may hold several vectors of a cell."""
+    return kind_of(path) in ("h5ad", "zarr", "soma")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """`num_rows` cells, each with a vector (dim,) float32; `Cells.open` makes them.
+
+    Attributes
+    ----------
+    path : where they come from, as messages say it; Path("adata") for an AnnData in memory
+    num_rows, dim : int
+    schema : of the columns that every chunk brings, with the file's metadata; the names, `cell_id`, come first
+    column_names : all columns but the names: those of the chunks, or of obs
+    """
+
+    path: Place
+    num_rows: int
+    dim: int
+    schema: pa.Schema
+    column_names: tuple[str, ...]
+    read: Callable[[int], Iterator[Chunk]]  # what `chunks` does
+    read_columns: ReadColumns  # what `table` does
+    read_facts: Callable[[], Mapping[str, Any]]  # what `facts` does
+
+    @staticmethod
+    @contextmanager
+    def open(cells: Any, use_rep: str = "X_scimilarity", dim: int | None = None) -> "Iterator[Cells]":
+        """Open cells, whatever holds them.
+
+        Parameters
+        ----------
+        cells : str, path, Remote or AnnData
+        use_rep : key of obsm, or "X", of what may hold several vectors of a cell
+        dim : the width that an adapter takes; then what `fractal embed` has made is refused too
+
+        Raises
+        ------
+        InputError : for what is missing, damaged or empty, and does not hold cells x dims; also while it is read.
+        """
+        if hasattr(cells, "obsm"):
+            path: Place = Path("adata")
+            opened: Any = open_anndata(cells, path, use_rep)
+        else:
+            path = place(cells)
+            check_format(path, f"Read are {READ}")
+            opened = OPENERS[kind_of(path)](path, use_rep)
+        with opened as found:
+            if dim not in (None, found.dim):
+                raise InputError(f"{path}: its vectors have {found.dim} numbers, the adapter takes {dim}")
+            made = b"checkpoint_sha256" in (found.schema.metadata or {})
+            several = hasattr(cells, "obsm") or has_obs(path)
+            if dim is not None and (made or (several and use_rep.startswith("X_fractal"))):
+                raise InputError(f"{path}: its vectors come from embed.py; name those that they were made of")
+            yield found
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the cells have names: the column `cell_id` of every chunk."""
+        return CELL_ID in self.schema.names
+
+    @property
+    def names(self) -> np.ndarray | None:
+        """The cells' names, (num_rows,) str; None where they have none."""
+        return names_of(self.table([CELL_ID])) if self.has_names else None
+
+    def chunks(self, size: int = ROW_GROUP, strict: bool = False, obs: bool = False) -> Iterator[Chunk]:
+        """Yield (columns, vectors) of at most `size` rows, in the order of the file.
+
+        vectors (m, dim) float32; columns is a table of m rows, without columns where the format has none. `strict`
+        raises InputError for vectors that are not `usable`. `obs` brings all columns, also those of an AnnData's obs,
+        which are read at once.
+        """
+        more = [name for name in self.column_names if name not in self.schema.names] if obs else []
+        table = self.table(more) if more else None
+        start = 0
+        for columns, vectors in self.read(size):
+            if strict:
+                refuse(~usable(vectors), start, self.path)
+            if table is not None:
+                for name in more:
+                    columns = columns.append_column(name, table[name].slice(start, len(vectors)))
+            yield columns, vectors
+            start += len(vectors)
+
+    def table(self, names: Sequence[str] | None = None) -> pa.Table:
+        """The named columns, or all but the cells' names, of all rows. Raises InputError for one that is not there."""
+        names = self.column_names if names is None else names
+        if unknown := [name for name in names if name not in (*self.column_names, *self.schema.names)]:
+            what = "obs" if set(self.column_names) - set(self.schema.names) or not self.column_names else "it"
+            there = ", ".join(self.column_names) or "none"
+            raise InputError(f"{self.path}: {what} has no column '{unknown[0]}'; it has {there}")
+        table = self.read_columns(names)
+        if len(table) != self.num_rows and names:
+            raise InputError(f"{self.path}: damaged, {self.num_rows:,} vectors and {len(table):,} rows of columns")
+        return table
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.table([name])[name]
+
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A column -> its (num_rows,) codes, -1 where a value is missing, and their names, cleaned and sorted."""
+        return coded(self.column(name))
+
+    def labels(
+        self,
+        label_key: str,
+        study_key: str | None = None,
+        label_map: Mapping[str, str] | None = None,
+        levels: Sequence[str] = (),
+    ) -> Labels:
+        """The types and studies of all cells, from columns: see `fractal.data.labels.read_labels`."""
+        return read_labels(self.codes, self.path, label_key, study_key, label_map, levels)
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the tool that made the vectors says of them: a file's metadata, or uns["fractal"] of an AnnData."""
+        return self.read_facts()
+
+    @staticmethod
+    def from_matrix(
+        path: Place,
+        shape: tuple[int, ...],
+        dtype: Any,
+        rows: Callable[[slice], np.ndarray],
+        columns: Callable[[slice], pa.Table] | None = None,
+    ) -> "Cells":
+        """Anything with a shape, a dtype and slices of rows: a memory map, an HDF5 dataset, a TileDB array.
+
+        `columns`: rows -> their names (`cell_id`) and other columns. Raises InputError unless it holds floats, cells x
+        dims.
+        """
+        if len(shape) != 2 or not np.issubdtype(dtype, np.floating) or 0 in shape:
+            raise InputError(
+                f"{path}: holds {dtype} of shape {shape}, expected floats, cells x dims, at least one cell"
+            )
+        brings = columns or (lambda rows: pa.table({"row": range(rows.stop - rows.start)}).select([]))
+
+        def chunks(size: int) -> Iterator[Chunk]:
+            for start in range(0, shape[0], size):
+                batch = slice(start, min(start + size, shape[0]))
+                try:
+                    vectors = np.ascontiguousarray(rows(batch), np.float32)
+                except OSError as error:  # a damaged block
+                    raise InputError(f"{path}: damaged ({reason(error)})") from error
+                yield brings(batch), vectors
+
+        schema = brings(slice(0, 1)).schema
+        others = tuple(name for name in schema.names if name != CELL_ID)
+        return Cells(path, *shape, schema, others, chunks, lambda names: brings(slice(0, shape[0])).select(names), dict)
+
+
+def names_of(columns: pa.Table) -> np.ndarray | None:
+    """The cells' names in the columns of a chunk, (m,) str; None where they have none."""
+    return columns[CELL_ID].to_numpy().astype(str) if CELL_ID in columns.column_names else None
+
+
+# --- one function per format ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_anndata(adata: Any, path: Place, use_rep: str) -> Iterator[Cells]:
+    """The cells of an AnnData in memory."""
+    array = find_embedding(adata.obsm, adata.X, path, use_rep)
+    names = np.asarray(adata.obs_names).astype(str)
+    uns = adata.uns.get("fractal", {})
+    yield with_obs(
+        Cells.from_matrix(path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]), names_column(names)),
+        tuple(map(str, adata.obs)),
+        lambda keys: obs_table(adata.obs, path, keys),
+        lambda: uns if isinstance(uns, Mapping) else {},
+    )
+
+
+@contextmanager
+def open_anndata_file(path: Place, use_rep: str) -> Iterator[Cells]:
+    """The cells of an .h5ad or .zarr."""
+    with open_h5ad(path) as file:
+        with reading_h5ad(path):
+            array = find_embedding(file.get("obsm", {}), file.get("X"), path, use_rep)
+
+        def rows(batch: slice) -> np.ndarray:
+            with reading_h5ad(path):
+                return array[batch]
+
+        yield cells_of_file(file, path, array.shape, array.dtype, rows)
+
+
+def cells_of_file(
+    file: Any, path: Place, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
+) -> Cells:
+    """The cells of an open .h5ad or .zarr with these vectors, from its obsm or made for them; see `from_matrix`."""
+    names = obs_names(file, path)
+    with reading_h5ad(path):
+        check_rows(file, path, shape[0])
+        obs = file["obs"]
+        keys = tuple(str(name) for name in obs.attrs["column-order"] if name in obs)
+    return with_obs(
+        Cells.from_matrix(path, shape, dtype, rows, names_column(names)),
+        keys,
+        lambda keys: obs_table(obs, path, keys),
+        lambda: fractal_uns(file, path),
+    )
+
+
+def names_column(names: Any) -> Callable[[slice], pa.Table]:
+    """Names, an array or a function of a slice -> a function rows -> the table of their names."""
+    read = names if callable(names) else names.__getitem__
+    return lambda rows: pa.table({CELL_ID: pa.array(read(rows).astype(object), pa.string())})
+
+
+def with_obs(cells: Cells, keys: tuple[str, ...], read: ReadColumns, facts: Callable[[], Mapping[str, Any]]) -> Cells:
+    """Cells whose chunks bring their names, with the columns of obs."""
+
+    def columns(names: Sequence[str]) -> pa.Table:
+        return cells.read_columns(names) if list(names) == [CELL_ID] else read(names)
+
+    return Cells(cells.path, cells.num_rows, cells.dim, cells.schema, keys, cells.read, columns, facts)
+
+
+@contextmanager
+def open_tiledb_cells(path: Place, use_rep: str) -> Iterator[Cells]:
+    with open_tiledb(path, use_rep) as (shape, dtype, rows, columns):
+        yield Cells.from_matrix(path, shape, dtype, rows, columns)
+
+
+def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
+    """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
+
+    The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
+    pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
+    Raises InputError for anything else.
+    """
+    file = open_parquet(path)
+    numbers = range(file.num_row_groups) if groups is None else groups
+    num_rows, schema = sum(file.metadata.row_group(i).num_rows for i in numbers), file.schema_arrow
+    dim = vector_length(path)
+    ids = next((name for name in IDS if name in schema.names), None)
+    others = [name for name in schema.names if name not in ("embedding", ids)]
+    fields = [pa.field(CELL_ID, pa.string())] if ids else []
+    schema = pa.schema([*fields, *(schema.field(name) for name in others)], metadata=schema.metadata)
+
+    def named(table: pa.Table) -> pa.Table:
+        if ids not in table.column_names:
+            return table
+        return table.drop_columns([ids]).add_column(0, CELL_ID, as_text(table[ids]))
+
+    def chunks(size: int) -> Iterator[Chunk]:
+        for table in row_groups(path, size=size, groups=groups):
+            vectors = read_vectors(table, path)
+            if vectors.shape[1] != dim:
+                raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")
+            yield named(table.select([name for name in table.column_names if name != "embedding"])), vectors
+
+    def columns(names: Sequence[str]) -> pa.Table:
+        with reading(path):
+            return named(file.read(columns=[str(ids) if name == CELL_ID else name for name in names])).select(names)
+
+    return Cells(path, num_rows, dim, schema, tuple(others), chunks, columns, lambda: metadata_of(schema))
+
+
+def npy_cells(path: Place) -> Cells:
+    """A matrix (n, dim) of any float type: mapped, or read piece by piece from a store."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if isinstance(path, Remote):
+            return remote_npy_cells(path)
+        matrix = np.lib.format.open_memmap(path, mode="r")  # refuses Python objects
+        return Cells.from_matrix(path, matrix.shape, matrix.dtype, matrix.__getitem__)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged header makes numpy's parser raise
+        raise InputError(f"{path}: not a .npy file, or damaged ({reason(error)})") from error
+
+
+def remote_npy_cells(path: Remote) -> Cells:
+    file = open_random(path)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, by_column, dtype = header[np.lib.format.read_magic(file)](file)
+    if by_column:
+        raise InputError(f"{path}: holds its numbers column by column; save it again with numpy.ascontiguousarray")
+    first, row = file.tell(), dtype.itemsize * int(np.prod(shape[1:]))
+
+    def rows(batch: slice) -> np.ndarray:
+        with asking(path):
+            file.seek(first + batch.start * row)
+            return np.frombuffer(file.read((batch.stop - batch.start) * row), dtype).reshape(-1, *shape[1:])
+
+    return Cells.from_matrix(path, shape, dtype, rows)
+
+
+OPENERS: dict[str, Callable[[Place, str], Any]] = {
+    "parquet": lambda path, _: nullcontext(parquet_cells(path)),
+    "npy": lambda path, _: nullcontext(npy_cells(path)),
+    "h5ad": open_anndata_file,
+    "zarr": open_anndata_file,
+    "tiledb": open_tiledb_cells,
+    "soma": open_tiledb_cells,
+}

@@ -1,0 +1,160 @@
+"""The labels of cells: columns of obs -> types, studies and the user's own tree, by one rule for every source."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fractal.base.cli import InputError
+from fractal.base.storage import Place, fetch
+from fractal.hierarchy.names import clean, is_missing
+from fractal.hierarchy.ontology import CellType, tree_of_columns
+
+Codes = tuple[np.ndarray, list[str]]  # (n,) int64, -1 where there is none; and the names
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The types and studies of n cells. Codes are -1 for the cells that are left out; `notes` say how many and why."""
+
+    names: list[str]  # the names of the types, cleaned and mapped; "" for one that is mapped to nothing
+    codes: np.ndarray  # (n,) int, into `names`
+    studies: list[str] = field(default_factory=list)
+    study_codes: np.ndarray | None = None  # (n,) int64; None where no study column was named
+    tree: dict[str, CellType] | None = None  # the user's own hierarchy, from his columns: name -> row
+    levels: tuple[str, ...] | None = None  # its levels
+    notes: list[str] = field(default_factory=list)
+
+    def mapped(self, label_map: Mapping[str, str], where: Any) -> "Labels":
+        """The same cells under other names; "" leaves them out. Raises InputError where the map names no label."""
+        label_map = {clean(own): "" if is_missing(target) else clean(target) for own, target in label_map.items()}
+        if not set(label_map) & set(self.names):
+            there = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+            raise InputError(f"{where}: none of the label map's names is among the labels; these are {there}")
+        names = [label_map.get(name, name) for name in self.names]
+        types = sorted(set(names) - {""})
+        codes, notes = renumbered(self.codes, names, types), list(self.notes)
+        if lost := int((codes < 0).sum() - (self.codes < 0).sum()):
+            notes.append(f"{lost:,} of {len(codes):,} cells left out: their label is mapped to nothing")
+        if unused := sorted(set(label_map) - set(self.names)):
+            notes.append(f"warning: the label map has names that no cell has: {'; '.join(unused)}")
+        return replace(self, names=types, codes=codes, notes=notes)
+
+
+def coded(column: pa.ChunkedArray) -> Codes:
+    """A column -> its codes, -1 where a value is missing or says so, and their names, cleaned and sorted."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    array = column.unify_dictionaries().combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    codes, values = array.indices.fill_null(-1).to_numpy(zero_copy_only=False), array.dictionary
+    numbers = pa.types.is_floating(values.type)  # a float32 as numpy shows it: .1, not .10000000149011612
+    raw = [
+        "" if value is None else clean(str(value)) for value in (values.to_numpy() if numbers else values.to_pylist())
+    ]
+    names = sorted({raw[code] for code in np.unique(codes[codes >= 0]) if not is_missing(raw[code])})
+    return renumbered(codes, raw, names), names
+
+
+def renumbered(codes: np.ndarray, old: Sequence[str], new: Sequence[str]) -> np.ndarray:
+    """(n,) codes into `old` -> (n,) int64 codes into `new`, -1 for a name that is not in it and for -1."""
+    position = {name: code for code, name in enumerate(new)}
+    return np.array([*(position.get(name, -1) for name in old), -1])[codes]
+
+
+def read_labels(
+    column: Callable[[str], Codes],
+    where: Any,
+    label_key: str,
+    study_key: str | None = None,
+    label_map: Mapping[str, str] | None = None,
+    levels: Sequence[str] = (),
+) -> Labels:
+    """The labels of all cells.
+
+    Left out and counted are cells without a label or a study ("", "nan", "unknown", ...), and those whose label
+    is mapped to nothing.
+
+    Parameters
+    ----------
+    column : name of a column -> its codes and names
+    where : the file, as messages say it
+    label_key, study_key : columns of the types and of the studies or donors
+    label_map : own name -> CL name; "" leaves these cells out
+    levels : 2 to 6 columns from coarse to fine, the user's own tree in place of `label_key`
+
+    Raises
+    ------
+    InputError : if no cell is left, and for a label map that names no label.
+    """
+    tree, own_levels, notes = None, None, list[str]()
+    if levels:
+        paths, codes = label_paths([column(key) for key in levels])
+        own_levels, rows, notes = tree_of_columns(levels, paths)
+        names = [rows[path].subtype if path[0] else "" for path in paths]
+        tree = {row.subtype: row for path, row in rows.items() if path[0]}
+    else:
+        codes, names = column(label_key)
+    lost = {f"without a label in obs '{levels[0] if levels else label_key}'": int((codes < 0).sum())}
+    studies, study_codes = list[str](), None
+    if study_key is not None:
+        study_codes, studies = column(study_key)
+        lost[f"without a study in obs '{study_key}'"] = int(((study_codes < 0) & (codes >= 0)).sum())
+        codes = np.where(study_codes < 0, -1, codes)
+    if reasons := "; ".join(f"{n:,} {reason}" for reason, n in lost.items() if n):
+        notes.insert(0, f"{int((codes < 0).sum()):,} of {len(codes):,} cells left out: {reasons}")
+    labels = Labels(names, codes, studies, study_codes, tree, own_levels, notes)
+    labels = labels if label_map is None else labels.mapped(label_map, f"{where}: obs '{label_key}'")
+    keep = labels.codes >= 0
+    if not keep.any():
+        raise InputError(f"{where}: no cell is left: {'; '.join(labels.notes)}")
+    codes, names = those_used(labels.codes, labels.names, keep)
+    if study_codes is not None:
+        study_codes, studies = those_used(study_codes, studies, keep)
+    return replace(labels, names=names, codes=codes, studies=studies, study_codes=study_codes)
+
+
+def those_used(codes: np.ndarray, names: list[str], keep: np.ndarray) -> Codes:
+    """The same codes with only the names that the kept cells (n,) bool have, sorted; -1 for a cell with another."""
+    used = sorted({names[code] for code in np.unique(codes[keep])} - {""})
+    return renumbered(codes, names, used), used
+
+
+def label_paths(columns: Sequence[Codes]) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """Columns -> the distinct tuples of labels, "" where one is missing, and each cell's, -1 without the first."""
+    distinct, codes = np.unique(np.stack([codes for codes, _ in columns], axis=1), axis=0, return_inverse=True)
+    named = [[*names, ""] for _, names in columns]
+    paths = [tuple(names[code] for code, names in zip(row, named, strict=True)) for row in distinct.tolist()]
+    none = np.array([not path[0] for path in paths])
+    return paths, np.where(none[codes.reshape(-1)], -1, codes.reshape(-1))
+
+
+def read_map(path: Place) -> dict[str, str]:
+    """A label map -> own name -> CL name; an empty CL name leaves these cells out.
+
+    A TSV, own name and CL name on each line; more columns, a first line that begins with # and blank lines are skipped
+    over. Raises InputError for a line of one column, and for an own name with two different targets.
+    """
+    found: dict[str, str] = {}
+    try:
+        with open(fetch(path), newline="", encoding="utf-8-sig") as file:
+            for number, line in enumerate(csv.reader(file, delimiter="\t"), 1):
+                cells = [clean(cell) for cell in line]
+                if not any(cells) or (number == 1 and cells[0].startswith("#")):
+                    continue
+                if len(cells) < 2:
+                    raise InputError(
+                        f"{path}: expected two columns, own name<TAB>CL name; line {number} is '{cells[0]}'"
+                    )
+                own, target = cells[:2]
+                if found.setdefault(own, target) != target:
+                    raise InputError(
+                        f"{path}: '{own}' has two targets, '{found[own]}' and '{target}' in line {number}; keep one"
+                    )
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: expected two columns of UTF-8 text, own name<TAB>CL name ({error})") from error
+    return found

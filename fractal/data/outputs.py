@@ -1,0 +1,138 @@
+"""What is written: vectors as Parquet or .npy, and columns and vectors added to a copy of an .h5ad.
+
+Into an .h5ad go
+
+    obsm["X_fractal"]          (n, dims) float32, the full vector, of length 1; NaN where the input is not usable
+    obsm["X_fractal_blocks"]   (n, dims) float32, recipe `published` only, whose prefixes are no cuts of the full vector
+    uns["fractal"]             recipe, levels, block_width, prefix_ends, adapter_sha256
+
+and `truncate` cuts a prefix out of these as it should be cut.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from fractal.base.cli import InputError, needs
+from fractal.base.files import FULL, atomic_stream, atomic_write
+from fractal.base.storage import Place, download
+from fractal.data.cells import Cells
+from fractal.data.h5ad import open_h5ad
+from fractal.data.parquet import metadata_of, open_writer
+from fractal.hierarchy.levels import LEVELS
+
+Append = Callable[[pa.Table, np.ndarray], None]
+
+
+@contextmanager
+def write_parquet(path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
+    """`cell_id` where the cells have names, `embedding`, and the source's other columns; one row group per chunk."""
+    known = metadata_of(source.schema)
+    known.pop("pandas", None)  # it would tell pandas of an index that is now a column
+    with open_writer(path, dim, source.schema, {**known, **metadata}, dtype) as writer:
+        yield lambda columns, vectors: writer.append_table(vectors, columns)
+
+
+def opened(part: Any) -> AbstractContextManager[IO[bytes]]:
+    """Of atomic_stream's. Not mapped: a full disk would end the process."""
+    return open(part, "wb") if isinstance(part, Path) else nullcontext(part)
+
+
+@contextmanager
+def write_npy(path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
+    """The vectors alone, (n, dim): the format has no place for columns or metadata."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (source.num_rows, dim)}
+    with atomic_stream(path) as part, opened(part) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def append(_: pa.Table, vectors: np.ndarray) -> None:
+            file.write(np.ascontiguousarray(vectors, dtype).data)
+
+        yield append
+
+
+def writing_vectors(
+    path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]
+) -> AbstractContextManager[Append]:
+    """Write a new vector (dim,) for each row of `source`, whole or not at all; metadata where the format has some."""
+    return (write_npy if path.suffix == ".npy" else write_parquet)(path, source, dim, dtype, metadata)
+
+
+def facts(adapter: Any, recipe: str, adapter_sha256: str, levels: Sequence[str] = LEVELS) -> dict[str, Any]:
+    """What uns["fractal"] says of the vectors; `levels` are the names of the hierarchy's levels, coarse to fine."""
+    return {
+        "recipe": recipe,
+        "levels": np.array(levels[: adapter.num_levels], object),
+        "block_width": adapter.scale_dim,
+        "prefix_ends": np.arange(1, adapter.num_levels + 1) * adapter.scale_dim,
+        "adapter_sha256": adapter_sha256,
+    }
+
+
+def truncate(vectors: np.ndarray, facts: Mapping[str, Any], j: int, blocks: np.ndarray | None = None) -> np.ndarray:
+    """Prefix j (from 1) of fractal vectors (n, dims) -> (n, prefix_ends[j - 1]) float32, of length 1.
+
+        fractal.truncate(adata.obsm["X_fractal"], adata.uns["fractal"], 2)
+
+    To cut without normalising again is the commonest mistake with such vectors: distances are then dominated by how
+    long the cut part happens to be. `facts` is uns["fractal"]. A prefix of recipe `published` is no cut of its full
+    vector: give obsm["X_fractal_blocks"] as `blocks`. Rows of NaN stay so. Raises InputError for another j, vectors
+    of another width, and where blocks are needed.
+    """
+    ends = [int(end) for end in np.asarray(facts["prefix_ends"])]
+    if not 1 <= j <= len(ends):
+        raise InputError(f"prefix {j} of {len(ends)}: name one from 1 to {len(ends)}")
+    if facts["recipe"] == "published" and j < len(ends):
+        if blocks is None:
+            raise InputError(
+                "a prefix of recipe `published` is no cut of its full vector: "
+                'give its blocks, truncate(..., blocks=adata.obsm["X_fractal_blocks"])'
+            )
+        vectors = blocks
+    if np.ndim(vectors) != 2 or np.shape(vectors)[1] != ends[-1]:
+        raise InputError(f"vectors of shape {np.shape(vectors)}: expected (n, {ends[-1]}), not yet cut")
+    part = np.asarray(vectors[:, : ends[j - 1]], np.float32)
+    return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+
+
+@contextmanager
+def h5ad_copy(source: Place, target: Place) -> Iterator[Any]:
+    """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
+    with atomic_write(target) as part:
+        download(source, part)
+        try:
+            with open_h5ad(part, "r+") as file:
+                yield file
+        except (OSError, RuntimeError, ValueError) as error:  # HDF5 tells of a full disk in its text only
+            number = re.search(r"errno = (\d+)", str(error))
+            if number and int(number[1]) in FULL:
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
+
+
+def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:
+    """A new, empty (n, dim) float32 array in obsm -> its HDF5 dataset, to be filled chunk by chunk."""
+    obsm = file.require_group("obsm")
+    if key in obsm:
+        del obsm[key]
+    array = obsm.create_dataset(key, (n, dim), np.float32, chunks=(min(n, 4_096), dim))
+    obsm.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})  # as AnnData itself marks arrays
+    return array
+
+
+def add_obs(file: Any, columns: Mapping[str, Any], replaces: Callable[[str], bool] = lambda name: False) -> None:
+    """Add columns (arrays or pandas categoricals, (n,)) to obs; those of the same names go, and those to replace."""
+    write = needs("anndata", "h5ad").io.write_elem
+    for name in [name for name in file["obs"].attrs["column-order"] if replaces(name) and name in file["obs"]]:
+        del file["obs"][name]
+    for name, values in columns.items():
+        write(file["obs"], name, values)
+    order = [name for name in file["obs"].attrs["column-order"] if name not in columns and not replaces(name)]
+    file["obs"].attrs["column-order"] = np.array([*order, *columns], object)
