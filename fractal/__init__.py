@@ -12,15 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fractal.data.encoder import encode
     from fractal.data.outputs import truncate
     from fractal.reference import Reference, fit, load
     from fractal.search import open_index
 
 __version__ = "0.1.0"
-__all__ = ["Reference", "fit", "load", "open_index", "truncate"]
+__all__ = ["Reference", "encode", "fit", "load", "open_index", "truncate"]
 
 LAZY = {
     "Reference": "fractal.reference",
+    "encode": "fractal.data.encoder",
     "fit": "fractal.reference",
     "load": "fractal.reference",
     "open_index": "fractal.search",

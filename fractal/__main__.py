@@ -6,6 +6,7 @@ import sys
 from fractal.base.cli import InputError, printable, run
 
 COMMANDS = {  # name -> what --help says of it
+    "encode": "counts of genes -> SCimilarity's vectors",
     "fit": "labelled cells -> a reference in one folder",
     "annotate": "label new cells with a reference",
     "embed": "give every cell of a file its fractal vector",

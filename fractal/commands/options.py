@@ -62,6 +62,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "help": "folder of `fractal fit`, or a checkpoint of train.py",
     },
     "--output": {"type": place},
+    "--model": {
+        "type": place,
+        "metavar": "FOLDER",
+        "help": "SCimilarity's encoder: the folder model_v1.1 of its release, with encoder.ckpt and two more",
+    },
     "--use-rep": {
         "metavar": "KEY",
         "help": "of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",

@@ -1,0 +1,295 @@
+"""SCimilarity's encoder: counts of genes -> vectors of 128 numbers and length 1.
+
+A release's folder `model_v1.1` holds it in three files:
+
+    encoder.ckpt       a torch file {"state_dict": ...}: per hidden layer Linear, BatchNorm1d, PReLU; then Linear
+    layer_sizes.json   the name of each weight -> its shape
+    gene_order.tsv     the genes of the input, a symbol a line (28,231 in v1.1)
+
+The input are counts aligned to the model's genes, scaled to 10,000 a cell over these genes, log1p. A cell has some
+2,000 of the genes, so the first layer sums the rows of its weights for these genes alone (torch's embedding_bag)
+instead of multiplying a matrix of zeros.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag, normalize
+from tqdm import tqdm
+
+from fractal.base.errors import InputError, reason
+from fractal.base.storage import Place, place
+from fractal.data.expression import (
+    Expression,
+    Scale,
+    as_counts,
+    counts_in_memory,
+    counts_on_disk,
+    gene_names,
+)
+from fractal.data.h5ad import open_h5ad
+
+CHECKPOINT, SIZES, GENES = "encoder.ckpt", "layer_sizes.json", "gene_order.tsv"
+MIN_GENES = 5_000  # of the model's that the cells must have; SCimilarity's limit
+TARGET_SUM = 1e4  # counts of a cell after scaling
+CELLS = 1_024  # encoded at a time: 4 MB per hidden layer, which stay in the cache
+OBSM = "X_scimilarity"
+
+
+class Network(nn.Module):
+    """The layers as the checkpoint names them: network.0.1.weight is the first Linear's.
+
+    Parameters
+    ----------
+    widths : genes, hidden layers, output: [28231, 1024, 1024, 128]
+    """
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        pairs = list(zip(widths, widths[1:], strict=False))
+        hidden = [nn.Sequential(nn.Dropout(), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU()) for a, b in pairs[:-1]]
+        self.network = nn.ModuleList([*hidden, nn.Linear(*pairs[-1])])
+
+    def forward(self, genes: Tensor, first: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+        """Cells as CSR -> (m, 128), length 1.
+
+        Parameters
+        ----------
+        genes, first, values : column of each number (nnz,), first number of each cell (m,), both int64; (nnz,) float32
+        weights : the first layer's, a row per gene (genes, width)
+        """
+        start, *others = self.network
+        linear = start[1] if isinstance(start, nn.Sequential) else start
+        x = embedding_bag(genes, weights, first, mode="sum", per_sample_weights=values) + linear.bias
+        if isinstance(start, nn.Sequential):
+            x = start[3](start[2](x))
+        for layer in others:
+            x = layer(x)
+        return normalize(x, dim=1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder of a release, read by `read_encoder`."""
+
+    network: Network
+    weights: Tensor  # of the first layer, a row per gene
+    genes: np.ndarray  # (genes,) str, the order of the input
+    sha256: str  # of encoder.ckpt
+    folder: Path
+
+    @property
+    def dim(self) -> int:
+        """Numbers per cell, 128."""
+        return int(self.network.network[-1].out_features)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reference keeps of it."""
+        return {"sha256": self.sha256, "genes": len(self.genes), "folder": str(self.folder)}
+
+    @torch.inference_mode()
+    def encode(self, counts: sp.csr_matrix) -> np.ndarray:
+        """Counts (m, genes of the model), of any scale -> (m, 128) float32 of length 1; NaN where a cell has none."""
+        total = np.asarray(counts.sum(1, dtype=np.float64)).reshape(-1)
+        with np.errstate(divide="ignore"):
+            factor = np.repeat(TARGET_SUM / total, np.diff(counts.indptr))
+        values = torch.from_numpy(np.log1p(counts.data * factor).astype(np.float32))
+        genes, first = (torch.from_numpy(a.astype(np.int64)) for a in (counts.indices, counts.indptr[:-1]))
+        device = self.weights.device
+        vectors = self.network(genes.to(device), first.to(device), values.to(device), self.weights).cpu().numpy()
+        vectors[total == 0] = np.nan
+        return vectors
+
+
+def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of a folder such as data/models/scimilarity/model_v1.1. Runs no code from it.
+
+    Raises InputError for a missing or damaged file, and for weights of other shapes than layer_sizes.json says.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (CHECKPOINT, SIZES, GENES) if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: lacks {', '.join(missing)}, of SCimilarity's release (model_v1.1)")
+    genes = np.array((folder / GENES).read_text(encoding="utf-8").split("\n"))
+    genes = np.array([gene.strip() for gene in genes if gene.strip()])
+    widths, shapes = read_sizes(folder / SIZES, len(genes))
+    path = folder / CHECKPOINT
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    except Exception as error:  # torch raises what zip files, pickles and the system happen to raise
+        raise InputError(f"{path}: not a checkpoint of weights, or cut short ({reason(error)})") from error
+    if wrong := [name for name, shape in shapes.items() if given.get(name, shape) != shape or name not in given]:
+        raise InputError(f"{path}: '{wrong[0]}' is {given.get(wrong[0], 'missing')}, {SIZES} says {shapes[wrong[0]]}")
+    with torch.device("meta"):
+        network = Network(widths)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: its layers are not those of {SIZES} ({reason(error)})") from error
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise InputError(f"{path}: holds weights that are not finite")
+    network = network.float().eval().to(device)
+    start = network.network[0]
+    weights = (start[1] if isinstance(start, nn.Sequential) else start).weight.detach().t().contiguous()
+    with open(path, "rb") as file:
+        return Encoder(network, weights, genes, hashlib.file_digest(file, "sha256").hexdigest(), folder)
+
+
+def read_sizes(path: Path, num_genes: int) -> tuple[list[int], dict[str, tuple[int, ...]]]:
+    """layer_sizes.json -> the widths of genes, hidden layers and output, and the shape of each weight.
+
+    Raises InputError for another file, and for layers that do not fit each other or the number of genes.
+    """
+    try:
+        shapes = {str(name): tuple(int(n) for n in shape) for name, shape in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a table of shapes, weight -> [rows, columns] ({reason(error)})") from error
+    matrices = [name for name, shape in shapes.items() if name.endswith("weight") and len(shape) == 2]
+    matrices.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    widths = [num_genes, *(shapes[name][0] for name in matrices)]
+    if not matrices or [shapes[name][1] for name in matrices] != widths[:-1]:
+        raise InputError(f"{path}: its layers do not fit each other, or the {num_genes:,} genes of {GENES}")
+    return widths, shapes
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which columns of some cells are genes of the model: `to_model` (genes of the cells, genes of the model), 0 or 1.
+
+    Columns of one symbol are summed, since it multiplies the counts.
+    """
+
+    to_model: sp.csr_matrix
+    message: str
+
+
+def align(expression: Expression, encoder: Encoder, force: bool = False) -> Alignment:
+    """The cells' genes in the order of the model's.
+
+    Parameters
+    ----------
+    expression : the cells
+    encoder : of `read_encoder`
+    force : go on with few genes, and match mouse symbols by their upper case
+
+    Raises
+    ------
+    InputError
+        for fewer than `MIN_GENES` of the model's genes (all of a model that has fewer), unless `force`; for Ensembl ids
+        alone
+    """
+    names, where = gene_names(expression.var, encoder.genes)
+    known = {gene: i for i, gene in enumerate(encoder.genes.tolist())}
+    columns = np.array([known.get(name, -1) for name in names])
+    upper = np.array([known.get(name.upper(), -1) for name in names])
+    note, needed = "", min(MIN_GENES, len(encoder.genes) // 2)
+    as_upper = len(np.unique(upper[upper >= 0]))
+    found = len(np.unique(columns[columns >= 0]))
+    if as_upper > 2 * found and as_upper >= needed:
+        mixed = f"the genes are named as {', '.join(names[upper >= 0][:3])}, as of mouse; the model is of human genes"
+        if not force:
+            raise InputError(f"{expression.where}: {mixed}; force matches them by upper case")
+        columns, found, note = upper, as_upper, f" ({mixed})"
+    ensembl = np.mean([name.startswith("ENS") for name in names[:1_000]]) > 0.5
+    if ensembl and found < needed:
+        raise InputError(
+            f"{expression.where}: its genes are named by Ensembl ids alone ({names[0]}); add a column of symbols to "
+            "var, called feature_name, gene_symbols or gene_name"
+        )
+    if found < needed and not force:
+        raise InputError(
+            f"{expression.where}: has {found:,} of the model's {len(known):,} genes, SCimilarity asks for {needed:,}; "
+            f"they are named as {', '.join(names[:3])}, the model's as {', '.join(encoder.genes[:3])}"
+        )
+    rows = np.flatnonzero(columns >= 0)
+    ones = np.ones(len(rows), np.float32)
+    to_model = sp.csr_matrix((ones, (rows, columns[rows])), shape=(len(names), len(known)))
+    repeated = len(rows) - found
+    message = f"{found:,} of the model's {len(known):,} genes{where}{note}"
+    return Alignment(to_model, message + (f", {repeated:,} columns of the same symbol summed" if repeated else ""))
+
+
+def encode_chunks(
+    expression: Expression, scale: Scale, encoder: Encoder, force: bool = False, quiet: bool = False
+) -> tuple[str, Iterator[np.ndarray]]:
+    """All cells, in their order -> a line on what was read, and vectors (m, 128) float32, some hundred at a time.
+
+    Parameters
+    ----------
+    expression, scale : of `fractal.data.expression.counts_in_memory` or `counts_on_disk`
+    encoder : of `read_encoder`
+    force : as in `align`
+    quiet : no progress bar
+
+    Raises
+    ------
+    InputError
+        as `align` does; while it runs, for values that are no counts
+
+    Memory: a chunk of the expression, and 8 MB.
+    """
+    alignment = align(expression, encoder, force)
+
+    def vectors() -> Iterator[np.ndarray]:
+        with tqdm(total=expression.num_cells, unit="cells", unit_scale=True, desc="encode", disable=quiet) as bar:
+            for rows, x in expression.chunks(0, expression.num_cells):
+                aligned = sp.csr_matrix(as_counts(x, scale, expression.where, rows.start) @ alignment.to_model)
+                for start in range(0, aligned.shape[0], CELLS):
+                    yield encoder.encode(aligned[start : start + CELLS])
+                    bar.update(min(CELLS, aligned.shape[0] - start))
+
+    return f"{expression.where}: {scale.message}, {alignment.message}", vectors()
+
+
+@contextmanager
+def open_counts(cells: Any) -> Iterator[tuple[Expression, Scale]]:
+    """The counts of an AnnData in memory, or of an .h5ad or .zarr by its path. Raises InputError as `choose_counts`."""
+    if isinstance(cells, str | Place):
+        path = place(cells)
+        with open_h5ad(path) as file:
+            yield counts_on_disk(file, path)
+    else:
+        yield counts_in_memory(cells)
+
+
+def encode(
+    adata: Any, model: str | Path, key_added: str = OBSM, *, force: bool = False, device: str | torch.device = "cpu"
+) -> None:
+    """Add obsm[key_added] (n, 128) float32 in place: SCimilarity's vectors of the cells, from their counts.
+
+    Parameters
+    ----------
+    adata : AnnData
+        with counts, or values log-normalised from them, in layers["counts"], X or raw; symbols of genes in var_names or
+        a column of var. A cell without counts gets NaN.
+    model : path
+        the folder of a release that holds encoder.ckpt, layer_sizes.json and gene_order.tsv
+    key_added : str, default "X_scimilarity"
+    force : bool, default False
+        go on with fewer than 5,000 of the model's genes, and match symbols of mouse by their upper case
+    device : of torch
+
+    Raises
+    ------
+    InputError
+        for a model that lacks a file or is damaged, for too few genes, and for values that are no counts
+
+    Examples
+    --------
+    >>> fractal.encode(adata, "data/models/scimilarity/model_v1.1")
+    >>> fractal.fit(adata, labels="cell_type", use_rep="X_scimilarity")
+    """
+    encoder = read_encoder(model, device)
+    message, chunks = encode_chunks(*counts_in_memory(adata), encoder, force)
+    adata.obsm[key_added] = np.concatenate(list(chunks))
+    print(message)
