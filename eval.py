@@ -7,24 +7,22 @@ queries. `bank` takes the neighbours from the training cells, which is what anno
 types were held out, seen and unseen types follow, apart. Then the same with every class counting alike, how far the
 predicted type is from the true one in the Cell Ontology, what a neighbourhood shows at each prefix, the silhouette of
 every prefix at every level, and steerability. Several checkpoints, trained on the same cells, become rows of the same
-tables. `--search` adds what a shorter vector buys in search, `--report` draws it all on one page.
+tables, and so do vectors of others, by --vectors. `--report` draws it all on one page.
 """
 
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fractal.annotate.bundle import load_adapter, read_bundle, weights_sha256
-from fractal.base.cli import InputError, add_device, non_negative_int, positive_int, printable, run, table
+from fractal.base.cli import add_device, non_negative_int, positive_int
+from fractal.base.errors import InputError, printable, run
 from fractal.base.files import atomic_write, check_paths
 from fractal.base.storage import place
 from fractal.data.parquet import (
@@ -38,29 +36,15 @@ from fractal.data.parquet import (
 )
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS, load_graph
-from fractal.model.adapter import Adapter, embed, pick_device
+from fractal.model.adapter import Adapter, pick_device
 from fractal.model.split import Split
-from fractal.score.evaluate import (
-    Encoder,
-    Truth,
-    adapter_encoder,
-    distinct_names,
-    fit_controls,
-    nearest_in_file,
-    nearest_rows,
-    score,
-    shuffled_tree,
-    truth_of,
-    twins,
-)
-from fractal.score.metrics import K, silhouette, steerability
-from fractal.score.truncation import RECALL, search_table
-from fractal.search.exact import nearest
+from fractal.score import embeddings
+from fractal.score.embeddings import Encoder, Subset
+from fractal.score.table import ScoreTable, Truth, score_table, steer, truth_of
 from fractal.view.page import check_output
 from fractal.view.page import write as write_report
 from fractal.view.scored import Scored, answers_of, provenance, reference_of
 
-SEARCHES = 2_000  # queries of --search
 BANKS = {"train": "training", "all": "other"}  # whose cells are the bank
 
 
@@ -100,14 +84,15 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--controls",
         action="store_true",
-        help="also score raw vectors cut short, PCA and LDA (both fitted on the training cells), and the prefixes' "
-        "silhouettes on a shuffled tree",
+        help="also score raw vectors cut short, PCA and LDA, both fitted on the training cells",
     )
     parser.add_argument(
-        "--search",
-        action="store_true",
-        help="also show what a shorter vector buys: recall of the full vectors' neighbours among the training cells, "
-        "time per query and bytes per cell, for every prefix, for funnels and for hnswlib indexes; some minutes",
+        "--vectors",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="NPY",
+        help="also score these vectors of other methods: matrices with a row for each row of --input, in its order",
     )
     parser.add_argument(
         "--obo", default=CL_SLIM, help="Cell Ontology for the distances, a path or a URL (default: the shipped one)"
@@ -157,27 +142,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = get_parser().parse_args(argv)
     rows_out = [args.rows_out / name for name in ("train.npy", "queries.npy")] if args.rows_out else []
     check_paths(
-        {"--input": args.input, "--model-path": args.model_path, "--obo": args.obo},
+        {"--input": args.input, "--model-path": args.model_path, "--obo": args.obo, "--vectors": args.vectors},
         {"--json": args.json, "--cells-out": args.cells_out, "--rows-out": rows_out, "--report": args.report},
     )
     check_output(args.report, args.figures)
     if args.rows_out and args.rows_out.exists() and not args.rows_out.is_dir():
         raise InputError(f"--rows-out {args.rows_out}: is a file; name a folder")
-    if args.all_rows:
-        for flag in ("controls", "search"):
-            if getattr(args, flag):
-                raise InputError(f"--{flag} needs the training cells, and --all-rows has none; drop one of the two")
-        if args.bank == "all":
-            raise InputError("--bank all: with --all-rows all cells are new, so none can be in the bank; drop one")
-    if args.search and args.bank == "all":
-        raise InputError("--search looks among the training cells; drop --bank all")
+    if args.all_rows and args.controls:
+        raise InputError("--controls needs the training cells, and --all-rows has none; drop one of the two")
+    if args.all_rows and args.bank == "all":
+        raise InputError("--bank all: with --all-rows all cells are new, so none can be in the bank; drop one")
     return args
 
 
 def load_models(paths: list[Path], device: torch.device) -> list[Model]:
     """Raises InputError for checkpoints that were not trained on the same cells."""
     models = []
-    for name, path in zip(distinct_names(paths), paths, strict=True):
+    for name, path in zip(embeddings.distinct_names(paths), paths, strict=True):
         adapter, checkpoint = load_adapter(path, device)
         models.append(Model(name, path, adapter, checkpoint, Split.of(checkpoint, path)))
         if models[-1].split != models[0].split:
@@ -252,92 +233,12 @@ def of_cells(args: argparse.Namespace, split: Split, truth: Truth, num_bank: int
     return [cells, f"held out: {held_out}"]
 
 
-def show(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def with_interval(share: float | None, interval: Sequence[float] | None) -> str:
-    return show(share) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
-def accuracy_table(rows: list[dict[str, Any]], protocol: str, levels: Sequence[str]) -> str:
-    def line(row: dict[str, Any]) -> list[str]:
-        shares, intervals = row[protocol], row[f"{protocol}_interval"]
-        cells = [with_interval(shares[level], intervals[level]) for level in levels]
-        return [row["embedding"], f"{row['dims']}d", *cells, show(row["silhouette"][levels[0]])]
-
-    return table(["Embedding", "Dims", *(level.capitalize() for level in levels), "Sil"], [line(row) for row in rows])
-
-
-def strangers_table(rows: list[dict[str, Any]], protocols: Sequence[str], levels: Sequence[str]) -> str:
-    """Unseen types, then seen ones, each at every level in every protocol."""
-    header = ["Embedding", "Types", *(f"{protocol} {level}" for protocol in protocols for level in levels)]
-    lines = [
-        [row["embedding"], name, *(show(row[name][protocol][level]) for protocol in protocols for level in levels)]
-        for name in ("unseen", "seen")
-        for row in rows
-    ]
-    return table(header, lines)
-
-
-def level_table(rows: list[dict[str, Any]], key: str, levels: Sequence[str], more: dict[str, str] | None = None) -> str:
-    """One figure per level, `key`, and further columns: title -> key."""
-
-    def line(row: dict[str, Any]) -> list[str]:
-        others = [show(row[k], 0 if k.endswith("cells") else 2) for k in (more or {}).values()]
-        return [row["embedding"], *(show(row[key][level]) for level in levels), *others]
-
-    header = ["Embedding", *(level.capitalize() for level in levels), *(more or {})]
-    return table(header, [line(row) for row in rows])
-
-
 def what_intervals_are_of(split: Split, groups: np.ndarray | None) -> str:
     if groups is not None:
         return f"[95 % interval over the {len(np.unique(groups))} studies]"
     if split.test_studies:
         return "[95 % interval over cells: one study can't say how another would score]"
     return "[95 % interval over cells]"
-
-
-def print_tables(
-    rows: list[dict[str, Any]], protocols: dict[str, str], levels: Sequence[str], unseen: bool, interval: str
-) -> None:
-    """All tables of the test cells. protocols: "loo" and perhaps "bank" -> its title."""
-    for protocol, title in protocols.items():
-        print(f"5-NN accuracy, {title} {interval}\n\n{accuracy_table(rows, protocol, levels)}\n")
-    if unseen:
-        print("5-NN accuracy, types that were held out (unseen) and all others (seen) apart, neighbours as above; in")
-        print("bank an unseen type counts at the levels whose class other types have brought into training\n")
-        print(strangers_table(rows, list(protocols), levels) + "\n")
-    for protocol, title in protocols.items():
-        print(f"Macro F1, every class counting alike, {title};")
-        print("Steps: mean way from the true type's term to the predicted one's in the Cell Ontology, of so many Cells")
-        print("whose true and predicted types are both terms of it. hF1: the same cells' F1 over all terms above\n")
-        more = {"Steps": f"{protocol}_distance", "Cells": f"{protocol}_distance_cells"}
-        more |= {"hF1": f"{protocol}_hierarchical_f1"}
-        print(level_table(rows, f"{protocol}_macro_f1", levels, more) + "\n")
-        print(f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}\n")
-        print(level_table(rows, f"{protocol}_macro", levels) + "\n")
-    print("Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)\n")
-    print(level_table(rows, "zoom_agree", levels, {"Of 50": "zoom_subtypes"}) + "\n")
-    print("Triplets: two types and a third that leaves their path earlier; how often the centroids say so too\n")
-    names = ("seen", "unseen")
-    lines = [[row["embedding"], *(show(row["triplets"][name]) for name in names)] for row in rows]
-    print(table(["Embedding", *(name.capitalize() for name in names)], lines) + "\n")
-    print("Silhouette (cosine) of each embedding at each level\n")
-    print(level_table(rows, "silhouette", levels))
-
-
-def steer(model: Model, rows: list[dict[str, Any]], levels: Sequence[str]) -> tuple[float, str]:
-    """Steerability of the rows of one checkpoint, full first and prefix 1 last -> S, and how it comes about."""
-    full, first = rows[0]["loo"], rows[-1]["loo"]
-    top, leaf = levels[model.blocks[0]], levels[model.blocks[-1]]
-    terms = [first[top], full[top], full[leaf], first[leaf]]
-    s = steerability(*terms)
-    return s, (
-        f"Steerability S = ({top} at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
-        f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {s:+.3f}"
-    )
 
 
 def write_outputs(
@@ -355,44 +256,16 @@ def write_outputs(
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def score_all(
-    args: argparse.Namespace,
-    models: list[Model],
-    encoders: list[Encoder],
-    queries: Tensor,
-    truth: Truth,
-    neighbours: list[Tensor] | None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[Model, float, str]]]:
-    """-> a row per embedding, the adapters' silhouettes on a shuffled tree, and the checkpoints' steerability."""
-    rows: list[dict[str, Any]] = []
-    shuffled, steering = [], []
-    mixed = shuffled_tree(truth.labels, args.seed)
-    for i, encode in enumerate(encoders):
-        start = len(rows)
-        for name, e in encode(queries).items():
-            rows.append({"embedding": name, **score(e, truth, neighbours[len(rows)] if neighbours else None)})
-            if args.controls and 1 <= i <= len(models):
-                values = [silhouette(e, mixed[:, k]) for k in range(len(truth.levels))]
-                shuffled.append({"embedding": name, "silhouette": dict(zip(truth.levels, values, strict=True))})
-        if 1 <= i <= len(models):  # raw comes before the checkpoints, controls after them
-            steering.append((models[i - 1], *steer(models[i - 1], rows[start:], truth.levels)))
-    return rows, shuffled, steering
-
-
 def scored_model(
     args: argparse.Namespace,
     models: list[Model],
     i: int,
-    rows: list[dict[str, Any]],
-    shuffled: list[dict[str, Any]],
-    truth: Truth,
+    scores: ScoreTable,
     cells: LabelledVectors,
     protocols: dict[str, str],
 ) -> Scored:
     """What --report shows of the i-th checkpoint: its rows, as printed, and what its reference would answer."""
-    model, queries = models[i], cells.split(len(truth.seen))[0]
-    *_, start, stop = np.cumsum([1, *(len(one.blocks) for one in models[: i + 1])])  # raw comes first
-    last = 1 + sum(len(one.blocks) for one in models)
+    model, truth = models[i], scores.truth
     data = fingerprint(args.input) if args.all_rows else model.split.fingerprint  # `choose_rows` has compared them
     try:
         if not args.all_rows:
@@ -401,7 +274,7 @@ def scored_model(
             bundle = read_bundle(model.path)
         else:
             raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        answers, why = answers_of(bundle, queries, truth.seen), ""
+        answers, why = answers_of(bundle, cells.split(len(truth.seen))[0], truth.seen), ""
     except InputError as error:
         answers, why = {}, str(error)
     return Scored(
@@ -409,10 +282,9 @@ def scored_model(
         cells=of_model(model, truth),
         levels=truth.levels,
         blocks=model.blocks,
-        prefixes=rows[start:stop][::-1],
-        raw=rows[0],
-        controls=rows[last:],
-        shuffled=shuffled[start - 1 : stop - 1],
+        prefixes=scores.groups[1 + i][::-1],  # raw comes first
+        raw=scores.rows[0],
+        controls=[row for group in scores.groups[1 + len(models) :] for row in group],
         protocols=protocols,
         truth=truth,
         classes=cells.classes,
@@ -428,103 +300,103 @@ def scored_model(
     )
 
 
+def make_encoders(
+    args: argparse.Namespace, models: list[Model], train: Subset, types: np.ndarray
+) -> tuple[list[Encoder], list[str]]:
+    """-> raw vectors, checkpoints, others' vectors, controls; and a line for each control that can't be fitted."""
+    encoders: list[Encoder] = [embeddings.raw]
+    encoders += [embeddings.adapter_encoder(model.adapter, model.name if len(models) > 1 else "") for model in models]
+    num_rows = open_atlas(args.input).metadata.num_rows
+    names = embeddings.distinct_names(args.vectors)
+    encoders += [
+        embeddings.vectors_encoder(path, num_rows, name) for path, name in zip(args.vectors, names, strict=True)
+    ]
+    if not args.controls:
+        return encoders, []
+    widths = {j * model.adapter.scale_dim for model in models for j in range(1, model.adapter.num_levels + 1)}
+    controls, failed = embeddings.fit_controls(train.vectors, types, sorted(widths))
+    return [*encoders, controls], failed
+
+
+def find_neighbours(
+    args: argparse.Namespace, split: Split, encoders: list[Encoder], queries: Subset, train: Subset
+) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """-> the rows of the bank that are neighbours, per embedding each query's 5 among these, and the bank's size."""
+    if args.bank == "train":
+        return train.rows, embeddings.nearest_rows(train, queries, encoders), len(train.rows)
+    keep = ~split.is_test(args.input)
+    rows = np.stack(embeddings.nearest_in_file(args.input, keep, queries, encoders))
+    numbers, positions = np.unique(rows, return_inverse=True)
+    return numbers, list(positions.reshape(rows.shape)), int(keep.sum())
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = pick_device(args.device)
     models = load_models(args.model_path, device)
-    several, split = len(models) > 1, models[0].split
-
-    # Rows: the queries, and the training cells, on which the controls are fitted and which are the bank.
+    split, checkpoint = models[0].split, models[0].checkpoint
     train_rows, query_rows = choose_rows(
-        models[0].checkpoint, models[0].path, args.input, args.num_samples, args.seed, args.all_rows
+        checkpoint, models[0].path, args.input, args.num_samples, args.seed, args.all_rows
     )
-    if args.search and len(train_rows) < RECALL:
-        raise InputError(f"{args.input}: --search takes {RECALL} training cells or more")
     n = len(query_rows)
+
+    # The queries, and the training cells: the controls are fitted on these, and they are the bank of --bank train.
     needed = train_rows if args.bank == "train" or args.controls else train_rows[:0]
     cells = read_rows(args.input, np.concatenate([query_rows, needed]))  # one call: labels share their codes
     vectors = torch.from_numpy(cells.vectors).to(device)
-    queries, train = vectors[:n], vectors[n:]
-
-    # Encoders: raw, the checkpoints, the controls.
-    encoders: list[Encoder] = [lambda x: {"raw": x}]
-    encoders += [adapter_encoder(model.adapter, f"{model.name} " if several else "") for model in models]
-    failed: list[str] = []
-    if args.controls:
-        widths = {e.shape[1] for model in models for e in embed(model.adapter, queries[:1])}
-        controls, failed = fit_controls(train, cells.labels[n:, -1], sorted(widths))
-        encoders.append(controls)
-
-    # Neighbours in the bank, as places in the cells that follow the queries.
-    num_bank, places = len(train_rows), None
-    if args.bank == "all":
-        keep = ~split.is_test(args.input)
-        num_bank = int(keep.sum())
-        found = np.stack(nearest_in_file(args.input, keep, queries, encoders))
-        numbers, where = np.unique(found, return_inverse=True)
-        places = list(where.reshape(found.shape))
-        cells = read_rows(args.input, np.concatenate([query_rows, numbers]))
-    elif not args.all_rows:
-        places = nearest_rows(train, queries, encoders)
-    labels, bank_labels = (torch.from_numpy(part).to(device) for part in (cells.labels[:n], cells.labels[n:]))
-    neighbours = [bank_labels[torch.from_numpy(own).to(device)] for own in places] if places else None
-    copies = {"other test cells": twins(cells.vectors[:n], cells.vectors[nearest(queries, k=K).cpu().numpy()])}
-    if places:
-        copies["the bank"] = twins(cells.vectors[:n], cells.vectors[n:][places[0]])
+    queries, train = Subset(vectors[:n], query_rows), Subset(vectors[n:], needed)
+    encoders, failed = make_encoders(args, models, train, cells.labels[n:, -1])
+    num_bank, positions = len(train_rows), None
+    if not args.all_rows:
+        numbers, positions, num_bank = find_neighbours(args, split, encoders, queries, train)
+        if args.bank == "all":
+            cells = read_rows(args.input, np.concatenate([query_rows, numbers]))
 
     # Score.
     graph = load_graph(args.obo)
-    levels, trained = cells.levels, models[0].checkpoint["classes"]
     unseen = [] if args.all_rows else split.test_types
-    groups = study_codes(args.input)[0][query_rows] if len(split.test_studies) > 1 and places else None
-    truth = truth_of(levels, labels, cells.classes, trained, unseen, groups, graph)
-    rows, shuffled, steering = score_all(args, models, encoders, queries, truth, neighbours)
+    groups = study_codes(args.input)[0][query_rows] if len(split.test_studies) > 1 and positions else None
+    labels, bank_labels = (torch.from_numpy(part).to(device) for part in (cells.labels[:n], cells.labels[n:]))
+    truth = truth_of(cells.levels, labels, cells.classes, checkpoint["classes"], unseen, groups, graph)
+    bank = Subset(torch.from_numpy(cells.vectors[n:]).to(device), np.arange(0)) if positions else None
+    scores = score_table(truth, queries, encoders, bank, bank_labels, positions)
 
     # Print.
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
-    if places:
+    if positions:
         protocols["bank"] = f"neighbours from the {BANKS[args.bank]} cells (bank)"
+    notes = warnings(args.input, graph.graph["release"], scores.copies, failed)
     about = of_cells(args, split, truth, num_bank, args.input)
-    odd = warnings(args.input, graph.graph["release"], copies, failed)
-    print("\n".join([*(f"{model.path}: {of_model(model, truth)}" for model in models), *about, *odd, ""]))
-    print_tables(rows, protocols, levels, bool(unseen), what_intervals_are_of(split, groups))
-    if args.controls:
-        print("\nThe same with the subtypes shuffled over the paths of the tree: no prefix should show a level\n")
-        print(level_table(shuffled, "silhouette", levels))
-    for model, _, text in steering:
-        print(f"\n{model.name + ' ' if several else ''}{text}")
-    for model in models if args.search else ():
-        asked, bank = embed(model.adapter, queries[:SEARCHES]), embed(model.adapter, train)
-        print(f"\nSearch with {model.path}: {len(asked[0]):,} test cells against {num_bank:,} training cells\n")
-        print(search_table(asked, bank, labels[:SEARCHES], bank_labels, levels))
+    print("\n".join([*(f"{model.path}: {of_model(model, truth)}" for model in models), *about, *notes, ""]))
+    print(scores.markdown(protocols, what_intervals_are_of(split, groups)))
+    steering = {}
+    for model, rows in zip(models, scores.groups[1:], strict=False):
+        steering[model.name], text = steer(rows, cells.levels[model.blocks[0]], cells.levels[model.blocks[-1]])
+        print(f"\n{model.name + ' ' if len(models) > 1 else ''}{text}")
 
     # Write.
     if args.report or args.figures:
         whose = {"bank": f"{BANKS[args.bank]} cells", "loo": "the other test cells"}
         whose = {protocol: name for protocol, name in whose.items() if protocol in protocols}
         about = of_cells(args, split, truth, num_bank, args.input.name)
-        scored = [scored_model(args, models, i, rows, shuffled, truth, cells, whose) for i in range(len(models))]
-        scored = [replace(one, cells="; ".join([one.cells, *about]), warnings=odd) for one in scored]
-        write_report(
-            f"{', '.join(model.name for model in models)} on {args.input.name}", scored, args.report, args.figures
-        )
-    right: dict[str, Any] = {p: np.stack([row.pop(f"{p}_right") for row in rows]) for p in protocols}
-    for row, p in product(rows, protocols):
-        del row[f"{p}_predicted"]
+        scored = [scored_model(args, models, i, scores, cells, whose) for i in range(len(models))]
+        scored = [replace(one, cells="; ".join([one.cells, *about]), warnings=notes) for one in scored]
+        title = f"{', '.join(model.name for model in models)} on {args.input.name}"
+        write_report(title, scored, args.report, args.figures)
     result = {
-        "rows": rows,
-        "levels": list(levels),
+        "rows": scores.as_json(),
+        "levels": list(cells.levels),
         "classes": cells.classes,
-        "steerability": {model.name: s for model, s, _ in steering} if several else steering[0][1],
-        "shuffled_tree": shuffled,
+        "steerability": steering if len(models) > 1 else steering[models[0].name],
         "num_queries": n,
         "num_unseen": int((~truth.seen).sum()),
         "num_bank": num_bank,
-        "exact_copies": copies,
+        "exact_copies": scores.copies,
         "config": [model.checkpoint["config"] for model in models],
     }
-    right |= {"rows": query_rows, "labels": cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
-    write_outputs(args, {"train.npy": train_rows, "queries.npy": query_rows}, right, result)
+    per_cell: dict[str, Any] = {protocol: scores.right(protocol) for protocol in protocols}
+    per_cell |= {"rows": query_rows, "labels": cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
+    write_outputs(args, {"train.npy": train_rows, "queries.npy": query_rows}, per_cell, result)
 
 
 if __name__ == "__main__":

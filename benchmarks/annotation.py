@@ -54,7 +54,9 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
 from fractal.model.adapter import FractalAdapter, embed, load
 from fractal.model.split import Split
-from fractal.score.metrics import K, calibration_noise_floor, cluster_bootstrap, expected_calibration_error, nearest
+from fractal.score.intervals import cluster_bootstrap
+from fractal.score.metrics import K, calibration_noise_floor, expected_calibration_error
+from fractal.search.exact import nearest
 
 MIN_CELLS = 50  # rarer types are not taken out
 THRESHOLDS = [0.01, 0.02, NOVEL, 0.04, 0.05, 0.07, 0.1, 0.15]  # that NOVEL might have; CAUTION keeps its ratio to it

@@ -33,7 +33,7 @@ from fractal.base.files import atomic_write
 from fractal.data.parquet import metadata_of, open_writer, read_vectors, study_codes
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.recipes import RECIPES
-from fractal.score.metrics import bootstrap_interval, t_interval
+from fractal.score.intervals import bootstrap_interval, t_interval
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.

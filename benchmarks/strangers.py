@@ -32,7 +32,7 @@ from fractal.base.cli import non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data.parquet import study_codes
 from fractal.hierarchy.levels import LEVELS
-from fractal.score.metrics import cluster_bootstrap, t_interval
+from fractal.score.intervals import cluster_bootstrap, t_interval
 
 RECIPES = ["fractal", "mrl", "hce", "published"]
 METHODS = ["raw", "LDA", "published", "mrl", "hce", "fractal"]  # of the tables in short

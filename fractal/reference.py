@@ -20,7 +20,6 @@ import torch
 from fractal import __version__
 from fractal.annotate.annotator import NOVELTY
 from fractal.annotate.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
-from fractal.annotate.card import report_table
 from fractal.annotate.projection import learn
 from fractal.annotate.query import Origin, vectors_of
 from fractal.base.cli import InputError
@@ -47,6 +46,7 @@ from fractal.model.recipes import find_recipe
 from fractal.model.split import TEST_CELLS, Split
 from fractal.model.training import Settings
 from fractal.model.training import fit as train
+from fractal.score.answers import answer_table
 from fractal.score.metrics import knn_accuracy
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Reference:
         if not scores["cells"]:
             return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
         kind = facts.get("held_out", "cells drawn at random")
-        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{report_table(scores, 3)}"
+        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{answer_table(scores['levels'], 3)}"
 
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""

@@ -132,7 +132,7 @@ def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, monke
         if script == "eval":
             train.main(["--input", str(data), "--output", str(tmp_path / "a.pt"), *model])
             argv = [evaluate.main, "--model-path", tmp_path / "a.pt", "--input", data, "--json", tmp_path / "taken"]
-        for work in ("fractal.model.training.PrefixObjective", "eval.nearest"):
+        for work in ("fractal.model.training.prepare", "fractal.score.table.nearest"):
             monkeypatch.setattr(work, lambda *_: pytest.fail("too late"))
     assert "taken: is not a file" in fails(*argv)
 

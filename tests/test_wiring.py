@@ -35,7 +35,8 @@ from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.model.adapter import FractalAdapter, PublishedAdapter
 from fractal.model.split import Split
-from fractal.score.evaluate import fit_controls, score, truth_of
+from fractal.score.embeddings import Subset, fit_controls
+from fractal.score.table import score, truth_of
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.test_ingest import as_anndata_0_7
 
@@ -208,7 +209,7 @@ def test_controls_are_fitted_on_cells_that_lie_close_together():
     x = 1 + 0.01 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     encode, failed = fit_controls(x, np.arange(60) % 3, [2])
     assert not failed
-    assert {"PCA", "LDA"} <= set(encode(x))
+    assert {"PCA", "LDA"} <= set(encode(Subset(x, np.arange(60))))
 
 
 def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():

@@ -41,7 +41,7 @@ from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.model import adapter as checkpoints
 from fractal.model.adapter import Adapter, build_adapter
 from fractal.model.split import MIN_VALIDATION
-from fractal.score.metrics import calibration_noise_floor, expected_calibration_error, reliability
+from fractal.score.answers import answer_scores
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
@@ -287,17 +287,8 @@ def scores_of(bundle: Bundle, test: LabelledVectors | None) -> dict[str, Any]:
     found = bundle.answer(test.vectors)
     names = np.array(bundle.tree.paths, object)[found.path]  # by name: a test type may be missing in the tree
     right = names == np.array(path_names(test), object)
-    levels = {}
-    for k, level in enumerate(bundle.levels):
-        reached, probability = found.depth > k, found.probability[:, k]
-        levels[level] = {
-            "coverage": float(reached.mean()),
-            "accuracy": float(right[reached, k].mean()) if reached.any() else None,
-            "accuracy_forced": float(right[:, k].mean()),
-            "calibration_error": expected_calibration_error(probability, right[:, k]),
-            "calibration_noise_floor": calibration_noise_floor(probability),
-            "reliability": reliability(probability, right[:, k]),
-        }
+    answered = found.depth[:, None] > np.arange(len(bundle.levels))
+    levels = answer_scores(bundle.levels, right, answered, found.probability)
     return {"cells": len(right), "flagged": float(found.novel.mean()), "levels": levels}
 
 

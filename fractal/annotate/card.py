@@ -7,7 +7,8 @@ in code spans, where Markdown knows no HTML, links or other markup.
 from collections.abc import Mapping
 from typing import Any
 
-from fractal.base.cli import printable, table
+from fractal.base.errors import printable
+from fractal.score.answers import answer_table
 
 MAX_TEXT = 200  # characters of one foreign text
 
@@ -17,35 +18,15 @@ def code(text: object) -> str:
     return f"`{printable(' '.join(str(text).split())).replace('`', chr(39))[:MAX_TEXT] or ' '}`"
 
 
-COLUMNS = {
-    "coverage": "Answered",
-    "accuracy": "Accuracy",
-    "accuracy_forced": "If all were answered",
-    "calibration_error": "ECE",
-    "calibration_noise_floor": "ECE by chance",
-}
-
-
-def report_table(scores: Mapping[str, Any], columns: int = len(COLUMNS)) -> str:
-    """Markdown, a row per level and the first of COLUMNS."""
-
-    def show(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    keys = list(COLUMNS)[:columns]
-    rows = [[level, *(show(found[key]) for key in keys)] for level, found in scores["levels"].items()]
-    return table(["Level", *(COLUMNS[key] for key in keys)], rows)
-
-
 def model_card(facts: Mapping[str, Any], version: int) -> str:
     """Markdown; `facts` as in bundle.json, `version` of the folder's format."""
     scores = facts["scores"]
     measured = "There were no test cells, so nothing is known of its quality.\n"
     if scores["cells"]:
-        scores = {**scores, "levels": {code(level): found for level, found in scores["levels"].items()}}
+        levels = {code(level): figures for level, figures in scores["levels"].items()}
         measured = (
             f"On {scores['cells']:,} test cells that neither training nor calibration has seen, at confidence 0.8 "
-            f"({scores['flagged']:.1%} are flagged as novel):\n\n{report_table(scores)}\n\n"
+            f"({scores['flagged']:.1%} are flagged as novel):\n\n{answer_table(levels)}\n\n"
             "ECE: expected calibration error, 15 bins; by chance: what perfectly calibrated probabilities would score "
             "on so many cells. bundle.json holds the reliability curves.\n"
         )

@@ -150,7 +150,7 @@ def recall(exact: "Tensor", int8: "Tensor") -> tuple[float, float]:
     """
     import torch
 
-    from fractal.score.metrics import nearest
+    from fractal.search.exact import nearest
 
     ours, theirs = nearest(exact, k=NEIGHBOURS), nearest(int8.float(), k=NEIGHBOURS)
     again = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean().item()

@@ -50,11 +50,11 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
 
     from fractal.annotate.bundle import check_place, make_reference, write_bundle
-    from fractal.annotate.card import report_table
     from fractal.data.parquet import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import load, pick_device
     from fractal.model.split import MIN_VALIDATION, TEST_CELLS, Split
+    from fractal.score.answers import answer_table
 
     args.obo = args.obo or CL_SLIM
     inputs = {"--model-path": args.model_path, "--input": args.input, "--obo": args.obo}
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{about['reference_cells']:,} reference cells of {about['reference_types']} types: {args.output}\n")
     if about["scores"]["cells"]:
         print(f"{about['scores']['cells']:,} test cells, {about['scores']['flagged']:.1%} flagged as novel\n")
-        print(report_table(about["scores"]))
+        print(answer_table(about["scores"]["levels"]))
 
 
 if __name__ == "__main__":

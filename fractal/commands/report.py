@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         cells = own_cells(bundle, args.num_samples, args.seed)
     name = args.reference.resolve().name
-    scored = score_reference(bundle, name, cells, args.input is None, graph, args.seed)
+    scored = score_reference(bundle, name, cells, args.input is None, graph)
     write(f"How good {name} is", [scored], args.output, args.figures)
     print(f"{printable(cells.said)}\n\n{table(*summary(scored.apart()))}\n")
     print("\n".join(f"{path}" for path in (args.output, args.figures) if path))

@@ -1,6 +1,5 @@
-"""How good a vector is, and how sure a figure is. Pure functions on tensors and arrays."""
+"""How good vectors and probabilities are. Pure functions on tensors and arrays."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def majority(neighbours: Tensor) -> Tensor:
 def knn_accuracy(
     queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
 ) -> list[float]:
-    """Share of the queries whose neighbours vote for their own label, per level. Arguments as of `knn_predict`."""
+    """Share of the queries whose neighbours vote for the right label, per level. Arguments as of `knn_predict`."""
     return (knn_predict(queries, labels, bank, bank_labels, k) == labels).float().mean(0).tolist()
 
 
@@ -52,7 +51,7 @@ def macro_accuracy(predicted: Tensor, labels: Tensor) -> list[float]:
     from sklearn.metrics import recall_score  # only here: 3 s that training can do without
 
     columns = zip(labels.cpu().numpy().T, predicted.cpu().numpy().T, strict=True)
-    return [float(recall_score(own, guess, labels=np.unique(own), average="macro")) for own, guess in columns]
+    return [float(recall_score(true, guess, labels=np.unique(true), average="macro")) for true, guess in columns]
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> list[float]:
@@ -60,13 +59,13 @@ def macro_f1(predicted: Tensor, labels: Tensor) -> list[float]:
     from sklearn.metrics import f1_score  # only here, as above
 
     columns = zip(labels.cpu().numpy().T, predicted.cpu().numpy().T, strict=True)
-    return [float(f1_score(own, guess, labels=np.unique(own), average="macro")) for own, guess in columns]
+    return [float(f1_score(true, guess, labels=np.unique(true), average="macro")) for true, guess in columns]
 
 
 def hierarchical_f1(predicted: np.ndarray, labels: np.ndarray, ancestors: np.ndarray) -> float | None:
     """F1 over ancestors: a wrong type that shares most of its ancestors with the true one is nearly right.
 
-    predicted and labels (n,) codes; ancestors (classes, terms) bool, a class's own term and all above it. Precision is
+    predicted and labels (n,) codes; ancestors (classes, terms) bool, a class's term and all above it. Precision is
     the share of the predicted terms that are true, recall the share of the true ones that are predicted, both over all
     cells together (Kiritchenko et al. 2006). Cells whose true or predicted class has no term are left out; None if no
     cell is left.
@@ -86,11 +85,11 @@ def triplet_agreement(vectors: Tensor, labels: Tensor, seen: Tensor) -> tuple[fl
     alone, the second those with an unseen type among the two. vectors (n, dim), labels (n, levels) int64, the last
     level the types; seen (n,) bool. None where there is no triplet.
     """
-    types, own = labels[:, -1].cpu().unique(return_inverse=True)
-    paths = torch.zeros(len(types), labels.shape[1], dtype=torch.int64).index_copy_(0, own, labels.cpu())
-    known = torch.zeros(len(types), dtype=torch.bool).index_copy_(0, own, seen.cpu())
+    types, type_of = labels[:, -1].cpu().unique(return_inverse=True)
+    paths = torch.zeros(len(types), labels.shape[1], dtype=torch.int64).index_copy_(0, type_of, labels.cpu())
+    known = torch.zeros(len(types), dtype=torch.bool).index_copy_(0, type_of, seen.cpu())
     x = normalize(vectors.cpu().double(), dim=1)
-    centroids = normalize(torch.zeros(len(types), x.shape[1], dtype=x.dtype).index_add_(0, own, x), dim=1)
+    centroids = normalize(torch.zeros(len(types), x.shape[1], dtype=x.dtype).index_add_(0, type_of, x), dim=1)
     cosine = centroids @ centroids.T
     shared = (paths[:, None] == paths[None]).int().cumprod(2).sum(2)  # how many levels two paths have in common
     counts = torch.zeros(2, 2, dtype=torch.int64)  # seen, unseen x triplets, those that agree
@@ -103,61 +102,6 @@ def triplet_agreement(vectors: Tensor, labels: Tensor, seen: Tensor) -> tuple[fl
             counts[i] += torch.stack([(apart & use).sum(), (right & use).sum()])
     seen_share, unseen_share = (int(right) / int(of) if of else None for of, right in counts)
     return seen_share, unseen_share
-
-
-# How sure a figure is. The intervals are of 95 %.
-
-
-def wilson_interval(k: float, n: int) -> tuple[float, float]:
-    """Interval of a share: k of n cells (Wilson 1927). Honest at the edge: 100 of 100 gives [.963, 1].
-
-    Cells must be independent draws; where whole studies or types are held out they are not (`cluster_bootstrap`).
-    """
-    z = 1.959964
-    share, scale = k / n, 1 + z * z / n
-    middle = share + z * z / (2 * n)
-    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Student's interval of the mean of (n,) independent values, such as one per donor; NaN for fewer than two."""
-    from scipy.stats import t  # only here, as above
-
-    n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
-    mean = float(np.mean(values))
-    return mean - half, mean + half
-
-
-def cluster_bootstrap(values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
-    """Bootstrap interval of the (weighted) mean of (n,) values that resamples whole groups: donors, studies or types.
-
-    groups (n,) of any type, weights (n,) above 0. Percentiles of 10,000 resamples. NaN for fewer than two groups; too
-    narrow for fewer than about six.
-    """
-    weights = np.ones(len(values)) if weights is None else weights
-    number = np.unique(groups, return_inverse=True)[1]
-    size, total = np.bincount(number, weights), np.bincount(number, weights * values)
-    if len(size) < 2:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(0).multinomial(len(size), np.full(len(size), 1 / len(size)), size=10_000)
-    low, high = np.quantile(drawn @ total / (drawn @ size), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of (n,) values of which few differ, such as differences of -1, 0, 1.
-
-    How often each value is drawn in a resample is multinomial, so no resample is written out.
-    """
-    found, counts = np.unique(values, return_counts=True)
-    n = len(values)
-    means = np.random.default_rng(0).multinomial(n, counts / n, size=10_000) @ found / n
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 # How far a probability is from the share that is right.
@@ -198,7 +142,7 @@ def calibration_noise_floor(
 ) -> float:
     """The mean `expected_calibration_error` of perfectly calibrated cells with these probabilities (n,).
 
-    Whether each cell is right is drawn anew with its own probability, `draws` times.
+    Whether each cell is right is drawn anew with its probability, `draws` times.
     """
     rng = rng or np.random.default_rng(0)
     p = np.asarray(probability, float)
@@ -208,7 +152,7 @@ def calibration_noise_floor(
 def neighbourhood_purity(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:
     """What a neighbourhood shows: labels (n, levels), the last level the finest.
 
-    -> per level the share of the 5 nearest other cells that have a cell's own label, and how many labels of the
+    -> per level the share of the 5 nearest other cells that have a cell's label, and how many labels of the
     finest level occur among the `wide` nearest, both as means over the cells.
     """
     neighbours = labels[nearest(vectors, k=wide)]  # (n, wide, levels)
@@ -223,17 +167,17 @@ def silhouette(vectors: Tensor, labels: Tensor) -> float | None:
     The mean cosine distance from a cell to a class is 1 minus its product with the class's mean unit vector, so
     class sums do: O(n x classes), no n x n matrix. vectors (n, dim), labels (n,) int64. Rousseeuw 1987.
     """
-    classes, own = labels.cpu().unique(return_inverse=True)
+    classes, code = labels.cpu().unique(return_inverse=True)
     if len(classes) < 2:
         return None
     x = normalize(vectors.cpu().double(), dim=1)
-    size = own.bincount()
-    sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, own, x)
+    size = code.bincount()
+    sums = torch.zeros(len(classes), x.shape[1], dtype=x.dtype).index_add_(0, code, x)
     distance = size - x @ sums.T  # (n, classes), summed over the members of a class
-    inside = distance.gather(1, own[:, None])[:, 0] / (size[own] - 1).clamp(min=1)
-    outside = (distance / size).scatter(1, own[:, None], torch.inf).min(1).values
+    inside = distance.gather(1, code[:, None])[:, 0] / (size[code] - 1).clamp(min=1)
+    outside = (distance / size).scatter(1, code[:, None], torch.inf).min(1).values
     width = (outside - inside) / torch.maximum(inside, outside).clamp(min=1e-12)
-    return width.where(size[own] > 1, 0.0).mean().item()  # a class of one cell has 0, by definition
+    return width.where(size[code] > 1, 0.0).mean().item()  # a class of one cell has 0, by definition
 
 
 def steerability(top_prefix: float, top_full: float, leaf_full: float, leaf_prefix: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from fractal.score.metrics import wilson_interval
+from fractal.score.intervals import wilson_interval
 from fractal.view import draw
 from fractal.view.draw import BAD, GOOD, NONE, WIDTH, Box, Panel, Series, share, short
 from fractal.view.scored import Scored

@@ -17,9 +17,8 @@ from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy, match_names
 from fractal.model.split import Split
-from fractal.score.evaluate import adapter_encoder, fit_controls, nearest_rows, score, shuffled_tree, truth_of, twins
-from fractal.score.metrics import K, silhouette
-from fractal.search.exact import nearest
+from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_rows, raw
+from fractal.score.table import score_table, truth_of
 from fractal.view.scored import Scored, answers_of, provenance
 
 Path_ = tuple[str, ...]  # the labels of a type, coarse to fine
@@ -184,7 +183,7 @@ def kept_answers(bundle: Bundle, name: str) -> dict[str, dict[str, Any]]:
     return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}
 
 
-def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph: nx.DiGraph, seed: int) -> Scored:
+def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph: nx.DiGraph) -> Scored:
     """Score cells by 5 neighbours among the reference cells (bank) and among themselves (loo), as eval.py does.
 
     own: they are the reference's validation cells; then the answers are those of its test cells, as it keeps them.
@@ -201,25 +200,15 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
     groups = cells.groups if cells.groups is not None and len(np.unique(cells.groups)) > 1 else None
     truth = truth_of(bundle.levels, labels, classes, trained, unseen, groups, graph)
 
-    queries, bank = (torch.from_numpy(x).to(device) for x in (cells.vectors, bundle.vectors))
+    queries, bank = (Subset(torch.from_numpy(x).to(device), np.arange(len(x))) for x in (cells.vectors, bundle.vectors))
     count, width = bundle.adapter.num_levels, bundle.adapter.scale_dim
-    controls, failed = fit_controls(bank, bundle.path, [width * (j + 1) for j in range(count)])
-    encoders = [lambda x: {"raw": x}, adapter_encoder(bundle.adapter, ""), controls]
-    found = nearest_rows(bank, queries, encoders)
-    mixed, rows, shuffled = shuffled_tree(labels.cpu(), seed), list[dict[str, Any]](), []
-    for i, encode in enumerate(encoders):
-        for title, e in encode(queries).items():
-            neighbours = bank_labels[torch.from_numpy(found[len(rows)]).to(device)]
-            rows.append({"embedding": title, **score(e, truth, neighbours)})
-            if i == 1:
-                values = [silhouette(e, mixed[:, k]) for k in range(len(bundle.levels))]
-                shuffled.append({"silhouette": dict(zip(bundle.levels, values, strict=True))})
-
+    controls, failed = fit_controls(bank.vectors, bundle.path, [width * (j + 1) for j in range(count)])
+    encoders = [raw, adapter_encoder(bundle.adapter), controls]
+    scores = score_table(truth, queries, encoders, bank, bank_labels, nearest_rows(bank, queries, encoders))
     known = LabelledVectors(cells.vectors, codes[:n], classes, bundle.levels)
     answers = kept_answers(bundle, name) if own else answers_of(bundle, known, truth.seen)
-    copies = twins(cells.vectors, bundle.vectors[found[0]])
+    copies, same = scores.copies["the bank"], scores.copies["other test cells"]
     copies_note = f"{copies:,} cells have an exact copy in the reference, which flatters all figures"
-    same = twins(cells.vectors, cells.vectors[nearest(queries, k=K).cpu().numpy()])
     same_note = f"{same:,} cells have an exact copy among the others, which flatters loo"
     notes = [note for number, note in ((copies, copies_note), (same, same_note)) if number]
     return Scored(
@@ -227,10 +216,9 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
         cells=cells.said,
         levels=bundle.levels,
         blocks=bundle.facts["config"].get("block_levels", range(count)),
-        prefixes=rows[1 : 1 + count][::-1],
-        raw=rows[0],
-        controls=rows[1 + count :],
-        shuffled=shuffled,
+        prefixes=scores.groups[1][::-1],
+        raw=scores.rows[0],
+        controls=scores.groups[2],
         protocols={"bank": "the reference's cells", "loo": "the other scored cells"},
         truth=truth,
         classes=classes,

@@ -1,4 +1,4 @@
-"""What a page is made of: one adapter, scored on n cells by fractal.score.evaluate."""
+"""What a page is made of: one adapter, scored on n cells by fractal.score.table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from fractal.annotate.bundle import Bundle, make_reference, scores_of
 from fractal.data.parquet import LabelledVectors, balanced_rows, path_counts, read_rows
 from fractal.model.adapter import Adapter
 from fractal.model.split import Split
-from fractal.score.evaluate import Truth
+from fractal.score.table import Truth
 
 REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
 
@@ -27,7 +27,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Scored:
-    """The figures of one adapter. Rows are those of `fractal.score.evaluate.score`, with `{protocol}_predicted`."""
+    """The figures of one adapter. Rows are those of `fractal.score.table.score`, with `{protocol}_predicted`."""
 
     name: str
     cells: str  # what the n cells are, in a few words
@@ -36,7 +36,6 @@ class Scored:
     prefixes: list[dict[str, Any]]  # rows of prefix 1, 2, ..., full
     raw: dict[str, Any]  # row of the raw vectors
     controls: list[dict[str, Any]]  # rows of PCA, LDA and raw cut short; may be empty
-    shuffled: list[dict[str, Any]]  # silhouettes of full ... prefix 1 on a shuffled tree; may be empty
     protocols: dict[str, str]  # "loo" and "bank" -> whose cells the neighbours are; conclusions are of the first
     truth: Truth
     classes: Sequence[Sequence[str]]  # per level, the names of truth.labels and of the predictions

@@ -7,15 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, f1_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from fractal.score.metrics import (
     K,
-    bootstrap_interval,
     calibration_noise_floor,
-    cluster_bootstrap,
     expected_calibration_error,
     hierarchical_f1,
     knn_accuracy,
@@ -25,10 +22,8 @@ from fractal.score.metrics import (
     reliability,
     silhouette,
     steerability,
-    t_interval,
     triplet_agreement,
     vote,
-    wilson_interval,
 )
 from fractal.search.exact import nearest
 
@@ -133,43 +128,6 @@ def test_triplets_by_hand():
     # d unseen: only a, b against c is all seen; c, d are two triplets with an unseen one among the two
     assert triplet_agreement(x, labels, torch.tensor([True, True, True, False])) == (1.0, 0.0)
     assert triplet_agreement(x[:2], labels[:2], torch.ones(2, dtype=torch.bool)) == (None, None)
-
-
-@given(st.integers(1, 400), st.floats(0, 1))
-def test_wilson_equals_scipy(n: int, share: float):
-    k = round(share * n)
-    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-def test_an_interval_at_the_edge_has_a_width():
-    low, high = wilson_interval(100, 100)
-    assert low == pytest.approx(0.963, abs=1e-3)
-    assert high == 1
-
-
-def test_t_interval_equals_scipy():
-    values = [0.9, 0.95, 0.8, 0.85]
-    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert t_interval(values) == pytest.approx(expected)
-    assert np.isnan(t_interval([0.5])).all()
-
-
-def test_cluster_bootstrap_takes_groups_for_the_unit():
-    """1,000 cells of ten donors that are right or wrong as a whole: the interval is that of ten coins."""
-    donors = np.repeat(np.arange(10), 100)
-    right = (donors < 7).astype(float)
-    low, high = cluster_bootstrap(right, donors)
-    expected = stats.binom(10, 0.7).ppf([0.025, 0.975]) / 10
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.01)
-    narrow = bootstrap_interval(right)
-    assert high - low > 5 * (narrow[1] - narrow[0])
-    assert np.isnan(cluster_bootstrap(right, np.zeros(1_000))).all()
-
-
-def test_cluster_bootstrap_weighs_groups_by_their_cells():
-    """Groups of 3 cells (mean 1) and of 1 (mean 0): resamples are (1, 1), (1, 0), (0, 1), (0, 0)."""
-    assert cluster_bootstrap(np.array([1.0, 1, 1, 0]), np.array([5, 5, 5, 9])) == (0.0, 1.0)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 20))

@@ -55,7 +55,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def scored(bundle: Bundle) -> Scored:
-    return score_reference(bundle, "blood", own_cells(bundle, 5_000, 0), True, GRAPH, 0)
+    return score_reference(bundle, "blood", own_cells(bundle, 5_000, 0), True, GRAPH)
 
 
 @pytest.fixture

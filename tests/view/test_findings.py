@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.hierarchy.levels import LEVELS
-from fractal.score.metrics import reliability, wilson_interval
+from fractal.score.intervals import wilson_interval
+from fractal.score.metrics import reliability
 from fractal.view import findings, page
 from fractal.view.draw import share, short
 from fractal.view.findings import Section

@@ -64,7 +64,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
 def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
     blocks = [k for k in range(len(levels)) if len({path[k] for path in paths}) > 1]
     bundle = made(paths, levels, test=0, blocks=blocks)
-    s = score_reference(bundle, "x", own_cells(bundle, 5_000, 0), True, GRAPH, 0)
+    s = score_reference(bundle, "x", own_cells(bundle, 5_000, 0), True, GRAPH)
     assert s.names[-1] == "full"
     assert len(s.prefixes) == len(blocks)
     assert not {"calibration", "answers", "unseen_bank", "studies"} & names_of(s)
@@ -74,7 +74,7 @@ def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
 
 
 def test_an_adapter_of_one_block(scored: Scored):
-    s = replace(scored, prefixes=scored.prefixes[-1:], shuffled=scored.shuffled[:1])
+    s = replace(scored, prefixes=scored.prefixes[-1:])
     assert s.names == ["full"]
     assert {row[1] for row in findings.accuracy(s).rows} == {"full (16)"}
     check_page(page.render("x", [s], [findings.sections(s)]))

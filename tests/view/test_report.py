@@ -13,7 +13,7 @@ from fractal.commands import report
 from fractal.data.parquet import fingerprint, read_rows
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.split import Split
-from fractal.score.evaluate import truth_of
+from fractal.score.table import truth_of
 from fractal.view.report import kept_answers, of_atlas
 from fractal.view.scored import Scored, provenance
 from tests.conftest import TYPES, clustered, write_h5ad

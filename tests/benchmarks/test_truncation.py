@@ -1,11 +1,15 @@
-"""The table of --search: what is found, against a full sort, and what it says of sizes."""
+"""Search with every prefix: its results against a full sort, and what the table says of sizes."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+import train
+from benchmarks import truncation
+from benchmarks.truncation import search_table
 from fractal.hierarchy.levels import LEVELS
-from fractal.score.truncation import search_table
 
 
 @pytest.fixture
@@ -46,3 +50,15 @@ def test_bytes_per_cell(lines: dict[str, list[str]]):
 def test_accuracy_is_that_of_the_neighbours(lines: dict[str, list[str]]):
     assert lines["exact, full"][6:9] == ["1.000"] * 3  # one class each
     assert 0.8 < float(lines["exact, full"][9]) <= 1
+
+
+def test_it_takes_a_checkpoint_and_its_file(stratified: Path, tmp_path: Path, capsys):
+    model = tmp_path / "m.pt"
+    argv = ["--input", str(stratified), "--device", "cpu"]
+    train.main([*argv, "--output", str(model), "--epochs", "1", "--scale-dim", "4"])
+    capsys.readouterr()
+    truncation.main([*argv, "--model-path", str(model)])
+    text = capsys.readouterr().out
+    full = next(line.split("|") for line in text.splitlines() if line.startswith("| exact, full "))
+    assert full[6].strip() == "1.000"  # recall
+    assert "test cells against" in text

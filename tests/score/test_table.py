@@ -8,25 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from torch.nn.functional import normalize
 
 import eval as evaluate
 import train
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, term_distances
-from fractal.score.evaluate import (
-    distinct_names,
-    fit_controls,
-    ontology_ancestors,
-    score,
-    share_interval,
-    truth_of,
-    twins,
-)
-from fractal.score.metrics import wilson_interval
+from fractal.score.intervals import wilson_interval
+from fractal.score.table import count_copies, ontology_ancestors, score, truth_of
 from tests.conftest import TYPES, clustered
 
 CLASSES = [["Immune"], ["Lymphoid", "Myeloid"], ["B", "T"], ["B cell", "T cell", "blob"]]
@@ -94,59 +83,10 @@ def test_a_predicted_sibling_is_some_steps_away(graph: nx.DiGraph):
     assert row["unseen"]["loo"] == dict.fromkeys(LEVELS)
 
 
-def test_intervals_are_of_cells_or_of_groups():
-    right = np.array([True] * 30 + [False] * 10)
-    groups = np.repeat([0, 1, 2, 3], 10)
-    assert share_interval(right, None) == wilson_interval(30, 40)
-    low, high = share_interval(right, groups) or (0, 0)
-    assert (low, high) == (0.25, 1.0)
-    assert share_interval(np.ones(40, bool), groups) == wilson_interval(4, 4)  # four groups, not forty cells
-    assert share_interval(right, np.zeros(40)) is None
-    assert share_interval(right[:0], None) is None
-
-
-def test_controls_see_vectors_of_length_1():
-    x = torch.from_numpy(clustered(TYPES * 20))
-    types = np.unique(TYPES * 20, return_inverse=True)[1]
-    long = x * torch.rand(120, 1, generator=torch.Generator().manual_seed(0)) * 1e18
-    encode, failed = fit_controls(long, types, [4, 8])
-    assert not failed
-    unit = normalize(x.double(), dim=1).numpy()
-    found = encode(long)
-    assert list(found) == ["raw 4d", "raw 8d", "PCA 4d", "PCA", "LDA 4d", "LDA"]
-    for name, fitted in ("PCA", PCA(8)), ("LDA", LinearDiscriminantAnalysis()):
-        expected = fitted.fit(unit, types).transform(unit)[:, : found[name].shape[1]]
-        assert np.allclose(np.abs(found[name].numpy()), np.abs(expected), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("vectors", "names", "said"),
-    [
-        (np.ones((30, 16)), ["raw 4d"], "all training cells have the same vector"),
-        (clustered(TYPES * 2), ["raw 4d", "PCA"], "LDA: needs more training cells than types"),
-        (clustered(TYPES * 5) * 1e19, ["raw 4d", "PCA", "LDA"], None),
-    ],
-)
-def test_controls_of_odd_cells(vectors: np.ndarray, names: list[str], said: str | None):
-    types = np.arange(12) if len(vectors) == 12 else np.arange(30) % 6
-    encode, failed = fit_controls(torch.from_numpy(np.float32(vectors)), types, [4])
-    found = encode(torch.from_numpy(np.float32(vectors)))
-    assert list(found) == names
-    assert all(e.isfinite().all() for e in found.values())
-    assert bool(failed) == bool(said)
-    assert said is None or said in failed[0]
-
-
-def test_names_of_checkpoints_are_distinct():
-    paths = [Path("a/x/m.pt"), Path("b/x/m.pt"), Path("n.pt")]
-    assert distinct_names(paths) == ["a/x/m", "b/x/m", "n"]
-    assert len(set(distinct_names([Path("m.pt"), Path("m.pt")]))) == 2
-
-
-def test_twins_are_exact_copies():
+def test_exact_copies_are_counted():
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     neighbours = np.stack([x[[1, 2]], x[[1, 0]], x[[0, 1]] + 1e-6])
-    assert twins(x[:3], neighbours) == 1
+    assert count_copies(x[:3], neighbours) == 1
 
 
 def checkpoint_of(data: Path, out: Path, *flags: str) -> Path:
@@ -212,5 +152,4 @@ def test_flags_are_checked_before_any_work(fails, tmp_path: Path):
     same = tmp_path / "x.json"
     assert "name another" in fails(*argv, "--json", same, "--cells-out", same)
     assert "--controls needs the training cells" in fails(*argv, "--all-rows", "--controls")
-    assert "--search needs the training cells" in fails(*argv, "--all-rows", "--search")
     assert "none can be in the bank" in fails(*argv, "--all-rows", "--bank", "all")

@@ -1,13 +1,18 @@
 """What truncation buys in search: recall of the full vectors' neighbours, against time per query and bytes per cell.
 
-Exact search with every prefix and with float16 vectors; funnels, which take a shortlist by one prefix and rank it by
-longer ones; and an hnswlib index for every prefix.
+    uv run python -m benchmarks.truncation --model-path data/fractal_adapter_4L.pt --input data/stratified.parquet
+
+2,000 test cells look for their neighbours among the training cells: by exact search with every prefix and with float16
+vectors; by funnels, which take a shortlist by one prefix and rank it by longer ones; and by an hnswlib index for every
+prefix. Takes some minutes.
 """
 
+import argparse
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import hnswlib
 import numpy as np
@@ -15,12 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fractal.base.cli import table
+import eval as evaluate
+from fractal.base.cli import add_device, non_negative_int
+from fractal.base.errors import InputError, run
+from fractal.base.table import table
+from fractal.data.parquet import read_rows
+from fractal.model.adapter import embed, pick_device
 from fractal.score.metrics import K, majority
 from fractal.search.exact import funnel, nearest
 
+SEARCHES = 2_000  # queries
 RECALL = 10  # neighbours
-SINGLE = 200  # queries that are also asked one by one
+SINGLE = 200  # queries that are also searched one by one
 ROUNDS = 3  # the fastest of so many counts
 EF = 100  # search width of hnswlib
 # Stages (prefix, rows that it leaves); 0 is the full vector.
@@ -69,7 +80,7 @@ def graph(queries: Tensor, bank: Tensor) -> tuple[Search, float, float]:
 
 
 def milliseconds(search: Search, n: int, step: int) -> float:
-    """Per query, asked `step` at a time; the fastest round."""
+    """Per query, `step` of them at a time; the fastest round."""
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -86,8 +97,8 @@ def search_table(
 
     queries and banks: prefix 1, prefix 2, ... and last the full vectors, (n, dims) and (m, dims) float32 of length 1,
     m >= 10; labels (n, levels) and bank_labels (m, levels), whose names are `levels`. `Batch` is the time per query
-    when all are asked at once, `Single` when they are asked one by one. Recall@10 is the share of the 10 exact
-    neighbours by full vector that are found; the accuracies, 5-NN by the neighbours found, say whether it matters.
+    when all are searched at once, `Single` one by one. Recall@10 is the share of the 10 exact
+    neighbours by full vector among the results; the accuracies, 5-NN by the results, say whether it matters.
     """
     blocks, n = len(banks), len(labels)
     names = [*(f"prefix {j}" for j in range(1, blocks)), "full"]
@@ -100,7 +111,7 @@ def search_table(
         plan = [(prefix or blocks, rows) for prefix, rows in stages]
         if all(prefix < blocks for prefix, _ in plan[:-1]):
             title = " > ".join(f"{names[prefix - 1]} ({rows:,})" for prefix, rows in plan)
-            size = sum(sizes[prefix - 1] for prefix, _ in plan)  # each stage has vectors of its own, side by side
+            size = sum(sizes[prefix - 1] for prefix, _ in plan)  # each stage has its vectors, side by side
             searches.append((f"funnel, {title}", in_stages(queries, banks, plan), None, size))
     for j in tqdm(reversed(range(blocks)), total=blocks, unit="index", desc="hnswlib"):
         search, seconds, size = graph(queries[j], banks[j])
@@ -116,3 +127,30 @@ def search_table(
         lines.append([*line, f"{recall:.3f}", *(f"{share:.3f}" for share in accuracy)])
     header = ["Search", "Bytes/cell", "Build s", "Batch ms", "Single ms", "Recall@10"]
     return table([*header, *(level.capitalize() for level in levels)], lines)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", type=Path, required=True, help="checkpoint of train.py, or a reference")
+    parser.add_argument("--input", type=Path, required=True, help="the Parquet file that it was trained on")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
+    add_device(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    device = pick_device(args.device)
+    (model,) = evaluate.load_models([args.model_path], device)
+    train, test = evaluate.choose_rows(model.checkpoint, model.path, args.input, SEARCHES, args.seed)
+    if len(train) < RECALL:
+        raise InputError(f"{args.input}: it takes {RECALL} training cells or more")
+    cells = read_rows(args.input, np.concatenate([test, train]))
+    queries, bank = (embed(model.adapter, torch.from_numpy(part.vectors).to(device)) for part in cells.split(len(test)))
+    labels, bank_labels = torch.from_numpy(cells.labels).to(device).split([len(test), len(train)])
+    print(f"{args.model_path}: {len(test):,} test cells against {len(train):,} training cells\n")
+    print(search_table(queries, bank, labels, bank_labels, cells.levels))
+
+
+if __name__ == "__main__":
+    run(main)
