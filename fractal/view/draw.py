@@ -59,13 +59,7 @@ class Panel:
     height: float = HEIGHT
 
 
-@dataclass(frozen=True)
-class Series:
-    """A line: x, value and 95 % interval (or None) per point."""
-
-    name: str
-    points: Sequence[tuple[float, float, Sequence[float] | None]]
-    labelled: bool = False  # whether its values are written beside it
+Line = Sequence[tuple[float, float, Sequence[float] | None]]  # x, value and 95 % interval (or None) per point
 
 
 @dataclass(frozen=True)
@@ -96,36 +90,31 @@ def share(value: float | None, digits: int = 3) -> str:
 def lines(
     title: str,
     ticks: Sequence[tuple[float, str]],
-    series: Sequence[Series],
+    series: Sequence[Line],
     low: float,
-    baseline: tuple[str, float] | None = None,
-    mark: tuple[float, float] | None = None,
+    raw: float,
+    best: tuple[float, float],
 ) -> Panel:
-    """Shares from `low` to 1, with intervals. ticks: x and its text; mark: a ring around (x, value)."""
+    """Shares from `low` to 1, with intervals; the values of the first line are written beside it.
+
+    ticks: x and its text; raw: where a dotted line is; best: x and value on the first line, which a ring marks.
+    """
 
     def draw(ax: "Axes") -> None:
         gap = 0.03 * max(ticks[-1][0] - ticks[0][0], 0.3)  # between the intervals of series that share an x
-        for i, one in enumerate(series):
+        for i, line in enumerate(series):
             colour, marker, dashes = SERIES[i]
-            x = np.array([x for x, *_ in one.points]) + gap * (i - (len(series) - 1) / 2)
-            y = np.array([value for _, value, _ in one.points])
-            ends = np.array([interval or (value, value) for _, value, interval in one.points]).reshape(-1, 2)
+            x = np.array([x for x, *_ in line]) + gap * (i - (len(series) - 1) / 2)
+            y = np.array([value for _, value, _ in line])
+            ends = np.array([interval or (value, value) for _, value, interval in line]).reshape(-1, 2)
             error = np.abs(ends - y[:, None]).T
             ax.errorbar(x, y, error, color=colour, marker=marker, linestyle=dashes, markersize=6)
-            for x_, y_, (_, top) in zip(x, y, ends, strict=True) if one.labelled else ():
+            for x_, y_, (_, top) in zip(x, y, ends, strict=True) if i == 0 else ():
                 ax.annotate(share(y_), (x_, top), (0, 5), textcoords="offset points", ha="center", fontsize=10)
-        if baseline:
-            ax.axhline(baseline[1], color=SOFT, linestyle=":")
-            ax.set_title(f"{baseline[0]} {share(baseline[1])}", loc="right", fontsize=10, color=SOFT, weight="normal")
-        if mark:
-            ring: dict[str, Any] = {
-                "color": INK,
-                "linestyle": "none",
-                "marker": "o",
-                "markersize": 14,
-                "markerfacecolor": "none",
-            }
-            ax.plot(mark[0] - gap * (len(series) - 1) / 2, mark[1], **ring)
+        ax.axhline(raw, color=SOFT, linestyle=":")
+        ax.set_title(f"raw {share(raw)}", loc="right", fontsize=10, color=SOFT, weight="normal")
+        ring: dict[str, Any] = {"color": INK, "linestyle": "none", "marker": "o"}
+        ax.plot(best[0] - gap * (len(series) - 1) / 2, best[1], **ring, markersize=14, markerfacecolor="none")
         ax.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
         ax.set_ylim(low, 1 + 0.09 * (1 - low))
         ax.locator_params(axis="y", nbins=5)

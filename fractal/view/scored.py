@@ -53,6 +53,17 @@ class Scored:
         return [*(f"prefix {j}" for j in range(1, len(self.prefixes))), "full"]
 
     @property
+    def vectors(self) -> list[tuple[str, dict[str, Any]]]:
+        """A title and a row of figures each: the prefixes, and the raw vectors."""
+        return [*zip(self.names, self.prefixes, strict=True), ("raw", self.raw)]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(n, levels) bool: which cells are right if all are answered, by 5 neighbours where there are no answers."""
+        right: np.ndarray = self.prefixes[-1][f"{self.main}_right"] if self.answered is None else self.answered.right
+        return right
+
+    @property
     def main(self) -> str:
         """The protocol that conclusions are drawn from."""
         return next(iter(self.protocols))

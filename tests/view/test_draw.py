@@ -7,16 +7,15 @@ from xml.etree import ElementTree
 import pytest
 
 from fractal.view import draw
-from fractal.view.draw import BAD, GOOD, NONE, Box, Panel, Series
+from fractal.view.draw import BAD, GOOD, NONE, Box, Panel
 from tests.view.conftest import EVIL
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [draw.short(f"$x_2$ 細胞 {EVIL}"), "b"]
 BINS = [{"probability": 0.3, "accuracy": 0.4, "interval": (0.1, 0.7), "cells": 12_345, "middle": 0.35}]
 PANELS = [
-    draw.lines(NAMES[0], [(0, NAMES[0]), (1, "full")], [Series("a", [(0, 0.9, (0.8, 1.0)), (1, 1.0, None)], True)], 0.8,
-               ("raw", 0.85), (0, 0.9)),
-    draw.lines("one prefix", [(0, "full")], [Series("a", [(0, 0.9, None)])], 0.8),
+    draw.lines(NAMES[0], [(0, NAMES[0]), (1, "full")], [[(0, 0.9, (0.8, 1.0)), (1, 1.0, None)]], 0.8, 0.85, (0, 0.9)),
+    draw.lines("one prefix", [(0, "full")], [[(0, 0.9, None)], []], 0.8, 0.85, (0, 0.9)),
     draw.boxes(NAMES[0], [Box(0, 0, ".97", GOOD, 0.97, framed=True), Box(1, 1, "3", BAD, 0.2), Box(0, 1, "", NONE)],
                NAMES, NAMES, borders=[1]),
     draw.calibration(NAMES[0], [BINS, []]),

@@ -44,33 +44,36 @@ def with_accuracy(s: Scored, values: dict[str, list[float]], raw: float) -> Scor
 def test_which_prefix_for_which_level(scored: Scored):
     values = {"system": [0.99, 0.99, 0.995, 1.0], "lineage": [0.5, 0.9, 0.9, 0.9]}
     values |= {"type": [0.5, 0.6, 0.9, 0.905], "subtype": [0.5, 0.6, 0.7, 0.8]}
-    section = findings.accuracy(with_accuracy(scored, values, 0.85))
-    columns = [[row[i].split(" [")[0] for row in section.rows] for i in range(5)]
+    section = findings.prefixes(with_accuracy(scored, values, 0.85))
+    columns = [[row[i].split(" [")[0] for row in section.rows] for i in range(6)]
     assert columns == [
         list(LEVELS),
         ["prefix 1 (4)", "prefix 2 (8)", "prefix 3 (12)", "full (16)"],
         [".990", ".900", ".900", ".800"],
         [".850"] * 4,
+        [".850, raw"] * 4,
         ["", "prefix 1", "prefix 1; prefix 2", "prefix 1; prefix 2; prefix 3"],
     ]
-    assert cautions_of(section) == {"Raw vectors are better than the best prefix": "subtype (.850 against .800)"}
-    assert len(section.panels) == 5  # a legend last
-    assert not findings.accuracy(with_accuracy(scored, values, 0.5)).cautions
+    assert cautions_of(section)["A simpler method is better"] == "subtype (.850, raw against .800)"
+    assert len(section.panels) == 6  # a panel per level, the legend, the silhouettes
+    assert "A simpler method is better" not in cautions_of(findings.prefixes(with_accuracy(scored, values, 0.5)))
 
 
 def test_the_prefix_to_draw_is_the_most_separated(scored: Scored):
-    section = findings.silhouettes(scored)
+    section = findings.prefixes(scored)
     for k, level in enumerate(LEVELS):
         column = [row["silhouette"][level] for row in scored.prefixes]
         prefix = column.index(max(column))
-        assert section.rows[k] == [level, scored.names[prefix], share(max(column))]
+        assert section.rows[k][0] == level
+        assert section.rows[k][-2:] == [scored.names[prefix], share(max(column), 2)]
     flat = [{**row, "silhouette": {**row["silhouette"], "type": 0.09}} for row in scored.prefixes]
-    assert "type" in cautions_of(findings.silhouettes(replace(scored, prefixes=flat))).popitem()[1]
+    section = findings.prefixes(replace(scored, prefixes=flat))
+    assert "type" in cautions_of(section)["No prefix shows islands: do not cluster for it"]
 
 
 @pytest.mark.parametrize("level", range(4))
 def test_mistakes_are_those_that_a_slow_count_finds(scored: Scored, level: int):
-    section = findings.confusions(scored, level)
+    section = findings.mistakes(scored, level)
     assert section
     labels, guess = scored.truth.labels.numpy(), scored.prefixes[-1]["bank_predicted"]
     names = scored.classes[level]
@@ -96,15 +99,15 @@ def test_no_mistake_and_one_class(scored: Scored):
     right = replace(
         scored, prefixes=[{**row, "bank_predicted": scored.truth.labels.numpy()} for row in scored.prefixes]
     )
-    section = findings.confusions(right, 3)
+    section = findings.mistakes(right, 3)
     assert section
     assert section.rule.startswith("0 of 120 cells are wrong:")
     assert not section.rows
     one = replace(scored, paths=np.array([[0, 0, 0, 0], [0, 1, 1, 1]]))
-    assert findings.confusions(one, 0) is None
-    assert findings.accuracy(one).rows[0][:2] == ["system", "one class only"]
+    assert one.compared() == [1, 2, 3]
+    assert findings.prefixes(one).rows[0][:2] == ["system", "one class only"]
     nothing = replace(scored, paths=np.zeros((1, 4), int))
-    assert not findings.accuracy(nothing).panels
+    assert len(findings.prefixes(nothing).panels) == 1  # the silhouettes
     check_page(page.render("x", [nothing], [findings.sections(nothing)]))
 
 
@@ -112,18 +115,19 @@ def test_weak_types_come_first_and_few_cells_are_not_judged(scored: Scored):
     labels, right = scored.truth.labels[:, 3].numpy(), np.ones((120, 4), bool)
     weak = np.flatnonzero(labels == 1)
     right[weak[: len(weak) // 2], 3] = False
-    section = findings.by_type(replace(scored, prefixes=[{**row, "bank_right": right} for row in scored.prefixes]))
+    section = findings.types(replace(scored, prefixes=[{**row, "bank_right": right} for row in scored.prefixes]))
     assert section
     hits, n, name = len(weak) - len(weak) // 2, len(weak), short(scored.classes[3][1])
     low, high = wilson_interval(hits, n)
-    assert section.rows[0] == [name, str(n), f"{share(hits / n)} [{share(low)}, {share(high)}]"]
+    assert section.rows[1] == [name, str(n), f"{share(hits / n)} [{share(low)}, {share(high)}]"]
+    assert section.rows[0][:2] == ["all classes", "120"]
     assert cautions_of(section) == {
         "Classes that are right for less than .8": f"{name} ({share(hits / n)} of {n} cells)"
     }
-    fine = findings.by_type(replace(scored, prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes]))
+    fine = findings.types(replace(scored, prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes]))
     assert not cautions_of(fine)
     few = replace(scored, truth=replace(scored.truth, counts=np.arange(120)[:, None].repeat(4, 1) < 8))
-    assert "too few to judge" in findings.by_type(few).cautions[-1][0]  # type: ignore[union-attr]
+    assert "too few to judge" in findings.types(few).cautions[-1][0]  # type: ignore[union-attr]
 
 
 def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
@@ -132,12 +136,13 @@ def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
     answered = Answered(rng.random((120, 4)) < 0.7, rng.random((120, 4)) < 0.6, rng.random(120) < 0.1)
     groups = np.arange(120) % 3
     s = replace(scored, answered=answered, studies=["x", "y", "z"], truth=replace(scored.truth, groups=groups))
-    section = findings.by_type(s)
+    section = findings.types(s)
     assert section
     label, name = scored.truth.labels[:, 3].numpy(), ""
     for row in section.rows:
         name = row[0] or name
-        cells = [i for i in range(120) if short(s.classes[3][label[i]]) == name and row[1] in ("all", "xyz"[groups[i]])]
+        kinds = [("all classes", short(s.classes[3][code])) for code in label]
+        cells = [i for i in range(120) if name in kinds[i] and row[1] in ("all", "xyz"[groups[i]])]
         right, reached = answered.right[cells, 3], answered.reached[cells, 3]
         assert row[2:] == [
             str(len(cells)),
@@ -147,11 +152,8 @@ def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
             share(answered.novel[cells].mean()),
         ]
     shares = [float(row[3].split(" ")[0]) for row in section.rows if row[1] == "all"]
-    assert shares == sorted(shares)
-    assert len(section.rows) == 4 * 4
-    studies = findings.studies(s)
-    assert studies
-    assert sorted(row[0] for row in studies.rows) == ["x", "y", "z"]
+    assert shares[1:] == sorted(shares[1:])
+    assert len(section.rows) == 4 * 5
 
 
 def score_of(probability: np.ndarray, right: np.ndarray, floor: float = 0.005) -> dict[str, Any]:
@@ -186,17 +188,6 @@ def test_tenths_keep_every_cell_and_the_means():
 def test_controls_that_are_better_are_called_so(scored: Scored):
     better = {level: max(row["bank"][level] for row in scored.prefixes) + 0.1 for level in LEVELS}
     s = replace(scored, controls=[{**scored.raw, "embedding": "LDA", "dims": 3, "bank": better}])
-    section = findings.controls(s)
-    assert section
-    assert [row[-2:] for row in section.rows] == [["LDA", "control ahead"]] * 4
-    assert "of LDA" in cautions_of(section)["A simpler method is better"]
-    worse = replace(
-        scored,
-        controls=[{**scored.raw, "bank": dict.fromkeys(LEVELS, 0.1)}],
-        raw={**scored.raw, "bank": dict.fromkeys(LEVELS, 0.1)},
-    )
-    ahead = findings.controls(worse)
-    assert ahead
-    assert {row[-1] for row in ahead.rows} == {"prefix ahead"}
-    assert not ahead.cautions
-    assert findings.controls(replace(scored, controls=[])) is None
+    section = findings.prefixes(s)
+    assert [row[4] for row in section.rows] == [f"{share(better[level])}, LDA" for level in LEVELS]
+    assert all(level in cautions_of(section)["A simpler method is better"] for level in LEVELS)

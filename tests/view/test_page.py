@@ -35,7 +35,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
     assert tags.names.count("h1") == 1
     assert "<script>alert(1)</script>" in tags.text  # as text
     sections = findings.sections(scored.apart())
-    assert {"answers", "types", "calibration", "confusion_4", "accuracy", "silhouette", "controls"} <= names_of(scored)
+    assert {"answers", "types", "mistakes_4", "mistakes_1", "prefixes"} <= names_of(scored)
     for section in sections:
         assert all(" ".join(cell.split()) in tags.text for row in section.rows for cell in row)
     assert "120 validation cells of the reference" in tags.text
@@ -67,7 +67,7 @@ def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
     s = score_reference(bundle, "x", own_cells(bundle, 5_000, 0), True, GRAPH)
     assert s.names[-1] == "full"
     assert len(s.prefixes) == len(blocks)
-    assert not {"calibration", "answers", "unseen_bank", "studies"} & names_of(s)
+    assert not {"answers", "unseen"} & names_of(s)
     tags = check_page(page.render("x", [s], [findings.sections(s)]))
     assert "No probabilities: the reference was made without test cells" in tags.text
     assert "No type was held out" in tags.text
@@ -76,7 +76,7 @@ def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
 def test_an_adapter_of_one_block(scored: Scored):
     s = replace(scored, prefixes=scored.prefixes[-1:])
     assert s.names == ["full"]
-    assert {row[1] for row in findings.accuracy(s).rows} == {"full (16)"}
+    assert {row[1] for row in findings.prefixes(s).rows} == {"full (16)"}
     check_page(page.render("x", [s], [findings.sections(s)]))
 
 
@@ -84,7 +84,7 @@ def test_several_adapters_are_parts_of_one_page(scored: Scored):
     both = [scored, replace(scored, name=EVIL)]
     tags = check_page(page.render("two", both, [findings.sections(s) for s in both]))
     assert tags.names.count("h2") == 2
-    assert "1-accuracy" in [value for name, value in tags.attributes if name == "id"]
+    assert "1-prefixes" in [value for name, value in tags.attributes if name == "id"]
 
 
 def test_a_page_that_fails_leaves_the_old_one(scored: Scored, tmp_path: Path, monkeypatch):
@@ -123,7 +123,7 @@ def test_eval_draws_the_rows_that_it_prints(tmp_path: Path, capsys):
                 value = row[who][protocol][level]
                 assert value is None or share(value) in tags.text
                 assert value is None or f"{value:.3f}" in printed
-    assert "Cells of types that were not: " in tags.text
+    assert "Types that were not: " in tags.text
     assert "held out: 2 whole types" in tags.text
     assert "Best control" in tags.text
 
@@ -134,7 +134,7 @@ def test_eval_draws_the_rows_that_it_prints(tmp_path: Path, capsys):
     evaluate.main([*new, "--model-path", models[0], "--report", str(out)])
     text = check_page(out.read_text()).text
     assert "No probabilities: a checkpoint has none for cells of another file" in text
-    assert "Right (loo)" in text
+    assert ", by loo." in text
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
     assert "10 cells left out, neither the reference nor the ontology has: no such cell" in tags.text
     assert "95 % intervals over 3 studies, resampled whole" in tags.text
     assert "30 cells of 1 unseen type" in tags.text
-    assert "Cells of types that were not: 30" in tags.text
+    assert "Types that were not: 30" in tags.text
     assert "90 cells of types that were trained on" in tags.text
     assert "neuron for " in tags.text  # what they are taken for
 
