@@ -61,7 +61,7 @@ ASK = """(queries) => {
 LABEL = """async (count) => {
     const { annotator, fractal, raw } = explorer.vectors;
     const began = performance.now();
-    await annotator.answer(raw.rows.slice(0, count * raw.dim), count, () => true);
+    await annotator.answer(raw.rows.slice(0, count * raw.dim), () => true);
     return (1000 * count) / (performance.now() - began);
 }"""
 

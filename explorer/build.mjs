@@ -5,8 +5,8 @@ import { readdir, readFile, writeFile } from "node:fs/promises";
 import { build } from "esbuild";
 
 const here = (path) => new URL(path, import.meta.url).pathname;
-const options = { bundle: true, minify: true, write: false, target: "es2022", legalComments: "none", logLevel: "warning" };
-const script = await build({ ...options, entryPoints: [here("src/main.ts")], format: "iife", metafile: true });
+const options = { bundle: true, jsx: "automatic", jsxImportSource: "preact", minify: true, write: false, target: "es2022", legalComments: "none", logLevel: "warning" };
+const script = await build({ ...options, entryPoints: [here("src/main.tsx")], format: "iife", metafile: true });
 const style = await build({ ...options, entryPoints: [here("src/style.css")] });
 
 const code = script.outputFiles[0].text.replaceAll("</script", "<\\/script");

@@ -1,4 +1,10 @@
-// What fractal/explorer.py put into the page: facts as JSON, arrays as base64 of gzip of their byte planes.
+// What the package wrote into the page: facts as JSON, arrays as base64 of gzip of their byte planes.
+
+import { Adapter } from "./adapter";
+import { type Answers, Annotator } from "./annotator";
+import { find } from "./format";
+import { normalize } from "./matrix";
+import { Bank } from "./neighbours";
 
 export interface TreeNode {
   name: string;
@@ -8,9 +14,10 @@ export interface TreeNode {
   synonyms: string[];
 }
 
+/** A column of the cells: of text, which has `values`, or of numbers. */
 export interface Column {
   name: string;
-  values?: string[]; // codes are 1 + the place in it, 0 is missing
+  values?: string[]; // a code is 1 + the row in it; 0 is missing
   low?: number; // of numbers: the 1st and the 99th percentile
   high?: number;
 }
@@ -25,102 +32,98 @@ export interface About {
   levels: string[];
   blocks: string[]; // the level that each block stands for
   widths: number[]; // numbers of each prefix
-  nodes: TreeNode[]; // each before what is below it
+  nodes: TreeNode[]; // depth first
   unknown: string; // colour of cells without a label
-  known: boolean; // labels are the file's own, not the reference's answers
+  known: boolean; // labels are those of the file, not the reference's answers
   columns: Column[];
   names: string[] | null; // of the cells
   adapter: {
     levels: number;
-    scaleDim: number;
-    classes: number[];
-    tau: number;
-    meansShare: number;
-    meansTemperature: number;
-    familiar: number;
-    blockScale: number[];
+    scaleDim: number; // numbers of a block
+    classes: number[]; // per level
+    blockScale: number[]; // per level, as the next two
     residualScale: number[];
     sharpness: number[];
-  };
+  } & Record<"tau" | "meansShare" | "meansTemperature" | "familiar", number>;
   annotator: {
-    neighbours: number;
-    temperature: number;
-    novel: number;
-    caution: number;
-    cautiousDepth: number;
-    confidence: number;
-    votes: Knots[];
+    votes: Knots[]; // per level: share of the votes -> probability
     paths: number[][]; // nodes of each path, coarse to fine
     cells: number; // of the whole reference
-    heldOut: number;
-  };
+  } & Record<"neighbours" | "temperature" | "novel" | "caution" | "cautiousDepth" | "confidence", number>;
   facts: Record<string, string>;
 }
 
-const TYPES = {
-  uint8: Uint8Array,
-  uint16: Uint16Array,
-  uint32: Uint32Array,
-  int8: Int8Array,
-  int16: Int16Array,
-  float32: Float32Array,
-  float64: Float64Array,
-};
-type TypeName = keyof typeof TYPES;
-export type Numbers = Uint8Array | Uint16Array | Uint32Array | Int8Array | Int16Array | Float32Array | Float64Array;
+/** Cells on the map: those of the page, or those that were dropped on it. */
+export interface CellSet {
+  names: string[] | null;
+  node: Numbers; // (n,) the node of each cell
+  layouts: Float32Array[]; // (n, 2) per prefix
+  answers: Answers | null; // null where the labels are those of the file
+}
 
-export interface Matrix<T extends Numbers = Numbers> {
-  values: T;
+/** Of text, with codes from 1 and 0 for missing; or the numbers themselves. */
+export interface CellColumn extends Column {
+  codes: Numbers;
+}
+
+/** What the page holds beside the map. */
+export interface Vectors {
+  fractal: Bank;
+  raw: Bank;
+  annotator: Annotator;
+}
+
+export type Numbers = Uint8Array | Uint16Array | Uint32Array | Int16Array | Float32Array | Float64Array;
+const TYPES: Record<string, new (buffer: ArrayBuffer) => Numbers> = {
+  uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int16: Int16Array, float32: Float32Array, float64: Float64Array,
+};
+
+export interface Matrix {
+  values: Numbers;
   shape: number[];
 }
 
-function need(id: string): HTMLElement {
-  const element = document.getElementById(id);
-  if (!element) throw new Error(`the page lacks ${id}`);
-  return element;
+export const readAbout = () => JSON.parse(find("#about").textContent!) as About;
+
+/** All arrays that the browser has come to, by name. Their text is dropped. */
+export async function readArrays(): Promise<Record<string, Matrix>> {
+  const elements = [...document.querySelectorAll<HTMLElement>("script[data-shape]")];
+  return Object.fromEntries(await Promise.all(elements.map(async (element) => [element.id.slice(6), await readArray(element)])));
 }
 
-export function readAbout(): About {
-  return JSON.parse(need("about").textContent ?? "") as About;
-}
-
-function fromBase64(text: string): Uint8Array<ArrayBuffer> {
-  const binary = atob(text);
-  const bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
-  return bytes;
-}
-
-async function gunzip(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array<ArrayBuffer>> {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-/** The array called so. Its text is dropped: it is only read once. */
-export async function readArray<T extends Numbers>(name: string): Promise<Matrix<T>> {
-  const element = need(`array-${name}`);
-  const type = TYPES[element.dataset.type as TypeName];
-  const shape = (element.dataset.shape ?? "").split(",").map(Number);
-  const planes = await gunzip(fromBase64(element.textContent ?? ""));
+async function readArray(element: HTMLElement): Promise<Matrix> {
+  const { type, shape } = element.dataset;
+  const zipped = Uint8Array.from(atob(element.textContent!), (character) => character.charCodeAt(0));
   element.remove();
-  const size = type.BYTES_PER_ELEMENT;
-  const count = planes.length / size;
+  const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
   const bytes = new Uint8Array(planes.length);
+  const count = shape!.split(",").reduce((product, size) => product * Number(size), 1);
+  const size = planes.length / count;
   for (let k = 0; k < size; k++) {
     for (let i = 0, from = k * count, to = k; i < count; i++, from++, to += size) bytes[to] = planes[from];
   }
-  return { values: new type(bytes.buffer) as Numbers as T, shape };
+  return { values: new TYPES[type!](bytes.buffer), shape: shape!.split(",").map(Number) };
 }
 
-/** Whole numbers (n, dim) -> float32 rows of length 1, as fractal/explorer.py's `unit`. */
-export function unitRows(whole: Matrix<Int16Array>): Float32Array {
-  const [n, dim] = whole.shape;
-  const rows = new Float32Array(n * dim);
-  for (let i = 0; i < n; i++) {
-    let square = 0;
-    for (let k = i * dim; k < (i + 1) * dim; k++) square += whole.values[k] * whole.values[k];
-    const norm = Math.sqrt(square) || 1;
-    for (let k = i * dim; k < (i + 1) * dim; k++) rows[k] = whole.values[k] / norm;
+/** The cells of the page, and their columns. */
+export function cellsOf({ columns, names, widths }: About, arrays: Record<string, Matrix>): [CellSet, CellColumn[]] {
+  const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
+  const size = maps.length / widths.length;
+  const layouts = widths.map((_, j) => maps.subarray(j * size, (j + 1) * size));
+  const withCodes = columns.map((column, i) => ({ ...column, codes: arrays[`column_${i}`].values }));
+  return [{ names, node: arrays.node.values, layouts, answers: null }, withCodes];
+}
+
+/** The vectors, a hundred times larger than the rest: they stand behind the script. */
+export async function readVectors({ adapter, annotator }: About): Promise<Vectors> {
+  if (document.readyState === "loading") {
+    await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
   }
-  return rows;
+  const arrays = await readArrays();
+  const [fractal, raw, voters] = ["fractal", "raw", "bank"].map((name) => {
+    const { values, shape } = arrays[name];
+    return new Bank(normalize(Float32Array.from(values), shape[1]), shape[1]);
+  });
+  return { fractal, raw, annotator: new Annotator(new Adapter(adapter, arrays), annotator, voters, arrays) };
 }

@@ -1,4 +1,4 @@
-// A dropped file -> vectors. CSV and TSV, Parquet, .npy. What does not fit is said in one line.
+// A dropped file -> vectors: CSV and TSV, Parquet, .npy. An Error's message says in one line what does not fit.
 
 import { gunzipSync } from "fflate";
 import { decompress } from "fzstd";
@@ -6,57 +6,67 @@ import { parquetMetadataAsync, parquetReadObjects, parquetSchema } from "hyparqu
 import Papa from "papaparse";
 
 export interface Dropped {
-  vectors: Float32Array; // (n, dim)
-  n: number;
-  names: string[] | null;
+  vectors: Float32Array; // (n, dim), NaN for missing numbers
+  names: string[] | null; // of the cells
 }
 
-const NAMES = ["cell_id", "obs_names", "index", "__index_level_0__"]; // as fractal/vectors.py
+const NAMES = ["cell_id", "obs_names", "index", "__index_level_0__"]; // columns that name the cells
+const KINDS = "CSV, TSV, Parquet and .npy files are read here";
 
-export async function readVectors(file: File, dim: number): Promise<Dropped> {
+/** A file of vectors of `dim` numbers; `rep` is their key in the obsm of an AnnData. */
+export async function readFile(file: File, dim: number, rep: string): Promise<Dropped> {
+  if (file.size === 0) throw new Error("it is empty");
   const kind = file.name.toLowerCase().split(".").pop();
-  if (file.size === 0) throw new Error(`${file.name} is empty`);
   const bytes = await file.arrayBuffer();
-  let read: Dropped;
-  if (kind === "npy") read = readNpy(bytes, dim);
-  else if (kind === "parquet" || kind === "pq") read = await readParquet(bytes, dim);
-  else if (kind === "csv" || kind === "tsv" || kind === "txt") read = readText(new TextDecoder().decode(bytes), dim);
-  else throw new Error(`${file.name}: CSV, TSV, Parquet and .npy are read`);
-  if (read.n === 0) throw new Error(`${file.name} holds no cell`);
-  return read;
+  const read = async () => {
+    if (kind === "npy") return readNpy(bytes, dim);
+    if (kind === "parquet" || kind === "pq") return readParquet(bytes, dim);
+    if (kind === "csv" || kind === "tsv" || kind === "txt") return readText(new TextDecoder().decode(bytes), dim);
+    throw new Error(kind === "h5ad" ? `${KINDS}; ${csvOf(file.name, rep)}` : KINDS);
+  };
+  const dropped = await read();
+  if (!dropped.vectors.length) throw new Error("it holds no cell");
+  return dropped;
 }
 
-function expected(found: number, dim: number): Error {
-  return new Error(`it has ${found} numbers a cell, the reference takes ${dim}: vectors of the same embedding`);
+/** The command that makes of an .h5ad a file that is read. */
+function csvOf(name: string, rep: string): string {
+  const quoted = (text: string) => JSON.stringify(text).replaceAll("'", "\\u0027");
+  const output = quoted(name.replace(/h5ad$/i, "csv"));
+  const code = `import anndata, pandas; a = anndata.read_h5ad(${quoted(name)}); pandas.DataFrame(a.obsm[${quoted(rep)}], a.obs_names).to_csv(${output})`;
+  return `this makes one of it: python -c '${code}'`;
 }
 
-/** A header is what can't be read as numbers; a column that is no number names the cells. */
+function mismatch(width: number, dim: number): Error {
+  return new Error(`it has ${width} numbers a cell, the reference takes ${dim}: vectors of the same embedding`);
+}
+
+/** The columns of numbers are those whose second line is one; the first other column names the cells. */
 function readText(text: string, dim: number): Dropped {
   const { data } = Papa.parse<string[]>(text.replace(/^\uFEFF/, ""), { skipEmptyLines: "greedy" });
-  const isNumber = (value: string) => /^\s*([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)|)\s*$/i.test(value);
-  if (!data.length) return { vectors: new Float32Array(), n: 0, names: null };
+  if (!data.length) throw new Error("it holds no cell");
+  const isNumber = (value: string) => /^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)|)\s*$/i.test(value);
   const sample = data[Math.min(1, data.length - 1)];
   let columns = sample.map((_, k) => k).filter((k) => isNumber(sample[k]));
   // A first column of row numbers, as pandas writes its index, is no part of the vector.
-  const indexed = columns[0] === 0 && (!data[0][0].trim() || NAMES.includes(data[0][0]));
-  if (indexed) columns = columns.slice(1);
+  const isIndexed = columns[0] === 0 && (!data[0][0].trim() || NAMES.includes(data[0][0]));
+  if (isIndexed) columns = columns.slice(1);
   const top = columns.map((k) => data[0][k]);
-  const counted = top.length > 1 && top.every((value, k) => Number(value) === Number(top[0]) + k); // columns 0, 1, 2, ...
-  const header = indexed || counted || top.some((value) => !isNumber(value));
-  if (columns.length !== dim) throw expected(columns.length, dim);
-  const first = header ? 1 : 0;
-  const n = data.length - first;
-  const vectors = new Float32Array(n * dim);
-  const named = indexed ? 0 : sample.findIndex((value) => !isNumber(value));
-  for (let i = 0; i < n; i++) {
-    const row = data[i + first];
-    if (row.length !== sample.length) throw new Error(`line ${i + first + 1} has ${row.length} fields, not ${sample.length}`);
+  const isCounted = top.length > 1 && top.every((value, k) => Number(value) === Number(top[0]) + k); // 0, 1, 2, ...
+  const hasHeader = isIndexed || isCounted || top.some((value) => !isNumber(value));
+  if (columns.length !== dim) throw mismatch(columns.length, dim);
+  const rows = hasHeader ? data.slice(1) : data;
+  const vectors = new Float32Array(rows.length * dim);
+  rows.forEach((row, i) => {
+    const line = i + 1 + data.length - rows.length;
+    if (row.length !== sample.length) throw new Error(`line ${line} has ${row.length} fields, not ${sample.length}`);
     columns.forEach((column, k) => {
       const value = row[column].trim();
       vectors[i * dim + k] = value === "" ? NaN : /inf/i.test(value) ? Infinity : Number(value);
     });
-  }
-  return { vectors, n, names: named < 0 ? null : data.slice(first).map((row) => row[named]) };
+  });
+  const named = isIndexed ? 0 : sample.findIndex((value) => !isNumber(value));
+  return { vectors, names: named < 0 ? null : rows.map((row) => row[named]) };
 }
 
 /** Format version 1 to 3; floats of 2, 4 or 8 bytes, rows or columns first. */
@@ -71,24 +81,20 @@ function readNpy(buffer: ArrayBuffer, dim: number): Dropped {
   const type = /'descr':\s*'([<>|=])f([248])'/.exec(header);
   const shape = /'shape':\s*\((\d+),\s*(\d+),?\s*\)/.exec(header);
   if (!type || !shape) throw new Error("it must hold floats, cells x numbers");
-  const [n, found] = [Number(shape[1]), Number(shape[2])];
-  if (found !== dim) throw expected(found, dim);
-  const size = Number(type[2]);
+  const [n, width, size] = [Number(shape[1]), Number(shape[2]), Number(type[2])];
+  if (width !== dim) throw mismatch(width, dim);
   if (bytes.length < start + length + n * dim * size) throw new Error("it is cut short");
-  const little = type[1] !== ">";
-  const get = {
-    2: (at: number) => float16(view.getUint16(at, little)),
-    4: (at: number) => view.getFloat32(at, little),
-    8: (at: number) => view.getFloat64(at, little),
-  }[size as 2 | 4 | 8];
-  const columnsFirst = /'fortran_order':\s*True/.test(header);
+  const isLittle = type[1] !== ">";
+  const read = (position: number) => {
+    if (size === 2) return float16(view.getUint16(position, isLittle));
+    return size === 4 ? view.getFloat32(position, isLittle) : view.getFloat64(position, isLittle);
+  };
+  const [rowStep, columnStep] = /'fortran_order':\s*True/.test(header) ? [1, n] : [dim, 1];
   const vectors = new Float32Array(n * dim);
   for (let i = 0; i < n; i++) {
-    for (let k = 0; k < dim; k++) {
-      vectors[i * dim + k] = get(start + length + size * (columnsFirst ? k * n + i : i * dim + k));
-    }
+    for (let k = 0; k < dim; k++) vectors[i * dim + k] = read(start + length + size * (i * rowStep + k * columnStep));
   }
-  return { vectors, n, names: null };
+  return { vectors, names: null };
 }
 
 function float16(bits: number): number {
@@ -99,30 +105,27 @@ function float16(bits: number): number {
   return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : (fraction / 1024) * 2 ** -14);
 }
 
-/** A column `embedding` of lists, or `dim` columns of numbers; a column of names as pandas and we call it. */
-async function readParquet(buffer: ArrayBuffer, dim: number): Promise<Dropped> {
+/** A column `embedding` of lists, or `dim` columns of floats. */
+async function readParquet(file: ArrayBuffer, dim: number): Promise<Dropped> {
   const compressors = {
     ZSTD: (input: Uint8Array) => decompress(input),
     GZIP: (input: Uint8Array) => gunzipSync(input),
   };
-  const metadata = await parquetMetadataAsync(buffer);
-  const fields = parquetSchema(metadata).children;
-  const there = fields.map((field) => field.element.name);
-  const isFloat = (type: string | undefined) => type === "FLOAT" || type === "DOUBLE";
-  const numbers = fields.filter((field) => isFloat(field.element.type)).map((field) => field.element.name);
-  const lists = there.includes("embedding");
-  if (!lists && numbers.length !== dim) {
-    throw new Error(`it has no column 'embedding', and ${numbers.length} columns of floats, not ${dim}`);
+  const metadata = await parquetMetadataAsync(file);
+  const fields = parquetSchema(metadata).children.map(({ element }) => element);
+  const isList = fields.some(({ name }) => name === "embedding");
+  const floats = fields.filter(({ type }) => type === "FLOAT" || type === "DOUBLE").map(({ name }) => name);
+  if (!isList && floats.length !== dim) {
+    throw new Error(`it has no column 'embedding', and ${floats.length} columns of floats, not ${dim}`);
   }
-  const named = NAMES.find((name) => there.includes(name));
-  const wanted = lists ? ["embedding"] : numbers;
-  const columns = named && !wanted.includes(named) ? [...wanted, named] : wanted;
-  const rows = await parquetReadObjects({ file: buffer, metadata, columns, compressors });
-  const vectors = new Float32Array(rows.length * dim);
+  const named = NAMES.find((name) => fields.some((field) => field.name === name));
+  const columns = [...new Set([...(isList ? ["embedding"] : floats), ...(named ? [named] : [])])];
+  const rows = await parquetReadObjects({ file, metadata, columns, compressors });
+  const vectors = new Float32Array(rows.length * dim).fill(NaN);
   rows.forEach((row, i) => {
-    const values: ArrayLike<number> = lists ? (row.embedding ?? []) : numbers.map((name) => row[name] as number);
-    if (values.length !== dim) throw expected(values.length, dim);
-    vectors.set(values, i * dim);
+    const values: ArrayLike<number | null> | null = isList ? row.embedding : floats.map((name) => row[name] as number | null);
+    if (values && values.length !== dim) throw mismatch(values.length, dim);
+    for (let k = 0; values && k < dim; k++) vectors[i * dim + k] = values[k] ?? NaN;
   });
-  return { vectors, n: rows.length, names: named ? rows.map((row) => String(row[named])) : null };
+  return { vectors, names: named ? rows.map((row) => String(row[named])) : null };
 }

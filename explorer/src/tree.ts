@@ -1,52 +1,51 @@
-// The hierarchy of labels, and which of its nodes each cell is at.
+// The hierarchy of labels. Nodes stand in depth-first order: those below a node follow it without a gap.
 
-import type { About, TreeNode } from "./data";
+import type { TreeNode } from "./data";
 
 export class Tree {
-  readonly nodes: TreeNode[];
-  readonly depth: number[];
   readonly children: number[][];
-  readonly last: number[]; // the last node below each, so that [node, last] are all below it
-  private readonly ancestors: number[][]; // [node][level]: the node at that level, or the node itself above it
+  private readonly last: number[]; // the last node below each
+  private readonly paths: number[][] = []; // from the root, which is node 0, to each node
 
-  constructor(about: About) {
-    this.nodes = about.nodes;
-    this.depth = this.nodes.map(() => 0);
-    this.children = this.nodes.map(() => []);
-    this.last = this.nodes.map((_, i) => i);
-    this.ancestors = this.nodes.map(() => []);
-    this.nodes.forEach((node, i) => {
-      if (i) {
-        this.depth[i] = this.depth[node.parent] + 1;
-        this.children[node.parent].push(i);
-      }
-      for (let up = i; up >= 0; up = this.nodes[up].parent) this.last[up] = Math.max(this.last[up], i);
-      const above = i ? this.ancestors[node.parent].slice(0, this.depth[i]) : [0];
-      this.ancestors[i] = [...above, ...Array<number>(about.levels.length + 1 - above.length).fill(i)];
+  constructor(readonly nodes: TreeNode[]) {
+    this.children = nodes.map(() => []);
+    this.last = nodes.map(() => 0);
+    nodes.forEach(({ parent }, node) => {
+      this.paths.push(node ? [...this.paths[parent], node] : [0]);
+      if (node) this.children[parent].push(node);
+      for (const above of this.paths[node]) this.last[above] = node;
     });
   }
 
-  /** The node of level 1, 2, ... above `node`; itself where it is not so deep. */
+  depth(node: number): number {
+    return this.paths[node].length - 1;
+  }
+
+  /** The node of level 1, 2, ... above `node`; `node` itself where it is not so deep. */
   at(node: number, level: number): number {
-    return this.ancestors[node][level];
+    return this.paths[node][Math.min(level, this.depth(node))];
   }
 
   isBelow(node: number, top: number): boolean {
     return node >= top && node <= this.last[top];
   }
 
-  /** Names from the root down, without those that say the same again. */
-  names(node: number): string[] {
-    const path: string[] = [];
-    for (let up = node; up > 0; up = this.nodes[up].parent) path.unshift(this.nodes[up].name);
-    return path.filter((name, i) => i === 0 || name !== path[i - 1]);
+  /** Nodes above `node`, from the root. */
+  above(node: number): number[] {
+    return this.paths[node].slice(0, -1);
   }
 
   name(node: number): string {
     return node ? this.nodes[node].name : "no label";
   }
 
-  /** How many cells are at or below each node. */
+  /** Names from level 1 down; a name that repeats the one above it is left out. "" for the root. */
+  path(node: number): string {
+    const names = this.paths[node].slice(1).map((step) => this.nodes[step].name);
+    return names.filter((name, i) => name !== names[i - 1]).join(" › ");
+  }
+
+  /** Number of cells at or below each node. */
   counts(cells: ArrayLike<number>): Uint32Array {
     const counts = new Uint32Array(this.nodes.length);
     for (let i = 0; i < cells.length; i++) counts[cells[i]]++;
@@ -54,31 +53,18 @@ export class Tree {
     return counts;
   }
 
-  /** Nodes whose name, synonym or id has the text; those that begin with it first. */
-  search(text: string): { node: number; by: string }[] {
+  /** Nodes whose name, id or a synonym contains the text -> what matched; the best match first. */
+  search(text: string): Map<number, string> {
     const wanted = text.trim().toLowerCase();
-    if (!wanted) return [];
-    const found: { node: number; by: string; rank: number }[] = [];
-    const seen = new Map<string, number>();
-    this.nodes.forEach((node, i) => {
-      if (!i) return;
-      const rank = (name: string) => {
-        const at = name.toLowerCase().indexOf(wanted);
-        return at < 0 ? Infinity : name.length === wanted.length ? 0 : at === 0 ? 1 : 2;
-      };
-      const names = [node.name, node.id, ...node.synonyms];
-      const ranks = names.map(rank);
-      const best = Math.min(...ranks);
-      if (best === Infinity) return;
-      const by = names[ranks.indexOf(best)];
-      const entry = { node: i, by: by === node.name ? "" : by, rank: best };
-      // A name that is said at several levels, such as "B cell" as type and as subtype, is one entry: the coarsest.
-      const key = `${node.name}\n${node.id}`;
-      const before = seen.get(key);
-      if (before !== undefined && this.isBelow(i, before)) return;
-      seen.set(key, i);
-      found.push(entry);
+    const rank = (name: string) => {
+      const start = name.toLowerCase().indexOf(wanted);
+      return start < 0 ? Infinity : name.length === wanted.length ? 0 : start === 0 ? 1 : 2;
+    };
+    const matches = this.nodes.slice(1).map(({ name, id, synonyms }, i) => {
+      const [by] = [name, id, ...synonyms].sort((a, b) => rank(a) - rank(b));
+      return { node: i + 1, by, rank: rank(by) };
     });
-    return found.sort((a, b) => a.rank - b.rank || a.node - b.node).slice(0, 12);
+    const best = matches.filter((match) => match.rank < Infinity).sort((a, b) => a.rank - b.rank || a.node - b.node);
+    return new Map(best.map(({ node, by }) => [node, by]));
   }
 }

@@ -1,0 +1,140 @@
+// The answers of `fractal annotate`: votes of neighbours -> calibrated probabilities -> a label as deep as they allow.
+
+import { bisectLeft, cumsum, greatest, rollup, sum } from "d3-array";
+import type { Adapter, Output } from "./adapter";
+import type { About, Knots, Matrix } from "./data";
+import { length, softmax } from "./matrix";
+import type { Bank, Neighbours } from "./neighbours";
+
+export const STATUSES = ["ok", "withheld", "novel", "invalid"] as const;
+
+/** Answers for n cells. */
+export interface Answers {
+  path: Int32Array; // -1: the cell has no usable vector
+  probability: Float64Array; // (n, levels)
+  depth: Uint8Array; // levels that are answered
+  pValue: Float64Array;
+  status: Uint8Array; // row in STATUSES
+}
+
+/** Linear interpolation between knots, constant beyond them. */
+function interpolate(x: number, [knots, values]: Knots): number {
+  const high = bisectLeft(knots, x);
+  if (high === 0 || high === knots.length) return values[Math.max(0, high - 1)];
+  const share = (x - knots[high - 1]) / (knots[high] - knots[high - 1]);
+  return values[high - 1] + share * (values[high] - values[high - 1]);
+}
+
+/** The conformal p-value of x: the share, by weight, of held-out values (ascending) that are at least as large. */
+function tail(values: Float64Array, weights: Float64Array): (x: number) => number {
+  const below = [0, ...cumsum(weights)];
+  const total = below[weights.length];
+  const mean = total / weights.length;
+  return (x) => (total - below[bisectLeft(values, x)] + mean) / (total + mean);
+}
+
+const BATCH = 64; // cells at a time; their cosines to 8,000 cells are 2 MB
+
+export class Annotator {
+  private readonly votersPath: ArrayLike<number>;
+  private readonly whiten: ArrayLike<number>; // (dim, dim), one output a row
+  private readonly means: ArrayLike<number>; // (paths, dim), whitened
+  private readonly signalTails: ((x: number) => number)[];
+  private readonly scoreTail: (x: number) => number;
+
+  constructor(
+    readonly adapter: Adapter,
+    private readonly config: About["annotator"],
+    readonly voters: Bank,
+    arrays: Record<string, Matrix>,
+  ) {
+    this.votersPath = arrays.bank_path.values;
+    this.whiten = arrays.whiten.values;
+    this.means = arrays.whitened_means.values;
+    const [count, knots] = arrays.signals.shape;
+    const row = (name: string, i: number) => arrays[name].values.subarray(i * knots, (i + 1) * knots) as Float64Array;
+    this.signalTails = Array.from({ length: count }, (_, i) => tail(row("signals", i), row("signal_weights", i)));
+    this.scoreTail = tail(row("ood_score", 0), row("ood_weights", 0));
+  }
+
+  /**
+   * vectors (n, dim) -> answers and fractal vectors (n, width). `progress` gets the number of cells that are done, and
+   * stops the work by returning false.
+   */
+  async answer(
+    vectors: Float32Array,
+    progress: (done: number) => boolean | Promise<boolean>,
+  ): Promise<{ answers: Answers; full: Float32Array } | null> {
+    const { dim, width } = this.adapter;
+    const n = vectors.length / dim;
+    const full = new Float32Array(n * width);
+    const answers: Answers = {
+      path: new Int32Array(n).fill(-1),
+      probability: new Float64Array(n * this.config.votes.length).fill(NaN),
+      depth: new Uint8Array(n),
+      pValue: new Float64Array(n).fill(NaN),
+      status: new Uint8Array(n).fill(STATUSES.indexOf("invalid")),
+    };
+    for (let start = 0; start < n; start += BATCH) {
+      const end = Math.min(n, start + BATCH);
+      const cell = (row: number) => vectors.subarray(row * dim, (row + 1) * dim);
+      const rows = Array.from({ length: end - start }, (_, i) => start + i);
+      const usable = rows.filter((row) => cell(row).every(Number.isFinite) && cell(row).some(Boolean));
+      const x = new Float32Array(usable.length * dim);
+      usable.forEach((row, i) => x.set(cell(row), i * dim));
+      const output = this.adapter.forward(x);
+      const neighbours = this.voters.search(output.full, Math.min(this.config.neighbours, this.voters.n));
+      usable.forEach((row, i) => {
+        full.set(output.full.subarray(i * width, (i + 1) * width), row * width);
+        this.answerCell(cell(row), i, output, neighbours[i], row, answers);
+      });
+      if (!(await progress(end))) return null;
+    }
+    return { answers, full };
+  }
+
+  /** Put the answer for the cell (dim,), which is number i of the output, into a row of the answers. */
+  private answerCell(cell: Float32Array, i: number, output: Output, { rows, cosines }: Neighbours, row: number, answers: Answers): void {
+    const { votes, confidence, temperature, novel, caution, cautiousDepth } = this.config;
+    const shares = softmax(Float64Array.from(cosines, (cosine) => cosine / temperature));
+    const voters = rows.map((voter, k) => ({ path: this.votersPath[voter], vote: shares[k] }));
+    const { path, shares: ofLabels } = this.descend(voters);
+    const probability = answers.probability.subarray(row * votes.length, (row + 1) * votes.length);
+    ofLabels.forEach((share, k) => {
+      probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));
+    });
+    const signals = [this.mahalanobis(cell, path), -output.logit[i], -Math.log(output.probability[i])];
+    const pValue = this.scoreTail(-sum(signals, (value, k) => Math.log(this.signalTails[k](value)))); // Fisher's
+    const confident = probability.filter((value) => value >= confidence).length;
+    const depth = pValue < caution ? Math.min(confident, cautiousDepth) : confident;
+    answers.path[row] = path;
+    answers.depth[row] = depth;
+    answers.pValue[row] = pValue;
+    answers.status[row] = STATUSES.indexOf(pValue < novel ? "novel" : depth < confident ? "withheld" : "ok");
+  }
+
+  /** From the root down, the node with most votes below the one above -> their path, and the share of each. */
+  private descend(voters: { path: number; vote: number }[]): { path: number; shares: number[] } {
+    const { paths, votes } = this.config;
+    const shares = votes.map((_, k) => {
+      const sums = rollup(voters, (group) => sum(group, ({ vote }) => vote), ({ path }) => paths[path][k]);
+      const [best, share] = greatest(sums, (a, b) => a[1] - b[1] || b[0] - a[0])!;
+      voters = voters.filter(({ path }) => paths[path][k] === best);
+      return share;
+    });
+    return { path: voters[0].path, shares };
+  }
+
+  /** Distance of the cell (dim,) from the mean of its path, under the covariance that all types share. */
+  private mahalanobis(cell: Float32Array, path: number): number {
+    const { dim } = this.adapter;
+    const norm = length(cell, 0, dim);
+    let square = 0;
+    for (let o = 0; o < dim; o++) {
+      let sum = 0;
+      for (let k = 0; k < dim; k++) sum += (cell[k] / norm) * this.whiten[o * dim + k];
+      square += (sum - this.means[path * dim + o]) ** 2;
+    }
+    return Math.sqrt(square);
+  }
+}

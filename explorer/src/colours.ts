@@ -1,0 +1,33 @@
+// Colours of cells: of categories, of numbers, and of cells that are greyed out.
+
+import { type RGBColor, rgb } from "d3-color";
+import { piecewise } from "d3-interpolate";
+
+export const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]; // viridis, for numbers
+const CATEGORIES = [
+  "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
+  "#b8a000", "#8c6bb1", "#7f5539", "#2a9d8f", "#e76f51", "#8ab17d",
+];
+const OPACITY = 225; // of 255
+const GREYED = [128, 128, 128, 26];
+
+export const category = (i: number) => CATEGORIES[i % CATEGORIES.length];
+
+export const ramp = (share: number) => piecewise(RAMP)(Math.min(1, Math.max(0, share)));
+
+/** Red, green, blue and opacity of n cells, (n, 4). */
+export function paint(n: number, isLit: (row: number) => boolean, colourOf: (row: number) => string): Uint8Array {
+  const parsed = new Map<string, RGBColor>();
+  const colours = new Uint8Array(4 * n);
+  for (let row = 0; row < n; row++) {
+    if (!isLit(row)) {
+      colours.set(GREYED, 4 * row);
+      continue;
+    }
+    const text = colourOf(row);
+    const colour = parsed.get(text) ?? rgb(text);
+    parsed.set(text, colour);
+    colours.set([colour.r, colour.g, colour.b, OPACITY], 4 * row);
+  }
+  return colours;
+}

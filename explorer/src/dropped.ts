@@ -1,0 +1,61 @@
+// Cells that were dropped on the page: their positions on the map, and their answers as a table.
+
+import { median } from "d3-array";
+import { type Answers, STATUSES } from "./annotator";
+import type { About, CellSet } from "./data";
+import { downloadCsv } from "./format";
+import type { Bank } from "./neighbours";
+import type { Tree } from "./tree";
+
+export interface Yours extends CellSet {
+  file: string;
+  raw: Float32Array; // (n, dim) as they came
+  full: Float32Array; // (n, width) fractal vectors
+  answers: Answers;
+}
+
+/** The deepest node that is answered for each cell, 0 for none. */
+export function nodesOf({ path, depth }: Answers, paths: number[][]): Uint32Array {
+  return Uint32Array.from(path, (p, row) => (p < 0 || !depth[row] ? 0 : paths[p][depth[row] - 1]));
+}
+
+const NEIGHBOURS = 10; // cells of the map that decide on a position, as in `fractal map`
+const BATCH = 64;
+
+/**
+ * Positions (n, 2) per prefix of cells full (n, width): per axis, the median of the nearest cells of the map by that
+ * prefix. A cell without a usable vector has NaN. null: `progress` stopped the work.
+ */
+export async function positions(
+  full: Float32Array, bank: Bank, widths: number[], layouts: Float32Array[], progress: (done: number) => Promise<boolean>,
+): Promise<Float32Array[] | null> {
+  const n = full.length / bank.dim;
+  const result = layouts.map(() => new Float32Array(2 * n).fill(NaN));
+  for (let start = 0; start < n; start += BATCH) {
+    const batch = full.subarray(start * bank.dim, (start + BATCH) * bank.dim);
+    widths.forEach((width, j) => {
+      bank.search(batch, Math.min(NEIGHBOURS, bank.n), width).forEach(({ rows }, i) => {
+        if (batch.subarray(i * bank.dim, (i + 1) * bank.dim).every((value) => value === 0)) return;
+        for (const axis of [0, 1]) result[j][2 * (start + i) + axis] = median(rows, (row) => layouts[j][2 * row + axis])!;
+      });
+    });
+    if (!(await progress(Math.min(n, start + BATCH)))) return null;
+  }
+  return result;
+}
+
+/** Save the columns of `fractal annotate`, as far as the page knows them. */
+export function save({ answers, names, node }: Yours, { levels, annotator }: About, tree: Tree): void {
+  const ofLevels = levels.flatMap((level) => [level, `${level}_cl_id`, `${level}_probability`]);
+  const digits = (value: number) => Number(value.toPrecision(6));
+  const rows = Array.from(node, (deepest, i) => {
+    const path = annotator.paths[answers.path[i]] ?? levels.map(() => 0); // the root has no name
+    const labels = path.flatMap((step, k) => {
+      return [tree.nodes[step].name, tree.nodes[step].id, digits(answers.probability[i * levels.length + k])];
+    });
+    const { name, id } = tree.nodes[deepest];
+    const level = answers.depth[i] ? levels[answers.depth[i] - 1] : "none";
+    return [names ? names[i] : String(i), level, name, id, ...labels, digits(answers.pValue[i]), STATUSES[answers.status[i]]];
+  });
+  downloadCsv("labels.csv", ["cell_id", "level", "label", "cl_id", ...ofLevels, "p_value", "status"], rows);
+}

@@ -1,0 +1,139 @@
+// The tab "Types": what colours the cells, and its legend. Pointing at a row lights its cells up.
+
+import type { ComponentChildren } from "preact";
+import { RAMP } from "./colours";
+import type { CellColumn } from "./data";
+import { count } from "./format";
+import type { Page } from "./page";
+import { Swatch } from "./widgets";
+
+export function Types({ page }: { page: Page }) {
+  const { column, tree, query } = page;
+  const matches = query ? tree.search(query) : null;
+  const press = (event: KeyboardEvent) => {
+    const [best] = matches?.keys() ?? [];
+    if (event.key === "Enter" && best) page.showType(best);
+    if (event.key === "Escape") page.search("");
+    if (event.key === "Enter" || event.key === "Escape") (event.currentTarget as HTMLElement).blur();
+  };
+  return (
+    <>
+      <input
+        id="search" type="search" placeholder="Find a type: name, synonym or CL id" aria-label="Find a type"
+        autocomplete="off" spellcheck={false} value={query}
+        onInput={(event) => page.search(event.currentTarget.value)} onKeyDown={press}
+      />
+      <label class="field">
+        Colour by
+        <select id="colour" value={page.colour} onChange={(event) => page.colourBy(event.currentTarget.value)}>
+          {page.colourings.map(([id, name]) => <option value={id}>{name}</option>)}
+        </select>
+      </label>
+      {!column && <TreeLegend page={page} matches={matches} />}
+      {column?.values && <Values page={page} column={column} />}
+      {column && !column.values && <Ramp column={column} />}
+    </>
+  );
+}
+
+interface TreeProps {
+  page: Page;
+  matches: Map<number, string> | null; // of the search: nodes, and the name, id or synonym that matched
+}
+
+function TreeLegend({ page, matches }: TreeProps) {
+  const { tree, counts } = page;
+  if (matches?.size === 0) return <p class="empty">no such type</p>;
+  const unlabelled = counts[0] - tree.children[0].reduce((sum, child) => sum + counts[child], 0);
+  return (
+    <div id="tree" role="tree" onPointerLeave={() => page.hover(null)}>
+      {tree.children[0].map((node) => <Branch page={page} matches={matches} node={node} />)}
+      {unlabelled > 0 && !matches && <Row page={page} value={0} name="no label" cells={unlabelled} />}
+    </div>
+  );
+}
+
+/** A node and those below it. A node with one child of the same name is shown as that child. */
+function Branch({ page, matches, node }: TreeProps & { node: number }) {
+  const { tree, counts } = page;
+  const { name, id, synonyms } = tree.nodes[node];
+  const below = tree.children[node].filter((child) => (matches ? true : counts[child]));
+  const [only] = below;
+  if (below.length === 1 && tree.name(only) === name && counts[only] === counts[node]) {
+    return <Branch page={page} matches={matches} node={only} />;
+  }
+  const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
+  if (!isShown) return null;
+  const isOpen = matches !== null || page.unfolded.has(node);
+  const by = matches?.get(node);
+  const act = matches ? () => page.showType(node) : below.length ? () => page.fold(node) : undefined;
+  return (
+    <div class="branch" role="treeitem" aria-expanded={below.length ? isOpen : undefined}>
+      <Row
+        page={page} value={node} name={name} cells={counts[node]} act={act} mark={below.length ? (isOpen ? "▾" : "▸") : ""}
+        title={[tree.path(node), id, synonyms.slice(0, 6).join("; ")].filter(Boolean).join("\n")}
+      >
+        {by && <small>{[...new Set([by, id])].filter((text) => text !== name).join(" · ")}</small>}
+      </Row>
+      {isOpen && below.length > 0 && (
+        <div class="below" role="group">{below.map((child) => <Branch page={page} matches={matches} node={child} />)}</div>
+      )}
+    </div>
+  );
+}
+
+interface RowProps {
+  page: Page;
+  value: number; // node, or code of the column
+  name: string;
+  cells: number;
+  colour?: string;
+  act?: () => void; // of a click on the name; without it, the row is pinned
+  mark?: string;
+  title?: string;
+  children?: ComponentChildren;
+}
+
+function Row({ page, value, name, cells, colour, act, mark, title, children }: RowProps) {
+  const pin = () => page.pin(page.pinned === value ? null : value);
+  return (
+    <div
+      class={page.pinned === value ? "row pinned" : "row"} onPointerEnter={() => page.hover(value)}
+      onFocusIn={() => page.hover(value)} onFocusOut={() => page.hover(null)}
+    >
+      <button class="dot" title="keep lit up" aria-label={`keep ${name} lit up`} onClick={pin}>
+        <Swatch colour={colour ?? page.tree.nodes[value].colour} />
+      </button>
+      <button class="name" title={title} onClick={act ?? pin}>
+        <span class="fold">{mark}</span>
+        <span class="text">{name}{children}</span>
+        <span class="count">{count(cells)}</span>
+      </button>
+    </div>
+  );
+}
+
+/** The values of a text column, most cells first. */
+function Values({ page, column }: { page: Page; column: CellColumn }) {
+  const cells = new Uint32Array(column.values!.length + 1);
+  for (const code of column.codes) cells[code]++;
+  const codes = [...cells.keys()].filter((code) => cells[code]).sort((a, b) => cells[b] - cells[a]);
+  const name = (code: number) => (code ? column.values![code - 1] : "missing");
+  return (
+    <div id="values" onPointerLeave={() => page.hover(null)}>
+      {codes.map((code) => (
+        <Row page={page} value={code} name={name(code)} cells={cells[code]} colour={page.colourOf(column, code)} />
+      ))}
+    </div>
+  );
+}
+
+function Ramp({ column }: { column: CellColumn }) {
+  const text = (value: number) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  return (
+    <div id="values">
+      <div class="ramp" style={{ background: `linear-gradient(90deg, ${RAMP.join(", ")})` }} />
+      <p class="ends"><span>{text(column.low!)}</span><span>{text(column.high!)}</span></p>
+    </div>
+  );
+}

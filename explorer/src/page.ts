@@ -1,0 +1,399 @@
+// The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
+
+import { STATUSES } from "./annotator";
+import { category, paint, ramp } from "./colours";
+import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type Vectors } from "./data";
+import { nodesOf, positions, type Yours } from "./dropped";
+import { readFile } from "./files";
+import { count, find, percent } from "./format";
+import { type Island, islands } from "./islands";
+import { type Hit, MapView } from "./map";
+import type { Bank, Neighbours } from "./neighbours";
+import { Tree } from "./tree";
+
+const NEAREST = 15;
+export const TABS = { types: "Types", cell: "Cell", group: "Group", yours: "Your cells" };
+
+export class Page {
+  readonly tree: Tree;
+  readonly cells: CellSet;
+  readonly columns: CellColumn[];
+  readonly counts: Uint32Array; // of cells at or below each node
+  readonly map: MapView;
+  vectors: Vectors | null = null; // null while they are unpacked
+  cell: Hit | null = null;
+  group: number[] | null = null; // rows
+  yours: Yours | null = null;
+  reading: { note: string; share: number } | null = null; // of a file, and how much is done
+  error = ""; // of the last file
+  tip: { hit: Hit; x: number; y: number } | null = null;
+  tab = "types";
+  colour = "prefix"; // what colours the cells: "prefix", "level:2" or "column:0"
+  pinned: number | null = null; // node, or code of the column, that is lit up
+  hovered: number | null = null;
+  query = ""; // text that types are searched for
+  readonly unfolded = new Set<number>();
+  private readonly slider = find<HTMLInputElement>("#slider");
+  private readonly islandsOf = new Map<string, Island[]>();
+  private readonly painted = memo<void>();
+  private readonly nearest = memo<{ fractal: Neighbours; raw: Neighbours } | null>();
+
+  /** show: draws the panels beside the map. */
+  constructor(readonly about: About, arrays: Record<string, Matrix>, private readonly show: () => void) {
+    const tree = (this.tree = new Tree(about.nodes));
+    [this.cells, this.columns] = cellsOf(about, arrays);
+    this.counts = tree.counts(this.cells.node);
+    const isShort = this.counts.filter(Boolean).length <= 45;
+    tree.nodes.forEach((_, node) => (isShort || tree.depth(node) < 2) && this.unfolded.add(node));
+    this.map = new MapView(find("#points"), find("#overlay"), {
+      click: (hit) => this.choose(hit),
+      hover: (hit, x, y) => {
+        this.tip = hit && { hit, x, y };
+        this.show();
+      },
+      lasso: (corners) => this.select(corners),
+      rest: () => this.remember(),
+      names: (prefix) => this.islands(prefix),
+      nameOf: (node) => tree.name(node),
+      isLit: (hit) => this.isLit(hit),
+    });
+    this.map.add(this.cells.layouts, this.colours(0));
+    this.slider.max = String(about.widths.length);
+  }
+
+  ready(vectors: Vectors): void {
+    this.vectors = vectors;
+    this.changed();
+    document.documentElement.dataset.ready = "true";
+  }
+
+  changed(): void {
+    const { cell } = this;
+    this.painted([this.colour, this.level, this.pinned, this.hovered, this.group, this.tab, this.yours], () => {
+      this.map.setColours(0, this.colours(0));
+      if (this.yours) this.map.setColours(1, this.colours(1));
+    });
+    const links = (rows: number[], isDashed: boolean) => rows.map((row) => ({ from: cell!, to: { layer: 0, row }, isDashed }));
+    const neighbours = this.cellNeighbours;
+    this.map.links = neighbours ? [...links(neighbours.raw.rows, true), ...links(neighbours.fractal.rows, false)] : [];
+    this.map.chosen = cell;
+    this.map.draw();
+    this.show();
+    this.remember();
+  }
+
+  /** The cells of a layer of the map. */
+  set(layer: number): CellSet {
+    return layer ? this.yours! : this.cells;
+  }
+
+  // --- colours -----------------------------------------------------------------------------------------------------
+
+  /** The level (1, 2, ...) that colours the cells; null where a column does. */
+  get level(): number | null {
+    if (this.column) return null;
+    return this.colour === "prefix" ? this.levelOf(this.stop) : Number(this.colour.split(":")[1]);
+  }
+
+  private levelOf(prefix: number): number {
+    return this.about.levels.indexOf(this.about.blocks[prefix - 1]) + 1;
+  }
+
+  /** The column that tells studies or donors apart. */
+  get study(): CellColumn | undefined {
+    const ofText = this.columns.filter(({ values }) => values);
+    return ofText.find(({ name }) => /study|donor|batch|sample|dataset|patient/i.test(name)) ?? ofText[0];
+  }
+
+  get column(): CellColumn | null {
+    return this.colour.startsWith("column:") ? this.columns[Number(this.colour.split(":")[1])] : null;
+  }
+
+  /** The colour of a value of the column: its code, or the number itself. */
+  colourOf({ values, low, high }: CellColumn, value: number): string {
+    if (values ? !value : !Number.isFinite(value)) return this.about.unknown;
+    return values ? category(value - 1) : ramp((value - low!) / (high! - low! || 1));
+  }
+
+  isLit({ layer, row }: Hit): boolean {
+    const wanted = this.hovered ?? this.pinned;
+    if (wanted === null) return true;
+    if (this.column) return layer > 0 || this.column.codes[row] === wanted;
+    const node = this.set(layer).node[row];
+    return wanted === 0 ? node === 0 : this.tree.isBelow(node, wanted);
+  }
+
+  private colours(layer: number): Uint8Array {
+    const { tree } = this;
+    const { node: nodes } = this.set(layer);
+    const group = this.group && this.tab === "group" && !layer ? new Set(this.group) : null;
+    const isLit = (row: number) => this.isLit({ layer, row }) && (!group || group.has(row));
+    const column = layer ? null : this.column;
+    const level = this.level ?? this.about.levels.length;
+    const ofNode = (row: number) => tree.nodes[tree.at(nodes[row], level)].colour;
+    return paint(nodes.length, isLit, column ? (row) => this.colourOf(column, column.codes[row]) : ofNode);
+  }
+
+  get colourings(): [string, string][] {
+    return [
+      ["prefix", "the level of the prefix"],
+      ...this.about.levels.map((level, k): [string, string] => [`level:${k + 1}`, level]),
+      ...this.about.columns.map(({ name }, i): [string, string] => [`column:${i}`, name]),
+    ];
+  }
+
+  colourBy(colour: string): void {
+    this.colour = this.colourings.some(([id]) => id === colour) ? colour : "prefix";
+    this.pin(null);
+  }
+
+  /** Light up a node, or a value of the column that colours. */
+  pin(value: number | null): void {
+    this.pinned = value;
+    this.hovered = null;
+    this.changed();
+  }
+
+  hover(value: number | null): void {
+    if (value === this.hovered) return;
+    this.hovered = value;
+    this.changed();
+  }
+
+  fold(node: number): void {
+    if (!this.unfolded.delete(node)) this.unfolded.add(node);
+    this.show();
+  }
+
+  search(query: string): void {
+    this.query = query;
+    this.tab = "types";
+    if (this.column) this.colourBy("prefix");
+    else this.changed();
+  }
+
+  /** Show a type in the legend and on the map. */
+  showType(node: number): void {
+    this.search("");
+    for (const above of this.tree.above(node)) this.unfolded.add(above);
+    this.pin(node);
+    document.querySelector("#tree .pinned")?.scrollIntoView({ block: "nearest" });
+    const { node: nodes } = this.cells;
+    this.map.frame([...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
+  }
+
+  private islands(prefix: number): Island[] {
+    const { tree, islandsOf } = this;
+    const level = this.level ?? this.levelOf(prefix);
+    const key = `${prefix} ${level}`;
+    if (!islandsOf.has(key)) {
+      const groups = Array.from(this.cells.node, (node) => (tree.depth(node) < level ? 0 : tree.at(node, level)));
+      islandsOf.set(key, islands(this.cells.layouts[prefix - 1], groups, Math.max(5, this.about.cells / 1000)));
+    }
+    return islandsOf.get(key)!;
+  }
+
+  // --- the prefix --------------------------------------------------------------------------------------------------
+
+  /** The prefix that is nearest to the slider's position. */
+  get stop(): number {
+    return Math.round(this.map?.prefix ?? 1);
+  }
+
+  setPrefix(prefix: number, smooth = true): void {
+    let before = this.stop;
+    this.map.morph(Math.min(this.about.widths.length, Math.max(1, prefix)), smooth, () => {
+      this.slider.value = String(this.map.prefix);
+      if (this.stop !== before) this.changed();
+      before = this.stop;
+    });
+  }
+
+  // --- a cell ------------------------------------------------------------------------------------------------------
+
+  choose(hit: Hit | null): void {
+    if (hit?.layer && this.yours!.answers.path[hit.row] < 0) return; // it has no position
+    this.cell = hit;
+    if (hit) this.tab = "cell";
+    this.changed();
+  }
+
+  /** By the prefix, and by the vector as it came. */
+  neighbours({ layer, row }: Hit, prefix: number, k = NEAREST): { fractal: Neighbours; raw: Neighbours } {
+    const { fractal, raw } = this.vectors!;
+    const vectors = layer ? this.yours! : { full: fractal.rows, raw: raw.rows };
+    const nearest = (bank: Bank, rows: Float32Array, width: number) =>
+      bank.search(rows.subarray(row * bank.dim, (row + 1) * bank.dim), k, width, layer ? -1 : row)[0];
+    return {
+      fractal: nearest(fractal, vectors.full, this.about.widths[prefix - 1]),
+      raw: nearest(raw, vectors.raw, raw.dim),
+    };
+  }
+
+  get cellNeighbours(): { fractal: Neighbours; raw: Neighbours } | null {
+    const { cell, stop, vectors } = this;
+    return this.nearest([cell, stop, vectors], () => cell && vectors && this.neighbours(cell, stop));
+  }
+
+  /** A cell in words: title, node, and lines of name and value. */
+  describe({ layer, row }: Hit): { title: string; node: number; lines: [string, string][] } {
+    const { names, node: nodes, answers } = this.set(layer);
+    const node = nodes[row];
+    const lines: [string, string][] = [["path", this.tree.path(node) || (answers ? "none" : "no label")]];
+    if (answers) {
+      const deepest = row * this.about.levels.length + Math.max(1, answers.depth[row]) - 1;
+      lines.push(["probability", percent(answers.probability[deepest])], ["status", STATUSES[answers.status[row]]]);
+    }
+    if (!layer) for (const column of this.columns) lines.push([column.name, textOf(column, row) || "–"]);
+    return { title: `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`, node, lines };
+  }
+
+  // --- a group -----------------------------------------------------------------------------------------------------
+
+  select(corners: number[] | null): void {
+    this.map.setLasso(corners);
+    this.map.isDrawing = false;
+    this.group = corners && this.map.inside(0, corners);
+    if (corners) this.tab = "group";
+    this.changed();
+  }
+
+  lassoMode(isOn = !this.map.isDrawing): void {
+    this.map.isDrawing = isOn;
+    this.show();
+  }
+
+  // --- cells that are dropped --------------------------------------------------------------------------------------
+
+  async take(file: File): Promise<void> {
+    if (!this.vectors) return;
+    const { annotator, fractal } = this.vectors;
+    const reading = (this.reading = { note: `Reading ${file.name} …`, share: 0 });
+    this.error = "";
+    this.showTab("yours");
+    let rested = performance.now();
+    const rest = async (share: number) => {
+      if (performance.now() - rested > 40) {
+        reading.share = share;
+        this.show();
+        await new Promise((resolve) => setTimeout(resolve));
+        rested = performance.now();
+      }
+      return this.reading === reading; // else it was stopped, or another file was dropped
+    };
+    try {
+      const { vectors: raw, names } = await readFile(file, annotator.adapter.dim, this.about.facts.Vectors);
+      const n = raw.length / annotator.adapter.dim;
+      reading.note = `Labelling ${count(n)} cells of ${file.name} …`;
+      const result = await annotator.answer(raw, (done) => rest((0.5 * done) / n));
+      if (!result) return;
+      const { widths, annotator: config } = this.about;
+      const progress = (done: number) => rest(0.5 + (0.5 * done) / n);
+      const layouts = await positions(result.full, fractal, widths, this.cells.layouts, progress);
+      if (!layouts) return;
+      this.forget();
+      this.yours = { file: file.name, names, raw, ...result, node: nodesOf(result.answers, config.paths), layouts };
+      this.map.add(layouts, this.colours(1));
+    } catch (error) {
+      if (this.reading !== reading) return;
+      this.error = `${file.name}: ${error instanceof Error ? error.message : "can't be read"}`;
+    }
+    this.stopReading();
+  }
+
+  stopReading(): void {
+    this.reading = null;
+    this.changed();
+  }
+
+  /** Remove the cells that were dropped. */
+  forget(): void {
+    if (this.cell?.layer) this.cell = null;
+    this.tip = null;
+    this.yours = null;
+    this.changed();
+    this.map.removeFrom(1);
+  }
+
+  // --- tabs, and the address ---------------------------------------------------------------------------------------
+
+  showTab(tab: string): void {
+    this.tab = tab;
+    this.changed();
+  }
+
+  /** Let go of one thing: the lasso, the cell, the group or the type. */
+  clear(): void {
+    if (this.map.isDrawing) this.lassoMode(false);
+    else if (this.cell) this.choose(null);
+    else if (this.group) this.select(null);
+    else if (this.pinned !== null) this.pin(null);
+  }
+
+  /** The state in the part of the address behind #, which no server is ever sent. */
+  private get address(): string {
+    const { map, cell } = this;
+    const [zoom, x, y] = map.camera.view;
+    const list = (numbers: number[]) => numbers.map((value) => value.toFixed(3)).join(",");
+    const parts: Record<string, string | number | null> = {
+      prefix: Number(map.prefix.toFixed(2)),
+      colour: this.colour === "prefix" ? null : this.colour,
+      type: this.pinned,
+      cell: cell && !cell.layer ? cell.row : null,
+      view: zoom === 1 && Math.hypot(x, y) < 1e-3 ? null : list([zoom, x, y]),
+      lasso: map.lasso && this.group ? list([map.lassoAt, ...map.lasso]) : null,
+      tab: this.tab === "types" ? null : this.tab,
+    };
+    const set = Object.entries(parts).filter(([, value]) => value !== null);
+    return `#${new URLSearchParams(set as [string, string][])}`;
+  }
+
+  private remember(): void {
+    if (location.hash !== this.address) history.replaceState(null, "", this.address);
+  }
+
+  /** Bring back the view of an address. What can't be read has its default: anybody may have written it. */
+  restore(hash: string): void {
+    if (hash === this.address) return;
+    const parts = new URLSearchParams(hash.slice(1));
+    const numbers = (name: string, isRight: (n: number) => boolean) => {
+      const values = (parts.get(name) ?? "").split(",").map(Number);
+      return parts.has(name) && values.every(Number.isFinite) && isRight(values.length) ? values : null;
+    };
+    const index = (name: string, below: number) => {
+      const [value] = numbers(name, (n) => n === 1) ?? [-1];
+      return Number.isInteger(value) && value >= 0 && value < below ? value : null;
+    };
+    const lasso = numbers("lasso", (n) => n >= 7 && n % 2 === 1 && n < 1000); // the prefix at which it was drawn, corners
+    if (lasso) this.setPrefix(lasso[0], false);
+    this.select(lasso && lasso.slice(1));
+    this.setPrefix(numbers("prefix", (n) => n === 1)?.[0] ?? 1, false);
+    this.map.camera.look((numbers("view", (n) => n === 3) as [number, number, number] | null) ?? [1, 0, 0]);
+    this.colourBy(parts.get("colour") ?? "prefix");
+    const row = index("cell", this.about.cells);
+    this.choose(row === null ? null : { layer: 0, row });
+    const pinned = index("type", this.column ? (this.column.values?.length ?? 0) + 1 : this.tree.nodes.length);
+    if (pinned !== null && !this.column) for (const above of this.tree.above(pinned)) this.unfolded.add(above);
+    const tab = parts.get("tab") ?? "types";
+    this.tab = Object.hasOwn(TABS, tab) ? tab : "types";
+    this.pin(pinned);
+  }
+}
+
+/** The value of a cell, "" where it is missing. */
+export function textOf({ values, codes }: CellColumn, row: number): string {
+  const code = codes[row];
+  if (values) return code ? values[code - 1] : "";
+  return Number.isFinite(code) ? String(Number(code.toPrecision(4))) : "";
+}
+
+/** A result that is made anew only when one of the inputs differs from those of the last call. */
+function memo<T>(): (inputs: unknown[], make: () => T) => T {
+  let last: unknown[] | null = null;
+  let result: T;
+  return (inputs, make) => {
+    if (!last || inputs.some((input, i) => input !== last![i])) result = make();
+    last = inputs;
+    return result;
+  };
+}

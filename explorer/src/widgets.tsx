@@ -1,0 +1,55 @@
+// Small parts of the panels.
+
+import type { ComponentChildren } from "preact";
+import { count, percent } from "./format";
+
+export const Swatch = ({ colour }: { colour: string }) => <i class="swatch" style={{ backgroundColor: colour }} />;
+
+/** A bar of a share, with a mark where the share of all cells is. */
+export const Bar = ({ share, colour, mark }: { share: number; colour: string; mark?: number }) => (
+  <span class="bar">
+    <b style={{ width: `${100 * share}%`, backgroundColor: colour }} />
+    {mark !== undefined && <i style={{ left: `${100 * mark}%` }} />}
+  </span>
+);
+
+/** Names and values. */
+export const Facts = ({ lines }: { lines: [string, string][] }) => (
+  <dl>{lines.map(([name, value]) => [<dt>{name}</dt>, <dd>{value}</dd>])}</dl>
+);
+
+interface TableProps {
+  kind: string;
+  caption: string;
+  head: string[];
+  rows: ComponentChildren[][]; // the first of a row is its heading
+}
+
+export const Table = ({ kind, caption, head, rows }: TableProps) => (
+  <table class={kind}>
+    <caption>{caption}</caption>
+    <tr>{head.map((name) => <th>{name}</th>)}</tr>
+    {rows.map(([name, ...values]) => <tr><th>{name}</th>{values.map((value) => <td>{value}</td>)}</tr>)}
+  </table>
+);
+
+const SHOWN = 8; // rows of a table
+
+export interface Part {
+  name: string;
+  colour: string;
+  cells: number;
+  ofAll: number; // cells on the whole map
+}
+
+/** What a group of `size` cells consists of, beside the whole map of `all` cells. */
+export function Parts({ title, parts, size, all }: { title: string; parts: Part[]; size: number; all: number }) {
+  const sorted = parts.filter(({ cells }) => cells).sort((a, b) => b.cells - a.cells);
+  const rest = sorted.slice(SHOWN);
+  const rows = sorted.slice(0, SHOWN).map(({ name, colour, cells, ofAll }) => {
+    const bar = <Bar share={cells / size} colour={colour} mark={ofAll / all} />;
+    return [<>{name}{bar}</>, count(cells), percent(cells / size), percent(ofAll / all)];
+  });
+  if (rest.length) rows.push([`${count(rest.length)} more`, count(rest.reduce((sum, { cells }) => sum + cells, 0)), "", ""]);
+  return <Table kind="parts" caption={title} head={["", "Cells", "Group", "Atlas"]} rows={rows} />;
+}

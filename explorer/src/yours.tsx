@@ -1,0 +1,89 @@
+// The tab "Your cells": a file to choose, and the answers for its cells.
+
+import { STATUSES } from "./annotator";
+import { save, type Yours } from "./dropped";
+import { count, percent } from "./format";
+import type { Page } from "./page";
+import { Swatch, Table } from "./widgets";
+
+const SHOWN = 25; // labels
+
+export function YourCells({ page }: { page: Page }) {
+  const { about, error, reading, vectors, yours } = page;
+  if (reading) {
+    return (
+      <>
+        <p class="note">{reading.note}</p>
+        <progress max={1} value={reading.share} />
+        <button onClick={() => page.stopReading()}>Stop</button>
+      </>
+    );
+  }
+  const take = ({ files }: HTMLInputElement) => files?.[0] && void page.take(files[0]);
+  return (
+    <>
+      {error && <p class="error">{error}</p>}
+      {yours ? <Answers page={page} yours={yours} /> : (
+        <p class="note">
+          Drop a CSV, Parquet or .npy file anywhere on the page: a row per cell, {vectors?.raw.dim ?? "its"} numbers of the
+          same embedding ({about.facts.Vectors}). The adapter runs here, in the page; nothing leaves this machine.
+        </p>
+      )}
+      <label class="file">
+        {vectors ? "Choose a file" : "Unpacking the vectors …"}
+        <input type="file" accept=".csv,.tsv,.txt,.parquet,.pq,.npy" onChange={(event) => take(event.currentTarget)} />
+      </label>
+    </>
+  );
+}
+
+function Answers({ page, yours }: { page: Page; yours: Yours }) {
+  const { about, tree } = page;
+  const { answers, node: nodes } = yours;
+  const counts = STATUSES.map((status, i) => ({ status, n: answers.status.filter((other) => other === i).length }));
+  const [, , novel, invalid] = counts;
+  const shareNovel = novel.n / Math.max(1, nodes.length - invalid.n);
+  const [voters, all] = [page.vectors!.annotator.voters.n, about.annotator.cells];
+  return (
+    <>
+      <h2>{count(nodes.length)} cells of {yours.file}</h2>
+      {shareNovel > 0.3 && (
+        <p class="error">
+          {percent(shareNovel)} of the cells are like nothing in the reference. Are they vectors of the same embedding?
+        </p>
+      )}
+      <p class="note">{counts.filter(({ n }) => n).map(({ status, n }) => `${count(n)} ${status}`).join(", ")}</p>
+      <p class="buttons">
+        <button id="save-yours" onClick={() => save(yours, about, tree)}>Download as CSV</button>
+        <button onClick={() => page.forget()}>Remove</button>
+      </p>
+      <Labels page={page} yours={yours} />
+      <p class="note">
+        Each label is answered as deep as its probability is at least {about.annotator.confidence}.{" "}
+        {all > voters
+          ? `${count(voters)} of the reference's ${count(all)} cells vote in this page; in fractal annotate, all of them.`
+          : "The votes are those of fractal annotate."}
+      </p>
+    </>
+  );
+}
+
+/** The deepest answers with their counts and mean probabilities. */
+function Labels({ page, yours }: { page: Page; yours: Yours }) {
+  const { tree } = page;
+  const { levels } = page.about;
+  const { answers, node: nodes } = yours;
+  const labels = new Map<number, { cells: number; sum: number }>();
+  nodes.forEach((node, row) => {
+    const { cells, sum } = labels.get(node) ?? { cells: 0, sum: 0 };
+    const probability = node ? answers.probability[row * levels.length + tree.depth(node) - 1] : 0;
+    labels.set(node, { cells: cells + 1, sum: sum + probability });
+  });
+  const sorted = [...labels].sort((a, b) => b[1].cells - a[1].cells).slice(0, SHOWN);
+  const rows = sorted.map(([node, { cells, sum }]) => {
+    const level = node ? levels[tree.depth(node) - 1] : "";
+    const name = <><Swatch colour={tree.nodes[node].colour} />{node ? tree.name(node) : "none"} <small>{level}</small></>;
+    return [name, count(cells), node ? percent(sum / cells) : "–"];
+  });
+  return <Table kind="parts" caption="Deepest label that can be trusted" head={["", "Cells", "Mean prob."]} rows={rows} />;
+}
