@@ -25,12 +25,12 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from tqdm import tqdm
 
-import eval as evaluate
 from fractal.base.cli import needs, positive_int, run
 from fractal.base.files import atomic_write
 from fractal.data.parquet import level_columns, open_atlas, read_codes, read_rows
 from fractal.model.adapter import load
 from fractal.model.embedding import embed_matrix
+from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.view.colours import colours_of
 from fractal.view.maps import Maps, fit_maps
 
@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     mpl.use("agg")
     adapter, checkpoint = load(args.model_path)
-    _, rows = evaluate.choose_rows(checkpoint, args.model_path, args.input, args.num_samples, seed=0)
+    (model,) = of_one_split([args.model_path], [(adapter, checkpoint)])
+    _, rows = choose_rows(model, args.input, args.num_samples, seed=0)
     cells = read_rows(args.input, draw_evenly(args.input, np.sort(rows), args.per_type))
     ends = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]
     if args.maps and args.maps.exists():

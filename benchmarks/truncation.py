@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import eval as evaluate
+from fractal.annotate.bundle import load_adapter
 from fractal.base.cli import add_device, non_negative_int
 from fractal.base.errors import InputError, run
 from fractal.base.table import table
 from fractal.data.parquet import read_rows
 from fractal.model.adapter import embed, pick_device
+from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.score.metrics import K, majority
 from fractal.search.exact import funnel, nearest
 
@@ -141,8 +142,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
-    (model,) = evaluate.load_models([args.model_path], device)
-    train, test = evaluate.choose_rows(model.checkpoint, model.path, args.input, SEARCHES, args.seed)
+    (model,) = of_one_split([args.model_path], [load_adapter(args.model_path, device)])
+    train, test = choose_rows(model, args.input, SEARCHES, args.seed)
     if len(train) < RECALL:
         raise InputError(f"{args.input}: it takes {RECALL} training cells or more")
     cells = read_rows(args.input, np.concatenate([test, train]))

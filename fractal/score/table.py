@@ -209,9 +209,8 @@ def score_table(
     truth: Truth,
     queries: Subset,
     encoders: Sequence[Encoder],
-    bank: Subset | None = None,
     bank_labels: Tensor | None = None,
-    positions: Sequence[np.ndarray] | None = None,
+    near: tuple[Subset, Sequence[np.ndarray]] | None = None,
 ) -> ScoreTable:
     """Score every embedding of the test cells `queries`.
 
@@ -220,22 +219,22 @@ def score_table(
     truth : of the n queries.
     queries : the test cells, as vectors and row numbers.
     encoders : what makes the embeddings (fractal/score/embeddings.py). The first is `raw`.
-    bank, bank_labels : m other cells and their labels (m, levels), for the protocol `bank`; None scores `loo` alone.
-    positions : per embedding the (n, 5) positions in the bank of each query's neighbours, nearest first.
+    bank_labels : labels (m, levels) of other cells, the bank; without `near`, `loo` alone is scored.
+    near : these m cells and, per embedding, the (n, 5) positions of each query's neighbours among them, nearest first.
     """
-    own = nearest(queries.vectors, k=K).cpu().numpy()
+    others = nearest(queries.vectors, k=K).cpu().numpy()
     vectors = queries.vectors.cpu().numpy()
-    copies = {"other test cells": count_copies(vectors, vectors[own])}
-    if bank is not None and positions is not None:
-        copies["the bank"] = count_copies(vectors, bank.vectors.cpu().numpy()[positions[0]])
+    copies = {"other test cells": count_copies(vectors, vectors[others])}
+    if near:
+        copies["the bank"] = count_copies(vectors, near[0].vectors.cpu().numpy()[near[1][0]])
     groups: list[list[Row]] = []
     count = 0
     for encode in encoders:
         groups.append([])
         for name, embedding in encode(queries).items():
             neighbours = None
-            if bank_labels is not None and positions is not None:
-                neighbours = bank_labels[torch.from_numpy(positions[count]).to(bank_labels.device)]
+            if near and bank_labels is not None:
+                neighbours = bank_labels[torch.from_numpy(near[1][count]).to(bank_labels.device)]
             groups[-1].append({"embedding": name, **score(embedding, truth, neighbours)})
             count += 1
     return ScoreTable(truth, groups, copies)

@@ -204,7 +204,7 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
     count, width = bundle.adapter.num_levels, bundle.adapter.scale_dim
     controls, failed = fit_controls(bank.vectors, bundle.path, [width * (j + 1) for j in range(count)])
     encoders = [raw, adapter_encoder(bundle.adapter), controls]
-    scores = score_table(truth, queries, encoders, bank, bank_labels, nearest_rows(bank, queries, encoders))
+    scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
     known = LabelledVectors(cells.vectors, codes[:n], classes, bundle.levels)
     answers = kept_answers(bundle, name) if own else answers_of(bundle, known, truth.seen)
     copies, same = scores.copies["the bank"], scores.copies["other test cells"]

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import Bundle, make_reference, scores_of
-from fractal.data.parquet import LabelledVectors, balanced_rows, path_counts, read_rows
+from fractal.annotate.bundle import Bundle, make_reference, read_bundle, scores_of, weights_sha256
+from fractal.base.errors import InputError
+from fractal.data.parquet import LabelledVectors, balanced_rows, fingerprint, path_counts, read_rows, study_codes
 from fractal.model.adapter import Adapter
 from fractal.model.split import Split
+from fractal.score.checkpoints import Checkpoint, Evaluation
 from fractal.score.table import Truth
 
 REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
@@ -127,6 +129,49 @@ def reference_of(adapter: Adapter, checkpoint: dict[str, Any], path: Path, split
     counts = path_counts(path, ~split.is_test(path))
     config, classes = checkpoint["config"], checkpoint["classes"]
     return make_reference(adapter, config, classes, read_rows(path, kept), read_rows(path, validation), counts)
+
+
+def scored_checkpoint(
+    models: Sequence[Checkpoint], i: int, result: Evaluation, path: Path, protocols: dict[str, str], about: list[str]
+) -> Scored:
+    """The i-th checkpoint of an evaluation on the cells of `path`: its rows, and what its reference would answer.
+
+    about: what the cells are, and how they were drawn. protocols: see `Scored`.
+    """
+    model, scores, cells = models[i], result.scores, result.cells
+    truth, new_cells = scores.truth, "bank" not in protocols
+    try:
+        if not new_cells:
+            bundle = reference_of(model.adapter, model.facts, path, model.split)
+        elif model.path.is_dir():
+            bundle = read_bundle(model.path)
+        else:
+            raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
+        answers, why = answers_of(bundle, cells.split(len(truth.seen))[0], truth.seen), ""
+    except InputError as error:
+        answers, why = {}, str(error)
+    data = fingerprint(path) if new_cells else model.split.fingerprint  # `choose_rows` has compared them
+    return Scored(
+        name=model.name,
+        cells="; ".join([str(model), *about]),
+        levels=truth.levels,
+        blocks=[list(truth.levels).index(level) for level in model.blocks],
+        prefixes=scores.groups[1 + i][::-1],  # raw comes first
+        raw=scores.rows[0],
+        controls=[row for group in scores.groups[1 + len(models) :] for row in group],
+        protocols=protocols,
+        truth=truth,
+        classes=cells.classes,
+        paths=np.unique(cells.labels, axis=0),
+        studies=study_codes(path)[1] if truth.groups is not None else (),
+        answers=answers,
+        no_answers=why,
+        facts=[
+            ("model", model.path.name),
+            ("cells scored", f"{path.name}, sha256 {data}"),
+            *provenance(model.facts, weights_sha256(model.adapter)),
+        ],
+    )
 
 
 def provenance(facts: dict[str, Any], weights: str) -> list[tuple[str, str]]:
