@@ -221,7 +221,7 @@ def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) 
     labels = pq.read_table(whole, columns=["level4_subtype", "study"])
     theirs = pc.equal(labels["level4_subtype"].cast(pa.string()), name).to_numpy()
     held_out = pc.is_in(labels["study"].cast(pa.string()), pa.array(split.test_studies)).to_numpy()
-    strangers = bundle.answer(read_rows(whole, np.flatnonzero(theirs & held_out)).vectors)
+    unseen = bundle.answer(read_rows(whole, np.flatnonzero(theirs & held_out)).vectors)
     others = read_rows(path, split.rows(path)[2])
     known = bundle.answer(others.vectors)
     right = np.array([bundle.tree.paths[code] for code in known.path])[:, -1] == np.array(path_names(others))[:, -1]
@@ -229,13 +229,13 @@ def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) 
     hierarchy = build_hierarchy([p[-1] for p in bundle.tree.paths], graph)
     terms = np.array([["", *level_terms(row, graph)] for row in hierarchy])  # depth 0 says nothing
     true = nx.descendants(graph, build_hierarchy([name], graph)[0].cl_id)
-    ancestor = np.isin(terms[strangers.path, strangers.depth], sorted(true))
-    forced = np.isin(terms[strangers.path, -1], sorted(true))
+    ancestor = np.isin(terms[unseen.path, unseen.depth], sorted(true))
+    forced = np.isin(terms[unseen.path, -1], sorted(true))
     points: dict[str, float] = {}
     for threshold in THRESHOLDS:
-        flagged, depth = at_threshold(strangers, threshold)
+        flagged, depth = at_threshold(unseen, threshold)
         known_flagged, known_depth = at_threshold(known, threshold)
-        found = flagged | np.isin(terms[strangers.path, depth], sorted(true))
+        found = flagged | np.isin(terms[unseen.path, depth], sorted(true))
         withheld = right & (known_depth < known.confident_depth)
         points |= {
             f"found at {threshold:g}": float(found.mean()),
@@ -245,9 +245,9 @@ def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) 
         }
     return {
         "cells": len(ancestor),
-        "flagged": float(strangers.novel.mean()),
+        "flagged": float(unseen.novel.mean()),
         "ancestor": float(ancestor.mean()),
-        "either": float((strangers.novel | ancestor).mean()),
+        "either": float((unseen.novel | ancestor).mean()),
         "forced": float(forced.mean()),
         "known_flagged": float(known.novel.mean()),
         **points,

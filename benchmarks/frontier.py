@@ -1,12 +1,12 @@
 """What unseen types gain when vectors show more of the cell itself, and what seen types pay for it.
 
-    uv run python -m benchmarks.strangers --kinds types     # trains the adapters, once
+    uv run python -m benchmarks.unseen --kinds types     # trains the adapters, once
     uv run python -m benchmarks.frontier                    # ten minutes on a core
 
-The adapters of strangers.py, on the same draws of unseen types and the same test cells. Nothing is trained again: the
+The adapters of unseen.py, on the same draws of unseen types and the same test cells. Nothing is trained again: the
 residual's weights are multiplied by 0 to 3 (1 is the default), with the recipe's sharpened probabilities and without.
 The columns are leave-one-out 5-NN accuracy of the subtype, full vector: cells of unseen types; cells of seen types,
-with the strangers among the queries; and without them. `own level` is the share of levels whose silhouette among the
+with unseen types among the queries; and without them. `own level` is the share of levels whose silhouette among the
 seen types is best at their own prefix. `cell alone` is the residual without the classes. All figures are means over
 the draws of an atlas. Writes frontier.md, frontier.json and the picture.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from benchmarks.strangers import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
+from benchmarks.unseen import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
 from fractal.base.cli import InputError, run, table
 from fractal.base.files import atomic_write
 from fractal.data.parquet import read_rows
@@ -33,7 +33,7 @@ from fractal.model.adapter import FractalAdapter, embed, load
 from fractal.score.metrics import knn_predict, silhouette
 
 MULTIPLIERS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]
-FIGURES = ["unseen", "seen among strangers", "seen alone", "own level"]
+FIGURES = ["unseen", "seen among unseen", "seen alone", "own level"]
 OTHERS = ["raw", "mrl", "hce", "published"]
 
 
@@ -41,7 +41,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--atlases", nargs="+", choices=ATLASES, default=ATLASES, help="(default: all)")
     parser.add_argument(
-        "--folder", type=Path, default=Path("data/strangers"), help="output of strangers.py (default: %(default)s)"
+        "--folder", type=Path, default=Path("data/unseen"), help="output of unseen.py (default: %(default)s)"
     )
     parser.add_argument("--picture", type=Path, default=Path("docs/frontier.png"), help="(default: %(default)s)")
     return parser
@@ -90,7 +90,7 @@ def score_draw(stratified: Path, folder: Path) -> dict[str, list[float]]:
 
 
 def draw_picture(found: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """A panel per atlas: unseen against seen types, with the strangers among the queries."""
+    """A panel per atlas: unseen against seen types, with unseen types among the queries."""
     mpl.use("agg")
     figure, panels = plt.subplots(2, 2, figsize=(10, 8.8), layout="constrained")
     for atlas, axes in zip(found, panels.flat, strict=False):
@@ -106,7 +106,7 @@ def draw_picture(found: dict[str, dict[str, list[float]]], path: Path) -> None:
         for name, marker in zip(["cell alone", *OTHERS], "DsX^v", strict=True):
             axes.plot(*points[name][1::-1], marker, color="black", markersize=7, label=name, zorder=4)
         axes.plot(*points["residual x 1"][1::-1], "*", color="tab:red", markersize=15, label="the default", zorder=3)
-        axes.set(title=atlas, xlabel="seen types, strangers among the queries", ylabel="unseen types")
+        axes.set(title=atlas, xlabel="seen types, unseen ones among the queries", ylabel="unseen types")
         axes.grid(alpha=0.3)
         axes.margins(0.12)
         axes.locator_params(nbins=6)
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
                 own = f"{atlas}_{seed}" if atlas == "simulated" else atlas
                 folder = args.folder / f"types_{atlas}" / str(seed)
                 if not (folder / "cells.npz").exists():
-                    raise InputError(f"{folder}: no such run; make it with python -m benchmarks.strangers")
+                    raise InputError(f"{folder}: no such run; make it with python -m benchmarks.unseen")
                 scores.append(score_draw(args.folder / own / "stratified.parquet", folder))
                 bar.update()
             found[atlas] = {name: np.mean([s[name] for s in scores], axis=0).tolist() for name in scores[0]}

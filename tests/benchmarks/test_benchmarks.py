@@ -13,14 +13,14 @@ import torch
 from scipy import stats
 
 import train
-from benchmarks import strangers
+from benchmarks import unseen
 from benchmarks.ablations import ABLATIONS
 from benchmarks.annotation import THRESHOLDS, at_threshold, threshold_table
 from benchmarks.frontier import figures, settings
 from benchmarks.plan import Line as Measured
 from benchmarks.plan import fitted
 from benchmarks.quality import differences, narrow, own_embedding, paired, summary
-from benchmarks.strangers import Draw, Line, Result, bar_2, compare, in_twos
+from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
 from fractal.annotate.annotator import Answer, depths
 from fractal.base.cli import InputError
 from fractal.data.parquet import metadata_of, read_rows
@@ -193,7 +193,7 @@ def result_of(
 
 
 def test_unseen_types_are_the_unit_and_draws_weigh_the_same():
-    """Draw 0: four strangers, full right in all, raw in two. Draw 1: one stranger, both wrong."""
+    """Draw 0: four unseen cells, full right in all, raw in two. Draw 1: one, both wrong."""
     one = result_of(0, [0, 1, 2, 2, 3, 3], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0])
     two = result_of(1, [0, 3], [1, 0], [1, 0])
     line = compare("1", [one, two], "unseen", "loo", 3, "fractal full", ["raw"], 0.0)
@@ -229,7 +229,7 @@ def test_the_prefix_of_a_level_is_looked_up_in_each_draw():
     result = result_of(0, [2, 3], [1, 0], [0, 0])
     assert result.right("loo", "fractal own", 3).tolist() == [True, False]  # full
     assert result.right("loo", "fractal own", 0).tolist() == [True, False]  # prefix 1
-    with patch.object(strangers, "compare", return_value=None) as asked:
+    with patch.object(unseen, "compare", return_value=None) as asked:
         bar_2([result])
     assert [call.args[4] for call in asked.call_args_list] == [0, 1, 2]
     assert len(LEVELS) == 4
@@ -239,11 +239,11 @@ def test_a_draw_tells_train_what_to_hold_out():
     assert Draw("types", "simulated", 1).flags == ["--holdout", "type"]
     assert Draw("studies", "simulated", 1).flags == ["--holdout", "study"]
     assert Draw("studies", "pancreas_studies", 0, ("xin",)).flags == ["--test-studies", "xin"]
-    assert Path("data") in strangers.get_parser().parse_args([]).output.parents
+    assert Path("data") in unseen.get_parser().parse_args([]).output.parents
 
 
 @pytest.mark.slow
-def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_unseen_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Two studies of 60 cells in the place of the pancreas, one epoch; a second run makes nothing again."""
     labels = TYPES * 20
     release = tmp_path / "real" / "pancreas_studies" / "model_v1.1"
@@ -258,15 +258,15 @@ def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "main", one_epoch)
     argv = ["--data", str(tmp_path / "real"), "--atlases", "pancreas_studies", "--draws", "1", "--jobs", "1"]
     argv += ["--output", str(tmp_path / "out")]
-    strangers.main(argv)
+    unseen.main(argv)
     assert len(calls) == 4 * (1 + 2)  # recipes x (a draw of types, and every study)
     held_out = [call[call.index("--test-studies") + 1] for call in calls if "--test-studies" in call]
     assert held_out == ["s1"] * 4 + ["s2"] * 4
-    result = json.loads((tmp_path / "out" / "strangers.json").read_text())
+    result = json.loads((tmp_path / "out" / "unseen.json").read_text())
     assert {line["bar"] for line in result["bar"]} == {"1", "2", "3"}
     assert len([line for line in result["bar"] if line["bar"] == "3"]) == 16  # 2 protocols x 4 levels x 2 measures
     assert {line["verdict"] for line in result["bar"]} <= {"met", "open", "not met"}
-    first = (tmp_path / "out" / "strangers.md").read_text()
+    first = (tmp_path / "out" / "unseen.md").read_text()
     assert "| Bar | " in first
     short = {
         tuple(row[:2]): row[2:]
@@ -275,13 +275,13 @@ def test_strangers_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Mo
     }
     figures = [draw["figures"]["rows"] for draw in result["draws"]]
     named = [{row["embedding"]: row for row in rows} for rows in figures]
-    unseen = next(rows["raw"]["unseen"]["loo"]["subtype"] for rows in named if "unseen" in rows["raw"])
-    assert short["pancreas_studies", "loo subtype"][0] == f"{unseen:.3f}"
+    share = next(rows["raw"]["unseen"]["loo"]["subtype"] for rows in named if "unseen" in rows["raw"])
+    assert short["pancreas_studies", "loo subtype"][0] == f"{share:.3f}"
     of_studies = [rows["fractal full"]["bank_macro_f1"]["subtype"] for rows in named[1:]]
     assert short["pancreas_studies", "bank, macro F1"][-1] == f"{np.mean(of_studies):.3f}"
-    strangers.main(argv)
+    unseen.main(argv)
     assert len(calls) == 12
-    assert (tmp_path / "out" / "strangers.md").read_text() == first
+    assert (tmp_path / "out" / "unseen.md").read_text() == first
 
 
 def test_the_plan_finds_the_constants_that_made_the_lines(tmp_path: Path):

@@ -112,7 +112,7 @@ def test_macro_f1_equals_scikit_learn():
 def test_hierarchical_f1_by_hand():
     """Terms: cell of a lineage, its two types; another lineage. Class 3 is not in the ontology."""
     ancestors = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], bool)
-    # right: 2 of 2 and 2; sibling: 1 of 2 and 2; stranger: 0 of 1 and 2; the last cell has no term
+    # right: 2 of 2 and 2; sibling: 1 of 2 and 2; other lineage: 0 of 1 and 2; the last cell has no term
     predicted, labels = np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0])
     precision, recall = 3 / 5, 3 / 6
     assert hierarchical_f1(predicted, labels, ancestors) == pytest.approx(2 * precision * recall / (precision + recall))

@@ -43,7 +43,7 @@ def test_ancestors_are_the_term_and_all_above_but_the_root(graph: nx.DiGraph):
 
 
 def example(graph: nx.DiGraph) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> vectors and labels of 6 B, 6 T and 6 unseen cells, and of neighbours: strangers have T cells."""
+    """-> vectors and labels of 6 B, 6 T and 6 unseen cells, and of neighbours: the unseen have T cells."""
     labels = torch.tensor([[0, 0, 0, 0]] * 6 + [[0, 0, 1, 1]] * 6 + [[0, 0, 1, 2]] * 6)
     labels[-1, 1] = 1
     x = torch.eye(3)[labels[:, 3]] + 0.01 * torch.randn(18, 3, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def test_an_unseen_type_counts_in_bank_where_its_class_was_trained_on(graph: nx.
     row = score(x, truth, neighbours)
     assert row["loo"] == dict.fromkeys(LEVELS, 1.0) | {"lineage": 17 / 18}
     assert row["unseen"]["loo"] == {"system": 1.0, "lineage": 5 / 6, "type": 1.0, "subtype": 1.0}
-    # the one stranger of the lineage Myeloid does not count there: nothing Myeloid was trained on
+    # the one unseen cell of the lineage Myeloid does not count there: nothing Myeloid was trained on
     assert row["unseen"]["bank"] == {"system": 1.0, "lineage": 1.0, "type": 1.0, "subtype": None}
     assert row["seen"]["bank"] == dict.fromkeys(LEVELS, 1.0)
     assert row["bank"] == dict.fromkeys(LEVELS, 1.0)
@@ -110,11 +110,11 @@ def test_types_held_out_are_scored_apart(stratified: Path, tmp_path: Path, capsy
         assert row["seen"]["bank"]["subtype"] is not None
     table = pq.read_table(stratified, columns=["level4_subtype"])["level4_subtype"].to_pylist()
     queries, bank = (np.load(tmp_path / "rows" / f"{name}.npy") for name in ("queries", "train"))
-    strangers = np.isin(np.array(table, object), ["B cell", "fibroblast"])
-    assert result["num_unseen"] == strangers[queries].sum() == strangers.sum()
-    assert not strangers[bank].any()
+    unseen = np.isin(np.array(table, object), ["B cell", "fibroblast"])
+    assert result["num_unseen"] == unseen[queries].sum() == unseen.sum()
+    assert not unseen[bank].any()
     raw = result["rows"][0]
-    share = strangers[queries].mean()
+    share = unseen[queries].mean()
     apart = share * raw["unseen"]["loo"]["subtype"] + (1 - share) * raw["seen"]["loo"]["subtype"]
     assert raw["loo"]["subtype"] == pytest.approx(apart)
 

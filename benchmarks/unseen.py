@@ -1,7 +1,7 @@
 """Cells that training has not seen the like of: types and studies held out whole, and whether the bar is met.
 
     export FRACTAL_REAL_DATA=...  # the folder that holds pbmc_tonsil/, fetal_organs/ and pancreas_studies/
-    uv run python -m benchmarks.strangers
+    uv run python -m benchmarks.unseen
 
 Unseen types: a share of the types is held out, and some cells of the others; five draws of each real atlas, one of each
 simulated one. Unseen studies: every study of the pancreas atlas, one at a time; the donors of blood and tonsil, in
@@ -10,7 +10,7 @@ trained and validated on, whatever the recipe, because the published one is slow
 
 All recipes and controls are scored on the same cells. Intervals are of 95 %: for types, a bootstrap that resamples the
 types; for studies, Student's over their means. Two runs at a time, a core each. Checkpoints and figures that are there
-are not made again, so a run that was cut off goes on. Writes strangers.json and strangers.md.
+are not made again, so a run that was cut off goes on. Writes unseen.json and unseen.md.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="cells to train and validate on, 0 takes all (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=positive_int, default=2, help="draws at a time (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("data/strangers"), help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("data/unseen"), help="(default: %(default)s)")
     return parser
 
 
@@ -151,7 +151,7 @@ def run_draw(draw: Draw, args: argparse.Namespace) -> None:
 
 def run_all(draws: list[Draw], args: argparse.Namespace) -> None:
     """In `args.jobs` processes; one job stays in this one."""
-    with tqdm(total=len(draws), unit="draw", desc="strangers") as bar:
+    with tqdm(total=len(draws), unit="draw", desc="unseen") as bar:
         if args.jobs == 1:
             for draw in draws:
                 run_draw(draw, args)
@@ -418,7 +418,7 @@ def main(argv: list[str] | None = None) -> None:
         "draws": [{**asdict(r.draw), "figures": r.figures} for results in found.values() for r in results],
         "max_samples": args.max_samples,
     }
-    for name, content in (("strangers.md", text), ("strangers.json", json.dumps(kept, indent=1))):
+    for name, content in (("unseen.md", text), ("unseen.json", json.dumps(kept, indent=1))):
         with atomic_write(args.output / name) as part:
             part.write_text(content + "\n", encoding="utf-8")
     print("\n" + text)
