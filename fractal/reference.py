@@ -38,6 +38,7 @@ from fractal.data.parquet import (
     read_rows,
     study_codes,
 )
+from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
 from fractal.model.distributed import Group
@@ -162,15 +163,34 @@ class Reference:
             told = embedding_facts(adapter, recipe, self.sha256, block_names(self.bundle.facts["config"]))
             adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **told}
 
-    def search(self, adata: "AnnData", index: "Index | str | Path", k: int = 10, **options: Any) -> "DataFrame":
+    def search(
+        self,
+        adata: "AnnData",
+        index: "Index | str | Path",
+        k: int = 10,
+        *,
+        group_by: str | None = None,
+        use_rep: str | None = None,
+        force: bool = False,
+        **options: Any,
+    ) -> "DataFrame":
         """The k nearest cells of an index (`fractal.open_index`, or its path) for each cell -> a row per hit.
 
-        options: prefix, where, only, group_by, columns, use_rep and force, as `fractal search` has them. Raises
-        InputError for an index of another adapter.
+        group_by: a column of obs; one query per group, the mean of its cells. options: prefix, where, only and columns,
+        as `fractal search` has them. Raises InputError for an index of another adapter.
         """
-        from fractal.search.query import search_anndata
+        from fractal.search.query import search_vectors
 
-        return search_anndata(self, adata, index, k, **options)
+        if group_by is not None and group_by not in adata.obs:
+            raise InputError(f"obs has no column '{group_by}'; it has {', '.join(map(str, adata.obs))}")
+        vectors, _ = self.vectors_of(adata, use_rep, force)
+        if not usable(vectors).all():
+            bad = int((~usable(vectors)).argmax())
+            raise InputError(f"the vector of cell {bad} is zero or not finite; leave it out")
+        names = adata.obs_names.astype(str).tolist()
+        groups = None if group_by is None else adata.obs[group_by].tolist()
+        embedded = embed_matrix(self.bundle.adapter, vectors)[0]
+        return search_vectors(index, self.sha256, embedded, names, groups, k, **options)
 
     @cached_property
     def maps(self) -> "Maps":

@@ -107,7 +107,7 @@ def open_embedded(path: Path, use_rep: str | None, embedder: "Embedder") -> Iter
     with open_cells(path, embedder, key, embedded=True) as opened:
         if embedder.recipe == "published" and not key.endswith("_blocks"):
             raise InputError(f"{path}: prefixes of recipe `published` are no cuts of its full vectors; drop --embedded")
-        yield opened.source
+        yield opened.cells
 
 
 def main(argv: list[str] | None = None) -> None:

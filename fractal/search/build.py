@@ -3,13 +3,13 @@
 The source is read once. Its vectors, as float16, go to a nameless file beside the index, its columns to their place.
 A sample of the vectors is clustered in two steps, as a tree: `branches` first, then each branch into its lists. A cell
 is put into the nearest list of its nearest branch, which takes some 200 products in place of 8,000. Then the vectors
-are gathered list by list.
+are put in the order of the lists, so many lists at a time as fit into a buffer.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,32 +19,31 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from tqdm import tqdm
 
 from fractal import __version__
-from fractal.base.cli import InputError
-from fractal.base.files import atomic_folder
-from fractal.data.parquet import CELL_ID
-from fractal.search.folder import CENTROIDS, MAX_PARTS, NO_COLUMN, OWN_FILES, Folder, Space, part_names, write_manifest
+from fractal.base.errors import InputError
+from fractal.base.files import atomic_folder, locked
+from fractal.data.parquet import CELL_ID, metadata_of
+from fractal.search.exact import nearest
+from fractal.search.folder import (
+    CENTROIDS,
+    MAX_PARTS,
+    NO_COLUMN,
+    OWN_FILES,
+    Folder,
+    part_names,
+    read_folder,
+    write_manifest,
+)
+from fractal.search.source import Source
 
 CELLS_PER_LIST = 1_000  # a list is 256 kB of 128-d vectors
 SAMPLE_PER_LIST = 64  # cells that the clustering looks at
 PIECE = 65_536  # cells in memory at a time: 17 MB of 128-d float16
-BUFFER = 512 << 20  # bytes of the vectors that are gathered at a time
+BUFFER = 512 << 20  # bytes of the vectors that are put in order at a time
 FEW_VALUES = 0.5  # text whose first chunk has fewer distinct values than this share of its cells becomes codes
-
-Chunks = Iterable[tuple[pa.Table, np.ndarray]]  # columns (m rows), vectors (m, dim) float32, finite and not zero
-
-
-@dataclass(frozen=True)
-class Cells:
-    """What is to be indexed."""
-
-    source: str  # name of the file
-    num_rows: int
-    space: Space
-    chunks: Callable[[], Chunks]
-    facts: dict[str, str]  # what the file says of itself, such as cl_release
 
 
 def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
@@ -54,18 +53,16 @@ def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
         centres = vectors.mean(0, keepdims=True)
     else:
         options = {"niter": 8, "spherical": True, "min_points_per_centroid": 1, "max_points_per_centroid": 256}
-        found = faiss.Kmeans(vectors.shape[1], k, seed=seed, **options)
-        found.train(np.ascontiguousarray(vectors, np.float32))
-        centres = found.centroids
+        clustering = faiss.Kmeans(vectors.shape[1], k, seed=seed, **options)
+        clustering.train(np.ascontiguousarray(vectors, np.float32))
+        centres = clustering.centroids
     norms = np.linalg.norm(centres, axis=1, keepdims=True)
     return np.ascontiguousarray(centres / np.maximum(norms, 1e-12), np.float32)
 
 
-def nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest of the centres for each vector, (n,) int64."""
-    index = faiss.IndexFlatIP(centres.shape[1])
-    index.add(np.ascontiguousarray(centres))
-    return index.search(np.ascontiguousarray(vectors, np.float32), 1)[1][:, 0]
+def nearest_centre(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The number of the nearest centre for each vector, (n,) int64."""
+    return nearest(torch.from_numpy(vectors), torch.from_numpy(centres), 1, unit=True)[:, 0].numpy()
 
 
 @dataclass(frozen=True)
@@ -80,22 +77,24 @@ class Lists:
     def train(sample: np.ndarray, num_lists: int, seed: int) -> "Lists":
         """sample (n, dim) float32 of length 1 -> about `num_lists` lists."""
         branches = kmeans(sample, round(num_lists**0.5), seed)
-        owner = nearest(sample, branches)
+        branch = nearest_centre(sample, branches)
         parts = [
-            kmeans(mine, round(num_lists * len(mine) / len(sample)), seed) if len(mine) else branches[b : b + 1]
+            kmeans(members, round(num_lists * len(members) / len(sample)), seed)
+            if len(members)
+            else branches[b : b + 1]
             for b in range(len(branches))
-            for mine in [sample[owner == b]]
+            for members in [sample[branch == b]]
         ]
         return Lists(branches, np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
     def assign(self, vectors: np.ndarray) -> np.ndarray:
         """(n, dim) float32 -> the list of each, (n,) int32."""
-        found = np.empty(len(vectors), np.int32)
-        owner = nearest(vectors, self.branches)
-        for b in np.unique(owner):
-            mine = np.flatnonzero(owner == b)
-            found[mine] = self.first[b] + nearest(vectors[mine], self.centroids[self.first[b] : self.first[b + 1]])
-        return found
+        lists = np.empty(len(vectors), np.int32)
+        branch = nearest_centre(vectors, self.branches)
+        for b in np.unique(branch):
+            members, centroids = np.flatnonzero(branch == b), self.centroids[self.first[b] : self.first[b + 1]]
+            lists[members] = self.first[b] + nearest_centre(vectors[members], centroids)
+        return lists
 
 
 class Spool:
@@ -120,64 +119,56 @@ class Spool:
         """n rows at random, (n, dim) float32."""
         rows = np.random.default_rng(seed).choice(self.cells, min(n, self.cells), replace=False)
         rows.sort()
-        return np.concatenate(
-            [
-                piece[rows[slice(*np.searchsorted(rows, [start, start + PIECE]))] - start]
-                for start, piece in self.pieces()
-            ]
-        ).astype(np.float32)
+        parts = [p[rows[slice(*np.searchsorted(rows, [start, start + PIECE]))] - start] for start, p in self.pieces()]
+        return np.concatenate(parts).astype(np.float32)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+@contextmanager
+def new_spool(folder: Path, dim: int) -> Iterator[Spool]:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield Spool(file, dim)
 
 
-class ColumnWriter:
-    """Appends tables to an Arrow stream; text of few distinct values as codes, each batch with names of its own."""
+def stored_schema(table: pa.Table) -> pa.Schema:
+    """How columns like those of the first chunk are stored: text of few distinct values as codes."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.writer = pa.ipc.new_stream(str(path), schema)
-        self.schema = schema
+    def kind(name: str, column: pa.ChunkedArray) -> pa.DataType:
+        coded = pa.types.is_dictionary(column.type)
+        value = column.type.value_type if coded else column.type
+        if not pa.types.is_string(value) and not pa.types.is_large_string(value):
+            return value
+        few = coded or len(pc.unique(column)) < FEW_VALUES * len(column)
+        return pa.dictionary(pa.int32(), pa.string()) if few and name != CELL_ID else pa.string()
 
-    @staticmethod
-    def schema_of(table: pa.Table) -> pa.Schema:
-        """How columns like those of the first chunk are stored."""
-        fields = [pa.field(field.name, stored_type(field, table[field.name])) for field in table.schema]
-        return pa.schema(fields or [pa.field(NO_COLUMN, pa.null())])
-
-    def append(self, table: pa.Table) -> None:
-        arrays = [encoded(table[f.name], f.type) if f.name != NO_COLUMN else pa.nulls(len(table)) for f in self.schema]
-        self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+    fields = [(name, kind(name, table[name])) for name in table.column_names]
+    return pa.schema(fields or [(NO_COLUMN, pa.null())])
 
 
-def stored_type(field: pa.Field, column: pa.ChunkedArray) -> pa.DataType:
-    coded = pa.types.is_dictionary(field.type)
-    value = field.type.value_type if coded else field.type
-    if not pa.types.is_string(value) and not pa.types.is_large_string(value):
-        return value
-    few = coded or len(pc.unique(column)) < FEW_VALUES * len(column)
-    return pa.dictionary(pa.int32(), pa.string()) if few and field.name != CELL_ID else pa.string()
+def stored(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
+    """A chunk's columns as one batch; its codes have a dictionary of their own, with the values of the chunk alone."""
+
+    def column(field: pa.Field) -> pa.Array:
+        values = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        values = values.cast(field.type)
+        if isinstance(values, pa.ChunkedArray):
+            values = values.unify_dictionaries().combine_chunks()
+        return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+
+    return pa.record_batch([column(field) for field in schema], schema=schema)
 
 
-def encoded(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type).dictionary_encode()
-    column = column.cast(kind).combine_chunks()
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-
-
-def spool_cells(cells: Cells, spool: Spool, path: Path) -> None:
+def spool_cells(source: Source, spool: Spool, path: Path) -> None:
     """The one pass over the source: its vectors go to the spool, its columns to `path`."""
-    columns: ColumnWriter | None = None
-    with ExitStack() as stack, tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="index") as bar:
-        for table, vectors in cells.chunks():
-            if columns is None:
-                columns = ColumnWriter(path, ColumnWriter.schema_of(table))
-                stack.enter_context(columns.writer)
-            spool.append(unit(vectors))
-            columns.append(table)
+    writer, schema = None, None
+    with ExitStack() as stack, tqdm(total=source.cells.num_rows, unit="cells", unit_scale=True, desc="index") as bar:
+        for table, vectors in source.chunks(PIECE):
+            if writer is None:
+                schema = stored_schema(table)
+                writer = stack.enter_context(pa.ipc.new_stream(str(path), schema))
+            spool.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+            writer.write_batch(stored(table, schema))
             bar.update(len(vectors))
 
 
@@ -188,78 +179,86 @@ def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:
     np.save(names[0], sizes)
     by_list = np.argsort(owner, kind="stable")  # rows, list after list
     ends = np.cumsum(sizes)
-    place = np.empty(spool.cells, np.int64)
-    place[by_list] = np.arange(spool.cells)
+    position = np.empty(spool.cells, np.int64)
+    position[by_list] = np.arange(spool.cells)
     most = max(1, BUFFER // (2 * spool.dim))  # cells
     with open(names[1], "wb") as file:
         first = 0
-        while first < len(sizes):  # some lists at a time, at least one
+        while first < len(sizes):  # several lists at a time, at least one
             began = ends[first] - sizes[first]
             last = max(first + 1, int(np.searchsorted(ends, began + most, "right")))
             buffer = np.empty((ends[last - 1] - began, spool.dim), "<f2")
             for start, piece in spool.pieces():
-                mine = place[start : start + len(piece)] - began
-                here = np.flatnonzero((mine >= 0) & (mine < len(buffer)))
-                buffer[mine[here]] = piece[here]
+                to = position[start : start + len(piece)] - began
+                here = np.flatnonzero((to >= 0) & (to < len(buffer)))
+                buffer[to[here]] = piece[here]
             for number in range(first, last):
-                some = slice(ends[number] - sizes[number], ends[number])
-                file.write(buffer[some.start - began : some.stop - began].data)
-                file.write(by_list[some].astype("<i8").data)
+                start, end = ends[number] - sizes[number], ends[number]
+                file.write(buffer[start - began : end - began].data)
+                file.write(by_list[start:end].astype("<i8").data)
             first = last
 
 
-@contextmanager
-def new_spool(folder: Path, dim: int) -> Iterator[Spool]:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield Spool(file, dim)
-
-
-def build(path: Path, cells: Cells, seed: int = 0) -> None:
+def build(path: Path, source: Source, seed: int = 0) -> None:
     """Write the folder of an index, whole or not at all. Raises InputError where something else lies there."""
-    with atomic_folder(path, OWN_FILES) as folder, new_spool(folder, cells.space.dim) as spool:
+    with atomic_folder(path, OWN_FILES) as folder, new_spool(folder, source.space.dim) as spool:
         sizes, vectors, columns = (folder / name for name in part_names(0))
-        spool_cells(cells, spool, columns)
+        spool_cells(source, spool, columns)
         num_lists = max(1, round(spool.cells / CELLS_PER_LIST))
         lists = Lists.train(spool.sample(SAMPLE_PER_LIST * num_lists, seed), num_lists, seed)
         np.save(folder / CENTROIDS, lists.centroids)
         write_lists(spool, lists, (sizes, vectors))
-        space = asdict(cells.space)
-        facts = {"space": space, "sources": [cells.source], "fractal": __version__, "seed": seed, "of": [cells.facts]}
-        write_manifest(folder, facts, [CENTROIDS, *part_names(0)])
+        metadata = {
+            "space": asdict(source.space),
+            "sources": [source.name],
+            "fractal": __version__,
+            "seed": seed,
+            "of": [about(source)],
+        }
+        write_manifest(folder, metadata, [CENTROIDS, *part_names(0)])
 
 
-def add(index: Folder, cells: Cells) -> None:
+def add(path: Path, source: Source) -> None:
     """Add cells to the lists that are there: the old files stay, the new cells are a part of their own.
 
     The folder is replaced by one with links to the same files, so that it is the old index or the new one, whole.
-    Raises InputError for vectors of another adapter or width, or where there are MAX_PARTS parts already.
+    Another run that changes the index waits until this one has ended. Raises InputError for vectors of another adapter
+    or width, or where there are MAX_PARTS parts already.
     """
-    number = len(index.parts)
-    if number >= MAX_PARTS:
-        raise InputError(f"{index.path}: cells were added {number - 1} times, which is the most; build it anew")
-    check_same_space(index, cells)
-    old = list(index.facts["files"])
-    with atomic_folder(index.path, OWN_FILES) as folder, new_spool(folder, index.space.dim) as spool:
-        for name in old:
-            link_or_copy(index.path / name, folder / name)
-        sizes, vectors, columns = (folder / name for name in part_names(number))
-        spool_cells(cells, spool, columns)
-        one_branch = Lists(index.centroids[:1], index.centroids, np.array([0, len(index.centroids)]))
-        write_lists(spool, one_branch, (sizes, vectors))
-        facts = {**index.facts, "sources": [*index.facts["sources"], cells.source]}
-        facts["of"] = [*index.facts.get("of", []), cells.facts]
-        write_manifest(folder, facts, [*old, *part_names(number)])
+    with locked(path):
+        index = read_folder(path)
+        number = len(index.parts)
+        if number >= MAX_PARTS:
+            raise InputError(f"{path}: cells were added {number - 1} times, which is the most; build it anew")
+        check_same_space(index, source)
+        old = list(index.metadata["files"])
+        with atomic_folder(path, OWN_FILES) as folder, new_spool(folder, index.space.dim) as spool:
+            for name in old:
+                link_or_copy(path / name, folder / name)
+            sizes, vectors, columns = (folder / name for name in part_names(number))
+            spool_cells(source, spool, columns)
+            one_branch = Lists(index.centroids[:1], index.centroids, np.array([0, len(index.centroids)]))
+            write_lists(spool, one_branch, (sizes, vectors))
+            metadata = {**index.metadata, "sources": [*index.metadata["sources"], source.name]}
+            metadata["of"] = [*index.metadata.get("of", []), about(source)]
+            write_manifest(folder, metadata, [*old, *part_names(number)])
 
 
-def check_same_space(index: Folder, cells: Cells) -> None:
+def about(source: Source) -> dict[str, str]:
+    """What the file says of its cells: their ontology, and where they are from."""
+    known = metadata_of(source.cells.schema)
+    return {key: known[key] for key in ("cl_release", "source") if key in known}
+
+
+def check_same_space(index: Folder, source: Source) -> None:
     """Raises InputError for cells that can't be compared with those of the index."""
-    old, new = index.space, cells.space
+    old, new = index.space, source.space
     if new.dim != old.dim:
-        raise InputError(f"{cells.source}: its vectors have {new.dim} numbers, those of {index.path} {old.dim}")
+        raise InputError(f"{source.name}: its vectors have {new.dim} numbers, those of {index.path} {old.dim}")
     if new.blocks != old.blocks or (old.adapters and not set(new.adapters) & set(old.adapters)):
         made = f"by the adapter {old.adapters[0][:12]}..." if old.adapters else "by no adapter, they are as they came"
         raise InputError(
-            f"{cells.source}: its vectors can't be compared with those of {index.path}, which were made {made}; name "
+            f"{source.name}: its vectors can't be compared with those of {index.path}, which were made {made}; name "
             "that adapter with --reference"
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import false_discovery_control, hypergeom
 
-from fractal.base.cli import table
+from fractal.base.table import table
 from fractal.search.index import Hits, Index
 
 MAX_VALUES = 10_000  # a column with more distinct values, such as a barcode, is left out
@@ -33,54 +33,39 @@ def enrichment(
     hits each cell counts once: `hits` of its `of_hits` have the value, and `cells` of `of_cells` that could be found.
     The rows are sorted by group, then column, then q_value. Cells without a value count in neither.
     """
-    columns = index.text_columns() if columns is None else list(columns)
-    names = list(dict.fromkeys(groups))
-    found: dict[str, list] = {name: [] for name in COLUMNS}
-    atlas = {column: index.counts(column, keep) for column in columns}
-    columns = [column for column in columns if 0 < len(atlas[column]) <= MAX_VALUES]
-    of_group = np.asarray(groups, object)
-    for group in names:
-        cells = np.unique(hits.cells[of_group == group])
-        taken = index.take(cells[cells >= 0], columns)
-        for column in columns:
-            counts = Counter(taken[column].drop_null().to_pylist())
-            total, drawn = sum(atlas[column].values()), counts.total()
-            for value, count in sorted(counts.items()):
-                cells_with = atlas[column][value]
-                row = (group, column, value, count, drawn, cells_with, total)
-                fold = (count / drawn) / (cells_with / total)
-                p_value = float(hypergeom.sf(count - 1, total, cells_with, drawn))
-                for name, entry in zip(COLUMNS, (*row, fold, p_value, 1.0), strict=True):
-                    found[name].append(entry)
-    if found["p_value"]:
-        # values that no hit has were tested as well, with p = 1
-        tested = len(names) * sum(len(atlas[column]) for column in columns)
-        p_values = np.concatenate([found["p_value"], np.ones(tested - len(found["p_value"]))])
-        found["q_value"] = false_discovery_control(p_values)[: len(found["p_value"])].tolist()
-    place = {name: i for i, name in enumerate(names)}, {name: i for i, name in enumerate(columns)}
-
-    def by(i: int) -> tuple[float, ...]:
-        return place[0][found["group"][i]], place[1][found["column"][i]], found["q_value"][i], -found["fold"][i]
-
-    order = sorted(range(len(found["group"])), key=by)
-    return pa.table({name: [values[i] for i in order] for name, values in found.items()})
+    counts = {column: index.counts(column, keep) for column in (index.text_columns if columns is None else columns)}
+    counts = {column: of for column, of in counts.items() if 0 < len(of) <= MAX_VALUES}
+    names, of_query = list(dict.fromkeys(groups)), np.asarray(groups, object)
+    keys, numbers = list[tuple[int, int, str]](), list[tuple[int, int, int, int]]()
+    for g, group in enumerate(names):
+        cells = np.unique(hits.cells[of_query == group])
+        taken = index.take(cells[cells >= 0], list(counts))
+        for c, (column, of) in enumerate(counts.items()):
+            hit = Counter(taken[column].drop_null().to_pylist())
+            keys += [(g, c, value) for value in sorted(hit)]
+            numbers += [(hit[value], hit.total(), of[value], of.total()) for value in sorted(hit)]
+    if not keys:
+        return pa.table({name: [] for name in COLUMNS})
+    n, of_hits, with_value, of_cells = np.array(numbers, np.int64).reshape(-1, 4).T
+    fold, p_value = (n / of_hits) / (with_value / of_cells), hypergeom.sf(n - 1, of_cells, with_value, of_hits)
+    # values that no hit has were tested as well, with p = 1
+    tested = len(names) * sum(map(len, counts.values()))
+    q_value = false_discovery_control(np.append(p_value, np.ones(tested - len(n))))[: len(n)]
+    order = np.lexsort([-fold, q_value, [c for _, c, _ in keys], [g for g, _, _ in keys]])
+    text = [names[g] for g, _, _ in keys], [list(counts)[c] for _, c, _ in keys], [value for _, _, value in keys]
+    arrays = [*text, n, of_hits, with_value, of_cells, fold, p_value, q_value]
+    return pa.table(arrays, names=COLUMNS).take(order)
 
 
-def summary(found: pa.Table, most: int = 3, q_value: float = 0.05) -> str:
+def summary(enriched: pa.Table, most: int = 3, q_value: float = 0.05) -> str:
     """The first rows of each group and column with at most this q-value, as a table to print."""
-    rows, shown = [], dict[tuple[str, str], int]()
-    for row in found.to_pylist():
+    rows, shown = list[list[str]](), Counter[tuple[str, str]]()
+    for row in enriched.to_pylist():
         key = row["group"], row["column"]
-        if row["q_value"] <= q_value and row["fold"] > 1 and shown.setdefault(key, 0) < most:
+        if row["q_value"] <= q_value and row["fold"] > 1 and shown[key] < most:
             shown[key] += 1
-            rows.append([
-                *key,
-                row["value"],
-                f"{row['hits']:,} of {row['of_hits']:,}",
-                f"{row['fold']:.1f}",
-                f"{row['p_value']:.1e}",
-                f"{row['q_value']:.1e}",
-            ])  # fmt: skip
+            share = f"{row['hits']:,} of {row['of_hits']:,}"
+            rows.append([*key, row["value"], share, f"{row['fold']:.1f}", *(f"{row[f'{x}_value']:.1e}" for x in "pq")])
     if not rows:
         return f"No value is more frequent among the hits than in the atlas (q <= {q_value:g})."
     return table(["Group", "Column", "Value", "Hits", "Fold", "p", "q"], rows)

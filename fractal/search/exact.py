@@ -42,7 +42,7 @@ class Nearest:
         """queries (n, dim) of any norm. `leave_one_out`: row i is query i, which is no neighbour of itself."""
         self.queries = normalize(queries.float(), dim=1).split(QUERY_CHUNK)
         self.k, self.leave_one_out, self.added = k, leave_one_out, 0
-        self.found: list[tuple[Tensor, Tensor] | None] = [None] * len(self.queries)  # similarities and rows, per chunk
+        self.best: list[tuple[Tensor, Tensor]] = []  # per chunk of queries: similarities and rows
 
     def add(self, bank: Tensor, unit: bool = False) -> None:
         """Rows (m, dim) of any float type, numbered on from those added before.
@@ -57,17 +57,23 @@ class Nearest:
                     similarity.diagonal(i * QUERY_CHUNK - self.added).fill_(-torch.inf)
                 values, rows = top(similarity, self.k)
                 rows += self.added
-                if (before := self.found[i]) is not None:
-                    values, rows = torch.cat([before[0], values], 1), torch.cat([before[1], rows], 1)
-                    values, columns = values.topk(min(self.k, values.shape[1]), dim=1)
-                    rows = rows.gather(1, columns)
-                self.found[i] = values, rows
+                if i == len(self.best):
+                    self.best.append((values, rows))
+                    continue
+                values, rows = (torch.cat(pair, 1) for pair in zip(self.best[i], (values, rows), strict=True))
+                values, columns = values.topk(min(self.k, values.shape[1]), dim=1)
+                self.best[i] = values, rows.gather(1, columns)
             self.added += len(tile)
 
+    def result(self) -> tuple[Tensor, Tensor]:
+        """-> cosines and rows, both (n, k), nearest first; fewer columns where there are fewer rows than k."""
+        cosines, rows = (
+            torch.cat(parts)[:, : self.added - self.leave_one_out] for parts in zip(*self.best, strict=True)
+        )
+        return cosines, rows
+
     def rows(self) -> Tensor:
-        """-> (n, k) int64, nearest first; fewer columns where there are fewer rows than k."""
-        rows = torch.cat([found[1] for found in self.found if found is not None])
-        return rows[:, : self.added - self.leave_one_out]
+        return self.result()[1]
 
 
 def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool = False) -> Tensor:
@@ -77,9 +83,9 @@ def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool 
     `unit` says that those of the bank have norm 1. Rows of equal similarity come in no particular order; in a short
     prefix thousands of cells may have the same one to the last bit.
     """
-    found = Nearest(queries, k, leave_one_out=bank is None)
-    found.add(queries if bank is None else bank, unit)
-    return found.rows()
+    search = Nearest(queries, k, leave_one_out=bank is None)
+    search.add(queries if bank is None else bank, unit)
+    return search.rows()
 
 
 def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
@@ -92,10 +98,10 @@ def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[in
     for vectors, bank, k in zip(queries[1:], banks[1:], keep[1:], strict=True):
         size = max(1, 2**18 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 1 MB of gathered rows
         ranked = []
-        for some, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
+        for batch, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
             # index_select: three times as fast as bank[shortlist]
             gathered = bank.index_select(0, shortlist.flatten()).float().view(*shortlist.shape, -1)
-            similarity = torch.bmm(gathered, some[:, :, None])[:, :, 0]
+            similarity = torch.bmm(gathered, batch[:, :, None])[:, :, 0]
             ranked.append(shortlist.gather(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices))
         rows = torch.cat(ranked)
     return rows

@@ -13,22 +13,21 @@ here is one that faiss parses.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError, reason
-from fractal.base.files import recover
+from fractal.base.errors import InputError, reason
+from fractal.base.files import read_whole
 from fractal.data.parquet import fingerprint
 
 VERSION = 1
 MANIFEST, CENTROIDS = "index.json", "centroids.npy"
 MAX_PARTS = 100
-NO_COLUMN = "none"  # stands in the stream of a file without columns, so that it has as many rows as cells
+NO_COLUMN = "none"  # stands alone in the stream of a file without columns, so that it has as many rows as cells
 WAY_OUT = "make it again with `fractal index`"
 
 
@@ -64,31 +63,35 @@ class Space:
 
 @dataclass(frozen=True)
 class Part:
-    """The cells of one source, mapped from their three files."""
+    """The cells of one source. Its files are mapped when it is opened: what replaces them later is not seen."""
 
-    folder: Path
-    number: int
     source: str
+    first: int  # the number of its first cell in the index
     sizes: np.ndarray  # (lists,) int64
+    starts: np.ndarray  # (lists + 1,) int64, where in the file each list begins
     dim: int
+    path: Path  # of its vectors
+    data: np.ndarray  # these, (bytes,) uint8, mapped copy-on-write: torch takes no array that is read-only
+    batches: list[pa.RecordBatch]  # its columns, mapped, as they were written
+    validated: set[int] = field(default_factory=set)  # numbers of batches
+
+    @staticmethod
+    def open(folder: Path, number: int, source: str, first: int, dim: int) -> "Part":
+        """Raises InputError, or what numpy does, for damaged files."""
+        sizes, vectors, columns = (folder / name for name in part_names(number))
+        counts = np.load(sizes)
+        starts = np.concatenate([[0], np.cumsum(counts * (2 * dim + 8))])
+        try:
+            batches = list(pa.ipc.open_stream(pa.memory_map(str(columns))))
+            if sum(map(len, batches)) != counts.sum():
+                raise pa.ArrowInvalid("it has another number of cells")
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{columns}: damaged ({reason(error)}); {WAY_OUT}") from error
+        return Part(source, first, counts, starts, dim, vectors, np.memmap(vectors, np.uint8, "c"), batches)
 
     @property
     def cells(self) -> int:
         return int(self.sizes.sum())
-
-    @property
-    def path(self) -> Path:
-        return self.folder / part_names(self.number)[1]
-
-    @cached_property
-    def data(self) -> np.ndarray:
-        """Its bytes, mapped copy-on-write: torch takes no array that is read-only."""
-        return np.memmap(self.path, np.uint8, "c")
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        """(lists + 1,) int64, where in the file each list begins."""
-        return np.concatenate([[0], np.cumsum(self.sizes * (2 * self.dim + 8))])
 
     def vectors(self, number: int) -> np.ndarray:
         """The vectors of a list, (m, dim) float16, mapped."""
@@ -105,32 +108,15 @@ class Part:
             raise InputError(f"{self.path}: damaged, it names cells that are not there; {WAY_OUT}")
         return rows
 
-    @cached_property
-    def batches(self) -> list[pa.RecordBatch]:
-        """The columns, mapped, as they were written."""
-        path = self.folder / part_names(self.number)[2]
-        try:
-            batches = list(pa.ipc.open_stream(pa.memory_map(str(path))))
-            if sum(len(batch) for batch in batches) != self.cells:
-                raise pa.ArrowInvalid("it has another number of cells")
-            return batches
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: damaged ({reason(error)}); {WAY_OUT}") from error
-
     def batch(self, number: int) -> pa.RecordBatch:
-        """One of the batches, looked through: Arrow does not look at what it maps, and may read beyond its end."""
-        if number not in self.looked_through:
+        """One of the batches, validated: Arrow does not look at what it maps, and may read beyond its end."""
+        if number not in self.validated:
             try:
                 self.batches[number].validate(full=True)
             except pa.ArrowException as error:
-                path = self.folder / part_names(self.number)[2]
-                raise InputError(f"{path}: damaged ({reason(error)}); {WAY_OUT}") from error
-            self.looked_through.add(number)
+                raise InputError(f"{self.path.parent}: its columns are damaged ({reason(error)}); {WAY_OUT}") from error
+            self.validated.add(number)
         return self.batches[number]
-
-    @cached_property
-    def looked_through(self) -> set[int]:
-        return set()
 
 
 @dataclass(frozen=True)
@@ -141,20 +127,30 @@ class Folder:
     space: Space
     centroids: np.ndarray  # (lists, dim) float32
     parts: tuple[Part, ...]
-    facts: dict[str, Any]  # index.json
+    metadata: dict[str, Any]  # index.json
+
+    @property
+    def cells(self) -> int:
+        return sum(part.cells for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(length for length, _ in self.metadata["files"].values())
 
 
 def read_folder(path: str | Path) -> Folder:
-    """Open an index. Raises InputError for a folder that is none, of another version, cut short or changed.
+    """Open an index, all of whose files one run has written, also while another run replaces it.
 
     Small files are compared with their sha256; of large ones only the length is (`check_files` reads them whole).
+    Raises InputError for a folder that is none, of another version, cut short or changed.
     """
-    path = Path(path)
-    if path.parent.is_dir():
-        recover(path)  # of a run that was killed just as it put the folder there
+    return read_whole(Path(path), open_folder)
+
+
+def open_folder(path: Path) -> Folder:
     try:
-        facts = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, files = facts["version"], dict(facts["files"])
+        metadata = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version, files = metadata["version"], dict(metadata["files"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: not an index ({MANIFEST} cannot be read); make one with `fractal index`") from error
     if version != VERSION:
@@ -166,50 +162,51 @@ def read_folder(path: str | Path) -> Folder:
         if name.endswith(".npy") and fingerprint(file) != sha256:
             raise InputError(f"{file}: not the file that the index was made with; {WAY_OUT}")
     try:
-        told = facts["space"]
-        space = Space(
-            int(told["dim"]),
-            str(told["recipe"]),
-            tuple(map(int, told["blocks"])),
-            tuple(map(str, told["levels"])),
-            tuple(map(str, told["adapters"])),
-        )
-        centroids = np.load(path / CENTROIDS)
-        parts = tuple(
-            Part(path, i, str(source), np.load(path / part_names(i)[0]), space.dim)
-            for i, source in enumerate(facts["sources"])
-        )
-        check_consistent(space, centroids, parts, files)
+        known, sources = metadata["space"], metadata["sources"]
+        blocks, levels, adapters = known["blocks"], map(str, known["levels"]), map(str, known["adapters"])
+        space = Space(int(known["dim"]), str(known["recipe"]), tuple(map(int, blocks)), tuple(levels), tuple(adapters))
+        if not sources or set(files) != {CENTROIDS, *(name for i in range(len(sources)) for name in part_names(i))}:
+            raise ValueError("files are missing")
+        parts = list[Part]()
+        for i, source in enumerate(sources):
+            parts.append(Part.open(path, i, str(source), sum(part.cells for part in parts), space.dim))
+        folder = Folder(path, space, np.load(path / CENTROIDS), tuple(parts), metadata)
+        check_consistent(folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: a damaged index ({reason(error)}); {WAY_OUT}") from error
-    return Folder(path, space, centroids, parts, facts)
+    return folder
 
 
-def check_consistent(space: Space, centroids: np.ndarray, parts: Sequence[Part], files: dict[str, Any]) -> None:
+def check_consistent(folder: Folder) -> None:
     """Raises ValueError, or whatever numpy does, unless what was read fits together."""
-    if not parts or set(files) != {CENTROIDS, *(name for part in parts for name in part_names(part.number))}:
-        raise ValueError("files are missing")
+    space, centroids = folder.space, folder.centroids
     if centroids.dtype != np.float32 or centroids.ndim != 2 or centroids.shape[1] != space.dim or not len(centroids):
         raise ValueError("the centroids are of another width")
     if space.blocks and (min(space.blocks) < 1 or sum(space.blocks) != space.dim):
         raise ValueError("the blocks are not those of the vectors")
-    for part in parts:
+    for part in folder.parts:
         if part.sizes.dtype != np.int64 or part.sizes.shape != (len(centroids),) or (part.sizes < 0).any():
             raise ValueError("the sizes are not those of the lists")
-        if part.cells < 1 or part.starts[-1] != files[part_names(part.number)[1]][0]:
+        if part.cells < 1 or part.starts[-1] != len(part.data):
             raise ValueError("the vectors are not as many as the lists hold")
 
 
-def check_files(folder: Folder) -> int:
+def check_files(path: str | Path) -> int:
     """Read every file and compare it with its sha256 -> bytes read. Raises InputError for one that was changed."""
-    for name, (_, sha256) in folder.facts["files"].items():
-        if fingerprint(folder.path / name) != sha256:
-            raise InputError(f"{folder.path / name}: changed or damaged since it was written; {WAY_OUT}")
-    return sum(length for length, _ in folder.facts["files"].values())
+
+    def check(path: Path) -> int:
+        folder = open_folder(path)
+        for name, (_, sha256) in folder.metadata["files"].items():
+            if fingerprint(path / name) != sha256:
+                raise InputError(f"{path / name}: changed or damaged since it was written; {WAY_OUT}")
+        return folder.num_bytes
+
+    return read_whole(Path(path), check)
 
 
-def write_manifest(folder: Path, facts: dict[str, Any], names: Sequence[str]) -> None:
-    """Complete the facts with the length and the sha256 of the files `names`, and write them."""
-    known = facts.get("files", {})
+def write_manifest(folder: Path, metadata: dict[str, Any], names: Sequence[str]) -> None:
+    """Complete the metadata with the length and the sha256 of the files `names`, and write them."""
+    known = metadata.get("files", {})
     files = {n: known[n] if n in known else (Path(folder, n).stat().st_size, fingerprint(folder / n)) for n in names}
-    (folder / MANIFEST).write_text(json.dumps({**facts, "version": VERSION, "files": files}, indent=1) + "\n", "utf-8")
+    text = json.dumps({**metadata, "version": VERSION, "files": files}, indent=1)
+    (folder / MANIFEST).write_text(f"{text}\n", "utf-8")

@@ -5,7 +5,7 @@ faiss scans the mapped files.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
+from fractal.base.files import read_whole
 from fractal.data.parquet import CELL_ID
-from fractal.search.folder import NO_COLUMN, Folder, Part, read_folder
+from fractal.search.folder import NO_COLUMN, Folder, Part, open_folder
 
-PROBES = 16  # lists that a search opens, where no other number is asked for
+PROBES = 16  # lists that a search opens, where no other number is given
 PREFIX_PROBES = 8  # and for a prefix: its lists are nearly alike, see docs/search.md
 QUERIES = 256  # at a time, so that their products with all centroids take 8 MB
 ENOUGH = 2_000  # cells that pass a filter are looked at per query, or 100 k of them, or all
-RESERVED = ("query", "rank", "id", "row", "source", "similarity")  # columns of the hits that are no cell's
+HIT_COLUMNS = ("query", "rank", "id", "row", "source", "similarity")  # of the table of hits, before the cells' columns
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,24 @@ class Hits:
     cells: np.ndarray  # (n, k) int64, numbered through all parts of the index
     similarity: np.ndarray  # (n, k) float32, cosines
 
+    @staticmethod
+    def concat(hits: "Sequence[Hits]") -> "Hits":
+        return Hits(np.concatenate([h.cells for h in hits]), np.concatenate([h.similarity for h in hits]))
+
 
 class Filter:
-    """The cells that a search may find: a mask (cells,) bool over the whole index."""
+    """The cells that a search may return: a mask (cells,) bool over the whole index."""
 
-    def __init__(self, index: "Index", mask: np.ndarray) -> None:
+    def __init__(self, parts: Sequence[Part], mask: np.ndarray) -> None:
         self.mask = mask
-        self.bits = [np.packbits(some, bitorder="little") for some in np.split(mask, index.first[1:-1])]
+        masks = [mask[part.first : part.first + part.cells] for part in parts]
+        self.bits = [np.packbits(mask, bitorder="little") for mask in masks]  # faiss keeps a bare pointer to them
         self.selectors = [faiss.IDSelectorBitmap(bits) for bits in self.bits]
-        self.per_list = np.zeros(len(index.centroids), np.int64)  # cells of each list that pass
-        for part, some in zip(index.parts, np.split(mask, index.first[1:-1]), strict=True):
-            self.per_list += [int(some[part.rows(number)].sum()) for number in range(len(part.sizes))]
-
-    @property
-    def count(self) -> int:
-        return int(self.per_list.sum())
+        per_list = [
+            [mask[part.rows(i)].sum() for i in range(len(part.sizes))] for part, mask in zip(parts, masks, strict=True)
+        ]
+        self.per_list: np.ndarray = np.sum(per_list, axis=0, dtype=np.int64)  # (lists,) cells that pass
+        self.count = int(self.per_list.sum())
 
 
 class Index:
@@ -56,45 +60,29 @@ class Index:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.space, self.parts, self.centroids = folder, folder.space, folder.parts, folder.centroids
-        self.first = np.concatenate([[0], np.cumsum([part.cells for part in self.parts])])  # (parts + 1,)
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
-        self.quantizer.add(self.centroids)
-        self.cut_centres: dict[int, np.ndarray] = {}
+        self.cut_centres: dict[int, torch.Tensor] = {}
         self.mapped: list[Any] = []
         self.scanners = [self.scanner(part) for part in self.parts]
 
     def __len__(self) -> int:
-        return int(self.first[-1])
-
-    @cached_property
-    def types(self) -> dict[str, pa.DataType]:
-        """The cells' columns beside their id, and their types; text where two parts differ."""
-        found: dict[str, pa.DataType] = {}
-        for part in self.parts:
-            for field in part.batches[0].schema:
-                kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-                found[field.name] = kind if found.get(field.name, kind) == kind else pa.string()
-        return {name: kind for name, kind in found.items() if name not in (CELL_ID, NO_COLUMN)}
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.types)
+        return self.folder.cells
 
     def scanner(self, part: Part) -> Any:
         """faiss's inverted lists over a part's mapped file."""
         dim, lists = self.space.dim, len(self.centroids)
         kind = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(self.quantizer, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
-        on_disk = faiss.OnDiskInvertedLists(lists, index.code_size, str(part.path))
+        scanner = faiss.IndexIVFScalarQuantizer(self.quantizer, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
+        on_disk = faiss.OnDiskInvertedLists(lists, scanner.code_size, str(part.path))
         on_disk.read_only = True
-        sizes = part.sizes.astype(np.uint64)  # a name of its own: faiss is given its bare address
+        sizes = part.sizes.astype(np.uint64)  # has a name: faiss is given its bare address
         on_disk.set_all_lists_sizes(faiss.swig_ptr(sizes))
         on_disk.totsize = int(part.starts[-1])
         on_disk.do_mmap()
-        index.replace_invlists(on_disk, False)
+        scanner.replace_invlists(on_disk, False)
         self.mapped.append(on_disk)  # faiss keeps a bare pointer to it
-        index.ntotal, index.is_trained = part.cells, True
-        return index
+        scanner.ntotal, scanner.is_trained = part.cells, True
+        return scanner
 
     def check_adapter(self, sha256s: Sequence[str], what: str) -> None:
         """Raise InputError unless one of an adapter's hashes is that of the adapter that made the indexed vectors."""
@@ -104,6 +92,8 @@ class Index:
                 f"({self.space.adapters[0][:12]}...), so their vectors can't be compared; name the right one"
             )
 
+    # --- vectors ------------------------------------------------------------------------------------------------------
+
     def search(
         self,
         queries: np.ndarray,
@@ -112,11 +102,19 @@ class Index:
         keep: np.ndarray | None = None,
         probes: int | None = None,
     ) -> Hits:
-        """queries (n, dim) of any norm, in the space of the index -> their k nearest cells by cosine.
+        """The k nearest cells of each query by cosine.
 
-        prefix: compare the first blocks only. keep: a mask (len(index),) bool of the cells that may be found.
-        probes: how many lists to open; all of them make the search exact. Raises InputError for vectors of another
-        width, that are zero or not finite, and for a prefix that the vectors don't have.
+        Parameters
+        ----------
+        queries : (n, dim) float, of any norm, in the space of the index
+        k : int, default 10
+        prefix : int, default all; compare so many first blocks only
+        keep : (len(index),) bool, default all; the cells that may be returned
+        probes : int, default 16, of a prefix 8; how many lists to open. All of them make the search exact
+
+        Raises
+        ------
+        InputError : for vectors of another width, that are zero or not finite; for a prefix that they don't have.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.space.dim:
@@ -127,192 +125,210 @@ class Index:
             raise InputError("the vector of a query is zero or not finite; leave such cells out")
         if keep is not None and keep.shape != (len(self),):
             raise InputError(f"a filter of {keep.size:,} cells, the index has {len(self):,}")
-        some = None if keep is None else Filter(self, keep)
+        only = None if keep is None else Filter(self.parts, keep)
         full = width == self.space.dim
         probes = min(probes or (PROBES if full else PREFIX_PROBES), len(self.centroids))
-        unit = queries[:, :width] / norms
-        parts = []
+        unit, scan = queries[:, :width] / norms, self.scan if full else self.scan_prefix
+        hits = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
         for start in range(0, len(unit), QUERIES):
-            piece = unit[start : start + QUERIES]
-            lists = self.lists(piece, probes, k, some)
-            parts.append(self.scan(piece, lists, k, some) if full else self.scan_prefix(piece, lists, k, some))
-        if not parts:
-            return Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-        return Hits(np.concatenate([p.cells for p in parts]), np.concatenate([p.similarity for p in parts]))
+            batch = unit[start : start + QUERIES]
+            hits.append(scan(batch, self.lists(batch, probes, k, only), k, only))
+        return Hits.concat(hits)
 
-    def lists(self, unit: np.ndarray, probes: int, k: int, some: Filter | None) -> np.ndarray:
+    def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None) -> np.ndarray:
         """The lists to open for each query, best first, (n, most) int64; -1 where a query opens fewer."""
-        width = unit.shape[1]
-        if some is None and width == self.space.dim:
-            return self.quantizer.search(unit, probes)[1]
-        similarity = unit @ self.centres(width).T
-        if some is None:
-            best = np.argpartition(-similarity, probes - 1, axis=1)[:, :probes]
-            return np.take_along_axis(best, np.argsort(-np.take_along_axis(similarity, best, 1), axis=1), 1)
-        similarity[:, some.per_list == 0] = -np.inf
-        order = np.argsort(-similarity, axis=1)
-        seen = np.cumsum(some.per_list[order], axis=1)
-        asked = min(some.count, max(ENOUGH, 100 * k))
-        opened = np.maximum((seen < asked).sum(1) + 1, probes)
-        opened = np.minimum(opened, (some.per_list > 0).sum())
+        similarity = torch.from_numpy(unit) @ self.centres(unit.shape[1]).T
+        if only is None:
+            return similarity.topk(probes, dim=1).indices.numpy()
+        similarity[:, torch.from_numpy(only.per_list == 0)] = -torch.inf
+        order = similarity.argsort(dim=1, descending=True).numpy()
+        seen = np.cumsum(only.per_list[order], axis=1)
+        enough = min(only.count, max(ENOUGH, 100 * k))
+        opened = np.minimum(np.maximum((seen < enough).sum(1) + 1, probes), (only.per_list > 0).sum())
         most = max(1, int(opened.max()))
         return np.where(np.arange(most) < opened[:, None], order[:, :most], -1)
 
-    def centres(self, width: int) -> np.ndarray:
+    def centres(self, width: int) -> torch.Tensor:
         """The first numbers of the centroids, of length 1, (lists, width) float32; kept, one query needs them all."""
         if width not in self.cut_centres:
-            cut = self.centroids[:, :width]
-            norms = np.linalg.norm(cut, axis=1, keepdims=True)
-            self.cut_centres[width] = np.ascontiguousarray(cut / np.maximum(norms, 1e-12))
+            cut = torch.from_numpy(self.centroids[:, :width])
+            self.cut_centres[width] = torch.nn.functional.normalize(cut, dim=1)
         return self.cut_centres[width]
 
-    def scan(self, unit: np.ndarray, lists: np.ndarray, k: int, some: Filter | None) -> Hits:
+    def scan(self, unit: np.ndarray, lists: np.ndarray, k: int, only: Filter | None) -> Hits:
         """Compare full vectors."""
         n = len(unit)
         lists, coarse = np.ascontiguousarray(lists, np.int64), np.zeros(lists.shape, np.float32)
-        found = []
-        for number, index in enumerate(self.scanners):
+        best = []
+        for number, (scanner, part) in enumerate(zip(self.scanners, self.parts, strict=True)):
             similarity, rows = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
-            index.nprobe = lists.shape[1]
+            scanner.nprobe = lists.shape[1]
             options = faiss.SearchParametersIVF(nprobe=lists.shape[1])
-            if some is not None:
-                options.sel = some.selectors[number]
+            if only is not None:
+                options.sel = only.selectors[number]
             pointers = (faiss.swig_ptr(array) for array in (unit, lists, coarse, similarity, rows))
             vectors, *outputs = pointers
-            index.search_preassigned_c(n, vectors, k, *outputs, False, options)
-            self.parts[number].checked(rows[rows >= 0])
-            found.append((np.where(rows >= 0, rows + self.first[number], -1), similarity))
-        return best_of(found, k)
+            scanner.search_preassigned_c(n, vectors, k, *outputs, False, options)
+            part.checked(rows[rows >= 0])
+            best.append((np.where(rows >= 0, rows + part.first, -1), similarity))
+        return best_of(best, k)
 
-    def scan_prefix(self, unit: np.ndarray, lists: np.ndarray, k: int, some: Filter | None) -> Hits:
+    def scan_prefix(self, unit: np.ndarray, lists: np.ndarray, k: int, only: Filter | None) -> Hits:
         """Compare prefixes, which are cut from the stored vectors and made unit length again."""
-        width = unit.shape[1]
-        found = []
-        for query, numbers in zip(unit, lists, strict=True):
-            rows, similarity = [], []
-            for first, part in zip(self.first, self.parts, strict=False):
+        width, hits = unit.shape[1], []
+        for query, numbers in zip(torch.from_numpy(unit), lists, strict=True):
+            cells, similarity = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+            for part in self.parts:
                 for number in numbers[numbers >= 0].tolist():
-                    if part.sizes[number]:
-                        # torch makes float32 of float16 ten times as fast as numpy
-                        vectors = torch.from_numpy(part.vectors(number)).float()[:, :width]
-                        cosines = (vectors @ torch.from_numpy(query)) / vectors.norm(dim=1).clamp(min=1e-12)
-                        rows.append(part.rows(number) + first)
-                        similarity.append(cosines.numpy())
-            cells = np.concatenate(rows) if rows else np.empty(0, np.int64)
-            all_similar = np.concatenate(similarity) if rows else np.empty(0, np.float32)
-            if some is not None:
-                passing = some.mask[cells]
-                cells, all_similar = cells[passing], all_similar[passing]
-            found.append(best_of([(cells[None], all_similar[None])], k))
-        return Hits(np.concatenate([h.cells for h in found]), np.concatenate([h.similarity for h in found]))
+                    # torch makes float32 of float16 ten times as fast as numpy
+                    vectors = torch.from_numpy(part.vectors(number)).float()[:, :width]
+                    cosines = (vectors @ query) / vectors.norm(dim=1).clamp(min=1e-12)
+                    cells.append(part.rows(number) + part.first)
+                    similarity.append(cosines.numpy())
+            joined = np.concatenate(cells), np.concatenate(similarity)
+            if only is not None:
+                passing = only.mask[joined[0]]
+                joined = joined[0][passing], joined[1][passing]
+            hits.append(best_of([(joined[0][None], joined[1][None])], k))
+        return Hits.concat(hits)
 
-    def take(self, cells: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
-        """Cells (m,) int64 -> their id, row, source and columns (all, if none are named), in that order.
+    def vectors_of(self, cells: np.ndarray) -> np.ndarray:
+        """The stored vectors of cells (m,), (m, dim) float32 of length 1. Looks through the rows of all lists."""
+        wanted, back = np.unique(cells, return_inverse=True)
+        vectors = np.empty((len(wanted), self.space.dim), np.float32)
+        for part in self.parts:
+            for number in np.flatnonzero(part.sizes).tolist():
+                rows = part.rows(number) + part.first
+                hit = np.flatnonzero(np.isin(rows, wanted))
+                vectors[np.searchsorted(wanted, rows[hit])] = part.vectors(number)[hit]
+        return vectors[back]
 
-        A column that a part lacks is null there; text comes as text. Raises InputError for a column that there is not.
-        """
-        there = self.columns
-        columns = there if columns is None else list(columns)
-        if missing := [name for name in columns if name not in there]:
-            raise InputError(f"{self.folder.path}: has no column '{missing[0]}'; it has {', '.join(there) or 'none'}")
+    # --- columns ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def types(self) -> dict[str, pa.DataType]:
+        """The cells' columns beside their id, and their types; text where two parts differ."""
+        types: dict[str, pa.DataType] = {}
+        for part in self.parts:
+            schema = part.batches[0].schema
+            if schema.names == [NO_COLUMN] and pa.types.is_null(schema.types[0]):
+                continue
+            for field in schema:
+                kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+                types[field.name] = kind if types.get(field.name, kind) == kind else pa.string()
+        types.pop(CELL_ID, None)
+        return types
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.types)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold codes: text of few distinct values."""
+        fields = [field for part in self.parts for field in part.batches[0].schema]
+        return list(dict.fromkeys(field.name for field in fields if pa.types.is_dictionary(field.type)))
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Raises InputError for a column that there is not."""
+        if missing := [name for name in names if name not in self.types]:
+            there = ", ".join(self.columns) or "none"
+            raise InputError(f"{self.folder.path}: has no column '{missing[0]}'; it has {there}")
+
+    def take(self, cells: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Columns, `cell_id` among them, of cells (m,) int64, in that order; null where a part lacks one."""
+        schema = pa.schema([(name, self.types.get(name, pa.string())) for name in columns])
         order = np.argsort(cells, kind="stable")
-        tables, ascending = [], cells[order]
-        for number, part in enumerate(self.parts):
-            lo, hi = np.searchsorted(ascending, self.first[number : number + 2])
-            rows = ascending[lo:hi] - self.first[number]
-            start = 0
+        tables, ascending = [schema.empty_table()], cells[order]
+        for part in self.parts:
+            first = part.first
             for i, batch in enumerate(part.batches):
-                a, b = np.searchsorted(rows, [start, start + len(batch)])
-                if b > a:
-                    tables.append(self.part_of(part, part.batch(i), rows[a:b], start, columns))
-                start += len(batch)
-        if not tables:
-            fields = [("id", pa.string()), ("row", pa.int64()), ("source", pa.string())]
-            return pa.schema([*fields, *((name, self.types[name]) for name in columns)]).empty_table()
+                lo, hi = np.searchsorted(ascending, [first, first + len(batch)])
+                if hi > lo:
+                    tables.append(rows_of(part.batch(i), ascending[lo:hi] - first, schema))
+                first += len(batch)
         return pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
-
-    def part_of(
-        self, part: Part, batch: pa.RecordBatch, rows: np.ndarray, start: int, columns: Sequence[str]
-    ) -> pa.Table:
-        """Some rows of a batch that begins with row `start`."""
-        chosen = pa.array(rows - start)
-
-        def column(name: str, kind: pa.DataType) -> pa.Array:
-            if name not in batch.schema.names:
-                return pa.nulls(len(rows), kind)
-            values = batch[name].take(chosen)
-            return (values.dictionary_decode() if pa.types.is_dictionary(values.type) else values).cast(kind)
-
-        arrays = [column(CELL_ID, pa.string()), pa.array(rows), pa.array([part.source] * len(rows), pa.string())]
-        arrays += [column(name, self.types[name]) for name in columns]
-        return pa.table(arrays, names=["id", "row", "source", *columns])
 
     def table(self, hits: Hits, names: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """A row per hit: query (its name, else its number), rank from 1, id, row, source, similarity, and the columns.
 
-        A column of the cells that is called like one of these becomes atlas_NAME.
-        """
-        n, k = hits.cells.shape
-        there = hits.cells.ravel() >= 0
-        found = self.take(hits.cells.ravel()[there], columns)
-        queries = np.repeat(np.arange(n), k)[there]
-        told = {
-            "query": pa.array(queries) if names is None else pa.array(np.asarray(names, object)[queries], pa.string()),
-            "rank": pa.array(np.tile(np.arange(1, k + 1), n)[there]),
-            "id": found["id"],
-            "row": found["row"],
-            "source": found["source"],
-            "similarity": pa.array(hits.similarity.ravel()[there]),
-        }
-        others = found.column_names[3:]
-        shown = [f"atlas_{name}" if name in RESERVED else name for name in others]
-        return pa.table([*told.values(), *found.columns[3:]], names=[*told, *shown])
+        Parameters
+        ----------
+        hits : of n queries
+        names : n str, default their numbers
+        columns : str, default all; one that is named like the first six becomes atlas_NAME
 
-    def vectors_of(self, cells: np.ndarray) -> np.ndarray:
-        """The vectors of some cells (m,) -> (m, dim) float32. Reads the rows of all lists, 8 bytes a cell."""
-        wanted, back = np.unique(cells, return_inverse=True)
-        found = np.empty((len(wanted), self.space.dim), np.float32)
-        for first, part in zip(self.first, self.parts, strict=False):
-            for number in np.flatnonzero(part.sizes).tolist():
-                rows = part.rows(number) + first
-                hit = np.flatnonzero(np.isin(rows, wanted))
-                found[np.searchsorted(wanted, rows[hit])] = part.vectors(number)[hit]
-        return found[back]
+        Raises
+        ------
+        InputError : for a column that there is not.
+        """
+        columns = self.columns if columns is None else list(columns)
+        self.check_columns(columns)
+        queries, ranks = np.nonzero(hits.cells >= 0)
+        cells = hits.cells[queries, ranks]
+        part = np.searchsorted([part.first for part in self.parts], cells, "right") - 1
+        first = np.array([part.first for part in self.parts], np.int64)
+        sources = np.array([part.source for part in self.parts], object)
+        taken = self.take(cells, [CELL_ID, *columns])
+        arrays = [
+            pa.array(queries) if names is None else pa.array(np.asarray(names, object)[queries], pa.string()),
+            pa.array(ranks + 1),
+            taken[CELL_ID],
+            pa.array(cells - first[part]),
+            pa.array(sources[part], pa.string()),
+            pa.array(hits.similarity[queries, ranks]),
+        ]
+        renamed = [hit_name(name, columns) for name in columns]
+        return pa.table([*arrays, *(taken[name] for name in columns)], names=[*HIT_COLUMNS, *renamed])
 
     def counts(self, column: str, keep: np.ndarray | None = None) -> Counter[str]:
         """How many cells have each value of a text column; those without one are left out. keep: see `search`."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for values, codes, cells in self.coded(column):
-            some = codes if keep is None else codes[keep[cells]]
-            found.update(dict(zip(values, np.bincount(some[some >= 0], minlength=len(values)).tolist(), strict=True)))
-        return +found
+            kept = codes if keep is None else codes[keep[cells]]
+            counts.update(dict(zip(values, np.bincount(kept[kept >= 0], minlength=len(values)).tolist(), strict=True)))
+        return +counts
 
-    def coded(self, column: str) -> Any:
+    def coded(self, column: str) -> Iterator[tuple[list[str], np.ndarray, slice]]:
         """Yield (values, codes (m,) int32 with -1 for none, slice of cells), batch by batch, for a column as text."""
-        for number, part in enumerate(self.parts):
-            start = int(self.first[number])
+        for part in self.parts:
+            first = part.first
             for i, batch in enumerate(part.batches):
                 if column in batch.schema.names:
                     values = part.batch(i)[column]
                     if not pa.types.is_dictionary(values.type):
                         values = values.cast(pa.string()).dictionary_encode()
                     codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-                    yield values.dictionary.to_pylist(), codes, slice(start, start + len(batch))
-                start += len(batch)
-
-    def text_columns(self) -> list[str]:
-        """The columns that hold codes: text of few distinct values."""
-        fields = [field for part in self.parts for field in part.batches[0].schema]
-        return list(dict.fromkeys(field.name for field in fields if pa.types.is_dictionary(field.type)))
+                    yield values.dictionary.to_pylist(), codes, slice(first, first + len(batch))
+                first += len(batch)
 
 
-def best_of(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
+def rows_of(batch: pa.RecordBatch, rows: np.ndarray, schema: pa.Schema) -> pa.Table:
+    """Rows of a batch, codes as what they stand for."""
+    arrays = [
+        batch[field.name].take(pa.array(rows)).cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(len(rows), field.type)
+        for field in schema
+    ]
+    return pa.table(arrays, schema=schema)
+
+
+def hit_name(name: str, columns: Sequence[str]) -> str:
+    """What a column of the cells is called in the table of hits: no two of its columns have one name."""
+    new = name
+    while new.casefold() in HIT_COLUMNS or (new != name and new in columns):
+        new = f"atlas_{new}"
+    return new
+
+
+def best_of(candidates: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
     """(cells, similarity), each (n, m), of several parts -> the k best of each row."""
-    cells, similarity = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+    cells, similarity = (np.concatenate(arrays, axis=1) for arrays in zip(*candidates, strict=True))
     similarity = np.where(cells >= 0, similarity, -np.inf).astype(np.float32)
-    if cells.shape[1] < k:
-        more = ((0, 0), (0, k - cells.shape[1]))
-        cells, similarity = np.pad(cells, more, constant_values=-1), np.pad(similarity, more, constant_values=-np.inf)
+    if (lacking := k - cells.shape[1]) > 0:
+        pad = ((0, 0), (0, lacking))
+        cells, similarity = np.pad(cells, pad, constant_values=-1), np.pad(similarity, pad, constant_values=-np.inf)
     if cells.shape[1] > 4 * k:  # a sort of all is what costs
         best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         cells, similarity = np.take_along_axis(cells, best, 1), np.take_along_axis(similarity, best, 1)
@@ -321,5 +337,8 @@ def best_of(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
 
 
 def open_index(path: str | Path) -> Index:
-    """Open the folder of `fractal index`, in well under a second. Raises InputError for a damaged one."""
-    return Index(read_folder(path))
+    """Open the folder of `fractal index`, in well under a second, also while another run replaces it.
+
+    Raises InputError for a damaged one.
+    """
+    return read_whole(Path(path), lambda path: Index(open_folder(path)))

@@ -1,111 +1,88 @@
-"""Questions to an index: cells of a file or an AnnData, or the means of their groups."""
+"""The queries of a search: cells, or the means of their groups."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from fractal.base.cli import InputError
-from fractal.data.parquet import CELL_ID
-from fractal.data.vectors import usable
+from fractal.base.errors import InputError
+from fractal.data.cells import names_of
 from fractal.hierarchy.names import clean, is_missing
-from fractal.hierarchy.ontology import CL_SLIM
-from fractal.model.embedding import embed_matrix
-from fractal.search import filters
+from fractal.search.filters import mask_of
 from fractal.search.index import Index, open_index
-from fractal.search.source import Opened
+from fractal.search.source import Source
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from pandas import DataFrame
 
-    from fractal.reference import Reference
 
+def means(chunks: Iterable[tuple[np.ndarray, Sequence[Any]]], where: str) -> tuple[list[str], np.ndarray]:
+    """The mean of the unit vectors of each group; cells without a group are left out.
 
-class Means:
-    """The mean of the unit vectors of each group; cells without a group are left out."""
-
-    def __init__(self, dim: int) -> None:
-        self.sums: dict[str, np.ndarray] = {}
-        self.dim = dim
-
-    def add(self, vectors: np.ndarray, groups: Sequence[Any]) -> None:
-        """vectors (m, dim), the group of each (m,)."""
+    chunks: vectors (m, dim) and the groups of their cells (m,) -> the groups, sorted, and means (groups, dim) float32.
+    Raises InputError where there are none.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for vectors, groups in chunks:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        text = np.array(["" if is_missing(str(g)) or g is None else clean(str(g)) for g in groups], object)
-        for name in sorted(set(text) - {""}):
-            self.sums[name] = self.sums.get(name, np.zeros(self.dim)) + unit[text == name].sum(0, dtype=np.float64)
-
-    def found(self, where: str) -> tuple[list[str], np.ndarray]:
-        """-> the groups, sorted, and their means (groups, dim) float32. Raises InputError where there are none."""
-        if not self.sums:
-            raise InputError(f"{where}: no cell has a group; name another column")
-        names = sorted(self.sums)
-        return names, np.stack([self.sums[name] for name in names]).astype(np.float32)
+        names = np.array(["" if is_missing(str(g)) or g is None else clean(str(g)) for g in groups], object)
+        for name in sorted(set(names) - {""}):
+            sums[name] = sums.get(name, 0) + unit[names == name].sum(0, dtype=np.float64)
+    if not sums:
+        raise InputError(f"{where}: no cell has a group; name another column")
+    return sorted(sums), np.stack([sums[name] for name in sorted(sums)]).astype(np.float32)
 
 
-def mask(index: Index, where: str | None, only: Sequence[str], obo: str | Path = CL_SLIM) -> np.ndarray | None:
-    """What the filters leave, (len(index),) bool; None without filters. Raises InputError where that is nothing."""
-    masks = [filters.where(index, where)] if where else []
-    masks += [filters.only(index, only, obo)] if only else []
-    if not masks:
-        return None
-    keep = np.logical_and.reduce(masks)
-    if not keep.any():
-        raise InputError(f"{index.folder.path}: no cell passes the filter; ask for more")
-    return keep
-
-
-def questions(opened: Opened, group_by: str | None, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def queries(source: Source, group_by: str | None, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
     """The queries of a file, as (names, vectors (m, dim) float32): its cells, chunk by chunk, or its groups at once."""
-    means = Means(opened.space.dim)
-    start = 0
-    for table, vectors in opened.chunks(size):
-        if group_by is None:
-            ids = table[CELL_ID].to_pylist() if CELL_ID in table.column_names else range(start, start + len(vectors))
-            yield [str(name) for name in ids], vectors
-        else:
-            means.add(vectors, group_column(table, group_by, opened.source.path).to_pylist())
-        start += len(vectors)
+    path = source.cells.path
     if group_by is not None:
-        yield means.found(str(opened.source.path))
+        if group_by not in source.cells.column_names:
+            there = ", ".join(source.cells.column_names) or "none"
+            raise InputError(f"{path}: has no column '{group_by}' to group by; it has {there}")
+        yield means(((vectors, table[group_by].to_pylist()) for table, vectors in source.chunks(size)), str(path))
+        return
+    start = 0
+    for table, vectors in source.chunks(size):
+        names = names_of(table)
+        yield list(map(str, range(start, start + len(vectors)) if names is None else names)), vectors
+        start += len(vectors)
 
 
-def group_column(table: pa.Table, name: str, path: object) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        there = ", ".join(n for n in table.column_names if n != CELL_ID) or "none"
-        raise InputError(f"{path}: has no column '{name}' to group by; it has {there}")
-    return table[name]
-
-
-def search_anndata(
-    reference: "Reference",
-    adata: "AnnData",
+def search_vectors(
     index: Index | str | Path,
+    adapter: str,
+    vectors: np.ndarray,
+    names: Sequence[str],
+    groups: Sequence[Any] | None = None,
     k: int = 10,
     *,
     prefix: int | None = None,
     where: str | None = None,
     only: Sequence[str] = (),
-    group_by: str | None = None,
     columns: Sequence[str] | None = None,
-    use_rep: str | None = None,
-    force: bool = False,
 ) -> "DataFrame":
-    """What `Reference.search` does; see there."""
+    """The nearest cells of an index -> a row per hit, as `Index.table`.
+
+    Parameters
+    ----------
+    index : Index, or path of one
+    adapter : str, sha256 of the one that made the vectors
+    vectors : (n, dim) float32, fractal vectors
+    names : n str, of the cells
+    groups : n values, default none; the group of each cell: a query is the mean of one
+    k, prefix : see `Index.search`
+    where, only : see `fractal.search.filters`
+    columns : str, default all; of the hits
+
+    Raises
+    ------
+    InputError : for an index of another adapter, and for filters and columns that don't fit it.
+    """
     index = index if isinstance(index, Index) else open_index(index)
-    index.check_adapter([reference.sha256], "the reference")
-    vectors = reference.vectors_of(adata, use_rep, force)[0]
-    if not usable(vectors).all():
-        raise InputError(f"the vector of cell {int((~usable(vectors)).argmax())} is zero or not finite; leave it out")
-    embedded, names = embed_matrix(reference.bundle.adapter, vectors)[0], adata.obs_names.astype(str).tolist()
-    if group_by is not None:
-        if group_by not in adata.obs:
-            raise InputError(f"obs has no column '{group_by}'; it has {', '.join(map(str, adata.obs))}")
-        means = Means(embedded.shape[1])
-        means.add(embedded, adata.obs[group_by].tolist())
-        names, embedded = means.found(f"obs '{group_by}'")
-    hits = index.search(embedded, k, prefix, mask(index, where, only))
+    index.check_adapter([adapter], "the reference")
+    if groups is not None:
+        names, vectors = means([(vectors, groups)], "obs")
+    hits = index.search(vectors, k, prefix, mask_of(index, where, only))
     return index.table(hits, names, columns).to_pandas()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fractal.annotate.annotator import COPIES, NEIGHBOURS
 from fractal.annotate.bundle import Bundle, calibration_of
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.parquet import level_columns
 from fractal.search.index import Index, open_index
 

@@ -143,10 +143,9 @@ def fit_maps(
 def neighbours(queries: np.ndarray, bank: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest by cosine -> cosines and rows, both (n, k), nearest first. Without a bank: among the others."""
     q = torch.from_numpy(np.ascontiguousarray(queries))
-    found = Nearest(q, k, leave_one_out=bank is None)
-    found.add(q if bank is None else torch.from_numpy(np.ascontiguousarray(bank)))
-    rows = found.rows()
-    similarity = torch.cat([pair[0] for pair in found.found if pair is not None])[:, : rows.shape[1]]
+    search = Nearest(q, k, leave_one_out=bank is None)
+    search.add(q if bank is None else torch.from_numpy(np.ascontiguousarray(bank)))
+    similarity, rows = search.result()
     return similarity.numpy(), rows.numpy()
 
 

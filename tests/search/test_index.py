@@ -23,15 +23,17 @@ from scipy.stats import fisher_exact
 import fractal
 import train
 from benchmarks.faults import at_operation, kill, wait
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder
 from fractal.commands import embed
 from fractal.commands import index as index_command
 from fractal.commands import search as search_command
+from fractal.data.cells import Cells
 from fractal.search import build, enrichment, filters, open_index
-from fractal.search.build import Cells
 from fractal.search.exact import nearest
-from fractal.search.folder import OWN_FILES, Space, check_files, read_folder
+from fractal.search.folder import OWN_FILES, Space, check_files
 from fractal.search.index import Hits, Index
+from fractal.search.source import Source
 from tests.conftest import TYPES, clustered, write_h5ad
 
 DIM = 16
@@ -53,13 +55,13 @@ def table_of(n: int, seed: int = 0, first: int = 0) -> pa.Table:
     })  # fmt: skip
 
 
-def cells_of(vectors: np.ndarray, table: pa.Table, size: int = 700, adapters: tuple[str, ...] = ("a1", "a2")) -> Cells:
-    def chunks():
-        for start in range(0, len(vectors), size):
-            yield table.slice(start, size), vectors[start : start + size]
+def cells_of(vectors: np.ndarray, table: pa.Table, adapters: tuple[str, ...] = ("a1", "a2")) -> Source:
+    def columns(rows: slice) -> pa.Table:
+        return table.slice(rows.start, rows.stop - rows.start)
 
+    cells = Cells.from_matrix(Path("cells.parquet"), vectors.shape, vectors.dtype, vectors.__getitem__, columns)
     space = Space(vectors.shape[1], "fractal", BLOCKS, ("system", "lineage", "type", "subtype"), adapters)
-    return Cells("cells.parquet", len(vectors), space, chunks, {})
+    return Source(cells, space)
 
 
 def vectors_of(n: int, seed: int = 0) -> np.ndarray:
@@ -101,7 +103,7 @@ def test_faiss_sees_the_lists_as_they_are(tmp_path: Path, monkeypatch: pytest.Mo
     """With other sizes it would read memory that is not its own; with a few lists that may go well by chance."""
     monkeypatch.setattr(build, "CELLS_PER_LIST", 8)
     monkeypatch.setattr(build, "SAMPLE_PER_LIST", 8)
-    build.build(tmp_path / "index", cells_of(vectors_of(20_000), table_of(20_000), 20_000))
+    build.build(tmp_path / "index", cells_of(vectors_of(20_000), table_of(20_000)))
     index = open_index(tmp_path / "index")
     part, mapped = index.parts[0], index.mapped[0]
     assert len(part.sizes) > 1_000
@@ -128,21 +130,23 @@ def test_a_prefix_of_all_lists_equals_exact_search(index: Index, prefix: int):
 @given(st.integers(1, 400), st.integers(1, 30), st.integers(0, 99))
 def test_any_size_and_k(tmp_path_factory: pytest.TempPathFactory, n: int, k: int, seed: int):
     folder = tmp_path_factory.mktemp("index")
-    build.build(folder / "i", cells_of(vectors_of(n, seed), table_of(n, seed), size=64))
+    build.build(folder / "i", cells_of(vectors_of(n, seed), table_of(n, seed)))
     found = open_index(folder / "i")
     hits = found.search(vectors_of(3, seed + 1), k)
     assert hits.cells.shape == (3, k)
     assert ((hits.cells >= 0).sum(1) == min(n, k)).all()
     assert all(len(set(row[row >= 0])) == min(n, k) for row in hits.cells)
-    assert found.take(np.arange(n))["id"].to_pylist() == table_of(n, seed)["cell_id"].to_pylist()
+    assert found.take(np.arange(n), ["cell_id"])["cell_id"].to_pylist() == table_of(n, seed)["cell_id"].to_pylist()
 
 
 def test_columns_come_back_as_they_went_in(index: Index):
     table = table_of(3_000)
     some = np.random.default_rng(0).integers(0, 3_000, 500)
-    found = index.take(some)
-    assert found.column_names == ["id", "row", "source", *table.column_names[1:]]
+    found = index.table(Hits(some[:, None], np.ones((500, 1), np.float32)))
+    expected_names = ["query", "rank", "id", "row", "source", "similarity", *table.column_names[1:]]
+    assert found.column_names == expected_names
     assert found["row"].to_pylist() == some.tolist()
+    assert set(found["source"].to_pylist()) == {"cells.parquet"}
     expected = table.take(pa.array(some))
     for name in index.columns:
         assert found[name].to_pylist() == expected[name].to_pylist(), name
@@ -152,17 +156,17 @@ def test_columns_come_back_as_they_went_in(index: Index):
 def test_added_cells_equal_a_rebuild(index: Index, tmp_path: Path):
     old = {path.name: path.stat().st_ino for path in index.folder.path.iterdir()}
     more = vectors_of(800, seed=5)
-    build.add(index.folder, cells_of(more, table_of(800, 5, 3_000).drop_columns("age"), adapters=("a2",)))
+    build.add(index.folder.path, cells_of(more, table_of(800, 5, 3_000).drop_columns("age"), adapters=("a2",)))
     found = open_index(tmp_path / "index")
     assert len(found) == 3_800
     kept = {path.name: path.stat().st_ino for path in found.folder.path.iterdir() if path.name in old}
     assert {k: v for k, v in kept.items() if k != "index.json"} == {k: v for k, v in old.items() if k != "index.json"}
     both, queries = np.concatenate([vectors_of(3_000), more]), vectors_of(40, seed=1)
     assert agreement(found.search(queries, 10, probes=10**6).cells, exact(queries, both, 10)) >= 0.99
-    taken = found.take(np.array([3_799, 0]))
-    assert taken["id"].to_pylist() == ["cell 3799", "cell 0"]
+    taken = found.take(np.array([3_799, 0]), ["cell_id", "age"])
+    assert taken["cell_id"].to_pylist() == ["cell 3799", "cell 0"]
     assert taken["age"].to_pylist()[0] is None
-    assert check_files(found.folder) > 0
+    assert check_files(found.folder.path) > 0
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_added_cells_equal_a_rebuild(index: Index, tmp_path: Path):
     ],
 )
 def test_conditions_equal_pandas(index: Index, condition: str, expected):
-    keep = filters.where(index, condition)
+    keep = filters.where_mask(index, condition)
     assert np.array_equal(keep, expected(table_of(3_000).to_pandas()).to_numpy(bool))
     queries = vectors_of(20, seed=1)
     hits = index.search(queries, 5, keep=keep)
@@ -197,18 +201,20 @@ def test_conditions_equal_pandas(index: Index, condition: str, expected):
      "age in 3", "age > 'old'", "tissue == [x for x in ()]", "(" * 300, "", "tissue < b'x'", "column(3) == 4", "\0"],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused(index: Index, condition: str):
-    with pytest.raises(fractal.base.cli.InputError):
-        filters.where(index, condition)
+    with pytest.raises(InputError):
+        filters.where_mask(index, condition)
 
 
 def test_only_takes_labels_of_any_level_and_terms(index: Index):
     frame = table_of(3_000).to_pandas()
-    assert np.array_equal(filters.only(index, ["Neural"], "data/cl-slim.obo"), frame.level1_system == "Neural")
+    assert np.array_equal(filters.only_mask(index, ["Neural"], "data/cl-slim.obo"), frame.level1_system == "Neural")
     leucocytes = ["B cell", "CD14-low, CD16-positive monocyte", "natural killer cell", "regulatory T cell"]
-    assert np.array_equal(filters.only(index, ["CL:0000738"], "data/cl-slim.obo"), frame.level2_type.isin(leucocytes))
+    assert np.array_equal(
+        filters.only_mask(index, ["CL:0000738"], "data/cl-slim.obo"), frame.level2_type.isin(leucocytes)
+    )
     for term in ("CL:9999999", "no such cell"):
-        with pytest.raises(fractal.base.cli.InputError, match=term):
-            filters.only(index, [term], "data/cl-slim.obo")
+        with pytest.raises(InputError, match=term):
+            filters.only_mask(index, [term], "data/cl-slim.obo")
 
 
 def test_a_planted_enrichment_is_found(index: Index):
@@ -257,7 +263,7 @@ def test_stopped_before_each_file_is_there_it_leaves_the_old_index(
                 patch.setattr(build, name, stop)
                 cells = cells_of(vectors_of(500, 3), table_of(500, 3))
                 with pytest.raises(KeyboardInterrupt):
-                    build.build(path, cells) if what == "build" else build.add(index.folder, cells)
+                    build.build(path, cells) if what == "build" else build.add(index.folder.path, cells)
             assert {file.name: file.read_bytes() for file in path.iterdir()} == before
             assert [file.name for file in path.parent.iterdir() if "part" in file.name] == []
 
@@ -276,7 +282,7 @@ def test_an_index_that_was_moved_away_by_a_killed_run_is_put_back(index: Index, 
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "index")], check=False)
     assert done.returncode == 9
     assert not (tmp_path / "index").exists()
-    with pytest.raises(fractal.base.cli.InputError):  # the new folder of this script is whole, and no index
+    with pytest.raises(InputError):  # the new folder of this script is whole, and no index
         open_index(tmp_path / "index")
     assert (tmp_path / "index" / "index.json").exists()
 
@@ -289,7 +295,7 @@ def test_killed_at_any_operation_an_addition_leaves_the_old_index_or_the_new(ind
         return {file.name: file.read_bytes() for file in path.iterdir()}
 
     def add() -> None:
-        build.add(read_folder(path), cells_of(vectors_of(500, 3), table_of(500, 3)))
+        build.add(path, cells_of(vectors_of(500, 3), table_of(500, 3)))
 
     old = contents()
     shutil.copytree(path, saved)
@@ -333,13 +339,13 @@ def test_a_damaged_index_is_refused_in_a_line(index: Index, tmp_path: Path, name
             "noise": data[:200] + np.random.default_rng(0).bytes(len(data) - 200),
         }
         file.write_bytes(made[damage])
-    with pytest.raises(fractal.base.cli.InputError, match="index"):
-        check_files(read_folder(tmp_path / "index"))
+    with pytest.raises(InputError, match="index"):
+        check_files(tmp_path / "index")
     try:  # what is noticed only by reading all is at least no crash
         found = open_index(tmp_path / "index")
         found.table(found.search(vectors_of(5, 9), 10))
         found.search(vectors_of(5, 9), 10, 2)
-    except fractal.base.cli.InputError:
+    except InputError:
         pass
 
 
@@ -354,7 +360,7 @@ def test_a_manifest_that_does_not_fit_is_refused(index: Index, tmp_path: Path, c
     file.write_text(json.dumps(facts))
     try:
         open_index(tmp_path / "index")
-    except fractal.base.cli.InputError:
+    except InputError:
         return
     assert change[0] == "recipe"  # a name, whatever it is
 
@@ -365,14 +371,14 @@ def test_names_of_files_in_the_manifest_lead_nowhere_else(index: Index, tmp_path
     facts = json.loads(file.read_text())
     facts["files"]["../secret"] = [1, "0"]
     file.write_text(json.dumps(facts))
-    with pytest.raises(fractal.base.cli.InputError, match="secret"):
+    with pytest.raises(InputError, match="secret"):
         open_index(tmp_path / "index")
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.tex").write_text("x")
-    with pytest.raises(fractal.base.cli.InputError, match=r"thesis\.tex"):
+    with pytest.raises(InputError, match=r"thesis\.tex"):
         build.build(tmp_path / "index", cells_of(vectors_of(50), table_of(50)))
     assert (tmp_path / "index" / "thesis.tex").read_text() == "x"
 
@@ -382,27 +388,27 @@ def test_a_file_system_without_links(index: Index, tmp_path: Path, monkeypatch: 
         raise OSError
 
     monkeypatch.setattr(os, "link", no_link)
-    build.add(index.folder, cells_of(vectors_of(50), table_of(50)))
-    assert check_files(read_folder(tmp_path / "index"))
+    build.add(index.folder.path, cells_of(vectors_of(50), table_of(50)))
+    assert check_files(tmp_path / "index")
 
 
 def test_wrong_questions(index: Index):
-    with pytest.raises(fractal.base.cli.InputError, match="7 numbers"):
+    with pytest.raises(InputError, match="7 numbers"):
         index.search(np.ones((2, 7), np.float32))
-    with pytest.raises(fractal.base.cli.InputError, match="zero or not finite"):
+    with pytest.raises(InputError, match="zero or not finite"):
         index.search(np.zeros((2, DIM), np.float32))
-    with pytest.raises(fractal.base.cli.InputError, match="prefix 5 of 4"):
+    with pytest.raises(InputError, match="prefix 5 of 4"):
         index.search(vectors_of(2), prefix=5)
-    with pytest.raises(fractal.base.cli.InputError, match="no column 'organ'"):
-        index.take(np.array([0]), ["organ"])
-    with pytest.raises(fractal.base.cli.InputError, match="not that of the index"):
+    with pytest.raises(InputError, match="no column 'organ'"):
+        index.table(Hits(np.zeros((1, 1), int), np.ones((1, 1))), columns=["organ"])
+    with pytest.raises(InputError, match="not that of the index"):
         index.check_adapter(["b"], "other.pt")
-    with pytest.raises(fractal.base.cli.InputError, match="can't be compared"):
-        build.add(index.folder, cells_of(vectors_of(50), table_of(50), adapters=("b",)))
+    with pytest.raises(InputError, match="can't be compared"):
+        build.add(index.folder.path, cells_of(vectors_of(50), table_of(50), adapters=("b",)))
     published = Space(DIM, "published", BLOCKS)
-    with pytest.raises(fractal.base.cli.InputError, match="no cut"):
+    with pytest.raises(InputError, match="no cut"):
         published.prefix_width(2)
-    with pytest.raises(fractal.base.cli.InputError, match="as they came"):
+    with pytest.raises(InputError, match="as they came"):
         Space(DIM).prefix_width(1)
 
 
