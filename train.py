@@ -154,8 +154,8 @@ def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> Non
 
     split, rows, counts = group.from_main(lambda: draw_split(args))
     train_rows, val_rows = (part[group.share(len(part))] for part in rows)
-    cells = group.same_classes(read_rows(args.input, np.concatenate([train_rows, val_rows])))
-    train, validation = cells.split(len(train_rows))
+    cells = read_rows(args.input, np.concatenate([train_rows, val_rows]))
+    train, validation = group.all_labels(*cells.split(len(train_rows)))
 
     fitted = fit(train, validation, counts, settings, knn_accuracy, str(args.input), group)
     if group.is_main:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fractal.base.cli import InputError
 from fractal.data.parquet import LabelledVectors
 from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter, embed
-from fractal.model.distributed import Group, ProcessLostError
+from fractal.model.distributed import Group, ProcessLostError, peers
 from fractal.model.objective import TrainingRows
 from fractal.model.published import KEEP
 from fractal.model.recipes import FRACTAL, PUBLISHED, Recipe
@@ -104,10 +104,10 @@ class Validator:
     ) -> None:
         self.block_levels, self.own_level, self.accuracy = block_levels, own_level, accuracy
         x, labels, val_x, val_labels = cells
-        n, num_val = group.num_rows(x), group.num_rows(val_x)
+        n, num_val = len(labels), len(val_labels)
         bank, queries = torch.randperm(n)[:VAL_BANK], torch.randperm(num_val)[:VAL_QUERIES]
-        self.bank, self.bank_labels = group.collect(x, bank, n), group.collect(labels, bank, n)
-        self.queries, self.labels = group.collect(val_x, queries, num_val), group.collect(val_labels, queries, num_val)
+        self.bank, self.bank_labels = group.rows(x, bank, n), labels[bank.to(labels.device)]
+        self.queries, self.labels = group.rows(val_x, queries, num_val), val_labels[queries.to(labels.device)]
 
     def __call__(self, adapter: Adapter) -> tuple[list[float], float]:
         """-> 5-NN accuracy of the full vector at all levels, and the score by which an epoch is chosen.
@@ -168,14 +168,12 @@ def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
     return rows
 
 
-def check_settings(
-    settings: Settings, num_rows: int, train: LabelledVectors, source: str, group: Group = ALONE
-) -> None:
+def check_settings(settings: Settings, train: LabelledVectors, source: str, group: Group = ALONE) -> None:
     """Raises InputError for too few cells to learn from, for a number of levels that they don't have, and for a recipe
     that one process must train."""
-    if num_rows < max(2, group.size):
+    if len(train.labels) < 2 * group.size:
         raise InputError(
-            f"{source}: {num_rows} rows are left to train on; it takes more cells, or a larger --max-samples"
+            f"{source}: {len(train.labels)} rows are left to train on; it takes more cells, or a larger --max-samples"
         )
     if settings.num_levels and settings.num_levels > len(train.levels):
         raise InputError(f"{source}: has {len(train.levels)} levels ({', '.join(train.levels)}); lower --num-levels")
@@ -189,9 +187,9 @@ def check_settings(
 def prepare(
     x: Tensor, y: Tensor, train: LabelledVectors, counts: Counts, settings: Settings, source: str, group: Group = ALONE
 ) -> tuple[Fitted, nn.Module]:
-    """A new adapter and its objective. x (n, dim) and y (n, levels) are the training rows, on the training device."""
+    """A new adapter and its objective. y (n, levels) are the labels of all training rows, x (m, dim) this process's."""
     recipe, published = settings.recipe, settings.recipe == PUBLISHED
-    label_paths, number = group.unique_rows(y)  # the paths through all levels, and that of each row
+    label_paths, number = y.unique(dim=0, return_inverse=True)  # the paths through all levels, and that of each row
     if len(label_paths[:, -1].unique()) < 2:
         raise InputError(f"{source}: all training rows are of one type; there is nothing to tell apart")
     levels = choose_levels(label_paths, settings.num_levels, published)
@@ -214,24 +212,18 @@ def prepare(
     lineages = label_paths[np.unique(path_of.cpu(), return_index=True)[1]][:, levels]
     rows = TrainingRows(
         x,
-        path,
+        path[group.share(len(path))],
         frequency=path_frequency(counts, train.classes, trained, paths).to(x.device),
-        sampled=group.total(path.bincount(minlength=len(paths))),
+        sampled=path.bincount(minlength=len(paths)),
         lineages=lineages,
         names=[tuple(train.classes[k][c] for k, c in zip(levels, row, strict=True)) for row in lineages.tolist()],
     )
     if isinstance(adapter, FractalAdapter):
-        fit_statistics(adapter, rows, group)
+        head = torch.arange(min(len(path), STATISTICS_ROWS))
+        sample = group.rows(x, head, len(path))
+        if group.is_main:  # the others get its weights; this takes 400 MB
+            adapter.fit_statistics(sample, path[: len(head)], rows.frequency)
     return Fitted(adapter, config, train.classes), recipe.objective(adapter, rows)
-
-
-def fit_statistics(adapter: FractalAdapter, rows: TrainingRows, group: Group) -> None:
-    """See `FractalAdapter.fit_statistics`. One process does it, the others get its weights; it takes 400 MB."""
-    n = group.num_rows(rows.x)
-    head = torch.arange(min(n, STATISTICS_ROWS))
-    x, path = group.collect(rows.x, head, n), group.collect(rows.path, head, n)
-    if group.is_main:
-        adapter.fit_statistics(x, path, rows.frequency)
 
 
 def describe(config: dict[str, Any]) -> str:
@@ -273,7 +265,7 @@ def fit(
     InputError
         For cells that nothing can be learnt from, and for training that diverges.
     """
-    check_settings(settings, group.num_rows(train.vectors), train, source, group)
+    check_settings(settings, train, source, group)
     x, y, val_x, val_y = (
         torch.from_numpy(array).to(group.device)
         for array in (train.vectors, train.labels, validation.vectors, validation.labels)
@@ -284,16 +276,28 @@ def fit(
         try:
             fitted, objective = prepare(x, y, train, counts, settings, source, group)
             print(describe(fitted.config))
-            group.same_weights(fitted.adapter, objective)
-            trainer = Trainer(fitted.adapter, objective, settings, group.num_rows(x), group)
+            trainer = Trainer(fitted.adapter, objective, settings, len(y), group)
             validate = None
-            if group.num_rows(val_x):
+            if len(val_y):
                 block_levels, own_level = fitted.config["block_levels"], settings.recipe.own_level
                 validate = Validator((x, y, val_x, val_y), block_levels, own_level, accuracy, group)
+            if group.size > 1:  # each has noise of its own from here on
+                torch.manual_seed(settings.seed + group.rank)
             train_epochs(trainer, fitted, validate, settings, source)
         finally:
             torch.set_flush_denormal(False)
     return fitted
+
+
+class Loss(nn.Module):
+    """The loss of a batch, as a function of the weights of both."""
+
+    def __init__(self, adapter: Adapter, objective: nn.Module) -> None:
+        super().__init__()
+        self.adapter, self.objective = adapter, objective
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.objective(self.adapter, rows)
 
 
 class Trainer:
@@ -303,8 +307,9 @@ class Trainer:
     """
 
     def __init__(self, adapter: Adapter, objective: nn.Module, settings: Settings, num_rows: int, group: Group) -> None:
-        self.adapter, self.objective, self.num_rows, self.group = adapter, objective, num_rows, group
-        self.recipe = settings.of_recipe
+        self.recipe, self.group = settings.of_recipe, group
+        self.num_rows, self.batch_size = num_rows // group.size, max(1, self.recipe.batch_size // group.size)
+        self.loss = group.wrap(Loss(adapter, objective))
         self.scored = copy.deepcopy(adapter) if self.recipe.ema else adapter
         self.weights, self.averages = list(adapter.parameters()), list(self.scored.parameters())
         self.trained = [*self.weights, *objective.parameters()]
@@ -314,14 +319,14 @@ class Trainer:
         self.scheduler = schedule(self.optimizer, settings, settings.epochs * self.steps)
 
     def batches(self) -> list[Tensor]:
-        return batches(self.num_rows, self.recipe.batch_size, self.recipe.min_steps)
+        return batches(self.num_rows, self.batch_size, self.recipe.min_steps)
 
     def step(self, rows: Tensor) -> Tensor:
-        """Learn from the training rows with these numbers (b,) -> their loss, or this process's part of it."""
-        loss = self.group.loss(self.objective, self.adapter, rows, self.num_rows)
+        """Learn from the rows of this process with these numbers (b,) -> their loss."""
+        loss = self.loss(rows)
         self.optimizer.zero_grad()
-        loss.backward()
-        self.group.add_gradients(self.trained)
+        with peers():
+            loss.backward()
         nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
         self.scheduler.step()
@@ -333,13 +338,13 @@ class Trainer:
 
     def epoch(self, bar: tqdm) -> float:
         """-> the mean loss of one epoch's steps."""
-        self.adapter.train()
+        self.loss.train()
         device = self.weights[0].device
         total = torch.zeros((), device=device)
         for rows in self.batches():
             total += self.step(rows.to(device))
             bar.update()
-        return self.group.total(total).item() / self.steps
+        return sum(self.group.from_all(total.item())) / self.group.size / self.steps
 
 
 def train_epochs(trainer: Trainer, fitted: Fitted, validate: Validator | None, settings: Settings, source: str) -> None:
