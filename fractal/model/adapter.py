@@ -25,7 +25,7 @@ def truncate_blocks(blocks: Tensor, j: int) -> Tensor:
 
 
 class Output(NamedTuple):
-    """What an adapter says of n cells. Its classes are the finest that it knows."""
+    """What an adapter makes of n cells. Its classes are the finest that it knows."""
 
     logits: Tensor  # (n, classes), before the softmax
     probability: Tensor  # (n, classes)
@@ -66,12 +66,12 @@ RESIDUAL_SCALE = (1.5, 1.5, 2.5, 3.0)  # of the slice of the whitened cell; all 
 # That was chosen at 128 numbers. Cosines of unrelated cells scatter by 1 / sqrt(dim), so a narrower input shows less:
 # scale squared / sqrt(dim), which is how far chance moves a product of two vectors, is kept.
 RESIDUAL_DIM = 128
-SHARPNESS = (2.0, 2.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep their doubt
+SHARPNESS = (2.0, 2.0, 2.0, 1.0)  # power of the probabilities: coarse levels decide, subtypes keep theirs
 STATISTICS_ROWS = 100_000  # training rows that `fit_statistics` looks at: 100 MB at 128-d
 SHRINKAGE = 0.3  # of the covariance within subtypes towards a ball, which small atlases need
 MEANS_SHARE = 0.3  # of the probabilities, that of the class means; the rest is the network's
 MEANS_TEMPERATURE = 2.0  # of the class means: the numbers of a cell are not independent witnesses
-FAMILIAR = 0.95  # share of the training cells that are no farther from their class mean than a familiar cell
+TYPICAL = 0.95  # share of the training cells that lie within the typical distance from the nearest class mean
 
 
 class FractalAdapter(Adapter):
@@ -84,9 +84,9 @@ class FractalAdapter(Adapter):
     Classes. How likely is each path of the hierarchy? Two opinions are averaged. A perceptron, with a linear map beside
     it, ends in a cosine softmax over one learned unit vector per path: it knows cells as in training best. The
     distances to the class means (a linear discriminant) carry over better to studies that training never saw. The
-    farther a cell is from all class means, the less sure both are taken to be, else they would squeeze strange cells
-    into known types. Summed over the paths through a class, that is the class's probability, so that all levels agree.
-    Block j is the mean of the classes' anchors (learned unit vectors), weighted with these probabilities.
+    farther a cell is from all class means, the less sure both are taken to be, else they would squeeze cells of unseen
+    types into known ones. Summed over the paths through a class, that is the class's probability, so that all levels
+    agree. Block j is the mean of the classes' anchors (learned unit vectors), weighted with these probabilities.
 
     Residual. The whitened cell, a vector of length 1, lies in slices across the blocks, the axes that vary most in the
     last one. So the full vector keeps what no label names, and cells of unseen types stay together.
@@ -103,7 +103,7 @@ class FractalAdapter(Adapter):
     axes: Tensor
     class_means: Tensor
     log_prior: Tensor
-    familiar: Tensor
+    typical_distance: Tensor
     path_to_class: Tensor
     block_scale: Tensor
     residual_scale: Tensor
@@ -131,13 +131,13 @@ class FractalAdapter(Adapter):
         self.classes = [int(k.max()) + 1 for k in paths.T]  # per level
         self.anchors = nn.Parameter(torch.randn(sum(self.classes), scale_dim))  # one level after the other
         self.register_buffer("paths", paths)
-        # What `fit_statistics` finds: mean and whitened axes, and in these the class means, their frequency, and how
-        # far (squared) a familiar cell is from the nearest.
+        # Of `fit_statistics`: mean and whitened axes, and in these the class means, their frequency, and how far
+        # (squared) a typical cell is from the nearest.
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("axes", torch.eye(dim))
         self.register_buffer("class_means", torch.zeros(len(paths), dim))
         self.register_buffer("log_prior", torch.zeros(len(paths)))
-        self.register_buffer("familiar", torch.ones(()))
+        self.register_buffer("typical_distance", torch.ones(()))
         # (num_paths, classes of all levels): sums the paths through each class
         members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
         self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
@@ -150,7 +150,7 @@ class FractalAdapter(Adapter):
             self.register_buffer(name, column, persistent=False)
 
     @staticmethod
-    def asked(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """The shapes of the weights that decide how much memory an adapter of this config takes."""
         dim, num_levels, scale_dim = config["dim"], config["num_levels"], config["scale_dim"]
         columns = list(zip(*config["paths"], strict=True))
@@ -188,7 +188,7 @@ class FractalAdapter(Adapter):
         self.log_prior.copy_((frequency.cpu() + 0.5).log().log_softmax(0))
         whitened = (x @ axes).to(self.axes)
         nearest = torch.cat([self.squared_distances(rows).amin(1) for rows in whitened.split(8_192)])
-        self.familiar.copy_(nearest.sort().values[int(FAMILIAR * (len(nearest) - 1))].clamp(min=1e-6))
+        self.typical_distance.copy_(nearest.sort().values[int(TYPICAL * (len(nearest) - 1))].clamp(min=1e-6))
 
     def squared_distances(self, whitened: Tensor) -> Tensor:
         """(n, dim) in the whitened axes -> (n, num_paths), to the class means."""
@@ -205,20 +205,20 @@ class FractalAdapter(Adapter):
         """No gradient goes from the blocks into the probability, else the blocks' losses would blur it."""
         whitened = (normalize(x, dim=1) - self.mean) @ self.axes
         unit = normalize(whitened, dim=1)
-        seen = unit + self.noise / self.dim**0.5 * torch.randn_like(unit) if self.training else unit
-        seen = seen * self.dim**0.5  # entries of about 1
-        query = normalize(self.linear(seen) + self.mlp(seen), dim=1)
+        noisy = unit + self.noise / self.dim**0.5 * torch.randn_like(unit) if self.training else unit
+        noisy = noisy * self.dim**0.5  # entries of about 1
+        query = normalize(self.linear(noisy) + self.mlp(noisy), dim=1)
         logits = query @ normalize(self.path_anchors, dim=1).T / TAU
         distances = self.squared_distances(whitened)
-        doubt = (distances.amin(1, keepdim=True) / self.familiar).clamp(min=1).square()  # temperature of a strange cell
-        by_network = (logits.detach() / doubt).softmax(1)
-        by_means = ((self.log_prior - distances / (2 * MEANS_TEMPERATURE)) / doubt).softmax(1)
+        temperature = (distances.amin(1, keepdim=True) / self.typical_distance).clamp(min=1).square()  # of a far cell
+        by_network = (logits.detach() / temperature).softmax(1)
+        by_means = ((self.log_prior - distances / (2 * MEANS_TEMPERATURE)) / temperature).softmax(1)
         probability = torch.lerp(by_network, by_means, MEANS_SHARE)  # of the paths
         of_classes = (probability @ self.path_to_class).split(self.classes, 1)  # one per level
         anchors = normalize(self.anchors, dim=1).split(self.classes)
         levels = zip(of_classes, self.sharpness, anchors, strict=True)
-        told = [normalize((p + 1e-9) ** power, p=1.0, dim=1) @ of for p, power, of in levels]
-        blocks = self.block_scale * torch.stack(told, 1) + self.residual_scale * self.slices(unit)
+        means = [normalize((p + 1e-9) ** power, p=1.0, dim=1) @ anchor for p, power, anchor in levels]
+        blocks = self.block_scale * torch.stack(means, 1) + self.residual_scale * self.slices(unit)
         return Output(logits, probability, blocks)
 
 
@@ -251,7 +251,7 @@ class PublishedAdapter(Adapter):
         self.leaf = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_leaf))
 
     @staticmethod
-    def asked(config: dict[str, Any], classes: list[list[str]]) -> dict[str, tuple[int, ...]]:
+    def shapes(config: dict[str, Any], classes: list[list[str]]) -> dict[str, tuple[int, ...]]:
         """The shapes of the weights that decide how much memory an adapter of this config takes."""
         dim, total = config["dim"], config["num_levels"] * config["scale_dim"]
         top, leaf = config["block_levels"][0], config["block_levels"][-1]
@@ -355,11 +355,12 @@ def check(checkpoint: dict[str, Any]) -> None:
     for tensor in state.values():  # a view of one number may claim any shape
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:
             raise ValueError("a weight is not all there")
-    asked = PublishedAdapter.asked(config, classes) if config["recipe"] == "published" else FractalAdapter.asked(config)
-    if other := [name for name, shape in asked.items() if tuple(state[name].shape) != shape]:
+    published = config["recipe"] == "published"
+    shapes = PublishedAdapter.shapes(config, classes) if published else FractalAdapter.shapes(config)
+    if other := [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]:
         raise ValueError(f"sizes of {', '.join(other)} are not those of the config")
-    if config["recipe"] != "published":
-        matrix = 4 * len(config["paths"]) * asked["anchors"][0]  # bytes of path_to_class
+    if not published:
+        matrix = 4 * len(config["paths"]) * shapes["anchors"][0]  # bytes of path_to_class
         if matrix > MAX_GROWTH * sum(tensor.nbytes for tensor in state.values()):
             raise ValueError("too many paths and classes for so few weights")
 

@@ -26,7 +26,7 @@ SMOOTHING = 0.05  # of the class targets: labels are noisy
 class TrainingRows:
     """The n rows that an objective takes its batches from, on the training device, and what is known of their paths.
 
-    A path is a class per block of the adapter, see `FractalAdapter`. Of several processes each has rows of its own.
+    A path is a class per block of the adapter, see `FractalAdapter`. Of several processes each has other rows.
     """
 
     x: Tensor  # (n, dim) float32
@@ -54,7 +54,9 @@ class PrefixObjective(nn.Module):
         self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): the targets of a cell of a path
         levels = torch.arange(adapter.num_levels, device=device)
         level = levels.repeat_interleave(torch.tensor(adapter.classes, device=device))
-        self.reach = (levels <= level[:, None]).repeat_interleave(adapter.scale_dim, 1)  # blocks up to the class's own
+        self.reach = (levels <= level[:, None]).repeat_interleave(
+            adapter.scale_dim, 1
+        )  # blocks up to the class's level
         self.prototypes = nn.Parameter(torch.randn(self.reach.shape, device=device))
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Two paths through `PublishedAdapter`. The full path sees the whole vector with blocks dropped at random, on the leaf
 labels. The prefix path draws a length per cell, and then the whole batch follows the most frequent one: length 1 in
-97 of 100 steps, so longer prefixes get next to no training of their own. That is how the published code does it.
+97 of 100 steps, so longer prefixes are hardly trained. That is how the published code does it.
 """
 
 import torch

@@ -64,11 +64,11 @@ class Split:
 
     fingerprint: str  # of the file
     num_rows: int
-    seed: int  # of the split (--split-seed); the weights have their own
+    seed: int  # of the split (--split-seed); that of the weights is another
     test_ratio: float
     val_ratio: float
     max_samples: int  # 0: all rows that are not test rows
-    holdout: str = "cells"  # or "study": whole studies; or "type": all cells of some types, and cells of the others
+    holdout: str = "cells"  # or "study": whole studies; or "type": all cells of a few types, and cells of the others
     test_studies: tuple[str, ...] = ()
     test_types: tuple[str, ...] = ()
     fold: int = 0  # which cells are held out: of a fifth each, the folds 0 to 4 hold every cell once
@@ -140,11 +140,11 @@ class Split:
         Older versions took other rows for the same numbers, so their checkpoints can't be scored any more.
         """
         try:
-            found = checkpoint["split"]
-            if set(found) != {field.name for field in fields(Split)}:
+            split = checkpoint["split"]
+            if set(split) != {field.name for field in fields(Split)}:
                 raise ValueError("other fields")
-            names = {name: tuple(found[name]) for name in ("test_studies", "test_types")}
-            return Split(**{**found, **names})
+            names = {name: tuple(split[name]) for name in ("test_studies", "test_types")}
+            return Split(**{**split, **names})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{model}: carries no split of this version of train.py; train it again to know its test cells"
@@ -175,7 +175,7 @@ class Split:
     def check(self, path: str | Place) -> None:
         """Before memory is taken for `num_rows`."""
         if self.num_rows != (there := open_atlas(path).metadata.num_rows):
-            raise InputError(f"{path}: has {there:,} rows, and the split is of {self.num_rows:,}; name its own file")
+            raise InputError(f"{path}: has {there:,} rows, and the split is of {self.num_rows:,}; name that file")
 
     def sample_rows(self, path: str | Place, is_test: np.ndarray | None = None) -> np.ndarray:
         """The rows that are trained or validated on, ascending: `max_samples` of those that are no test rows.
@@ -192,7 +192,7 @@ class Split:
     def rows(self, path: str | Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> training, validation and test rows, each ascending. No two share a vector.
 
-        The test rows of `holdout` "cells" keep the file's own mix of types.
+        The test rows of `holdout` "cells" keep the file's mix of types.
         """
         is_test = self.is_test(path)
         rest = self.sample_rows(path, is_test)
@@ -219,6 +219,6 @@ def _first_copies(path: str | Place, *_: object) -> np.ndarray:
 def is_named(path: str | Place, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
     """(num_rows,) bool: rows whose name is wanted. Raises InputError for names that there are not."""
     if unknown := sorted(set(wanted) - set(names)):
-        found, listed = printable(", ".join(unknown[:20])), printable(", ".join(names[:20]))
-        raise InputError(f"{path}: has no {kind} {found}; it has {listed}{', ...' if len(names) > 20 else ''}")
+        missing, listed = printable(", ".join(unknown[:20])), printable(", ".join(names[:20]))
+        raise InputError(f"{path}: has no {kind} {missing}; it has {listed}{', ...' if len(names) > 20 else ''}")
     return np.isin(np.array(names, object), list(wanted))[codes]

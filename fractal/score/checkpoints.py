@@ -151,10 +151,10 @@ def evaluate(
         near = train, nearest_rows(train, queries, encoders)
     elif bank == "all":
         keep = ~split.is_test(path)
-        num_bank, found = int(keep.sum()), np.stack(nearest_in_file(path, keep, queries, encoders))
-        numbers, positions = np.unique(found, return_inverse=True)
+        num_bank, neighbours = int(keep.sum()), np.stack(nearest_in_file(path, keep, queries, encoders))
+        numbers, positions = np.unique(neighbours, return_inverse=True)
         cells = read_rows(path, np.concatenate([query_rows, numbers]))
-        near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), [*positions.reshape(found.shape)]
+        near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), [*positions.reshape(neighbours.shape)]
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).tensor_split([n])
     unseen = split.test_types if bank else ()
     groups = study_codes(path)[0][query_rows] if len(split.test_studies) > 1 and bank else None
@@ -199,7 +199,7 @@ def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]
         )
     anchors = hashlib.sha256(repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
     if metadata.get("anchors_sha256", anchors) != anchors:
-        lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on its own")
+        lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on that")
     for where, number in copies.items():
         if number:
             lines.append(f"warning: {number:,} test cells have an exact copy among {where}, which flatters all figures")

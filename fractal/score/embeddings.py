@@ -63,7 +63,7 @@ def vectors_encoder(path: Path, num_rows: int, name: str) -> Encoder:
     def encode(cells: Subset) -> dict[str, Tensor]:
         vectors = np.float32(matrix[cells.rows])
         if not np.isfinite(vectors).all():
-            raise InputError(f"{path}: some of its numbers are not finite; replace them, or leave these cells out")
+            raise InputError(f"{path}: has numbers that are not finite; replace them, or leave these cells out")
         return {name: torch.from_numpy(vectors).to(cells.vectors.device)}
 
     return encode

@@ -58,7 +58,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def share_interval(right: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
-    """95 % interval of the share of (n,) bool that is True; None where nothing can be said.
+    """95 % interval of the share of (n,) bool that is True; None where there is none.
 
     Over cells (Wilson), or over `groups` (n,) where whole groups are held out. Where all of these agree a bootstrap
     has no width; then it is Wilson's for that many groups.

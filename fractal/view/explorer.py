@@ -205,7 +205,7 @@ def contents(
             "tau": TAU,
             "meansShare": MEANS_SHARE,
             "meansTemperature": MEANS_TEMPERATURE,
-            "familiar": float(adapter.familiar),
+            "familiar": float(adapter.typical_distance),
             "blockScale": adapter.block_scale[:, 0].tolist(),
             "residualScale": adapter.residual_scale[:, 0].tolist(),
             "sharpness": adapter.sharpness[:, 0].tolist(),

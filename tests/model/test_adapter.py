@@ -15,10 +15,10 @@ from fractal.base.cli import InputError
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import (
     BLOCK_SCALE,
-    FAMILIAR,
     RESIDUAL_SCALE,
     SHARPNESS,
     SHRINKAGE,
+    TYPICAL,
     FractalAdapter,
     PublishedAdapter,
     build_adapter,
@@ -187,7 +187,7 @@ def test_few_weights_do_not_become_a_large_matrix(tmp_path: Path, monkeypatch):
     """Every path its own class at every level: path_to_class grows with the square of what the file holds."""
     paths = [[i] * 4 for i in range(MANY)]
     state = {
-        name: torch.zeros(size) for name, size in FractalAdapter.asked(config("fractal") | {"paths": paths}).items()
+        name: torch.zeros(size) for name, size in FractalAdapter.shapes(config("fractal") | {"paths": paths}).items()
     }
     big = {"config": config("fractal") | {"paths": paths}, "classes": CLASSES, "state": state, **FACTS}
     torch.save(big, tmp_path / "a.pt")
@@ -224,10 +224,12 @@ def test_blocks_are_made_of_class_probabilities_by_hand():
     strange = 0
     for cell in range(3):
         distances = [float((whitened[cell] - mean.double()).square().sum()) for mean in adapter.class_means]
-        doubt = max(1.0, min(distances) / adapter.familiar.item()) ** 2
-        strange += doubt > 1
-        network = torch.exp(logits[cell] / doubt - (logits[cell] / doubt).max())
-        means = torch.exp(torch.stack([(adapter.log_prior[i] - distances[i] / 4) / doubt for i in range(4)]).double())
+        temperature = max(1.0, min(distances) / adapter.typical_distance.item()) ** 2
+        strange += temperature > 1
+        network = torch.exp(logits[cell] / temperature - (logits[cell] / temperature).max())
+        means = torch.exp(
+            torch.stack([(adapter.log_prior[i] - distances[i] / 4) / temperature for i in range(4)]).double()
+        )
         path = 0.7 * network / network.sum() + 0.3 * means / means.sum()
         for j, anchors in enumerate(adapter.anchors.detach().double().split(adapter.classes)):
             classes = [sum(path[i] for i in range(4) if PATHS[i, j] == c) for c in range(len(anchors))]
@@ -252,7 +254,9 @@ def test_distances_are_mahalanobis_distances_under_the_shrunk_covariance(dim: in
     expected = cdist(unit, means, "mahalanobis", VI=np.linalg.inv(within)) ** 2
     whitened = (normalize(x, dim=1) - adapter.mean) @ adapter.axes
     assert np.allclose(adapter.squared_distances(whitened), expected, rtol=1e-3, atol=1e-3)
-    assert adapter.familiar.item() == pytest.approx(np.quantile(expected.min(1), FAMILIAR, method="lower"), rel=1e-3)
+    assert adapter.typical_distance.item() == pytest.approx(
+        np.quantile(expected.min(1), TYPICAL, method="lower"), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("dim", [24, 22, 17, 3, 1])
@@ -297,7 +301,7 @@ def test_axes_come_in_the_order_of_the_principal_axes():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_strange_cell_is_told_with_more_doubt(share: float, monkeypatch: pytest.MonkeyPatch):
+def test_a_cell_far_from_all_means_is_less_sure(share: float, monkeypatch: pytest.MonkeyPatch):
     """The network is as sure of a far cell as of a near one; what the blocks tell of it is less sure."""
     monkeypatch.setattr("fractal.model.adapter.MEANS_SHARE", share)
     adapter, x, _ = with_statistics(24)
@@ -306,7 +310,7 @@ def test_a_strange_cell_is_told_with_more_doubt(share: float, monkeypatch: pytes
     anchors = adapter.anchors.detach()
     with torch.inference_mode():
         logits, _, near = adapter(x[:20])
-        adapter.familiar /= 100
+        adapter.typical_distance /= 100
         again, _, far = adapter(x[:20])
     assert torch.equal(logits, again)
     mean = normalize(anchors, dim=1).split(adapter.classes)[-1].mean(0) * BLOCK_SCALE[-1]  # all classes alike
