@@ -1,8 +1,9 @@
 // The answers of `fractal annotate`: votes of neighbours -> calibrated probabilities -> a label as deep as they allow.
 
-import { bisectLeft, cumsum, greatest, rollup, sum } from "d3-array";
+import { bisectLeft, cumsum, rollup, sum } from "d3-array";
 import type { Adapter, Output } from "./adapter";
-import type { About, Knots, Matrix } from "./data";
+import { ramp } from "./colours";
+import type { About, CellColumn, Knots, Matrix } from "./data";
 import { length, softmax } from "./matrix";
 import type { Bank, Neighbours } from "./neighbours";
 
@@ -15,6 +16,24 @@ export interface Answers {
   depth: Uint8Array; // levels that are answered
   pValue: Float64Array;
   status: Uint8Array; // row in STATUSES
+}
+
+/** A node, and its share of the votes. */
+export interface Vote {
+  node: number;
+  share: number;
+}
+
+/** What the answers say, as columns that colour cells. */
+export function answerColumns({ status, depth, probability, pValue }: Answers, levels: string[]): CellColumn[] {
+  const ofLevel = (k: number) => Float64Array.from(status, (_, row) => probability[row * levels.length + k]);
+  const colours = ["#009e73", "#e69f00", "#d81b60", "#8a8a8a"];
+  return [
+    { name: "status", values: [...STATUSES], colours, codes: status.map((code) => code + 1) },
+    { name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)), codes: depth },
+    ...levels.map((level, k) => ({ name: `probability of the ${level}`, low: 0, high: 1, codes: ofLevel(k) })),
+    { name: "p-value", low: 0, high: 1, codes: pValue },
+  ];
 }
 
 /** Linear interpolation between knots, constant beyond them. */
@@ -95,12 +114,10 @@ export class Annotator {
 
   /** Put the answer for the cell (dim,), which is number i of the output, into a row of the answers. */
   private answerCell(cell: Float32Array, i: number, output: Output, { rows, cosines }: Neighbours, row: number, answers: Answers): void {
-    const { votes, confidence, temperature, novel, caution, cautiousDepth } = this.config;
-    const shares = softmax(Float64Array.from(cosines, (cosine) => cosine / temperature));
-    const voters = rows.map((voter, k) => ({ path: this.votersPath[voter], vote: shares[k] }));
-    const { path, shares: ofLabels } = this.descend(voters);
+    const { votes, confidence, novel, caution, cautiousDepth } = this.config;
+    const { path, shares } = this.descend({ rows, cosines });
     const probability = answers.probability.subarray(row * votes.length, (row + 1) * votes.length);
-    ofLabels.forEach((share, k) => {
+    shares.forEach((share, k) => {
       probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));
     });
     const signals = [this.mahalanobis(cell, path), -output.logit[i], -Math.log(output.probability[i])];
@@ -113,16 +130,24 @@ export class Annotator {
     answers.status[row] = STATUSES.indexOf(pValue < novel ? "novel" : depth < confident ? "withheld" : "ok");
   }
 
-  /** From the root down, the node with most votes below the one above -> their path, and the share of each. */
-  private descend(voters: { path: number; vote: number }[]): { path: number; shares: number[] } {
-    const { paths, votes } = this.config;
-    const shares = votes.map((_, k) => {
-      const sums = rollup(voters, (group) => sum(group, ({ vote }) => vote), ({ path }) => paths[path][k]);
-      const [best, share] = greatest(sums, (a, b) => a[1] - b[1] || b[0] - a[0])!;
-      voters = voters.filter(({ path }) => paths[path][k] === best);
-      return share;
+  /** The votes for a cell full (width,): per level the first node and the second, with their shares. */
+  votes(full: Float32Array): Vote[][] {
+    const [neighbours] = this.voters.search(full, Math.min(this.config.neighbours, this.voters.n));
+    return this.descend(neighbours).votes;
+  }
+
+  /** From the root down, the node with most votes below the one above -> their path, the share of each, and all votes. */
+  private descend({ rows, cosines }: Neighbours): { path: number; shares: number[]; votes: Vote[][] } {
+    const { paths, temperature } = this.config;
+    const weights = softmax(Float64Array.from(cosines, (cosine) => cosine / temperature));
+    let voters = rows.map((voter, i) => ({ path: this.votersPath[voter], weight: weights[i] }));
+    const votes = this.config.votes.map((_, k) => {
+      const sums = rollup(voters, (group) => sum(group, ({ weight }) => weight), ({ path }) => paths[path][k]);
+      const sorted = [...sums].map(([node, share]) => ({ node, share })).sort((a, b) => b.share - a.share || a.node - b.node);
+      voters = voters.filter(({ path }) => paths[path][k] === sorted[0].node);
+      return sorted;
     });
-    return { path: voters[0].path, shares };
+    return { path: voters[0].path, shares: votes.map(([first]) => first.share), votes };
   }
 
   /** Distance of the cell (dim,) from the mean of its path, under the covariance that all types share. */

@@ -8,15 +8,21 @@ const CATEGORIES = [
   "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
   "#b8a000", "#8c6bb1", "#7f5539", "#2a9d8f", "#e76f51", "#8ab17d",
 ];
-const OPACITY = 225; // of 255
+const OPACITY = { shown: 225, hollow: 140 }; // of 255; points.ts draws cells of the second as rings
 const GREYED = [128, 128, 128, 26];
 
 export const category = (i: number) => CATEGORIES[i % CATEGORIES.length];
 
 export const ramp = (share: number) => piecewise(RAMP)(Math.min(1, Math.max(0, share)));
 
+export interface Look {
+  isLit: (row: number) => boolean;
+  isHollow: (row: number) => boolean;
+  colourOf: (row: number) => string;
+}
+
 /** Red, green, blue and opacity of n cells, (n, 4). */
-export function paint(n: number, isLit: (row: number) => boolean, colourOf: (row: number) => string): Uint8Array {
+export function paint(n: number, { isLit, isHollow, colourOf }: Look): Uint8Array {
   const parsed = new Map<string, RGBColor>();
   const colours = new Uint8Array(4 * n);
   for (let row = 0; row < n; row++) {
@@ -27,7 +33,7 @@ export function paint(n: number, isLit: (row: number) => boolean, colourOf: (row
     const text = colourOf(row);
     const colour = parsed.get(text) ?? rgb(text);
     parsed.set(text, colour);
-    colours.set([colour.r, colour.g, colour.b, OPACITY], 4 * row);
+    colours.set([colour.r, colour.g, colour.b, isHollow(row) ? OPACITY.hollow : OPACITY.shown], 4 * row);
   }
   return colours;
 }

@@ -1,7 +1,7 @@
 // What the package wrote into the page: facts as JSON, arrays as base64 of gzip of their byte planes.
 
 import { Adapter } from "./adapter";
-import { type Answers, Annotator } from "./annotator";
+import { answerColumns, type Answers, Annotator } from "./annotator";
 import { find } from "./format";
 import { normalize } from "./matrix";
 import { Bank } from "./neighbours";
@@ -20,6 +20,7 @@ export interface Column {
   values?: string[]; // a code is 1 + the row in it; 0 is missing
   low?: number; // of numbers: the 1st and the 99th percentile
   high?: number;
+  colours?: string[]; // of the values
 }
 
 export type Knots = [number[], number[]];
@@ -59,6 +60,7 @@ export interface CellSet {
   node: Numbers; // (n,) the node of each cell
   layouts: Float32Array[]; // (n, 2) per prefix
   answers: Answers | null; // null where the labels are those of the file
+  columns: CellColumn[];
 }
 
 /** Of text, with codes from 1 and 0 for missing; or the numbers themselves. */
@@ -106,13 +108,21 @@ async function readArray(element: HTMLElement): Promise<Matrix> {
   return { values: new TYPES[type!](bytes.buffer), shape: shape!.split(",").map(Number) };
 }
 
-/** The cells of the page, and their columns. */
-export function cellsOf({ columns, names, widths }: About, arrays: Record<string, Matrix>): [CellSet, CellColumn[]] {
+/** The cells of the page. */
+export function cellsOf({ columns, names, widths, levels }: About, arrays: Record<string, Matrix>): CellSet {
   const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
   const size = maps.length / widths.length;
   const layouts = widths.map((_, j) => maps.subarray(j * size, (j + 1) * size));
-  const withCodes = columns.map((column, i) => ({ ...column, codes: arrays[`column_${i}`].values }));
-  return [{ names, node: arrays.node.values, layouts, answers: null }, withCodes];
+  const answers = arrays.answer_path && {
+    path: Int32Array.from(arrays.answer_path.values),
+    probability: Float64Array.from(arrays.answer_probability.values, (value) => value / 10_000),
+    depth: Uint8Array.from(arrays.answer_depth.values),
+    pValue: Float64Array.from(arrays.answer_p_value.values),
+    status: Uint8Array.from(arrays.answer_status.values),
+  };
+  const ofFile = columns.map((column, i) => ({ ...column, codes: arrays[`column_${i}`].values }));
+  const ofAnswers = answers ? answerColumns(answers, levels) : [];
+  return { names, node: arrays.node.values, layouts, answers: answers ?? null, columns: [...ofAnswers, ...ofFile] };
 }
 
 /** The vectors, a hundred times larger than the rest: they stand behind the script. */

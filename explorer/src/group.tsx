@@ -5,7 +5,7 @@ import { type Page, textOf } from "./page";
 import { type Part, Parts } from "./widgets";
 
 export function Group({ page }: { page: Page }) {
-  const { about, cells, columns, group, map, tree } = page;
+  const { about, cells, group, map, tree } = page;
   if (!group) {
     const what = "what they are, per level, against the whole map";
     return <p class="empty">Hold Shift and draw around cells, or press Lasso: {what}.</p>;
@@ -15,7 +15,7 @@ export function Group({ page }: { page: Page }) {
     const kinds = tree.nodes.map(({ colour }, node) => ({ name: tree.name(node), colour }));
     return { title, parts: tally(kinds, cells.node, group, (node) => tree.at(node, k + 1)) };
   });
-  const ofText = columns.filter(({ values }) => values).map((column) => {
+  const ofText = cells.columns.filter(({ values }) => values).map((column) => {
     const names = ["missing", ...column.values!];
     const kinds = names.map((name, code) => ({ name, colour: page.colourOf(column, code) }));
     return { title: column.name, parts: tally(kinds, column.codes, group, (code) => code) };
@@ -47,7 +47,8 @@ function tally(
   return parts;
 }
 
-function save({ about, cells, columns, tree }: Page, group: number[]): void {
+function save({ about, cells, tree }: Page, group: number[]): void {
+  const { columns } = cells;
   const rows = group.map((row) => {
     const node = cells.node[row];
     const labels = about.levels.map((_, k) => (tree.depth(node) > k ? tree.name(tree.at(node, k + 1)) : ""));

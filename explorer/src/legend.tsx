@@ -48,35 +48,37 @@ function TreeLegend({ page, matches }: TreeProps) {
   return (
     <div id="tree" role="tree" onPointerLeave={() => page.hover(null)}>
       {tree.children[0].map((node) => <Branch page={page} matches={matches} node={node} />)}
-      {unlabelled > 0 && !matches && <Row page={page} value={0} name="no label" cells={unlabelled} />}
+      {unlabelled > 0 && !matches && <Row page={page} value={0} name={page.cells.answers ? "no answer" : "no label"} cells={unlabelled} />}
     </div>
   );
 }
 
-/** A node and those below it. A node with one child of the same name is shown as that child. */
+/** A node and those below it. An only child of the same name has no row. */
 function Branch({ page, matches, node }: TreeProps & { node: number }) {
   const { tree, counts } = page;
   const { name, id, synonyms } = tree.nodes[node];
-  const below = tree.children[node].filter((child) => (matches ? true : counts[child]));
-  const [only] = below;
-  if (below.length === 1 && tree.name(only) === name && counts[only] === counts[node]) {
-    return <Branch page={page} matches={matches} node={only} />;
-  }
+  let deepest = node;
+  const below = () => tree.children[deepest].filter((child) => matches || counts[child]);
+  while (below().length === 1 && tree.name(below()[0]) === name && counts[below()[0]] === counts[node]) [deepest] = below();
+  const children = below();
   const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
   if (!isShown) return null;
-  const isOpen = matches !== null || page.unfolded.has(node);
+  const isOpen = matches !== null || page.unfolded.has(deepest);
   const by = matches?.get(node);
-  const act = matches ? () => page.showType(node) : below.length ? () => page.fold(node) : undefined;
+  const act = matches ? () => page.showType(node) : children.length ? () => page.fold(deepest) : undefined;
   return (
-    <div class="branch" role="treeitem" aria-expanded={below.length ? isOpen : undefined}>
+    <div class="branch" role="treeitem" aria-expanded={children.length ? isOpen : undefined}>
       <Row
-        page={page} value={node} name={name} cells={counts[node]} act={act} mark={below.length ? (isOpen ? "▾" : "▸") : ""}
+        page={page} value={node} name={name} cells={counts[node]} act={act}
+        mark={children.length ? (isOpen ? "▾" : "▸") : ""}
         title={[tree.path(node), id, synonyms.slice(0, 6).join("; ")].filter(Boolean).join("\n")}
       >
         {by && <small>{[...new Set([by, id])].filter((text) => text !== name).join(" · ")}</small>}
       </Row>
-      {isOpen && below.length > 0 && (
-        <div class="below" role="group">{below.map((child) => <Branch page={page} matches={matches} node={child} />)}</div>
+      {isOpen && children.length > 0 && (
+        <div class="below" role="group">
+          {children.map((child) => <Branch page={page} matches={matches} node={child} />)}
+        </div>
       )}
     </div>
   );
@@ -88,24 +90,24 @@ interface RowProps {
   name: string;
   cells: number;
   colour?: string;
-  act?: () => void; // of a click on the name; without it, the row is pinned
+  act?: () => void; // of a click on the name; without it, the row is ticked
   mark?: string;
   title?: string;
   children?: ComponentChildren;
 }
 
 function Row({ page, value, name, cells, colour, act, mark, title, children }: RowProps) {
-  const pin = () => page.pin(page.pinned === value ? null : value);
+  const isTicked = page.ticked.has(value);
+  const tick = () => page.tick(isTicked ? [...page.ticked].filter((other) => other !== value) : [...page.ticked, value]);
   return (
     <div
-      class={page.pinned === value ? "row pinned" : "row"} onPointerEnter={() => page.hover(value)}
+      class={isTicked ? "row ticked" : "row"} onPointerEnter={() => page.hover(value)}
       onFocusIn={() => page.hover(value)} onFocusOut={() => page.hover(null)}
     >
-      <button class="dot" title="keep lit up" aria-label={`keep ${name} lit up`} onClick={pin}>
-        <Swatch colour={colour ?? page.tree.nodes[value].colour} />
-      </button>
-      <button class="name" title={title} onClick={act ?? pin}>
+      <input type="checkbox" aria-label={`keep ${name} lit up`} checked={isTicked} onChange={tick} />
+      <button class="name" title={title} onClick={act ?? tick}>
         <span class="fold">{mark}</span>
+        <Swatch colour={colour ?? page.tree.nodes[value].colour} />
         <span class="text">{name}{children}</span>
         <span class="count">{count(cells)}</span>
       </button>

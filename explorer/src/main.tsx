@@ -63,15 +63,24 @@ function Aside({ page }: { page: Page }) {
   );
 }
 
-/** Buttons below the slider. */
+/** Buttons below the slider, and what the prefix is. */
 function Stops({ page }: { page: Page }) {
   const { blocks, widths } = page.about;
+  const last = widths.length;
   const stops = blocks.map((block, i) => (
-    <button title={`${widths[i]} numbers`} aria-pressed={page.stop === i + 1} onClick={() => page.setPrefix(i + 1)}>
-      {i === blocks.length - 1 ? "full" : i + 1} · {block}
+    <button aria-pressed={page.stop === i + 1} onClick={() => page.setPrefix(i + 1)}>
+      {block} <small>{i + 1 === last ? "full" : `prefix ${i + 1}`}</small>
     </button>
   ));
-  return <>{stops}</>;
+  const [width, whole] = [widths[page.stop - 1], widths[last - 1]];
+  const prefix = `Prefix ${page.stop}: the first ${width} of the ${whole} numbers of each cell.`;
+  const what = page.stop === last ? `The full vector: all ${whole} numbers of each cell.` : prefix;
+  return (
+    <>
+      <div>{stops}</div>
+      <p class="note">{what} {page.stop < last && `The next block adds the ${blocks[page.stop]}.`}</p>
+    </>
+  );
 }
 
 /** The cell that the pointer is at. */

@@ -1,11 +1,11 @@
 // The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
 
-import { STATUSES } from "./annotator";
+import { answerColumns, type Vote } from "./annotator";
 import { category, paint, ramp } from "./colours";
 import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type Vectors } from "./data";
 import { nodesOf, positions, type Yours } from "./dropped";
 import { readFile } from "./files";
-import { count, find, percent } from "./format";
+import { count, find } from "./format";
 import { type Island, islands } from "./islands";
 import { type Hit, MapView } from "./map";
 import type { Bank, Neighbours } from "./neighbours";
@@ -17,7 +17,6 @@ export const TABS = { types: "Types", cell: "Cell", group: "Group", yours: "Your
 export class Page {
   readonly tree: Tree;
   readonly cells: CellSet;
-  readonly columns: CellColumn[];
   readonly counts: Uint32Array; // of cells at or below each node
   readonly map: MapView;
   vectors: Vectors | null = null; // null while they are unpacked
@@ -28,9 +27,9 @@ export class Page {
   error = ""; // of the last file
   tip: { hit: Hit; x: number; y: number } | null = null;
   tab = "types";
-  colour = "prefix"; // what colours the cells: "prefix", "level:2" or "column:0"
-  pinned: number | null = null; // node, or code of the column, that is lit up
-  hovered: number | null = null;
+  colour = "prefix"; // what colours the cells: "prefix", "level:2" or "column:donor"
+  ticked: ReadonlySet<number> = new Set(); // nodes, or codes of the column, that are lit up
+  hovered: number | null = null; // the one that is lit up meanwhile
   query = ""; // text that types are searched for
   readonly unfolded = new Set<number>();
   private readonly slider = find<HTMLInputElement>("#slider");
@@ -41,10 +40,8 @@ export class Page {
   /** show: draws the panels beside the map. */
   constructor(readonly about: About, arrays: Record<string, Matrix>, private readonly show: () => void) {
     const tree = (this.tree = new Tree(about.nodes));
-    [this.cells, this.columns] = cellsOf(about, arrays);
+    this.cells = cellsOf(about, arrays);
     this.counts = tree.counts(this.cells.node);
-    const isShort = this.counts.filter(Boolean).length <= 45;
-    tree.nodes.forEach((_, node) => (isShort || tree.depth(node) < 2) && this.unfolded.add(node));
     this.map = new MapView(find("#points"), find("#overlay"), {
       click: (hit) => this.choose(hit),
       hover: (hit, x, y) => {
@@ -69,7 +66,7 @@ export class Page {
 
   changed(): void {
     const { cell } = this;
-    this.painted([this.colour, this.level, this.pinned, this.hovered, this.group, this.tab, this.yours], () => {
+    this.painted([this.colour, this.level, this.ticked, this.hovered, this.group, this.tab, this.yours], () => {
       this.map.setColours(0, this.colours(0));
       if (this.yours) this.map.setColours(1, this.colours(1));
     });
@@ -101,55 +98,72 @@ export class Page {
 
   /** The column that tells studies or donors apart. */
   get study(): CellColumn | undefined {
-    const ofText = this.columns.filter(({ values }) => values);
+    const ofText = this.cells.columns.filter(({ values, colours }) => values && !colours);
     return ofText.find(({ name }) => /study|donor|batch|sample|dataset|patient/i.test(name)) ?? ofText[0];
   }
 
+  /** The column that colours the cells, if one does; layer 1 has only those of the answers. */
   get column(): CellColumn | null {
-    return this.colour.startsWith("column:") ? this.columns[Number(this.colour.split(":")[1])] : null;
+    return this.columnOf(0) ?? (this.yours && this.columnOf(1));
+  }
+
+  private columnOf(layer: number): CellColumn | null {
+    return this.set(layer).columns.find(({ name }) => this.colour === `column:${name}`) ?? null;
   }
 
   /** The colour of a value of the column: its code, or the number itself. */
-  colourOf({ values, low, high }: CellColumn, value: number): string {
+  colourOf({ values, low, high, colours }: CellColumn, value: number): string {
     if (values ? !value : !Number.isFinite(value)) return this.about.unknown;
-    return values ? category(value - 1) : ramp((value - low!) / (high! - low! || 1));
+    if (!values) return ramp((value - low!) / (high! - low! || 1));
+    return colours ? colours[value - 1] : category(value - 1);
   }
 
-  isLit({ layer, row }: Hit): boolean {
-    const wanted = this.hovered ?? this.pinned;
-    if (wanted === null) return true;
-    if (this.column) return layer > 0 || this.column.codes[row] === wanted;
-    const node = this.set(layer).node[row];
-    return wanted === 0 ? node === 0 : this.tree.isBelow(node, wanted);
+  isLit(hit: Hit): boolean {
+    return this.lightOf(hit.layer)(hit.row);
+  }
+
+  /** Whether the cell of a row is one of those that are ticked or pointed at. */
+  private lightOf(layer: number): (row: number) => boolean {
+    const wanted = this.hovered === null ? [...this.ticked] : [this.hovered];
+    const { node: nodes } = this.set(layer);
+    const column = this.columnOf(layer);
+    if (!wanted.length || (this.column && !column)) return () => true;
+    if (column) return (row) => wanted.includes(column.codes[row]);
+    const { tree } = this;
+    const isLit = tree.nodes.map((_, node) => wanted.some((top) => (top ? tree.isBelow(node, top) : node === 0)));
+    return (row) => isLit[nodes[row]];
   }
 
   private colours(layer: number): Uint8Array {
     const { tree } = this;
-    const { node: nodes } = this.set(layer);
+    const { node: nodes, answers } = this.set(layer);
+    const light = this.lightOf(layer);
     const group = this.group && this.tab === "group" && !layer ? new Set(this.group) : null;
-    const isLit = (row: number) => this.isLit({ layer, row }) && (!group || group.has(row));
-    const column = layer ? null : this.column;
+    const isLit = (row: number) => light(row) && (!group || group.has(row));
+    const column = this.columnOf(layer);
+    if (column) return paint(nodes.length, { isLit, isHollow: () => false, colourOf: (row) => this.colourOf(column, column.codes[row]) });
     const level = this.level ?? this.about.levels.length;
-    const ofNode = (row: number) => tree.nodes[tree.at(nodes[row], level)].colour;
-    return paint(nodes.length, isLit, column ? (row) => this.colourOf(column, column.codes[row]) : ofNode);
+    const isHollow = (row: number) => answers !== null && nodes[row] > 0 && tree.depth(nodes[row]) < level; // its answer stops above
+    return paint(nodes.length, { isLit, isHollow, colourOf: (row) => tree.nodes[tree.at(nodes[row], level)].colour });
   }
 
   get colourings(): [string, string][] {
+    const columns = new Set([...this.cells.columns, ...(this.yours?.columns ?? [])].map(({ name }) => name));
     return [
-      ["prefix", "the level of the prefix"],
+      ["prefix", "the level of the slider"],
       ...this.about.levels.map((level, k): [string, string] => [`level:${k + 1}`, level]),
-      ...this.about.columns.map(({ name }, i): [string, string] => [`column:${i}`, name]),
+      ...[...columns].map((name): [string, string] => [`column:${name}`, name]),
     ];
   }
 
   colourBy(colour: string): void {
     this.colour = this.colourings.some(([id]) => id === colour) ? colour : "prefix";
-    this.pin(null);
+    this.tick([]);
   }
 
-  /** Light up a node, or a value of the column that colours. */
-  pin(value: number | null): void {
-    this.pinned = value;
+  /** Light up these nodes, or values of the column that colours. */
+  tick(values: number[]): void {
+    this.ticked = new Set(values);
     this.hovered = null;
     this.changed();
   }
@@ -160,8 +174,15 @@ export class Page {
     this.changed();
   }
 
+  /** Open or close a node; opening it moves to the prefix that tells those below it apart. */
   fold(node: number): void {
-    if (!this.unfolded.delete(node)) this.unfolded.add(node);
+    if (this.unfolded.delete(node)) {
+      this.show();
+      return;
+    }
+    this.unfolded.add(node);
+    const prefix = this.about.blocks.indexOf(this.about.levels[this.tree.depth(node)]) + 1;
+    if (prefix) this.setPrefix(prefix, true, false);
     this.show();
   }
 
@@ -176,8 +197,8 @@ export class Page {
   showType(node: number): void {
     this.search("");
     for (const above of this.tree.above(node)) this.unfolded.add(above);
-    this.pin(node);
-    document.querySelector("#tree .pinned")?.scrollIntoView({ block: "nearest" });
+    this.tick([node]);
+    document.querySelector("#tree .ticked")?.scrollIntoView({ block: "nearest" });
     const { node: nodes } = this.cells;
     this.map.frame([...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
   }
@@ -200,13 +221,32 @@ export class Page {
     return Math.round(this.map?.prefix ?? 1);
   }
 
-  setPrefix(prefix: number, smooth = true): void {
+  /** opensTree: the tree is opened to the level of the prefix. */
+  setPrefix(prefix: number, smooth = true, opensTree = true): void {
     let before = this.stop;
     this.map.morph(Math.min(this.about.widths.length, Math.max(1, prefix)), smooth, () => {
       this.slider.value = String(this.map.prefix);
-      if (this.stop !== before) this.changed();
+      if (this.stop === before) return;
       before = this.stop;
+      if (opensTree) this.openTree();
+      this.changed();
     });
+  }
+
+  /** The prefix with the most islands that lie apart. */
+  private get firstPrefix(): number {
+    const apart = this.about.widths.map((_, j) => {
+      const all = this.islands(j + 1);
+      const isApart = (a: Island) => all.every((b) => a === b || Math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius);
+      return all.filter(isApart).length;
+    });
+    return apart.indexOf(Math.max(...apart)) + 1;
+  }
+
+  private openTree(): void {
+    const { tree, unfolded, stop } = this;
+    unfolded.clear();
+    tree.nodes.forEach((_, node) => tree.depth(node) < this.levelOf(stop) && unfolded.add(node));
   }
 
   // --- a cell ------------------------------------------------------------------------------------------------------
@@ -235,17 +275,21 @@ export class Page {
     return this.nearest([cell, stop, vectors], () => cell && vectors && this.neighbours(cell, stop));
   }
 
+  /** The votes for each level's label of a cell; null while the vectors are unpacked. */
+  votes({ layer, row }: Hit): Vote[][] | null {
+    if (!this.vectors) return null;
+    const { fractal, annotator } = this.vectors;
+    return annotator.votes((layer ? this.yours!.full : fractal.rows).subarray(row * fractal.dim, (row + 1) * fractal.dim));
+  }
+
   /** A cell in words: title, node, and lines of name and value. */
   describe({ layer, row }: Hit): { title: string; node: number; lines: [string, string][] } {
-    const { names, node: nodes, answers } = this.set(layer);
-    const node = nodes[row];
-    const lines: [string, string][] = [["path", this.tree.path(node) || (answers ? "none" : "no label")]];
-    if (answers) {
-      const deepest = row * this.about.levels.length + Math.max(1, answers.depth[row]) - 1;
-      lines.push(["probability", percent(answers.probability[deepest])], ["status", STATUSES[answers.status[row]]]);
-    }
-    if (!layer) for (const column of this.columns) lines.push([column.name, textOf(column, row) || "–"]);
-    return { title: `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`, node, lines };
+    const { names, node: nodes, answers, columns } = this.set(layer);
+    const path = this.tree.path(nodes[row]) || (answers ? "no answer" : "no label");
+    const ofFile = columns.filter(({ name }) => !answers || !/^(probability of the .*|p-value|answered level)$/.test(name));
+    const lines = ofFile.map((column): [string, string] => [column.name, textOf(column, row) || "–"]);
+    const title = `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`;
+    return { title, node: nodes[row], lines: [["path", path], ...lines] };
   }
 
   // --- a group -----------------------------------------------------------------------------------------------------
@@ -292,7 +336,9 @@ export class Page {
       const layouts = await positions(result.full, fractal, widths, this.cells.layouts, progress);
       if (!layouts) return;
       this.forget();
-      this.yours = { file: file.name, names, raw, ...result, node: nodesOf(result.answers, config.paths), layouts };
+      const columns = answerColumns(result.answers, this.about.levels);
+      const node = nodesOf(result.answers, config.paths);
+      this.yours = { file: file.name, names, raw, ...result, node, layouts, columns };
       this.map.add(layouts, this.colours(1));
     } catch (error) {
       if (this.reading !== reading) return;
@@ -327,7 +373,7 @@ export class Page {
     if (this.map.isDrawing) this.lassoMode(false);
     else if (this.cell) this.choose(null);
     else if (this.group) this.select(null);
-    else if (this.pinned !== null) this.pin(null);
+    else this.tick([]);
   }
 
   /** The state in the part of the address behind #, which no server is ever sent. */
@@ -338,7 +384,7 @@ export class Page {
     const parts: Record<string, string | number | null> = {
       prefix: Number(map.prefix.toFixed(2)),
       colour: this.colour === "prefix" ? null : this.colour,
-      type: this.pinned,
+      type: this.ticked.size ? [...this.ticked].join(",") : null,
       cell: cell && !cell.layer ? cell.row : null,
       view: zoom === 1 && Math.hypot(x, y) < 1e-3 ? null : list([zoom, x, y]),
       lasso: map.lasso && this.group ? list([map.lassoAt, ...map.lasso]) : null,
@@ -367,16 +413,18 @@ export class Page {
     const lasso = numbers("lasso", (n) => n >= 7 && n % 2 === 1 && n < 1000); // the prefix at which it was drawn, corners
     if (lasso) this.setPrefix(lasso[0], false);
     this.select(lasso && lasso.slice(1));
-    this.setPrefix(numbers("prefix", (n) => n === 1)?.[0] ?? 1, false);
+    this.setPrefix(numbers("prefix", (n) => n === 1)?.[0] ?? this.firstPrefix, false);
+    this.openTree();
     this.map.camera.look((numbers("view", (n) => n === 3) as [number, number, number] | null) ?? [1, 0, 0]);
     this.colourBy(parts.get("colour") ?? "prefix");
     const row = index("cell", this.about.cells);
     this.choose(row === null ? null : { layer: 0, row });
-    const pinned = index("type", this.column ? (this.column.values?.length ?? 0) + 1 : this.tree.nodes.length);
-    if (pinned !== null && !this.column) for (const above of this.tree.above(pinned)) this.unfolded.add(above);
+    const values = this.column ? (this.column.values?.length ?? 0) + 1 : this.tree.nodes.length;
+    const ticked = numbers("type", () => true)?.filter((value) => Number.isInteger(value) && value >= 0 && value < values) ?? [];
+    if (!this.column) for (const node of ticked) for (const above of this.tree.above(node)) this.unfolded.add(above);
     const tab = parts.get("tab") ?? "types";
     this.tab = Object.hasOwn(TABS, tab) ? tab : "types";
-    this.pin(pinned);
+    this.tick(ticked);
   }
 }
 

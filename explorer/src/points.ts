@@ -18,6 +18,7 @@ void main() {
   float distance = length(gl_PointCoord - 0.5) * 2.0;
   float edge = 2.0 / size;
   float alpha = tint.a * (1.0 - smoothstep(1.0 - edge, 1.0, distance));
+  if (tint.a > 0.3 && tint.a < 0.7) alpha = distance < 0.55 ? 0.15 * alpha : 1.6 * alpha; // hollow
   vec3 shown = ring && distance > 0.62 ? vec3(distance > 0.8 ? 0.0 : 1.0) : tint.rgb;
   result = vec4(shown * alpha, alpha);
 }`;

@@ -182,7 +182,7 @@ def contents(
     widths = [j * adapter.scale_dim for j in range(1, adapter.num_levels + 1)]
     nodes = nodes_of(bundle.tree)
     position = {node: i for i, node in enumerate(nodes)}
-    node, probability = node_of_cells(bundle, cells, position)
+    node, answers = node_of_cells(bundle, cells, position)
     columns, column_arrays = encoded(cells.columns)
     small, annotator = page_reference(bundle)
     about = {
@@ -228,7 +228,7 @@ def contents(
         "maps": np.rint(layouts * (32_000 / np.abs(layouts).max())).astype(np.int16),
         "node": node.astype(np.uint16 if len(nodes) < 2**16 else np.uint32),
         **column_arrays,
-        **({} if probability is None else {"probability": np.rint(255 * probability).astype(np.uint8)}),
+        **answers,
         "fractal": whole_numbers(full),
         "raw": whole_numbers(cells.vectors),
         **weights(adapter),
@@ -246,18 +246,26 @@ def contents(
 
 def node_of_cells(
     bundle: Bundle, cells: Cells, position: Mapping[tuple[str, ...], int]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """-> the deepest node (n,) that can be said of each cell, and its probability (n,), None where labels are given.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """-> the deepest node (n,) that is known of each cell, and, where no labels are given, the reference's answers.
 
     A given label is the name of a type, at the finest level; others than the reference's are the root, "no label".
+    The arrays of the answers: path (n,), depth (n,), probability (n, levels) in ten-thousandths, p-value (n,) and
+    status (n,): 0 ok, 1 withheld, 2 novel.
     """
     if cells.labels is not None:
         path_of = {path[-1]: path for path in bundle.tree.paths}
-        return np.array([position[path_of.get(name, ())] for name in cells.labels]), None
-    found = bundle.answer(cells.vectors)
-    paths = [bundle.tree.paths[p][:d] for p, d in zip(found.path, found.depth, strict=True)]
-    deepest = np.take_along_axis(found.probability, np.maximum(found.depth - 1, 0)[:, None], 1)[:, 0]
-    return np.array([position[path] for path in paths]), np.where(found.depth > 0, deepest, 0.0)
+        return np.array([position[path_of.get(name, ())] for name in cells.labels]), {}
+    answer = bundle.answer(cells.vectors)
+    paths = [bundle.tree.paths[p][:d] for p, d in zip(answer.path, answer.depth, strict=True)]
+    arrays = {
+        "answer_path": answer.path.astype(np.uint16 if len(bundle.tree.paths) < 2**16 else np.uint32),
+        "answer_depth": answer.depth.astype(np.uint8),
+        "answer_probability": np.rint(10_000 * answer.probability).astype(np.uint16),
+        "answer_p_value": answer.p_value.astype(np.float32),
+        "answer_status": np.where(answer.novel, 2, answer.depth < answer.confident_depth).astype(np.uint8),
+    }
+    return np.array([position[path] for path in paths]), arrays
 
 
 def nodes_told(bundle: Bundle, nodes: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:

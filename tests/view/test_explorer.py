@@ -265,7 +265,9 @@ def shown(ref, browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     some = write(path, ref, cells(800, seed=1), "cell_type", "cells.h5ad")
     about, found = contents(path.read_text())
     opened = Opened(browser, path.as_uri())
-    yield SimpleNamespace(opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found)
+    yield SimpleNamespace(
+        opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found, tree=ref.bundle.tree
+    )
     opened.check()
 
 
@@ -483,38 +485,62 @@ def test_search_by_name_synonym_and_id(shown):
         page.keyboard.type(text)
         assert name in page.locator("#tree .row .text").last.inner_text()
         page.keyboard.press("Enter")
-        assert page.locator("#tree .row.pinned .text").all_inner_texts() == [name]
+        assert page.locator("#tree .row.ticked .text").all_inner_texts() == [name]
         lit = page.evaluate(LIT)
         assert lit == [label == name for label in shown.cells.labels]
     page.keyboard.press("/")
     page.keyboard.type("no such thing")
     assert page.inner_text("#types .empty") == "no such type"
     page.keyboard.press("Escape")
-    page.evaluate("explorer.pin(null)")
+    page.evaluate("explorer.tick([])")
 
 
 @pytest.mark.slow
 def test_the_legend_lights_up_folds_and_counts(shown):
     page = shown.page
     page.click("#tab-types")
+    page.mouse.move(5, 5)
+    page.keyboard.press("4")
+    shown.opened.wait("explorer.map.prefix === 4")
     names = page.locator("#tree .row .text").all_inner_texts()
     counts = page.locator("#tree .row .count").all_inner_texts()
     row = names.index("neuron") if "neuron" in names else names.index("Neural")
-    assert counts[row] == str(shown.cells.labels.count("neuron"))
+    labels = np.array(shown.cells.labels)
+    assert counts[row] == str((labels == "neuron").sum())
     page.locator("#tree .row").nth(row).hover()
-    lit = page.evaluate(LIT)
-    assert lit == [label == "neuron" for label in shown.cells.labels]
+    assert page.evaluate(LIT) == (labels == "neuron").tolist()
     page.mouse.move(5, 5)
+    for name in ("mast cell", "fibroblast"):  # several ticks combine
+        page.get_by_label(f"keep {name} lit up", exact=True).last.check()
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur()")
+    assert page.evaluate(LIT) == np.isin(labels, ["mast cell", "fibroblast"]).tolist()
+    page.evaluate("explorer.tick([])")
     page.locator("#tree .row .name", has_text="Immune").first.click()
     assert len(page.locator("#tree .row").all()) < len(names)
     page.locator("#tree .row .name", has_text="Immune").first.click()
     assert page.locator("#tree .row .text").all_inner_texts() == names
+    shown.opened.wait("explorer.map.prefix === 2")  # what was opened is told apart by the second prefix
+
+
+@pytest.mark.slow
+def test_the_slider_opens_the_tree_to_its_level(shown):
+    page, tree = shown.page, "#tree .row .text"
+    page.click("#tab-types")
+    paths = {path[: k + 1] for path in shown.tree.paths if path[-1] in shown.cells.labels for k in range(4)}
+    for prefix in (4, 1, 2):
+        page.keyboard.press(str(prefix))
+        shown.opened.wait(f"explorer.map.prefix === {prefix}")
+        open_paths = [path for path in paths if len(path) <= prefix]
+        names = {path[-1] for path in open_paths if len(path) == 1 or path[-1] != path[-2]}
+        assert set(page.locator(tree).all_inner_texts()) == names
+        assert f"the first {shown.about['widths'][prefix - 1]} of" in page.inner_text("#stops") or prefix == 4
 
 
 @pytest.mark.slow
 def test_a_link_brings_the_view_back(shown, browser):
     page = shown.page
-    page.evaluate("explorer.colourBy('column:0'); explorer.select([-0.4, -0.4, 0.4, -0.4, 0.4, 0.4, -0.4, 0.4])")
+    page.evaluate("explorer.colourBy('column:donor'); explorer.select([-0.4, -0.4, 0.4, -0.4, 0.4, 0.4, -0.4, 0.4])")
     page.evaluate(
         "explorer.setPrefix(2, false); explorer.choose({ layer: 0, row: 42 }); explorer.map.camera.look([2, 0.1, 0.1])"
     )
@@ -528,7 +554,7 @@ def test_a_link_brings_the_view_back(shown, browser):
         assert again.page.evaluate(what) == page.evaluate(what), what
     assert again.page.inner_text("#cell") == page.inner_text("#cell")
     again.check()
-    for hash in ("#prefix=99&cell=-5&type=77777&colour=column:44&view=1,2&lasso=a,b", "#prefix=NaN", "#%%%"):
+    for hash in ("#prefix=99&cell=-5&type=77777&colour=column:none&view=1,2&lasso=a,b", "#prefix=NaN", "#%%%"):
         other = Opened(browser, shown.path.as_uri() + hash)  # anybody may have written it
         assert 1 <= other.page.evaluate("explorer.map.prefix") <= len(shown.about["widths"])
         other.check()
@@ -564,6 +590,59 @@ def test_without_the_network_and_in_the_dark(shown, browser):
 
 
 @pytest.mark.slow
+def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browser, tmp_path: Path):
+    adata = cells(300, seed=1)
+    adata.obsm["X_scVI"][:60] += np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
+    adata.obsm["X_scVI"][:20] = np.random.default_rng(1).normal(size=(20, DIM))  # like nothing
+    write(tmp_path / "page.html", ref, adata, None, "mine")
+    answers = ref.bundle.annotate(adata.obsm["X_scVI"])
+    opened = Opened(browser, (tmp_path / "page.html").as_uri())
+    page, levels = opened.page, list(ref.bundle.levels)
+    columns = page.evaluate("explorer.cells.columns.map((c) => ({ ...c, codes: Array.from(c.codes) }))")
+    held = {column["name"]: column for column in columns}
+    named = [held["status"]["values"][code - 1] for code in held["status"]["codes"]]
+    assert named == answers["status"].tolist()
+    depth = [levels.index(level) + 1 if level in levels else 0 for level in answers["level"]]
+    assert held["answered level"]["codes"] == depth
+    for level in levels:
+        assert np.allclose(held[f"probability of the {level}"]["codes"], answers[f"{level}_probability"], atol=1e-4)
+    shallow = next(i for i, d in enumerate(depth) if 0 < d < len(levels))
+    page.evaluate("row => explorer.choose({ layer: 0, row })", shallow)
+    text = page.inner_text("#cell")
+    assert f"It stops at the {answers['level'][shallow]}" in text
+    assert f"{answers[levels[-1]][shallow]}, not answered" in text
+    novel = answers["status"].tolist().index("novel")
+    page.evaluate("row => explorer.choose({ layer: 0, row })", novel)
+    assert "Novel: only" in page.inner_text("#cell")
+    page.keyboard.press("1")
+    page.click("#tab-types")
+    if 0 in depth:  # grey, and no category of its own
+        assert page.locator("#tree .row .text").last.inner_text() == "no answer"
+    page.select_option("#colour", "column:status")
+    counts = dict(zip(*(page.locator(f"#values .{part}").all_inner_texts() for part in ("text", "count")), strict=True))
+    assert counts == {name: str(n) for name, n in pd.Series(answers["status"]).value_counts().items()}
+    page.locator("#values .row", has_text="novel").hover()
+    assert page.evaluate(LIT) == (answers["status"] == "novel").tolist()
+    opened.check()
+
+
+@pytest.mark.slow
+def test_the_first_view_has_the_most_islands(browser, ref, tmp_path: Path):
+    adata = cells(300, seed=1)
+    types, columns = choose(adata.obs, "cell_type", ["donor"], "x")
+    codes = pd.Categorical(types).codes
+    angle = 2 * np.pi * codes / len(TYPES)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1) + 0.01 * np.random.default_rng(0).normal(size=(300, 2))
+    layouts = np.stack([0.01 * ring, 0.01 * ring, ring, 0.01 * ring]).astype(np.float32)
+    layouts[[0, 1, 3], 0] = 1
+    shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
+    explorer.write_page(tmp_path / "page.html", ref.bundle, shown, layouts, "rings", "blood")
+    opened = Opened(browser, (tmp_path / "page.html").as_uri())
+    assert opened.page.evaluate("explorer.map.prefix") == 3
+    opened.check()
+
+
+@pytest.mark.slow
 def test_hostile_names_do_nothing(browser, tmp_path: Path):
     evil = [
         "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "=cmd|'/c calc'!A1", "constructor",
@@ -581,7 +660,7 @@ def test_hostile_names_do_nothing(browser, tmp_path: Path):
     for act in (
         "explorer.choose({ layer: 0, row: 3 })",
         "explorer.select([-9, -9, 9, -9, 9, 9])",
-        "explorer.colourBy('column:0')",
+        "explorer.colourBy('column:donor')",
     ):
         page.evaluate(act)
     opened.drop("<img src=x onerror=alert(6)>.npy", as_npy(adata.obsm["X_scVI"][:50]))
