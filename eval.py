@@ -22,6 +22,7 @@ from fractal.base.cli import add_device, non_negative_int, positive_int
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write, check_paths
 from fractal.base.storage import place
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
 from fractal.score import checkpoints
@@ -96,14 +97,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     device = pick_device(args.device)
     models = checkpoints.of_one_split(args.model_path, [load_adapter(path, device) for path in args.model_path])
-    rows = checkpoints.choose_rows(models[0], args.input, args.num_samples, args.seed, args.all_rows)
+    atlas = Atlas.open(args.input)
+    rows = checkpoints.choose_rows(models[0], atlas, args.num_samples, args.seed, args.all_rows)
     graph = load_graph(args.obo)
     bank = None if args.all_rows else args.bank
-    result = checkpoints.evaluate(models, args.input, rows, graph, bank, args.vectors, args.controls)
-    notes = checkpoints.warnings(args.input, graph.graph["release"], result.scores.copies, result.left_out)
+    result = checkpoints.evaluate(models, atlas, rows, graph, bank, args.vectors, args.controls)
+    notes = checkpoints.warnings(atlas, graph.graph["release"], result.scores.copies, result.left_out)
     steering = print_tables(args, models, result, notes)
     if args.report or args.figures:
-        draw(args, models, result, notes)
+        draw(args, models, atlas, result, notes)
     write_files(args, models, rows, result, steering)
 
 
@@ -133,12 +135,14 @@ def print_tables(
     return steering
 
 
-def draw(args: argparse.Namespace, models: list[Checkpoint], result: Evaluation, notes: list[str]) -> None:
+def draw(
+    args: argparse.Namespace, models: list[Checkpoint], atlas: Atlas, result: Evaluation, notes: list[str]
+) -> None:
     """The page of --report and the pictures of --figures."""
     about = [*describe(args, models, result, args.input.name), f"draw {args.seed}"]
     protocols = {} if args.all_rows else {"bank": f"{BANKS[args.bank]} cells"}
     protocols["loo"] = "the other test cells"
-    scored = [scored_checkpoint(models, i, result, args.input, protocols, about) for i in range(len(models))]
+    scored = [scored_checkpoint(models, i, result, atlas, protocols, about) for i in range(len(models))]
     for one in scored:
         one.warnings.extend(notes)
     write_report(f"{', '.join(m.name for m in models)} on {args.input.name}", scored, args.report, args.figures)

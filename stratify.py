@@ -16,18 +16,11 @@ from tqdm import tqdm
 
 from fractal.base.cli import non_negative_int, num_bytes, run
 from fractal.base.files import check_paths
-from fractal.base.storage import Place, place, scratch
-from fractal.data.parquet import (
-    ROW_GROUP,
-    iter_vectors,
-    level_columns,
-    metadata_of,
-    open_atlas,
-    open_writer,
-    read_codes,
-    read_column,
-)
+from fractal.base.storage import place, scratch
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import ROW_GROUP, open_writer
 from fractal.data.reorder import reorder, round_robin
+from fractal.hierarchy.levels import column_names
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -57,13 +50,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def with_places(path: Place, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read a file once, from first row to last -> (places in `order` (m,) int64, vectors (m, dim) float32)."""
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
+def with_positions(atlas: Atlas, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read a file once, from first row to last -> (positions in `order` (m,) int64, vectors (m, dim) float32)."""
+    position = np.empty(len(order), np.int64)
+    position[order] = np.arange(len(order))
     start = 0
-    for vectors in iter_vectors(path):
-        yield place[start : start + len(vectors)], vectors
+    for vectors in atlas.vectors():
+        yield position[start : start + len(vectors)], vectors
         bar.update(len(vectors))
         start += len(vectors)
 
@@ -71,20 +64,20 @@ def with_places(path: Place, order: np.ndarray, bar: tqdm) -> Iterator[tuple[np.
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_paths({"--input": args.input}, {"--output": args.output})
-    schema = open_atlas(args.input).schema_arrow
-    dim, finest = schema.field("embedding").type.list_size, level_columns(schema)[-1]
+    atlas = Atlas.open(args.input)
+    schema, dim, finest = atlas.schema, atlas.dim, column_names(atlas.levels)[-1]
     others = schema.remove(schema.get_field_index("embedding"))
-    columns = [read_column(args.input, name) for name in others.names]
-    labels, names = read_codes(args.input, finest)
+    columns = [atlas.column(name) for name in others.names]
+    labels, names = atlas.finest
     order = round_robin(labels, args.seed)
 
     # The output is put together so many row groups at a time, while those before them are still being written.
     held = max(1, args.memory // (2 * 4 * dim * ROW_GROUP))
     with (
-        open_writer(args.output, dim, others, {**metadata_of(schema), "stratified": finest}) as writer,
+        open_writer(args.output, dim, others, {**atlas.metadata, "stratified": finest}) as writer,
         tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
     ):
-        source, start = with_places(args.input, order, bar), 0
+        source, start = with_positions(atlas, order, bar), 0
         for bucket in reorder(source, len(order), dim, held * ROW_GROUP, scratch(args.output)):
             for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
                 rows = pa.array(order[start : start + len(vectors)])

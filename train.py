@@ -33,7 +33,7 @@ from fractal.base.cli import (
 )
 from fractal.base.files import check_paths
 from fractal.base.storage import place
-from fractal.data.parquet import fingerprint, levels_of, path_counts, read_rows
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
 from fractal.model.adapter import save
 from fractal.model.distributed import Group, joined
@@ -143,18 +143,19 @@ def main(argv: list[str] | None = None, control: Recipe | None = None) -> None:
 
 def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> None:
     began = time.perf_counter()
-    output = args.output or Path(f"data/fractal_adapter_{args.num_levels or len(levels_of(args.input))}L.pt")
+    output = args.output or Path(f"data/fractal_adapter_{args.num_levels or len(Atlas.open(args.input).levels)}L.pt")
     partial = output.with_name(f"{output.stem}.partial.pt")
     check_paths({"--input": args.input}, {"--output": output, "--output, if stopped,": partial})
     names = ("num_levels", "scale_dim", "epochs", "patience", "lr", "batch_size", "seed")
+    atlas = Atlas.open(args.input)
     settings = Settings(recipe, **{name: getattr(args, name) for name in names})
     recipe = settings.of_recipe
     where = f"{group.device}" + (f", {group.size} processes" if group.size > 1 else "")
     print(f"recipe {recipe.name}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {where}")
 
-    split, rows, counts = group.from_main(lambda: draw_split(args))
+    split, rows, counts = group.from_main(lambda: draw_split(args, atlas))
     train_rows, val_rows = (part[group.share(len(part))] for part in rows)
-    cells = read_rows(args.input, np.concatenate([train_rows, val_rows]))
+    cells = atlas.read(np.concatenate([train_rows, val_rows]))
     train, validation = group.all_labels(*cells.split(len(train_rows)))
 
     fitted = fit(train, validation, counts, settings, knn_accuracy, str(args.input), group)
@@ -179,11 +180,10 @@ def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> Non
     print(f"epoch {fitted.best_epoch} kept, {time.perf_counter() - began:.0f} s, written to {output}")
 
 
-def draw_split(args: argparse.Namespace) -> tuple[Split, tuple[np.ndarray, np.ndarray], Counts]:
+def draw_split(args: argparse.Namespace, atlas: Atlas) -> tuple[Split, tuple[np.ndarray, np.ndarray], Counts]:
     """-> the split, its training and validation rows, and how many cells but test cells lie on each path."""
     split = Split.draw(
-        args.input,
-        fingerprint(args.input),
+        atlas,
         args.split_seed,
         args.test_ratio,
         args.val_ratio,
@@ -193,7 +193,7 @@ def draw_split(args: argparse.Namespace) -> tuple[Split, tuple[np.ndarray, np.nd
         args.test_types,
         args.fold,
     )
-    train_rows, val_rows, test_rows = split.rows(args.input)
+    train_rows, val_rows, test_rows = split.rows(atlas)
     print_split(split)
     print(
         f"{len(train_rows):,} training, {len(val_rows):,} validation and {len(test_rows):,} test cells of {args.input}"
@@ -204,7 +204,7 @@ def draw_split(args: argparse.Namespace) -> tuple[Split, tuple[np.ndarray, np.nd
         )
     keep = np.ones(split.num_rows, bool)
     keep[test_rows] = False
-    return split, (train_rows, val_rows), path_counts(args.input, keep)
+    return split, (train_rows, val_rows), atlas.path_counts(keep)
 
 
 def print_split(split: Split) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +29,8 @@ from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.cli import run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import LabelledVectors, read_rows
+from fractal.base.storage import Place, place
+from fractal.data.atlas import LabelledVectors, ParquetAtlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.training import Counts
@@ -40,10 +42,17 @@ def without_adjustment(sampled: Tensor, natural: Tensor) -> Tensor:
     return torch.zeros_like(sampled)
 
 
-def shuffled_rows(path: Path, rows: Any) -> LabelledVectors:
-    cells = read_rows(path, rows)
-    labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
-    return LabelledVectors(cells.vectors, labels.numpy(), cells.classes, cells.levels)
+class ShuffledAtlas(ParquetAtlas):
+    """Its subtypes lie on the paths of others."""
+
+    @staticmethod
+    def open(path: str | Place) -> "ShuffledAtlas":
+        return ShuffledAtlas(place(path))
+
+    def read(self, rows: np.ndarray) -> LabelledVectors:
+        cells = super().read(rows)
+        labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
+        return LabelledVectors(cells.vectors, labels.numpy(), cells.classes, cells.levels)
 
 
 def subtype_frequency(counts: Counts, classes: list[list[str]], levels: list[int], paths: Tensor) -> Tensor:
@@ -82,7 +91,7 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "half as wide": ([], adapter(hidden=256)),
     "shuffled tree": (
         [],
-        lambda: {"train.read_rows": shuffled_rows, "fractal.model.training.path_frequency": subtype_frequency},
+        lambda: {"train.Atlas": ShuffledAtlas, "fractal.model.training.path_frequency": subtype_frequency},
     ),
 }
 # So that a run takes half a minute: 5,000 cells to train on, of simulated atlases of 60,000.

@@ -49,7 +49,7 @@ from fractal.annotate.annotator import (
 from fractal.annotate.bundle import Bundle, make_reference, natural_weight, path_names
 from fractal.base.cli import InputError, non_negative_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import path_counts, read_rows, study_codes
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
 from fractal.model.adapter import FractalAdapter, embed, load
@@ -114,9 +114,10 @@ def trained(folder: Path, seed: int, i: int, flags: Sequence[str] = ()) -> tuple
         train.main(["--input", str(path), "--output", str(model), "--seed", str(seed), *held_out])
     adapter, checkpoint = load(model)
     split = Split.of(checkpoint, model)
-    train_rows, val_rows, _ = split.rows(path)
-    cells, validation = read_rows(path, train_rows), read_rows(path, val_rows)
-    counts = path_counts(path, ~split.is_test(path))
+    atlas = Atlas.open(path)
+    train_rows, val_rows, _ = split.rows(atlas)
+    cells, validation = atlas.read(train_rows), atlas.read(val_rows)
+    counts = atlas.path_counts(~split.is_test(atlas))
     return make_reference(adapter, checkpoint["config"], checkpoint["classes"], cells, validation, counts), split, path
 
 
@@ -157,13 +158,14 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     """All types in the reference, test cells of other donors -> method -> arrays, one entry per test cell."""
     bundle, split, path = trained(folder, seed, 0)
     tree, calibration = bundle.tree, bundle.calibration
-    test_rows = split.rows(path)[2]
-    test = read_rows(path, test_rows)
+    atlas = Atlas.open(path)
+    test_rows = split.rows(atlas)[2]
+    test = atlas.read(test_rows)
     position = {names: code for code, names in enumerate(tree.paths)}
     test_codes = [position[names] for names in path_names(test)]
     vectors = np.concatenate([bundle.validation_vectors, test.vectors])
     codes = np.concatenate([bundle.validation_path, test_codes])
-    donor = study_codes(path)[0][test_rows]
+    donor = atlas.studies[0][test_rows]
     v = len(bundle.validation_path)
     terms = np.array([level_terms(row, graph) for row in build_hierarchy([p[-1] for p in tree.paths], graph)])
     names = sorted({graph.nodes[term]["name"] for term in terms.flat})
@@ -221,8 +223,9 @@ def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) 
     labels = pq.read_table(whole, columns=["level4_subtype", "study"])
     theirs = pc.equal(labels["level4_subtype"].cast(pa.string()), name).to_numpy()
     held_out = pc.is_in(labels["study"].cast(pa.string()), pa.array(split.test_studies)).to_numpy()
-    unseen = bundle.answer(read_rows(whole, np.flatnonzero(theirs & held_out)).vectors)
-    others = read_rows(path, split.rows(path)[2])
+    unseen = bundle.answer(Atlas.open(whole).read(np.flatnonzero(theirs & held_out)).vectors)
+    atlas = Atlas.open(path)
+    others = atlas.read(split.rows(atlas)[2])
     known = bundle.answer(others.vectors)
     right = np.array([bundle.tree.paths[code] for code in known.path])[:, -1] == np.array(path_names(others))[:, -1]
 
@@ -269,7 +272,8 @@ def calibration_rows(folder: Path, seed: int) -> dict[str, list[float]]:
     """
     flags = ["--split-seed", str(seed), "--test-ratio", "0.33"]
     bundle, split, path = trained(folder, seed, 0, flags)
-    test = read_rows(path, np.random.default_rng(seed).permutation(split.rows(path)[2]))
+    atlas = Atlas.open(path)
+    test = atlas.read(np.random.default_rng(seed).permutation(split.rows(atlas)[2]))
     position = {names: code for code, names in enumerate(bundle.tree.paths)}
     codes = np.array([position[names] for names in path_names(test)])
     half, n = len(codes) // 2, len(bundle.validation_path)

@@ -22,7 +22,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tqdm import tqdm
 
 from benchmarks.quality import summary
-from benchmarks.simulate import BLOCK, Atlas
+from benchmarks.simulate import BLOCK, SimulatedAtlas
 from fractal.base.cli import InputError, run, table
 from fractal.hierarchy.levels import LEVELS
 from fractal.score.metrics import knn_accuracy, silhouette
@@ -50,7 +50,7 @@ def score(vectors: np.ndarray, labels: np.ndarray) -> list[float]:
 
 def calibrate(cells: int, seed: int, num_queries: int, num_train: int) -> dict[str, list[float]]:
     """The rows of the table for one atlas: by name, the accuracies and perhaps the silhouette."""
-    atlas = Atlas(cells, seed)
+    atlas = SimulatedAtlas(cells, seed)
     queries = np.sort(np.random.default_rng([seed, 1]).permutation(cells)[:num_queries])
     order = round_robin(atlas.labels, seed)
     train = np.sort(order[~np.isin(order, queries)][:num_train])

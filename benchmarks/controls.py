@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 import train
 from fractal.base.cli import non_negative_int, positive_int, run, table
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, match_names
 from fractal.model.adapter import TAU, FractalAdapter, embed, load
 from fractal.model.objective import PrefixObjective, TrainingRows, log_ratio
@@ -128,8 +128,9 @@ def shuffled_tree(labels: Tensor, seed: int) -> Tensor:
 def silhouettes(model: Path, path: Path, num_samples: int, seed: int) -> str:
     """A table: a line per prefix and level, on test cells, in the true tree and in a shuffled one."""
     adapter, checkpoint = load(model)
-    pool = Split.of(checkpoint, model).rows(path)[2]
-    cells = read_rows(path, np.random.default_rng(seed).permutation(pool)[:num_samples])
+    atlas = Atlas.open(path)
+    pool = Split.of(checkpoint, model).rows(atlas)[2]
+    cells = atlas.read(np.random.default_rng(seed).permutation(pool)[:num_samples])
     labels = torch.from_numpy(cells.labels)
     trees = {"true": labels, "shuffled": shuffled_tree(labels, seed)}
     *prefixes, full = embed(adapter, torch.from_numpy(cells.vectors))

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from benchmarks.simulate import Atlas
+from benchmarks.simulate import SimulatedAtlas
 from fractal.base.cli import positive_int, run, table
 from fractal.commands.export import quantize, recall
-from fractal.data.parquet import ROW_GROUP, open_atlas, read_rows
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import ROW_GROUP
 from fractal.model.adapter import embed, load
 from fractal.score.metrics import knn_accuracy
 
@@ -89,8 +90,8 @@ def order(vectors: Tensor, labels: Tensor) -> float:
 
 def prefix_rows(args: argparse.Namespace) -> list[list[str]]:
     adapter, checkpoint = load(args.model_path)
-    drawn = np.random.default_rng(0).permutation(open_atlas(args.input).metadata.num_rows)[: args.cells or 5_000]
-    cells = read_rows(args.input, np.sort(drawn))
+    drawn = np.random.default_rng(0).permutation(Atlas.open(args.input).num_rows)[: args.cells or 5_000]
+    cells = Atlas.open(args.input).read(np.sort(drawn))
     labels, rows = torch.from_numpy(cells.labels), []
     prefixes = embed(adapter, torch.from_numpy(cells.vectors))
     for j, (vectors, level) in enumerate(zip(prefixes, checkpoint["config"]["block_levels"], strict=True), 1):
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         header = ["Prefix", "Level", "Stored as", "Recall", "Cosine lost", "Accuracy", "Order"]
         print(table(header, prefix_rows(args)))
         return
-    atlas = Atlas(args.cells or 200_000)
+    atlas = SimulatedAtlas(args.cells or 200_000)
     vectors = np.concatenate([atlas.block(i)[0] for i in tqdm(range(atlas.blocks), unit="block", desc="simulate")])
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     cells, rows = pa.table({"embedding": column}), []

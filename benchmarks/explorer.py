@@ -19,7 +19,7 @@ import numpy as np
 
 from fractal.annotate.bundle import Bundle, make_reference
 from fractal.base.cli import positive_int, run, table
-from fractal.data.parquet import LabelledVectors as Labelled
+from fractal.data.atlas import LabelledVectors as Labelled
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
 from fractal.view.explorer import Cells, page

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.unseen import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
 from fractal.base.cli import InputError, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.model.adapter import FractalAdapter, embed, load
 from fractal.score.metrics import knn_predict, silhouette
 
@@ -76,7 +76,7 @@ def score_draw(stratified: Path, folder: Path) -> dict[str, list[float]]:
     """-> name -> `FIGURES`."""
     with np.load(folder / "cells.npz") as arrays:
         rows, seen = arrays["rows"], torch.from_numpy(arrays["seen"])
-    cells = read_rows(stratified, rows)
+    cells = Atlas.open(stratified).read(rows)
     x, labels = torch.from_numpy(cells.vectors), torch.from_numpy(cells.labels)
     found = {}
     for name in OTHERS:

@@ -41,6 +41,7 @@ from fractal.annotate.card import model_card
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data import parquet, scimilarity
+from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells, npy_cells
 from fractal.data.labels import Labels, read_map
 from fractal.hierarchy import levels, ontology
@@ -138,15 +139,15 @@ def obo_file() -> bytes:
 
 
 def read_parquet(path: Path) -> None:
-    file = parquet.open_atlas(path)
-    if file.metadata.num_rows > 10_000:
+    atlas = Atlas.open(path)
+    if atlas.num_rows > 10_000:
         return
-    parquet.read_rows(path, np.arange(min(7, file.metadata.num_rows)))
-    parquet.path_counts(path, np.ones(file.metadata.num_rows, bool))
-    for _ in parquet.iter_vectors(path):
+    atlas.read(np.arange(min(7, atlas.num_rows)))
+    atlas.path_counts(np.ones(atlas.num_rows, bool))
+    for _ in atlas.vectors():
         pass
-    if "study" in file.schema_arrow.names:
-        parquet.study_codes(path)
+    if atlas.has_studies:
+        atlas.codes("study")
 
 
 def parquet_file(sizes: list[int], has_study: bool) -> bytes:
@@ -224,7 +225,7 @@ def make_bundle(folder: Path) -> None:
     x = np.random.default_rng(0).normal(size=(MIN_VALIDATION, 8)).astype(np.float32)
     labels = np.zeros((MIN_VALIDATION, 4), np.int64)
     labels[::2, 3] = 1
-    cells = parquet.LabelledVectors(x, labels, classes)
+    cells = LabelledVectors(x, labels, classes)
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
     counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
     bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)

@@ -22,7 +22,7 @@ import fractal
 from benchmarks.quality import add_data, prepare
 from fractal.base.cli import needs, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import open_atlas, read_rows
+from fractal.data.atlas import Atlas
 
 RESOLUTIONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 EXAMPLE = Path(__file__).parent.parent / "docs" / "example.md"
@@ -31,7 +31,7 @@ EXAMPLE = Path(__file__).parent.parent / "docs" / "example.md"
 def fetal_organs(args: argparse.Namespace) -> Any:
     """AnnData with obsm["X_pca"] and obs["cell_type"], of the release in $FRACTAL_REAL_DATA."""
     path = prepare("fetal_organs", 0, args.data, args.output.parent / "quality")
-    cells = read_rows(path, np.arange(open_atlas(path).metadata.num_rows))
+    cells = Atlas.open(path).read(np.arange(Atlas.open(path).num_rows))
     anndata, pandas = needs("anndata", "h5ad"), needs("pandas", "h5ad")
     names = np.array(cells.classes[-1])[cells.labels[:, -1]]
     obs = pandas.DataFrame({"cell_type": names}, [f"cell {i}" for i in range(len(names))])

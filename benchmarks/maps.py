@@ -24,7 +24,7 @@ from tqdm import tqdm
 import train
 from benchmarks.quality import add_data, prepare
 from fractal.base.cli import needs, positive_int, run, table
-from fractal.data.parquet import open_atlas, read_rows
+from fractal.data.atlas import Atlas
 from fractal.model.adapter import load
 from fractal.model.embedding import embed_matrix
 from fractal.view import maps
@@ -103,8 +103,8 @@ def prefixes_of(atlas: str, data: Path | None, folder: Path, cells: int) -> tupl
     if not checkpoint.exists():
         train.main(["--input", str(stratified), "--output", str(checkpoint)])
     adapter, facts = load(checkpoint)
-    num_rows = open_atlas(stratified).metadata.num_rows
-    found = read_rows(stratified, np.sort(np.random.default_rng(0).permutation(num_rows)[:cells]))
+    num_rows = Atlas.open(stratified).num_rows
+    found = Atlas.open(stratified).read(np.sort(np.random.default_rng(0).permutation(num_rows)[:cells]))
     vectors = embed_matrix(adapter, found.vectors)[0]
     levels = facts["config"].get("block_levels", range(adapter.num_levels))
     ends = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from fractal.base.cli import needs, positive_int, run
 from fractal.base.files import atomic_write
-from fractal.data.parquet import level_columns, open_atlas, read_codes, read_rows
+from fractal.data.atlas import Atlas
 from fractal.model.adapter import load
 from fractal.model.embedding import embed_matrix
 from fractal.score.checkpoints import choose_rows, of_one_split
@@ -61,9 +61,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def draw_evenly(path: Path, rows: np.ndarray, count: int) -> np.ndarray:
+def draw_evenly(atlas: Atlas, rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of the given rows of each subtype, drawn at random: one type would fill half the picture."""
-    finest = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])[0][rows]
+    finest = atlas.finest[0][rows]
     shuffled = np.random.default_rng(0).permutation(len(rows))
     return np.sort(rows[np.concatenate([shuffled[finest[shuffled] == c][:count] for c in np.unique(finest)])])
 
@@ -112,8 +112,9 @@ def main(argv: list[str] | None = None) -> None:
     mpl.use("agg")
     adapter, checkpoint = load(args.model_path)
     (model,) = of_one_split([args.model_path], [(adapter, checkpoint)])
-    _, rows = choose_rows(model, args.input, args.num_samples, seed=0)
-    cells = read_rows(args.input, draw_evenly(args.input, np.sort(rows), args.per_type))
+    atlas = Atlas.open(args.input)
+    _, rows = choose_rows(model, atlas, args.num_samples, seed=0)
+    cells = atlas.read(draw_evenly(atlas, np.sort(rows), args.per_type))
     ends = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]
     if args.maps and args.maps.exists():
         maps = Maps.load(args.maps)

@@ -30,7 +30,8 @@ from benchmarks import simulate
 from benchmarks.controls import CONTROLS, train_recipe
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import metadata_of, open_writer, read_vectors, study_codes
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import open_writer, read_vectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.recipes import RECIPES
 from fractal.score.intervals import bootstrap_interval, t_interval
@@ -50,14 +51,14 @@ PROTOCOLS = {
 
 def tonsil_and_blood(stratified: Path, seed: int, fold: int) -> list[str]:
     """Two blood and two tonsil donors of pbmc_tonsil."""
-    donors = study_codes(stratified)[1]
+    donors = Atlas.open(stratified).studies[1]
     rng = np.random.default_rng(seed)
     kinds = [[d for d in donors if ("tonsil" in d.lower()) == tonsil] for tonsil in (False, True)]
     return ["--test-studies", *(str(d) for kind in kinds for d in rng.choice(kind, 2, replace=False))]
 
 
 def one_study(stratified: Path, seed: int, fold: int) -> list[str]:
-    return ["--test-studies", study_codes(stratified)[1][fold]]
+    return ["--test-studies", Atlas.open(stratified).studies[1][fold]]
 
 
 def one_fold(stratified: Path, seed: int, fold: int) -> list[str]:
@@ -137,7 +138,7 @@ def narrow(stratified: Path, dim: int) -> Path:
         rows = pq.read_table(stratified)
         components = PCA(dim, random_state=0).fit_transform(normalize(read_vectors(rows, stratified)))
         others = rows.drop_columns(["embedding"])
-        with open_writer(path, dim, others.schema.remove_metadata(), metadata_of(stratified)) as writer:
+        with open_writer(path, dim, others.schema.remove_metadata(), Atlas.open(stratified).metadata) as writer:
             writer.append_table(components, others)
     return path
 
@@ -250,7 +251,8 @@ def held_out_studies(dataset: str, runs: list[Run], args: argparse.Namespace) ->
     """Per run the study number of each test cell."""
     per_seed = len(runs) // args.seeds
     files = [prepare(DATASETS[dataset][0], i // per_seed, args.data, args.output) for i in range(len(runs))]
-    return [study_codes(path)[0][right["rows"]].astype(np.int64) for path, (_, right) in zip(files, runs, strict=True)]
+    studies = [Atlas.open(path).studies[0] for path in files]
+    return [codes[right["rows"]].astype(np.int64) for codes, (_, right) in zip(studies, runs, strict=True)]
 
 
 def level_means(runs: list[Run], embedding: str, key: str, seeds: int) -> list[str]:

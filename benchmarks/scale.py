@@ -39,7 +39,8 @@ from tqdm import tqdm
 from benchmarks import plan
 from fractal.base.cli import InputError, positive_float, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import open_atlas, writing
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import writing
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
@@ -61,19 +62,17 @@ def read_and_write(folder: Path) -> None:
 
 
 def hnswlib_items(folder: Path) -> None:
-    cells = open_atlas(folder / CELLS)
-    index = hnswlib.Index(space="cosine", dim=cells.schema_arrow.field("embedding").type.list_size)
+    cells = Atlas.open(folder / CELLS)
+    index = hnswlib.Index(space="cosine", dim=cells.dim)
     index.load_index(str(folder / INDEX))
-    index.get_items(np.arange(cells.metadata.num_rows), return_type="numpy")
+    index.get_items(np.arange(cells.num_rows), return_type="numpy")
 
 
 def parquet_copy(folder: Path) -> None:
-    source = open_atlas(folder / CELLS)
-    schema = source.schema_arrow
-    dim = schema.field("embedding").type.list_size
-    with writing(folder / "copy", dim, "study" in schema.names, {}) as writer:
-        for group in range(source.num_row_groups):
-            writer.file.write_table(source.read_row_group(group).cast(writer.schema))
+    atlas = Atlas.open(folder / CELLS)
+    with writing(folder / "copy", atlas.dim, atlas.has_studies, {}) as writer:
+        for group in range(atlas.file.num_row_groups):
+            writer.file.write_table(atlas.file.read_row_group(group).cast(writer.schema))
 
 
 @dataclass(frozen=True)

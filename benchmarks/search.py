@@ -50,7 +50,8 @@ from benchmarks.scale import memory_of
 from fractal.base.cli import InputError, positive_int, run, table
 from fractal.commands import embed
 from fractal.commands import index as index_command
-from fractal.data.parquet import iter_vectors, level_columns, open_parquet, read_codes
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import level_columns, open_parquet
 from fractal.search import Index, open_index
 from fractal.search.exact import Nearest, nearest
 from fractal.search.folder import part_names
@@ -261,7 +262,7 @@ def prepare(folder: Path, cells: int) -> None:
         dim = open_parquet(data / EMBEDDED).schema_arrow.field("embedding").type.list_size
         matrix = np.lib.format.open_memmap(part, "w+", np.float32, (cells, dim))
         start = 0
-        for chunk in iter_vectors(data / EMBEDDED):
+        for chunk in Atlas.open(data / EMBEDDED).vectors():
             matrix[start : (start := start + len(chunk))] = chunk
         part.replace(data / VECTORS)
     if not (data / TRUTH).exists():
@@ -325,7 +326,7 @@ def asked(name: str, data: Path, out: Path) -> dict[str, float]:
     _, wall, cpu = spent(lambda: [search(query[None]) for query in queries[:some]])
     found = without_self(np.concatenate([search(piece) for piece in np.array_split(queries, 10)]), rows)
     labels = level_columns(open_parquet(data / EMBEDDED).schema_arrow)
-    codes, _ = read_codes(data / EMBEDDED, labels[(method.level or 4) - 1])
+    codes, _ = Atlas.open(data / EMBEDDED).codes(labels[(method.level or 4) - 1])
     exact = truth[f"prefix{method.level or 4}"]
     pairs = zip(found.tolist(), truth["prefix4"].tolist(), strict=True)
     names = [out / part_names(0)[i] for i in range(3)] if name.startswith("fractal") else list(out.iterdir())

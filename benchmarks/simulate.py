@@ -112,7 +112,7 @@ def apportion(weights: np.ndarray, total: int, least: np.ndarray) -> np.ndarray:
     return whole
 
 
-class Atlas:
+class SimulatedAtlas:
     """The fixed world of one seed, the same at any size; `block` makes its cells.
 
     types, studies   names; codes below point into them
@@ -290,7 +290,7 @@ def write_release(directory: str | Path, cells: int, seed: int = 0) -> None:
     The same seed gives the same bytes, with any number of threads; another kind of processor may round the vectors'
     last bits in another way.
     """
-    atlas, directory = Atlas(cells, seed), Path(directory)
+    atlas, directory = SimulatedAtlas(cells, seed), Path(directory)
     with (
         atomic_write(directory / "label_ints.csv") as types,
         atomic_write(directory / "annotation" / "reference_labels.tsv") as labels,
@@ -301,7 +301,7 @@ def write_release(directory: str | Path, cells: int, seed: int = 0) -> None:
         _write_cells(atlas, labels, index)
 
 
-def _write_cells(atlas: Atlas, labels_path: Path, index_path: Path) -> None:
+def _write_cells(atlas: SimulatedAtlas, labels_path: Path, index_path: Path) -> None:
     offsets = (RECORD.itemsize, DIM * 4 + 132, 132)  # of the record, and in it of the label and of the vector
     header = (0, atlas.cells, atlas.cells, *offsets, 0, 0, 16, 32, 16, 1 / math.log(16), 200)
     with (

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.quality import prepare
 from fractal.annotate.space import space_problem
 from fractal.base.cli import InputError, run, table
-from fractal.data.parquet import open_atlas, read_rows, study_codes
+from fractal.data.atlas import Atlas
 
 ATLASES = ("pancreas_studies", "fetal_organs", "pbmc_tonsil")
 MIN_QUERY = 30  # cells of a single type
@@ -75,16 +75,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.data is None:
         raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
     found: dict[str, dict[str, list[str]]] = {}
-    for atlas in ATLASES:
-        path = prepare(atlas, 0, args.data, args.output)
-        cells, (studies, names) = read_rows(path, np.arange(open_atlas(path).metadata.num_rows)), study_codes(path)
-        for study in tqdm(range(len(names)), unit="study", desc=atlas):
+    for name_of_atlas in ATLASES:
+        atlas = Atlas.open(prepare(name_of_atlas, 0, args.data, args.output))
+        cells, (studies, names) = atlas.read(np.arange(atlas.num_rows)), atlas.studies
+        for study in tqdm(range(len(names)), unit="study", desc=name_of_atlas):
             own, rest = studies == study, cells.vectors[studies != study]
             for name, group in queries(cells.vectors[own], cells.labels[own, -1]).items():
                 for query in group:
                     problem = space_problem(query, rest)
                     verdict = "passed" if problem is None else "refused" if problem[1] else "warned"
-                    found.setdefault(name, {}).setdefault(atlas, []).append(verdict)
+                    found.setdefault(name, {}).setdefault(name_of_atlas, []).append(verdict)
 
     def cell(verdicts: list[str]) -> str:
         return f"{verdicts.count('refused')} + {verdicts.count('warned')} of {len(verdicts)}" if verdicts else "-"

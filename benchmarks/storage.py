@@ -27,7 +27,8 @@ from urllib.error import HTTPError
 import numpy as np
 
 from fractal.base.cli import positive_int, run, table
-from fractal.data.parquet import ROW_GROUP, iter_vectors, row_groups, writing
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import ROW_GROUP, row_groups, writing
 
 DIM, SUBTYPES, BUCKET = 128, 203, "cells"
 
@@ -142,8 +143,8 @@ def main(argv: list[str] | None = None) -> None:
                 seconds[way].append(time.perf_counter() - began)
                 cpu[way].append(time.process_time() - used)
                 assert size >= 4 * DIM * args.cells, way
-        first = next(iter_vectors(f"s3://{BUCKET}/atlas"))
-        assert np.array_equal(first, next(iter_vectors(str(folder))))
+        first = next(Atlas.open(f"s3://{BUCKET}/atlas").vectors())
+        assert np.array_equal(first, next(Atlas.open(str(folder)).vectors()))
     rows = [
         [way, *(f"{value:.2f}" for value in (min(seconds[way]), median(seconds[way]), median(cpu[way])))]
         for way in ways

@@ -24,7 +24,7 @@ from fractal.annotate.bundle import load_adapter
 from fractal.base.cli import add_device, non_negative_int
 from fractal.base.errors import InputError, run
 from fractal.base.table import table
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.model.adapter import embed, pick_device
 from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.score.metrics import K, majority
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     train, test = choose_rows(model, args.input, SEARCHES, args.seed)
     if len(train) < RECALL:
         raise InputError(f"{args.input}: it takes {RECALL} training cells or more")
-    cells = read_rows(args.input, np.concatenate([test, train]))
+    cells = Atlas.open(args.input).read(np.concatenate([test, train]))
     queries, bank = (embed(model.adapter, torch.from_numpy(part.vectors).to(device)) for part in cells.split(len(test)))
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).split([len(test), len(train)])
     print(f"{args.model_path}: {len(test):,} test cells against {len(train):,} training cells\n")

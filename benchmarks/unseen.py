@@ -30,7 +30,7 @@ from tqdm import tqdm
 from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
 from fractal.base.cli import non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
-from fractal.data.parquet import study_codes
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.score.intervals import cluster_bootstrap, t_interval
 
@@ -119,7 +119,7 @@ def list_draws(kind: str, atlas: str, draws: int, stratified: Path) -> list[Draw
         return [Draw(kind, atlas, seed) for seed in range(ATLAS_SEEDS)]
     if kind == "types":
         return [Draw(kind, atlas, seed) for seed in range(draws)]
-    names = study_codes(stratified)[1]
+    names = Atlas.open(stratified).studies[1]
     groups = in_twos(names) if atlas == "pbmc_tonsil" else [(name,) for name in names]
     return [Draw(kind, atlas, number, group) for number, group in enumerate(groups)]
 
@@ -167,7 +167,7 @@ def read_result(draw: Draw, args: argparse.Namespace) -> Result:
     stratified, folder = place(draw, args)
     with np.load(folder / "cells.npz") as arrays:
         cells = dict(arrays)
-    studies = study_codes(stratified)[0][cells["rows"]] if draw.kind == "studies" else None
+    studies = Atlas.open(stratified).studies[0][cells["rows"]] if draw.kind == "studies" else None
     return Result(draw, json.loads((folder / "figures.json").read_text(encoding="utf-8")), cells, studies)
 
 

@@ -18,7 +18,7 @@ import torch
 from fractal.annotate.annotator import answer
 from fractal.annotate.bundle import path_names, read_bundle
 from fractal.base.cli import positive_int, run, table
-from fractal.data.parquet import open_atlas, read_rows
+from fractal.data.atlas import Atlas
 from fractal.score.metrics import expected_calibration_error
 from fractal.search import open_index, voters
 from fractal.search.voters import with_index
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     plain = read_bundle(args.reference)
     index = open_index(args.index)
     indexed = with_index(plain, index)
-    total = open_atlas(args.input).metadata.num_rows
+    total = Atlas.open(args.input).num_rows
     rows = np.sort(np.random.default_rng(0).permutation(total)[: args.cells])
-    cells = read_rows(args.input, rows)
+    cells = Atlas.open(args.input).read(rows)
     true, codes = np.array(path_names(cells), object), np.array(plain.tree.paths, object)
     lines = []
     wrong = replace(indexed, calibration=plain.calibration)

@@ -1,14 +1,14 @@
 """The Python API: labelled cells -> a reference, and what a reference does with new cells.
 
-`fit` does in one go what the scripts do step by step: ingest, balance, train, calibrate. Its cells pass through a
-temporary Parquet file, so that the split, the balancing and exact duplicates are treated by the very code of the
-scripts, and memory does not grow with the file.
+`fit` does in one go what the scripts do step by step: ingest, balance, train, calibrate. The cells of a path pass
+through a temporary Parquet file, so that memory does not grow with them; those of an AnnData stay in memory.
 """
 
 import platform
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,19 +25,11 @@ from fractal.annotate.query import Origin, vectors_of
 from fractal.base.cli import InputError
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.ingestion import place_cells, write_atlas
+from fractal.data.ingestion import atlas_in_memory, place_cells, write_atlas
 from fractal.data.labels import read_map
 from fractal.data.outputs import facts as embedding_facts
-from fractal.data.parquet import (
-    fingerprint,
-    level_columns,
-    open_atlas,
-    path_counts,
-    read_codes,
-    read_rows,
-    study_codes,
-)
 from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
@@ -289,30 +281,32 @@ def fit(
     if isinstance(label_map, str | Place):
         label_map = read_map(place_of(label_map))
     place = pick_device(device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cells.parquet"
-        graph = load_graph(CL_SLIM)
-        table = place_of(hierarchy) if hierarchy else None
+    graph, table = load_graph(CL_SLIM), place_of(hierarchy) if hierarchy else None
+    with ExitStack() as stack:
         with Cells.open(cells, use_rep) as opened:
-            plan = place_cells(
-                opened.labels(labels or "", study, label_map, levels), graph, opened.path, table, unmapped
-            )
-            write_atlas(path, opened, plan)
+            found = opened.labels(labels or "", study, label_map, levels)
+            plan = place_cells(found, graph, opened.path, table, unmapped)
+            if isinstance(cells, str | Place):  # streamed, so that memory does not grow with the file
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cells.parquet"
+                write_atlas(path, opened, plan)
+                atlas: Atlas = Atlas.open(path)
+            else:
+                atlas = atlas_in_memory(opened, plan)
         for line in plan.hierarchy.notes:
             print(line)
         projection, note = learn(cells, use_rep)
         if note:
             print(note)
-        split = hold_out(path, study is not None, max_cells, seed)
-        train_rows, val_rows, test_rows = split.rows(path)
-        training, validation = read_rows(path, np.concatenate([train_rows, val_rows])).split(len(train_rows))
-        counts = path_counts(path, ~split.is_test(path))
+        split = hold_out(atlas, study is not None, max_cells, seed)
+        train_rows, val_rows, test_rows = split.rows(atlas)
+        training, validation = atlas.read(np.concatenate([train_rows, val_rows])).split(len(train_rows))
+        counts = atlas.path_counts(~split.is_test(atlas))
         settings = Settings(find_recipe(recipe), epochs=epochs, seed=seed)
         fitted = train(training, validation, counts, settings, knn_accuracy, group=Group(device=place))
         if fitted.stopped:
             raise fitted.stopped
         drawn = np.sort(np.random.default_rng(seed).permutation(test_rows)[:TEST_CELLS])
-        test = read_rows(path, drawn) if len(drawn) else None
+        test = atlas.read(drawn) if len(drawn) else None
     name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
     facts = {
         "obsm": use_rep,
@@ -336,17 +330,17 @@ def fit(
     )
 
 
-def hold_out(path: Path, by_study: bool, max_cells: int, seed: int) -> Split:
+def hold_out(atlas: Atlas, by_study: bool, max_cells: int, seed: int) -> Split:
     """Who is tested on, and who calibrates: of a few hundred cells none is tested on, so that enough are left for that.
 
     `by_study`: whole studies are tested on, as many as hold TEST_RATIO of the cells, but none that has the only cells
     of a type; where there are no such studies, cells are drawn.
     """
-    types, _ = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
+    types, _ = atlas.finest
     test_ratio = TEST_RATIO if len(types) >= MIN_CELLS else 0.0
     held_out: list[str] = []
     if by_study and test_ratio:
-        codes, names = study_codes(path)
+        codes, names = atlas.studies
         counts = np.zeros((len(names), types.max() + 1), np.int64)
         np.add.at(counts, (codes, types), 1)
         left = counts.sum(0)
@@ -356,6 +350,4 @@ def hold_out(path: Path, by_study: bool, max_cells: int, seed: int) -> Split:
                 left = left - counts[study]
             if left.sum() <= (1 - test_ratio) * len(types):
                 break
-    return Split.draw(
-        path, fingerprint(path), seed=seed, test_ratio=test_ratio, max_samples=max_cells, test_studies=sorted(held_out)
-    )
+    return Split.draw(atlas, seed=seed, test_ratio=test_ratio, max_samples=max_cells, test_studies=sorted(held_out))

@@ -16,7 +16,8 @@ import ingest
 import stratify
 import train
 from fractal.base.cli import InputError
-from fractal.data.parquet import read_rows, text_codes
+from fractal.data.atlas import Atlas
+from fractal.data.parquet import text_codes
 from fractal.data.scimilarity import open_index, open_release, read_labels, read_types
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
@@ -190,13 +191,13 @@ NO_TEXT = [pa.array([1, 2]), pa.array([1.5, 2]), pa.array([["a"], ["b"]]), pa.ar
 def test_levels_that_are_no_text(tmp_path: Path, values: pa.Array):
     pq.write_table(table(level3_type=values), tmp_path / "a")
     with pytest.raises(InputError, match="a: 'level3_type' is .*, expected text"):
-        read_rows(tmp_path / "a", np.array([0]))
+        Atlas.open(tmp_path / "a").read(np.array([0]))
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.large_string())])
 def test_levels_in_any_kind_of_text(tmp_path: Path, kind: pa.DataType):
     pq.write_table(table(level3_type=pa.array(["b", "a"]).cast(kind)), tmp_path / "a")
-    assert read_rows(tmp_path / "a", np.array([0, 1])).labels.tolist() == [[1] * 4, [0] * 4]
+    assert Atlas.open(tmp_path / "a").read(np.array([0, 1])).labels.tolist() == [[1] * 4, [0] * 4]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, None])
@@ -204,7 +205,7 @@ def test_numbers_that_are_none(tmp_path: Path, value: float | None):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 3, value], pa.float32()), 2)
     pq.write_table(table(embedding=vectors), tmp_path / "a")
     with pytest.raises(InputError, match="a: "):
-        read_rows(tmp_path / "a", np.array([0, 1]))
+        Atlas.open(tmp_path / "a").read(np.array([0, 1]))
 
 
 def test_codes_beyond_the_names():
@@ -224,7 +225,7 @@ def test_a_footer_that_lies_about_the_number_of_rows(stratified: Path):
     stratified.write_bytes(data)
     assert pq.read_metadata(stratified).num_rows == 601
     with pytest.raises(InputError, match="damaged, its row groups do not add up"):
-        read_rows(stratified, np.array([600]))
+        Atlas.open(stratified).read(np.array([600]))
 
 
 def test_a_schema_that_lies_about_the_width(tmp_path: Path):
@@ -239,7 +240,7 @@ def test_a_schema_that_lies_about_the_width(tmp_path: Path):
     )
     assert pq.read_schema(path).field("embedding").type.list_size == 2**30
     with pytest.raises(InputError, match="damaged, it is too short for one vector of 1,073,741,824"):
-        read_rows(path, np.array([0, 1]))
+        Atlas.open(path).read(np.array([0, 1]))
 
 
 # A checkpoint

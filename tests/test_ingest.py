@@ -13,10 +13,10 @@ import pytest
 
 import ingest
 from fractal.base.cli import InputError
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import place_cells
 from fractal.data.labels import read_map
-from fractal.data.parquet import levels_of
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy
 from tests.conftest import TYPES, clustered, write_h5ad, write_release
 
@@ -183,7 +183,7 @@ def brain(tmp_path: Path) -> Path:
 def test_own_levels(tmp_path: Path, capsys):
     out = tmp_path / "o.parquet"
     found = run(brain(tmp_path), out, "--levels", "group", "subclass", "cluster")
-    assert levels_of(out) == ("group", "subclass", "cluster")
+    assert Atlas.open(out).levels == ("group", "subclass", "cluster")
     assert found["level1_group"].tolist() == ["Glut", "GABA", "GABA", "Glut", "GABA", "Glut"]
     # A label under two parents becomes two; a missing finer label is the one above it.
     assert found["level2_subclass"].tolist() == ["L5 IT", "Vip", "Vip", "L5 IT", "odd (GABA)", "odd (Glut)"]

@@ -19,7 +19,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.data.scimilarity import open_release
 from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS
 from fractal.model import training
@@ -141,16 +141,16 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
-    from fractal.data.parquet import metadata_of, writing
+    from fractal.data.parquet import writing
     from fractal.model import split
 
     num_rows = pq.read_metadata(stratified).num_rows
     is_test = split.held_out(num_rows, 0.2, 0)
-    cells = read_rows(stratified, np.arange(num_rows))
+    cells = Atlas.open(stratified).read(np.arange(num_rows))
     vectors, labels = cells.vectors.copy(), cells.labels.copy()
     vectors[is_test] = np.random.default_rng(0).normal(size=(is_test.sum(), 16))
     labels[is_test] = 0
-    with writing(tmp_path / "spoilt", 16, False, metadata_of(stratified)) as writer:
+    with writing(tmp_path / "spoilt", 16, False, Atlas.open(stratified).metadata) as writer:
         writer.append(vectors, [(labels[:, k], cells.classes[k]) for k in range(4)])
     states = []
     for data, out in ((stratified, "a.pt"), (tmp_path / "spoilt", "b.pt")):
@@ -347,7 +347,7 @@ def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_pat
         assert row["seen"] == {"loo": row["loo"], "bank": row["bank"]}
         assert set(row["unseen"]["loo"].values()) | set(row["unseen"]["bank"].values()) == {None}
     assert {"raw 4d", "raw 8d", "PCA 4d", "PCA", "LDA 4d", "LDA"} <= set(rows)
-    bank, queries = (read_rows(stratified, np.load(tmp_path / f"{name}.npy")) for name in ("train", "queries"))
+    bank, queries = (Atlas.open(stratified).read(np.load(tmp_path / f"{name}.npy")) for name in ("train", "queries"))
     unit, asked = (normalize(cells.vectors) for cells in (bank, queries))
     lda = LinearDiscriminantAnalysis().fit(unit, bank.labels[:, 3])
     knn = KNeighborsClassifier(5, metric="cosine", algorithm="brute")

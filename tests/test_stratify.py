@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stratify
-from fractal.data.parquet import is_stratified
+from fractal.data.atlas import Atlas
 from fractal.data.reorder import round_robin
 
 
@@ -46,8 +46,8 @@ def test_the_same_rows_in_another_order(stratified: Path, tmp_path: Path):
     schema, own = pq.read_schema(tmp_path / "cells.parquet"), pq.read_schema(stratified)
     assert own.equals(schema)
     assert own.metadata == schema.metadata | {b"stratified": b"level4_subtype"}
-    assert is_stratified(stratified)
-    assert not is_stratified(tmp_path / "cells.parquet")
+    assert Atlas.open(stratified).is_stratified
+    assert not Atlas.open(tmp_path / "cells.parquet").is_stratified
     first = pq.read_table(stratified)["level4_subtype"].to_pylist()[:6]
     assert len(set(first)) == 6
 

@@ -19,7 +19,7 @@ import ingest
 import stratify
 import train
 from benchmarks.annotation import off_path
-from benchmarks.simulate import STUDIES, Atlas
+from benchmarks.simulate import STUDIES, SimulatedAtlas
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
 from fractal.annotate.annotator import Answer, Tree
@@ -29,8 +29,9 @@ from fractal.annotate.truth import report
 from fractal.base.cli import InputError, reason
 from fractal.base.files import check_folder, real_paths
 from fractal.commands import annotate, embed, export, fit, reference
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.parquet import levels_of, open_atlas, read_rows, writing
+from fractal.data.parquet import writing
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.model.adapter import FractalAdapter, PublishedAdapter
@@ -162,15 +163,17 @@ def test_a_level_s_name_may_hold_underscores(tmp_path: Path):
     with writing(tmp_path / "a", 2, False, {}, levels=("cell_class", "cell_sub_class")) as writer:
         writer.append(np.ones((1, 2), np.float32), [(np.array([0]), ["x"])] * 2)
     assert (
-        read_rows(tmp_path / "a", np.array([0])).levels == levels_of(tmp_path / "a") == ("cell_class", "cell_sub_class")
+        Atlas.open(tmp_path / "a").read(np.array([0])).levels
+        == Atlas.open(tmp_path / "a").levels
+        == ("cell_class", "cell_sub_class")
     )
 
 
 def test_without_studies_to_test_on_no_row_is_a_test_row(tmp_path: Path):
     with writing(tmp_path / "a", 2, True, {}) as writer:
         writer.append(np.eye(2, dtype=np.float32), [(np.array([0, 1]), ["x", "y"])] * 5)
-    split = Split.draw(tmp_path / "a", "", test_ratio=0.0, holdout="study")
-    assert split.is_test(tmp_path / "a").tolist() == [False, False]
+    split = Split.draw(Atlas.open(tmp_path / "a"), test_ratio=0.0, holdout="study")
+    assert split.is_test(Atlas.open(tmp_path / "a")).tolist() == [False, False]
 
 
 def test_the_blocks_of_the_published_adapter_equal_the_slow_version():
@@ -200,7 +203,7 @@ def test_a_folder_with_many_other_files_shows_five(tmp_path: Path):
 
 
 def test_studies_are_careless_each_in_its_own_way():
-    carelessness = Atlas(2_000, 0).carelessness
+    carelessness = SimulatedAtlas(2_000, 0).carelessness
     assert len(set(carelessness.tolist())) == STUDIES
     assert carelessness.mean() == pytest.approx(1)
 
@@ -267,7 +270,7 @@ def test_names_of_cells_that_are_no_text_are_refused(tmp_path: Path):
     columns = {"cell_id": [1], "embedding": pa.array([[1, 2]], pa.list_(pa.float32(), 2)), "level1_a": ["x"]}
     pq.write_table(pa.table(columns | {"level2_b": ["y"]}), tmp_path / "a")
     with pytest.raises(InputError, match="a: 'cell_id' is int64, expected text"):
-        open_atlas(tmp_path / "a")
+        Atlas.open(tmp_path / "a")
 
 
 def test_flags_that_were_not_given_name_no_path():

@@ -35,7 +35,8 @@ from fractal.annotate.space import space_problem
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
-from fractal.data.parquet import LabelledVectors, fingerprint
+from fractal.data.atlas import LabelledVectors
+from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
 from fractal.model import adapter as checkpoints

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
 
     from fractal.annotate.bundle import check_place, make_reference, write_bundle
-    from fractal.data.parquet import balanced_rows, fingerprint, metadata_of, path_counts, read_rows
+    from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import load, pick_device
     from fractal.model.split import MIN_VALIDATION, TEST_CELLS, Split
@@ -62,23 +62,24 @@ def main(argv: list[str] | None = None) -> None:
     check_place(args.output)
     adapter, checkpoint = load(args.model_path, pick_device(args.device))
     split = Split.of(checkpoint, args.model_path)
-    if fingerprint(args.input) != split.fingerprint:
+    atlas = Atlas.open(args.input)
+    if atlas.fingerprint != split.fingerprint:
         raise InputError(f"{args.input}: not the file that {args.model_path} was trained on; name that one")
     graph = load_graph(args.obo)
-    metadata = metadata_of(args.input)
+    metadata = atlas.metadata
     release = metadata.get("cl_release", graph.graph["release"])
     if release != graph.graph["release"]:
         raise InputError(
             f"{args.obo}: CL {graph.graph['release']}, and {args.input} was made with {release}; give that one"
         )
 
-    train_rows, val_rows, test_rows = split.rows(args.input)
+    train_rows, val_rows, test_rows = split.rows(atlas)
     if len(val_rows) < MIN_VALIDATION:
         raise InputError(
             f"{args.input}: {len(val_rows)} validation cells are too few to calibrate on, it takes {MIN_VALIDATION}; "
             "train with a larger --val-ratio"
         )
-    train_rows = balanced_rows(args.input, train_rows, args.reference_cells, split.seed)
+    train_rows = atlas.balanced_rows(train_rows, args.reference_cells, split.seed)
     test_rows = np.sort(np.random.default_rng(split.seed).permutation(test_rows)[:TEST_CELLS])
     facts = {
         "cl_release": release,
@@ -94,10 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         adapter,
         checkpoint["config"],
         checkpoint["classes"],
-        read_rows(args.input, train_rows),
-        read_rows(args.input, val_rows),
-        path_counts(args.input, ~split.is_test(args.input)),
-        read_rows(args.input, test_rows) if len(test_rows) else None,
+        atlas.read(train_rows),
+        atlas.read(val_rows),
+        atlas.path_counts(~split.is_test(atlas)),
+        atlas.read(test_rows) if len(test_rows) else None,
         facts,
         graph,
     )

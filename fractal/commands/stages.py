@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from fractal.annotate.bundle import Bundle, read_bundle
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_folder, atomic_write
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, parquet_cells
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
 from fractal.data.ingestion import Plan
@@ -35,7 +36,6 @@ from fractal.data.parquet import (
     metadata_of,
     open_parquet,
     open_writer,
-    read_codes,
     read_vectors,
     reading,
     table_writer,
@@ -286,7 +286,7 @@ def stratify(pieces: Pieces, output: Path, seed: int, rows_per_task: int, engine
 
 def read_labels(pieces: Pieces, column: str) -> np.ndarray:
     """(num_rows,) int codes of a text column over all files, numbered by the names that occur in any, sorted."""
-    found = [read_codes(path, column) for path in dict.fromkeys(path for path, _ in pieces.groups)]
+    found = [Atlas.open(path).codes(column) for path in dict.fromkeys(path for path, _ in pieces.groups)]
     names = sorted(set().union(*(names for _, names in found)))
     return np.concatenate([np.searchsorted(names, own).astype(np.int32)[codes] for codes, own in found])
 

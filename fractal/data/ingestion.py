@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fractal.base.cli import InputError
 from fractal.base.prefetch import prefetch
 from fractal.base.storage import Place
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, names_of
 from fractal.data.labels import Labels
 from fractal.data.parquet import ROW_GROUP, Writer, writing
@@ -124,6 +125,20 @@ def write_atlas(path: Place, cells: Cells, plan: Plan, progress: str = "") -> No
         for rows, vectors, names in prefetch(numbered(cells)):
             plan.append(writer, rows, vectors, names, cells.path)
             bar.update(len(vectors))
+
+
+def atlas_in_memory(cells: Cells, plan: Plan) -> Atlas:
+    """The same cells as an atlas that is nowhere written; for an AnnData, which is in memory as well."""
+    vectors = np.concatenate([x for _, x in cells.chunks()])
+    keep = plan.classes >= 0
+    refuse(keep & ~usable(vectors), 0, cells.path)
+    columns = []
+    for codes, names in plan.columns(slice(None)):
+        used, numbers = np.unique(codes, return_inverse=True)
+        columns.append((numbers.astype(np.int32), [names[code] for code in used]))
+    levels = plan.hierarchy.levels
+    studies = columns[-1] if plan.studies is not None else None
+    return Atlas.of_arrays(vectors[keep], columns[: len(levels)], studies, levels, plan.metadata)
 
 
 def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:

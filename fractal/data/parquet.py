@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -29,9 +28,7 @@ from fractal.base.cli import InputError, reason
 from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
 from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, sizes_below
-from fractal.data.reorder import round_robin
-from fractal.data.vectors import first_equal, usable, vector_hashes
-from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS, MAX_LEVELS, MIN_LEVELS, column_names
+from fractal.hierarchy.levels import LEVELS, column_names
 
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 PARQUET = (".parquet", ".pq")
@@ -179,29 +176,6 @@ def level_columns(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
 
 
-def levels_of(path: str | Place) -> tuple[str, ...]:
-    """The names of an atlas's levels, coarse to fine; LEVELS for the default tree."""
-    return tuple(name.split("_", 1)[1] for name in level_columns(open_atlas(path).schema_arrow))
-
-
-@dataclass(frozen=True)
-class LabelledVectors:
-    """Some rows of an atlas: vectors (n, dim) float32, labels (n, levels) int64 and the names behind the labels."""
-
-    vectors: np.ndarray
-    labels: np.ndarray
-    classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
-    levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
-
-    def split(self, n: int) -> tuple["LabelledVectors", "LabelledVectors"]:
-        """The first n cells and the others; their labels share their codes."""
-        first, rest = (
-            LabelledVectors(self.vectors[rows], self.labels[rows], self.classes, self.levels)
-            for rows in (slice(n), slice(n, None))
-        )
-        return first, rest
-
-
 @contextmanager
 def table_writer(path: str | Place) -> Iterator[Callable[[pa.Table], None]]:
     """Write tables to a Parquet file as they come; their columns are those of the first."""
@@ -326,39 +300,17 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return (column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column).cast(pa.string())
 
 
+def is_text(kind: pa.DataType) -> bool:
+    return (kind.value_type if pa.types.is_dictionary(kind) else kind) in (pa.string(), pa.large_string())
+
+
 def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def open_atlas(path: str | Place) -> pq.ParquetFile | ManyFiles:
-    """Open an atlas and check its columns. Raises InputError that says what is missing."""
-    file = open_parquet(path)
-    schema = file.schema_arrow
-    columns = level_columns(schema)
-    if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:
-        raise InputError(
-            f"{path}: lacks the columns of its levels, level1_NAME, level2_NAME, ... ({MIN_LEVELS} to {MAX_LEVELS}), "
-            f"such as {', '.join(LEVEL_COLUMNS)}; make it with ingest.py"
-        )
-    levels = [name.split("_", 1)[1] for name in columns]
-    if columns != column_names(levels) or len(set(levels)) < len(levels):
-        raise InputError(f"{path}: its levels are {', '.join(columns)}, expected level1_NAME, level2_OTHER, ...")
-    kind = schema.field("embedding").type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-        raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
-    for name in (*columns, *(name for name in ("cell_id", "study") if name in schema.names)):
-        kind = schema.field(name).type
-        text = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if text not in (pa.string(), pa.large_string()):
-            raise InputError(f"{path}: '{name}' is {kind}, expected text; make it with ingest.py")
-    return file
-
-
-def metadata_of(source: str | Place | pa.Schema) -> dict[str, str]:
-    """The metadata of a Parquet file, or of its schema, as text; bytes that are no UTF-8 are replaced."""
-    if not isinstance(source, pa.Schema):
-        source = open_parquet(source).schema_arrow
-    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (source.metadata or {}).items()}
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
+    """The metadata of a Parquet file's schema as text; bytes that are no UTF-8 are replaced."""
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
 
 
 def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
@@ -427,12 +379,6 @@ def vector_length(path: str | Place) -> int:
     return length
 
 
-def iter_vectors(path: str | Place) -> Iterator[np.ndarray]:
-    """The whole embedding column in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
-    for table in row_groups(path, ["embedding"]):
-        yield read_vectors(table, path)
-
-
 def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarray, list[str]]:
     """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
     column = table[name]
@@ -453,76 +399,6 @@ def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarra
     return renumber[codes], [names[code] for code in used]
 
 
-def read_rows(path: str | Place, rows: np.ndarray) -> LabelledVectors:
-    """Read the given rows, in the given order; only row groups that hold one of them are touched.
-
-    Memory is that of the result and one row group. Raises InputError for vectors that are zero or not finite.
-    """
-    file = open_atlas(path)
-    names = level_columns(file.schema_arrow)
-    order = np.argsort(rows, kind="stable")
-    ascending = rows[order]
-    vectors = np.empty((len(rows), file.schema_arrow.field("embedding").type.list_size), np.float32)
-    tables = [file.schema_arrow.empty_table().select(names)]
-    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    starts = np.cumsum([0, *sizes])
-    bounds = np.searchsorted(ascending, starts)
-    touched = np.flatnonzero(np.diff(bounds)).tolist()
-    with reading(path):
-        for group, table in zip(touched, read_ahead(file, touched, ["embedding", *names]), strict=True):
-            lo, hi = bounds[group : group + 2]
-            chosen = ascending[lo:hi] - starts[group]
-            found = read_vectors(table, path)[chosen]
-            if not usable(found).all():
-                raise InputError(f"{path}: some embeddings are zero or not finite; make it again with ingest.py")
-            vectors[order[lo:hi]] = found
-            tables.append(table.select(names).take(pa.array(chosen)))
-    back = np.argsort(order)  # from ascending to the order asked for
-    columns = [text_codes(pa.concat_tables(tables), name, path) for name in names]
-    labels = np.stack([codes[back] for codes, _ in columns], axis=1).astype(np.int64)
-    levels = tuple(name.split("_", 1)[1] for name in names)
-    return LabelledVectors(vectors, labels, [classes for _, classes in columns], levels)
-
-
-def path_counts(path: str | Place, keep: np.ndarray) -> dict[tuple[str, ...], int]:
-    """How many of the kept rows, a mask (num_rows,), lie on each path of labels: (system, ..., subtype) -> count."""
-    with reading(path):
-        file = open_atlas(path)
-        names = level_columns(file.schema_arrow)
-        labels = file.read(columns=list(names)).unify_dictionaries()
-        counts = labels.filter(pa.array(keep)).group_by(names).aggregate([([], "count_all")])
-    columns = [counts[name].to_pylist() for name in (*names, "count_all")]
-    return {tuple(labels): count for *labels, count in zip(*columns, strict=True)}
-
-
-def is_stratified(path: str | Place) -> bool:
-    """Does the file say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
-    schema = open_atlas(path).schema_arrow
-    return metadata_of(schema).get("stratified") == level_columns(schema)[-1]
-
-
-def balanced_rows(path: str | Place, rows: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """n of the given rows (m,), ascending, of every finest label as many as sizes allow; all m where n is no fewer.
-
-    The first n of a stratified file; of any other order (an atlas sorted by type, say) those that stratify.py would
-    have put first, drawn with the seed.
-    """
-    if n >= len(rows):
-        return np.sort(rows)
-    if is_stratified(path):
-        return np.sort(rows)[:n]
-    labels, _ = read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
-    return np.sort(rows[round_robin(labels[rows], seed)[:n]])
-
-
-def first_copies(path: str | Place) -> np.ndarray:
-    """(num_rows,) int64, for each row the first row that has exactly its vector: itself where there is none.
-
-    One pass over the file; memory: 24 bytes a row.
-    """
-    return first_equal(np.concatenate([vector_hashes(vectors) for vectors in iter_vectors(path)]))
-
-
 def fingerprint(path: str | Place) -> str:
     """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
     path = place(path)
@@ -533,28 +409,3 @@ def fingerprint(path: str | Place) -> str:
     for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):
         found.update(piece)
     return found.hexdigest()
-
-
-def read_codes(path: str | Place, name: str) -> tuple[np.ndarray, list[str]]:
-    """-> the (num_rows,) int32 codes of a text column and their names, sorted."""
-    file = open_atlas(path)
-    with reading(path):
-        return text_codes(file.read(columns=[name]), name, path)
-
-
-def read_column(path: str | Place, name: str) -> pa.Array:
-    """-> a whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
-    file = open_atlas(path)
-    kind = file.schema_arrow.field(name).type
-    if name in (*level_columns(file.schema_arrow), "study"):
-        codes, names = read_codes(path, name)
-        return pa.DictionaryArray.from_arrays(codes, names).cast(kind)
-    with reading(path):
-        return file.read(columns=[name])[name].unify_dictionaries()
-
-
-def study_codes(path: str | Place) -> tuple[np.ndarray, list[str]]:
-    """-> the study of every row (num_rows,) and the studies' names. Raises InputError for an atlas without studies."""
-    if "study" not in open_atlas(path).schema_arrow.names:
-        raise InputError(f"{path}: has no column 'study', so no study can be held out; hold out cells instead")
-    return read_codes(path, "study")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fractal.base.errors import InputError, Terminated, reason
-from fractal.data.parquet import LabelledVectors
+from fractal.data.atlas import LabelledVectors
 from fractal.model.adapter import pick_device
 
 JOIN = timedelta(minutes=10)  # for all processes to start

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fractal.base.cli import InputError, printable
-from fractal.base.storage import Place, place, stamp
-from fractal.data import parquet
-from fractal.data.parquet import balanced_rows, level_columns, open_atlas, read_codes, study_codes
+from fractal.data.atlas import Atlas
 
 VAL_RATIO = 0.15
 TEST_CELLS = 5_000  # at most are scored: a standard error of .004 at an accuracy of .9
@@ -30,30 +27,27 @@ def held_out(num_rows: int, ratio: float, seed: int, fold: int = 0) -> np.ndarra
     return (drawn >= fold * ratio) & (drawn < (fold + 1) * ratio)
 
 
-def draw_studies(path: str | Place, ratio: float, seed: int) -> list[str]:
+def draw_studies(atlas: Atlas, ratio: float, seed: int) -> list[str]:
     """Studies in random order, as many as it takes to hold `ratio` of the cells; never all of them."""
-    codes, names = study_codes(path)
+    codes, names = atlas.studies
     if len(names) < 2:
-        raise InputError(f"{path}: all its cells are of one study, so none can be held out; hold out cells instead")
+        raise InputError(
+            f"{atlas.path}: all its cells are of one study, so none can be held out; hold out cells instead"
+        )
     order = np.random.default_rng(seed).permutation(len(names))
     share = np.cumsum(np.bincount(codes)[order]) / len(codes)
     count = min(int(np.searchsorted(share, ratio)) + 1, len(names) - 1)
     return sorted(names[i] for i in order[:count])
 
 
-def type_codes(path: str | Place) -> tuple[np.ndarray, list[str]]:
-    """-> the finest label of every row (num_rows,) and the labels' names."""
-    return read_codes(path, level_columns(open_atlas(path).schema_arrow)[-1])
-
-
-def draw_types(path: str | Place, ratio: float, seed: int) -> list[str]:
-    """A share of the types that have at least MIN_TYPE cells: at least one, and all but two of the file's at most."""
-    codes, names = type_codes(path)
+def draw_types(atlas: Atlas, ratio: float, seed: int) -> list[str]:
+    """A share of the types that have at least MIN_TYPE cells: at least one, and all but two of the atlas's at most."""
+    codes, names = atlas.finest
     large = np.flatnonzero(np.bincount(codes) >= MIN_TYPE)
     count = min(max(1, round(ratio * len(large))), len(large), len(names) - 2)
     if count < 1:
         raise InputError(
-            f"{path}: holding out a type takes one with {MIN_TYPE} cells and two others; hold out cells instead"
+            f"{atlas.path}: holding out a type takes one with {MIN_TYPE} cells and two others; hold out cells instead"
         )
     return sorted(names[i] for i in np.random.default_rng(seed).permutation(large)[:count])
 
@@ -86,8 +80,7 @@ class Split:
 
     @staticmethod
     def draw(
-        path: str | Place,
-        fingerprint: str,
+        atlas: Atlas,
         seed: int = 0,
         test_ratio: float = 0.2,
         val_ratio: float | None = None,
@@ -105,18 +98,19 @@ class Split:
         named = "study" if test_studies else "type" if test_types else None
         holdout = holdout or named or "cells"
         if (test_studies and holdout != "study") or (test_types and holdout != "type"):
-            raise InputError(f"{path}: --holdout {holdout} takes no names of {'studies' if test_studies else 'types'}")
+            names = "studies" if test_studies else "types"
+            raise InputError(f"{atlas.path}: --holdout {holdout} takes no names of {names}")
         if fold and holdout != "cells":
             raise InputError(f"--fold {fold}: folds are of cells, and --holdout is {holdout}; leave it out")
         if fold and (fold + 1) * test_ratio > 1.001:
             raise InputError(f"--fold {fold}: there are {int(1.001 / test_ratio)} of --test-ratio {test_ratio}")
         if holdout == "study" and not test_studies and test_ratio:
-            test_studies = draw_studies(path, test_ratio, seed)
+            test_studies = draw_studies(atlas, test_ratio, seed)
         if holdout == "type" and not test_types and test_ratio:
-            test_types = draw_types(path, test_ratio, seed)
+            test_types = draw_types(atlas, test_ratio, seed)
         split = Split(
-            fingerprint,
-            open_atlas(path).metadata.num_rows,
+            atlas.fingerprint,
+            atlas.num_rows,
             seed,
             test_ratio,
             VAL_RATIO if val_ratio is None else val_ratio,
@@ -127,8 +121,8 @@ class Split:
             fold,
         )
         if val_ratio is None:
-            samples = split.sample_rows(path)
-            wanted = max(MIN_VALIDATION, MIN_PER_TYPE * len(np.unique(type_codes(path)[0][samples])))
+            samples = split.sample_rows(atlas)
+            wanted = max(MIN_VALIDATION, MIN_PER_TYPE * len(np.unique(atlas.finest[0][samples])))
             if wanted > VAL_RATIO * len(samples) > 0:
                 split = replace(split, val_ratio=min(wanted, len(samples) // 2) / len(samples))
         return split
@@ -150,75 +144,65 @@ class Split:
                 f"{model}: carries no split of this version of train.py; train it again to know its test cells"
             ) from error
 
-    def unseen(self, path: str | Place) -> np.ndarray:
+    def unseen(self, atlas: Atlas) -> np.ndarray:
         """(num_rows,) bool: the cells of the types that are held out, of which none was trained on.
 
         Raises InputError for a type that the file does not have.
         """
-        self.check(path)
+        self.check(atlas)
         if not self.test_types:
             return np.zeros(self.num_rows, bool)
-        return is_named(path, self.test_types, *type_codes(path), "type")
+        return is_named(atlas, self.test_types, *atlas.finest, "type")
 
-    def is_test(self, path: str | Place) -> np.ndarray:
+    def is_test(self, atlas: Atlas) -> np.ndarray:
         """(num_rows,) bool. Copies of one vector are all test cells, or none is, where cells are held out.
 
         Raises InputError for a study or a type that the file does not have, and for another number of rows.
         """
-        self.check(path)
+        self.check(atlas)
         if self.holdout == "study":
             if not self.test_studies:
                 return np.zeros(self.num_rows, bool)
-            return is_named(path, self.test_studies, *study_codes(path), "study")
-        return held_out(self.num_rows, self.test_ratio, self.seed, self.fold)[first_copies(path)] | self.unseen(path)
+            return is_named(atlas, self.test_studies, *atlas.studies, "study")
+        return held_out(self.num_rows, self.test_ratio, self.seed, self.fold)[atlas.first_copies] | self.unseen(atlas)
 
-    def check(self, path: str | Place) -> None:
+    def check(self, atlas: Atlas) -> None:
         """Before memory is taken for `num_rows`."""
-        if self.num_rows != (there := open_atlas(path).metadata.num_rows):
-            raise InputError(f"{path}: has {there:,} rows, and the split is of {self.num_rows:,}; name that file")
+        if self.num_rows != (there := atlas.num_rows):
+            raise InputError(f"{atlas.path}: has {there:,} rows, and the split is of {self.num_rows:,}; name that file")
 
-    def sample_rows(self, path: str | Place, is_test: np.ndarray | None = None) -> np.ndarray:
+    def sample_rows(self, atlas: Atlas, is_test: np.ndarray | None = None) -> np.ndarray:
         """The rows that are trained or validated on, ascending: `max_samples` of those that are no test rows.
 
         They are balanced over the types where they are not all. A copy of a test cell is none of them.
         """
-        is_test = self.is_test(path) if is_test is None else is_test
-        first = first_copies(path)
+        is_test = self.is_test(atlas) if is_test is None else is_test
+        first = atlas.first_copies
         tested = np.zeros(self.num_rows, bool)
         tested[first[is_test]] = True
         rest = np.flatnonzero(~is_test & ~tested[first])
-        return balanced_rows(path, rest, self.max_samples or len(rest), self.seed)
+        return atlas.balanced_rows(rest, self.max_samples or len(rest), self.seed)
 
-    def rows(self, path: str | Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, atlas: Atlas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> training, validation and test rows, each ascending. No two share a vector.
 
         The test rows of `holdout` "cells" keep the file's mix of types.
         """
-        is_test = self.is_test(path)
-        rest = self.sample_rows(path, is_test)
+        is_test = self.is_test(atlas)
+        rest = self.sample_rows(atlas, is_test)
         draw = np.random.default_rng(self.seed).permutation(len(rest))
         num_val = round(self.val_ratio * len(rest))
         validate = np.zeros(self.num_rows, bool)
         validate[rest[draw[:num_val]]] = True
         # A copy follows the first of its kind that is among these rows.
-        _, place, group = np.unique(first_copies(path)[rest], return_index=True, return_inverse=True)
+        _, place, group = np.unique(atlas.first_copies[rest], return_index=True, return_inverse=True)
         is_val = validate[rest[place]][group]
         return rest[~is_val], rest[is_val], np.flatnonzero(is_test)
 
 
-def first_copies(path: str | Place) -> np.ndarray:
-    """(num_rows,) the first row with the same vector as each row: itself where there is no copy."""
-    return _first_copies(path, *stamp(place(path)))
-
-
-@lru_cache(maxsize=1)  # a split asks several times, and each answer takes a pass over the file
-def _first_copies(path: str | Place, *_: object) -> np.ndarray:
-    return parquet.first_copies(path)
-
-
-def is_named(path: str | Place, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
+def is_named(atlas: Atlas, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
     """(num_rows,) bool: rows whose name is wanted. Raises InputError for names that there are not."""
     if unknown := sorted(set(wanted) - set(names)):
         missing, listed = printable(", ".join(unknown[:20])), printable(", ".join(names[:20]))
-        raise InputError(f"{path}: has no {kind} {missing}; it has {listed}{', ...' if len(names) > 20 else ''}")
+        raise InputError(f"{atlas.path}: has no {kind} {missing}; it has {listed}{', ...' if len(names) > 20 else ''}")
     return np.isin(np.array(names, object), list(wanted))[codes]

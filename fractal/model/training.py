@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fractal.base.cli import InputError
-from fractal.data.parquet import LabelledVectors
+from fractal.data.atlas import LabelledVectors
 from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter, embed
 from fractal.model.distributed import Group, ProcessLostError, peers
 from fractal.model.objective import TrainingRows

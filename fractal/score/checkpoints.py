@@ -11,15 +11,7 @@ import numpy as np
 import torch
 
 from fractal.base.errors import InputError, printable
-from fractal.data.parquet import (
-    LabelledVectors,
-    fingerprint,
-    levels_of,
-    metadata_of,
-    open_atlas,
-    read_rows,
-    study_codes,
-)
+from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS
 from fractal.model.adapter import Adapter
@@ -75,18 +67,17 @@ def of_one_split(paths: Sequence[Path], loaded: Sequence[tuple[Adapter, dict[str
 
 
 def choose_rows(
-    model: Checkpoint, path: Path, num_samples: int, seed: int, all_rows: bool = False
+    model: Checkpoint, atlas: Atlas, num_samples: int, seed: int, all_rows: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> the training rows of the file, and query rows: `num_samples` test cells, or cells of a new file (`all_rows`).
 
     Raises InputError for a file that does not fit the checkpoint.
     """
-    file, config = open_atlas(path), model.facts["config"]
-    same_file = fingerprint(path) == model.split.fingerprint
-    dim = file.schema_arrow.field("embedding").type.list_size
-    if dim != config["dim"]:
-        raise InputError(f"{path}: its vectors have {dim} numbers, those of {model.path} {config['dim']}")
-    levels, trained = levels_of(path), tuple(config.get("levels", LEVELS))
+    path, config = atlas.path, model.facts["config"]
+    same_file = atlas.fingerprint == model.split.fingerprint
+    if atlas.dim != config["dim"]:
+        raise InputError(f"{path}: its vectors have {atlas.dim} numbers, those of {model.path} {config['dim']}")
+    levels, trained = atlas.levels, tuple(config.get("levels", LEVELS))
     if levels != trained:
         raise InputError(f"{path}: its levels are {', '.join(levels)}, those of {model.path} {', '.join(trained)}")
     if all_rows and same_file:
@@ -96,7 +87,7 @@ def choose_rows(
             f"{path}: not the file that {model.path} was trained on, so which of its cells are held out is "
             "unknown; name that file, or say --all-rows if all its cells are new"
         )
-    train, _, pool = model.split.rows(path) if same_file else (np.arange(0), None, np.arange(file.metadata.num_rows))
+    train, _, pool = model.split.rows(atlas) if same_file else (np.arange(0), None, np.arange(atlas.num_rows))
     queries = np.random.default_rng(seed).permutation(pool)[:num_samples]
     if len(queries) < 2:
         raise InputError(f"{path}: {len(queries)} test cells are too few; train with a larger --test-ratio")
@@ -116,7 +107,7 @@ class Evaluation:
 
 def evaluate(
     models: Sequence[Checkpoint],
-    path: Path,
+    atlas: Atlas,
     rows: tuple[np.ndarray, np.ndarray],
     graph: nx.DiGraph,
     bank: str | None = "train",
@@ -128,7 +119,7 @@ def evaluate(
     Parameters
     ----------
     models : of `of_one_split`.
-    path : the atlas.
+    atlas : the cells.
     rows : numbers of the training rows and of the queries, see `choose_rows`.
     graph : the Cell Ontology, for distances.
     bank : whose cells are the bank: "train", "all" (that are not set aside for testing), or None for no bank.
@@ -138,10 +129,10 @@ def evaluate(
     train_rows, query_rows = rows
     split, n, device = models[0].split, len(query_rows), next(models[0].adapter.parameters()).device
     needed = train_rows if bank == "train" or controls else train_rows[:0]
-    cells = read_rows(path, np.concatenate([query_rows, needed]))  # one call: labels share their codes
+    cells = atlas.read(np.concatenate([query_rows, needed]))  # one call: labels share their codes
     x = torch.from_numpy(cells.vectors).to(device)
     queries, train = Subset(x[:n], query_rows), Subset(x[n:], needed)
-    encoders, left_out = make_encoders(models, path, vectors), list[str]()
+    encoders, left_out = make_encoders(models, atlas, vectors), list[str]()
     if controls:
         widths = {j * model.adapter.scale_dim for model in models for j in range(1, model.adapter.num_levels + 1)}
         encode, left_out = fit_controls(train.vectors, cells.labels[n:, -1], sorted(widths))
@@ -150,24 +141,23 @@ def evaluate(
     if bank == "train":
         near = train, nearest_rows(train, queries, encoders)
     elif bank == "all":
-        keep = ~split.is_test(path)
-        num_bank, neighbours = int(keep.sum()), np.stack(nearest_in_file(path, keep, queries, encoders))
+        keep = ~split.is_test(atlas)
+        num_bank, neighbours = int(keep.sum()), np.stack(nearest_in_file(atlas.path, keep, queries, encoders))
         numbers, positions = np.unique(neighbours, return_inverse=True)
-        cells = read_rows(path, np.concatenate([query_rows, numbers]))
+        cells = atlas.read(np.concatenate([query_rows, numbers]))
         near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), [*positions.reshape(neighbours.shape)]
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).tensor_split([n])
     unseen = split.test_types if bank else ()
-    groups = study_codes(path)[0][query_rows] if len(split.test_studies) > 1 and bank else None
+    groups = atlas.studies[0][query_rows] if len(split.test_studies) > 1 and bank else None
     truth = truth_of(cells.levels, labels, cells.classes, models[0].facts["classes"], unseen, groups, graph)
     return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, groups, num_bank, left_out)
 
 
-def make_encoders(models: Sequence[Checkpoint], path: Path, vectors: Sequence[Path]) -> list[Encoder]:
+def make_encoders(models: Sequence[Checkpoint], atlas: Atlas, vectors: Sequence[Path]) -> list[Encoder]:
     """Raw vectors, then the checkpoints, then others' vectors."""
-    num_rows = open_atlas(path).metadata.num_rows
     adapters = [adapter_encoder(model.adapter, model.name if len(models) > 1 else "") for model in models]
     others = zip(vectors, distinct_names(vectors), strict=True)
-    return [raw, *adapters, *(vectors_encoder(file, num_rows, name) for file, name in others)]
+    return [raw, *adapters, *(vectors_encoder(file, atlas.num_rows, name) for file, name in others)]
 
 
 def describe_cells(split: Split, seen: np.ndarray, where: str) -> list[str]:
@@ -187,10 +177,10 @@ def describe_intervals(split: Split, groups: np.ndarray | None) -> str:
     return "[95 % interval over cells]"
 
 
-def warnings(path: Path, release: str, copies: dict[str, int], failed: list[str]) -> list[str]:
+def warnings(atlas: Atlas, release: str, copies: dict[str, int], failed: list[str]) -> list[str]:
     """What makes the figures say less than they seem to, a line each. release: of the ontology that counts steps."""
     lines = [f"left out: {line}" for line in failed]
-    metadata = metadata_of(path)
+    path, metadata = atlas.path, atlas.metadata
     made_with = metadata.get("cl_release", "")
     if made_with and made_with != release:
         lines.append(

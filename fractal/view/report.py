@@ -11,8 +11,8 @@ import torch
 
 from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
+from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells, is_h5ad
-from fractal.data.parquet import LabelledVectors, fingerprint, levels_of, open_atlas, read_rows, study_codes
 from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy, match_names
@@ -57,21 +57,21 @@ def drawn(n: int, num_samples: int, seed: int) -> np.ndarray:
 
 def of_atlas(bundle: Bundle, path: Path, num_samples: int, seed: int) -> Labelled:
     """Cells of a Parquet file of ingest.py or stratify.py; of the file of training only the test cells."""
-    file = open_atlas(path)
-    if levels_of(path) != bundle.levels:
-        theirs, ours = ", ".join(levels_of(path)), ", ".join(bundle.levels)
+    atlas = Atlas.open(path)
+    if atlas.levels != bundle.levels:
+        theirs, ours = ", ".join(atlas.levels), ", ".join(bundle.levels)
         raise InputError(f"{path}: its levels are {theirs}, those of the reference {ours}; score a file of these")
-    rows, kind, by_study = np.arange(file.metadata.num_rows), "cells", "study" in file.schema_arrow.names
+    rows, kind, by_study = np.arange(atlas.num_rows), "cells", atlas.has_studies
     known = bundle.facts.get("split")
-    if isinstance(known, Mapping) and fingerprint(path) == known.get("fingerprint"):
+    if isinstance(known, Mapping) and atlas.fingerprint == known.get("fingerprint"):
         split = Split.of(bundle.facts, path)
-        rows, kind, by_study = split.rows(path)[2], "test cells", len(split.test_studies) > 1
+        rows, kind, by_study = split.rows(atlas)[2], "test cells", len(split.test_studies) > 1
     rows = rows[drawn(len(rows), num_samples, seed)]
-    cells = read_rows(path, rows) if len(rows) else None
+    cells = atlas.read(rows) if len(rows) else None
     if cells is None:
         raise InputError(f"{path}: none of its cells was held out; score another file")
     paths = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
-    groups, studies = study_codes(path) if by_study else (None, [])
+    groups, studies = atlas.studies if by_study else (None, [])
     said = f"{len(rows):,} {kind} of {path.name}"
     return Labelled(cells.vectors, paths, None if groups is None else groups[rows], studies, said, [])
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fractal.annotate.bundle import Bundle, make_reference, read_bundle, scores_of, weights_sha256
 from fractal.base.errors import InputError
-from fractal.data.parquet import LabelledVectors, balanced_rows, fingerprint, path_counts, read_rows, study_codes
+from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.model.adapter import Adapter
 from fractal.model.split import Split
 from fractal.score.checkpoints import Checkpoint, Evaluation
@@ -119,22 +118,22 @@ def answers_of(bundle: Bundle, cells: LabelledVectors, seen: np.ndarray) -> dict
     return found
 
 
-def reference_of(adapter: Adapter, checkpoint: dict[str, Any], path: Path, split: Split) -> Bundle:
+def reference_of(adapter: Adapter, checkpoint: dict[str, Any], atlas: Atlas, split: Split) -> Bundle:
     """What `fractal reference` makes of a checkpoint and the file that it was trained on, without a score.
 
     Raises InputError where there are too few validation cells to calibrate on.
     """
-    train, validation, _ = split.rows(path)
-    kept = balanced_rows(path, train, REFERENCE_CELLS, split.seed)
-    counts = path_counts(path, ~split.is_test(path))
+    train, validation, _ = split.rows(atlas)
+    kept = atlas.balanced_rows(train, REFERENCE_CELLS, split.seed)
+    counts = atlas.path_counts(~split.is_test(atlas))
     config, classes = checkpoint["config"], checkpoint["classes"]
-    return make_reference(adapter, config, classes, read_rows(path, kept), read_rows(path, validation), counts)
+    return make_reference(adapter, config, classes, atlas.read(kept), atlas.read(validation), counts)
 
 
 def scored_checkpoint(
-    models: Sequence[Checkpoint], i: int, result: Evaluation, path: Path, protocols: dict[str, str], about: list[str]
+    models: Sequence[Checkpoint], i: int, result: Evaluation, atlas: Atlas, protocols: dict[str, str], about: list[str]
 ) -> Scored:
-    """The i-th checkpoint of an evaluation on the cells of `path`: its rows, and what its reference would answer.
+    """The i-th checkpoint of an evaluation on the cells of an atlas: its rows, and what its reference would answer.
 
     about: what the cells are, and how they were drawn. protocols: see `Scored`.
     """
@@ -142,7 +141,7 @@ def scored_checkpoint(
     truth, new_cells = scores.truth, "bank" not in protocols
     try:
         if not new_cells:
-            bundle = reference_of(model.adapter, model.facts, path, model.split)
+            bundle = reference_of(model.adapter, model.facts, atlas, model.split)
         elif model.path.is_dir():
             bundle = read_bundle(model.path)
         else:
@@ -150,7 +149,7 @@ def scored_checkpoint(
         answers, why = answers_of(bundle, cells.split(len(truth.seen))[0], truth.seen), ""
     except InputError as error:
         answers, why = {}, str(error)
-    data = fingerprint(path) if new_cells else model.split.fingerprint  # `choose_rows` has compared them
+    data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them
     return Scored(
         name=model.name,
         cells="; ".join([str(model), *about]),
@@ -163,12 +162,12 @@ def scored_checkpoint(
         truth=truth,
         classes=cells.classes,
         paths=np.unique(cells.labels, axis=0),
-        studies=study_codes(path)[1] if truth.groups is not None else (),
+        studies=atlas.studies[1] if truth.groups is not None else (),
         answers=answers,
         no_answers=why,
         facts=[
             ("model", model.path.name),
-            ("cells scored", f"{path.name}, sha256 {data}"),
+            ("cells scored", f"{atlas.path.name}, sha256 {data}"),
             *provenance(model.facts, weights_sha256(model.adapter)),
         ],
     )

@@ -17,7 +17,7 @@ from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.truth import draw_confusions, report
 from fractal.base.cli import InputError
-from fractal.data.parquet import LabelledVectors
+from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
 

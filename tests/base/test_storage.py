@@ -28,16 +28,9 @@ from fractal.base.files import atomic_stream, atomic_write, check_paths
 from fractal.base.storage import Remote, fetch, place
 from fractal.commands import annotate, embed, fit, index
 from fractal.data import parquet
+from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.parquet import (
-    ManyFiles,
-    fingerprint,
-    first_copies,
-    iter_vectors,
-    open_atlas,
-    read_codes,
-    read_rows,
-)
+from fractal.data.parquet import ManyFiles, fingerprint
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_vectors import write_tiledb
 from tests.store import Store, client, serve
@@ -284,8 +277,8 @@ def test_fsspec_reads_where_arrow_cannot(atlas: Path):
 
     with fsspec.open("memory://bucket/cells.parquet", "wb") as file:
         file.write(atlas.read_bytes())
-    there = read_rows("memory://bucket/cells.parquet", np.arange(600))
-    here = read_rows(atlas, np.arange(600))
+    there = Atlas.open("memory://bucket/cells.parquet").read(np.arange(600))
+    here = Atlas.open(atlas).read(np.arange(600))
     assert np.array_equal(there.vectors, here.vectors)
     assert np.array_equal(there.labels, here.labels)
 
@@ -303,6 +296,10 @@ def test_tiledb_is_read_from_a_store(store: Store, tmp_path: Path):
         "    assert np.array_equal(np.concatenate([v for _, v in source.chunks(50)]), np.load(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, put(tmp_path / "x", "array"), str(tmp_path / "x.npy")], check=True)
+
+
+def every_vector(path: Any) -> np.ndarray:
+    return np.concatenate(list(Atlas.open(path).vectors()))
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -327,20 +324,20 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: P
     pq.write_table(expected, whole)
     path = str(folder) if where == "local" else put(folder, "atlas")
 
-    file = open_atlas(path)
+    file = Atlas.open(path).file
     assert isinstance(file, ManyFiles)
     assert (file.num_rows, file.num_row_groups > 10) == (600, True)
-    assert np.array_equal(np.concatenate(list(iter_vectors(path))), np.concatenate(list(iter_vectors(whole))))
+    assert np.array_equal(every_vector(path), every_vector(whole))
     for name in ("study", "level4_subtype", "level1_system"):
-        codes, names = read_codes(path, name)
-        assert names == (there := read_codes(whole, name))[1]
+        codes, names = Atlas.open(path).codes(name)
+        assert names == (there := Atlas.open(whole).codes(name))[1]
         assert np.array_equal(codes, there[0])
     rows = np.random.default_rng(0).permutation(600)[:100]
-    assert np.array_equal(read_rows(path, rows).vectors, read_rows(whole, rows).vectors)
-    assert np.array_equal(read_rows(path, rows).labels, read_rows(whole, rows).labels)
+    assert np.array_equal(Atlas.open(path).read(rows).vectors, Atlas.open(whole).read(rows).vectors)
+    assert np.array_equal(Atlas.open(path).read(rows).labels, Atlas.open(whole).read(rows).labels)
     if where == "store":
         return
-    assert first_copies(path).tolist() == list(range(600))
+    assert Atlas.open(path).first_copies.tolist() == list(range(600))
     for name, source in (("a", path), ("b", str(whole))):
         stratify.main(["--input", source, "--output", str(tmp_path / f"{name}.parquet")])
     ours, theirs = (pq.read_table(tmp_path / f"{name}.parquet") for name in "ab")
@@ -378,11 +375,11 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
     stratify.main([*flags, "--output", pattern])
     names = keys() if where == "store" else sorted(f"parts/{file.name}" for file in (tmp_path / "parts").iterdir())
     assert names == [f"parts/part-{i:05}.parquet" for i in range(3)]
-    assert open_atlas(folder).num_rows == 600
+    assert Atlas.open(folder).num_rows == 600
     one = tmp_path / "one.parquet"
-    assert np.array_equal(np.concatenate(list(iter_vectors(folder))), np.concatenate(list(iter_vectors(one))))
-    assert np.array_equal(read_codes(folder, "level4_subtype")[0], read_codes(one, "level4_subtype")[0])
-    assert open_atlas(folder).schema_arrow.equals(open_atlas(one).schema_arrow, check_metadata=True)
+    assert np.array_equal(every_vector(folder), every_vector(one))
+    assert np.array_equal(Atlas.open(folder).codes("level4_subtype")[0], Atlas.open(one).codes("level4_subtype")[0])
+    assert Atlas.open(folder).schema.equals(Atlas.open(one).schema, check_metadata=True)
     assert "parts: holds part-00000.parquet already; name another folder" in fails(
         stratify.main, *flags, "--output", pattern
     )
@@ -407,7 +404,7 @@ def test_what_passes_is_tried_again(store: Store, atlas: Path, fault: int | str)
     """Errors of the server, throttling, and dropped connections, in reading and in writing."""
     uri = put(atlas, "cells.parquet")
     store.fail(fault, fault, of=("GET",))
-    assert np.array_equal(np.concatenate(list(iter_vectors(uri))), np.concatenate(list(iter_vectors(atlas))))
+    assert np.array_equal(every_vector(uri), every_vector(atlas))
     assert not store.faults
     store.fail(fault, of=("PUT",))
     with atomic_write(place("s3://cells/new")) as part:

@@ -23,7 +23,7 @@ from benchmarks.quality import differences, narrow, own_embedding, paired, summa
 from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
 from fractal.annotate.annotator import Answer, depths
 from fractal.base.cli import InputError
-from fractal.data.parquet import metadata_of, read_rows
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter, build_adapter, load, save
 from tests.conftest import TYPES, clustered, write_release
@@ -87,10 +87,10 @@ def test_a_narrow_atlas_is_the_same_rows_as_principal_components(stratified: Pat
     assert narrow(stratified, 0) == stratified
     path = narrow(stratified, 3)
     rows = np.arange(40)
-    whole, cut = read_rows(stratified, rows), read_rows(path, rows)
+    whole, cut = Atlas.open(stratified).read(rows), Atlas.open(path).read(rows)
     assert np.array_equal(whole.labels, cut.labels)
-    assert metadata_of(path) == metadata_of(stratified) | {"dim": "3"}
-    every = read_rows(stratified, np.arange(int(pq.read_metadata(stratified).num_rows))).vectors
+    assert Atlas.open(path).metadata == Atlas.open(stratified).metadata | {"dim": "3"}
+    every = Atlas.open(stratified).read(np.arange(int(pq.read_metadata(stratified).num_rows))).vectors
     unit = every / np.linalg.norm(every, axis=1, keepdims=True)
     u, s, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
     assert np.allclose(np.abs(cut.vectors), np.abs(u[:40, :3] * s[:3]), atol=1e-4)  # signs are free

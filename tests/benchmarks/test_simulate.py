@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import simulate
-from benchmarks.simulate import BLOCK, LEAST, SYSTEM_SHARES, Atlas, apportion, write_release
+from benchmarks.simulate import BLOCK, LEAST, SYSTEM_SHARES, SimulatedAtlas, apportion, write_release
 from fractal.base.cli import InputError
 from fractal.data.scimilarity import HEADER, open_release
 from fractal.hierarchy.ontology import SHIPPED, build_hierarchy, load_graph
@@ -37,15 +37,15 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def atlas() -> Atlas:
-    return Atlas(CELLS, seed=0)
+def atlas() -> SimulatedAtlas:
+    return SimulatedAtlas(CELLS, seed=0)
 
 
 def read_bytes(directory: Path) -> list[bytes]:
     return [(directory / name).read_bytes() for name in FILES]
 
 
-def test_hnswlib_reads_the_vectors_of_the_blocks(release: Path, atlas: Atlas) -> None:
+def test_hnswlib_reads_the_vectors_of_the_blocks(release: Path, atlas: SimulatedAtlas) -> None:
     index = hnswlib.Index(space="cosine", dim=128)
     index.load_index(str(release / FILES[2]))
     vectors = np.concatenate([atlas.block(i)[0] for i in range(atlas.blocks)])
@@ -73,13 +73,13 @@ def test_the_index_is_as_long_as_hnswlibs_own_but_for_the_upper_layers(tmp_path:
     assert len(ours) == len(own) - links
 
 
-def test_vectors_are_finite_and_of_unit_norm(atlas: Atlas) -> None:
+def test_vectors_are_finite_and_of_unit_norm(atlas: SimulatedAtlas) -> None:
     vectors = atlas.block(0)[0]
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, atlas: Atlas) -> None:
+def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, atlas: SimulatedAtlas) -> None:
     lines = (release / FILES[1]).read_text(encoding="utf-8").splitlines()
     assert len(lines) == CELLS
     labels, studies = np.concatenate([np.stack(atlas.block(i)[1:3], axis=1) for i in range(atlas.blocks)]).T
@@ -87,7 +87,7 @@ def test_label_file_has_one_line_per_cell_and_only_known_types(release: Path, at
     assert lines == [f"{atlas.types[label]}\t{atlas.studies[study]}" for label, study in pairs]
 
 
-def test_our_reader_reads_it_and_the_records_are_not_in_label_order(release: Path, atlas: Atlas) -> None:
+def test_our_reader_reads_it_and_the_records_are_not_in_label_order(release: Path, atlas: SimulatedAtlas) -> None:
     opened = open_release(release)
     assert opened.labels.names == (SHIPPED / "scimilarity-types.txt").read_text(encoding="utf-8").splitlines()
     assert not np.array_equal(opened.records["label"], np.arange(CELLS))
@@ -108,8 +108,8 @@ def test_same_seed_same_bytes_other_seed_other_bytes(release: Path, tmp_path: Pa
     assert all(ours != theirs for ours, theirs in pairs)
 
 
-def test_blocks_do_not_depend_on_the_order_in_which_they_are_made(atlas: Atlas) -> None:
-    backwards = [Atlas(CELLS, seed=0).block(i) for i in (1, 0)][::-1]
+def test_blocks_do_not_depend_on_the_order_in_which_they_are_made(atlas: SimulatedAtlas) -> None:
+    backwards = [SimulatedAtlas(CELLS, seed=0).block(i) for i in (1, 0)][::-1]
     for i, block in enumerate(backwards):
         for made, expected in zip(block, atlas.block(i), strict=True):
             np.testing.assert_array_equal(made, expected)
@@ -117,14 +117,14 @@ def test_blocks_do_not_depend_on_the_order_in_which_they_are_made(atlas: Atlas) 
 
 @pytest.mark.parametrize("cells", [1_015, 1_016, 1_100, 1_500, 2_000])
 def test_small_releases_hold_five_of_every_type(cells: int) -> None:
-    small = Atlas(cells, seed=3)
+    small = SimulatedAtlas(cells, seed=3)
     assert small.sizes.min() >= LEAST
     assert small.sizes.sum() == len(small.labels) == cells
     np.testing.assert_array_equal(np.bincount(small.labels), small.sizes)
 
 
 def test_proportions_do_not_depend_on_the_size() -> None:
-    few, many = Atlas(50_000, seed=0), Atlas(500_000, seed=0)
+    few, many = SimulatedAtlas(50_000, seed=0), SimulatedAtlas(500_000, seed=0)
     systems = np.array([row.system for row in build_hierarchy(few.types, load_graph(SHIPPED / "cl-slim.obo"))])
     for name, share in SYSTEM_SHARES.items():
         assert few.sizes[systems == name].sum() / 50_000 == pytest.approx(share, abs=0.001)
@@ -134,7 +134,7 @@ def test_proportions_do_not_depend_on_the_size() -> None:
 
 
 def test_labels_are_noisy_and_mix_granularity() -> None:
-    atlas = Atlas(2 * BLOCK, seed=0)
+    atlas = SimulatedAtlas(2 * BLOCK, seed=0)
     label, true = np.concatenate([np.stack([b[1], b[3]]) for b in map(atlas.block, range(2))], axis=1)
     wrong = label != true
     assert 0.05 < wrong.mean() < 0.25
@@ -142,7 +142,7 @@ def test_labels_are_noisy_and_mix_granularity() -> None:
 
 
 def test_studies_shift_their_cells() -> None:
-    atlas = Atlas(4 * BLOCK, seed=0)
+    atlas = SimulatedAtlas(4 * BLOCK, seed=0)
     blocks = [atlas.block(i) for i in range(4)]
     vectors = np.concatenate([block[0] for block in blocks])
     study, true = np.concatenate([np.stack([block[2], block[3]]) for block in blocks], axis=1)
@@ -197,14 +197,14 @@ def test_an_interrupted_write_leaves_what_was_there(
         write_release(directory, 2_000, seed=5)
     before = read_bytes(directory) if older else []
 
-    original = Atlas.block
+    original = SimulatedAtlas.block
 
-    def interrupted(self: Atlas, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def interrupted(self: SimulatedAtlas, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if index == 1:
             raise KeyboardInterrupt
         return original(self, index)
 
-    monkeypatch.setattr(simulate.Atlas, "block", interrupted)
+    monkeypatch.setattr(simulate.SimulatedAtlas, "block", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_release(directory, CELLS, seed=0)
     left = sorted(path for path in tmp_path.rglob("*") if path.is_file())

@@ -16,8 +16,9 @@ import train
 from fractal.base.cli import InputError
 from fractal.commands import embed
 from fractal.data import vectors
+from fractal.data.atlas import Atlas
 from fractal.data.outputs import truncate
-from fractal.data.parquet import fingerprint, read_rows
+from fractal.data.parquet import fingerprint
 from fractal.model import adapter as adapters
 from fractal.model import embedding
 from fractal.model.adapter import load
@@ -59,7 +60,7 @@ def vectors_of(path: Path) -> np.ndarray:
 def test_the_vectors_are_the_adapters(checkpoint: Path, stratified: Path, tmp_path: Path, prefix: int | None):
     out = embedded(checkpoint, stratified, tmp_path / "out.parquet", *(["--prefix", str(prefix)] if prefix else []))
     adapter, _ = load(checkpoint)
-    x = torch.from_numpy(read_rows(stratified, np.arange(600)).vectors)
+    x = torch.from_numpy(Atlas.open(stratified).read(np.arange(600)).vectors)
     expected = adapters.embed(adapter, x)[(prefix or 4) - 1]  # what eval.py scores; the last one is the full vector
     assert np.allclose(vectors_of(out), expected, atol=1e-6)
 
@@ -88,7 +89,7 @@ def test_row_groups_stay_as_they_are(tmp_path: Path, checkpoint: Path):
 
 
 def test_all_files_give_the_same_vectors(checkpoint: Path, stratified: Path, tmp_path: Path):
-    x = read_rows(stratified, np.arange(600)).vectors
+    x = Atlas.open(stratified).read(np.arange(600)).vectors
     np.save(tmp_path / "x.npy", x.astype(np.float64))
     write_h5ad(tmp_path / "x.h5ad", x)
     write_tiledb(tmp_path / "tiledb", x)

@@ -9,7 +9,7 @@ import torch
 
 import ingest
 from fractal.commands import embed
-from fractal.data.parquet import open_atlas, read_rows
+from fractal.data.atlas import Atlas
 from fractal.model.adapter import FractalAdapter, save
 from tests.conftest import TYPES, clustered, write_h5ad
 
@@ -24,8 +24,8 @@ def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad
     table = pq.read_table(out)
     assert table["level4_subtype"].to_pylist() == [labels[i] for i in keep]
     assert table["study"].to_pylist() == ["ab"[i % 2] for i in keep]
-    assert np.array_equal(read_rows(out, np.arange(len(keep))).vectors, clustered(TYPES * 10)[keep])
-    assert open_atlas(out).schema_arrow.metadata[b"source"] == str(h5ad).encode()
+    assert np.array_equal(Atlas.open(out).read(np.arange(len(keep))).vectors, clustered(TYPES * 10)[keep])
+    assert Atlas.open(out).schema.metadata[b"source"] == str(h5ad).encode()
     assert out.with_name("cells.hierarchy.tsv").is_file()
 
 

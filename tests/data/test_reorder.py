@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import fractal.data.reorder
 import stratify
-from fractal.data.parquet import iter_vectors
+from fractal.data.atlas import Atlas
 from fractal.data.reorder import reorder
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from stratify import round_robin
@@ -97,7 +97,7 @@ def test_vectors_are_iterated_whatever_the_row_groups(tmp_path: Path):
     table = pa.table({"embedding": column, **{name: ["a"] * 333 for name in LEVEL_COLUMNS}})
     for size in (1, 100, 333):
         pq.write_table(table, tmp_path / "a", row_group_size=size)
-        assert np.array_equal(np.concatenate(list(iter_vectors(tmp_path / "a"))), vectors)
+        assert np.array_equal(np.concatenate(list(Atlas.open(tmp_path / "a").vectors())), vectors)
 
 
 @pytest.mark.parametrize("text", ["-1", "x", "1TB", "nan", "MB"])

@@ -15,7 +15,7 @@ import torch
 
 import train
 from fractal.base.cli import InputError
-from fractal.data.parquet import LabelledVectors
+from fractal.data.atlas import LabelledVectors
 from fractal.model.distributed import Group
 from fractal.model.recipes import PUBLISHED
 from fractal.model.training import Settings, check_settings

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 
 import train
 from fractal.base.cli import InputError, run
-from fractal.data.parquet import LabelledVectors, writing
+from fractal.data.atlas import LabelledVectors
+from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.adapter import load

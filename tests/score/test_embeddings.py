@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 import eval as evaluate
 import train
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.score.embeddings import Subset, distinct_names, fit_controls
 from tests.conftest import TYPES, clustered
 
@@ -60,7 +60,7 @@ def test_vectors_of_others_are_rows_of_the_table(stratified: Path, tmp_path: Pat
     model, mine, figures = tmp_path / "m.pt", tmp_path / "mine.npy", tmp_path / "a.json"
     argv = ["--input", str(stratified), "--device", "cpu"]
     train.main([*argv, "--output", str(model), "--epochs", "1", "--scale-dim", "4"])
-    cells = read_rows(stratified, np.arange(600))
+    cells = Atlas.open(stratified).read(np.arange(600))
     np.save(mine, cells.vectors)
     argv += ["--model-path", str(model), "--vectors", str(mine)]
     for bank in "train", "all":

@@ -16,7 +16,7 @@ from fractal.base.cli import InputError
 from fractal.commands import annotate, embed
 from fractal.commands import index as index_command
 from fractal.commands import reference as reference_command
-from fractal.data.parquet import read_rows
+from fractal.data.atlas import Atlas
 from fractal.search import build, open_index, voters
 from fractal.search.voters import with_index
 from tests.conftest import TYPES, clustered, write_h5ad
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exact_votes(bundle: Bundle, vectors: np.ndarray, folder: Path) -> tuple[list[tuple[str, ...]], np.ndarray]:
     """Slow and obvious: the paths of names, and the shares of the votes of their labels."""
-    cells = read_rows(folder / "many.parquet", np.arange(3_000))
+    cells = Atlas.open(folder / "many.parquet").read(np.arange(3_000))
     names = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
     with torch.inference_mode():
         bank, queries = (bundle.adapter.encode(torch.from_numpy(x)) for x in (cells.vectors, vectors))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fractal.annotate.bundle import Bundle, make_reference, write_bundle
-from fractal.data.parquet import LabelledVectors
+from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import build_adapter

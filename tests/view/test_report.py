@@ -10,7 +10,7 @@ import pytest
 from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
 from fractal.commands import report
-from fractal.data.parquet import fingerprint, read_rows
+from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.split import Split
 from fractal.score.table import truth_of
@@ -57,10 +57,10 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
 
 
 def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Bundle, stratified: Path):
-    split = Split.draw(stratified, fingerprint(stratified))
+    split = Split.draw(Atlas.open(stratified))
     own = replace(bundle, facts={**bundle.facts, "split": asdict(split)})
-    cells, tests = of_atlas(own, stratified, 5_000, 0), split.rows(stratified)[2]
-    assert np.array_equal(cells.vectors, read_rows(stratified, tests).vectors)
+    cells, tests = of_atlas(own, stratified, 5_000, 0), split.rows(Atlas.open(stratified))[2]
+    assert np.array_equal(cells.vectors, Atlas.open(stratified).read(tests).vectors)
     assert cells.said == f"{len(tests)} test cells of {stratified.name}"
     assert cells.groups is None  # cells were held out, not studies
     other = of_atlas(bundle, stratified, 5_000, 0)  # all of it

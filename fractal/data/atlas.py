@@ -1,0 +1,288 @@
+"""An atlas: labelled cells, in the Parquet file of ingest.py or stratify.py, or in memory.
+
+    atlas = Atlas.open("data/stratified.parquet")            # a file, a folder of files, a URI
+    atlas = Atlas.of_arrays(vectors, labels, study, levels)  # what `fractal.fit` makes of an AnnData
+    atlas.num_rows, atlas.dim, atlas.levels, atlas.metadata, atlas.fingerprint
+    codes, names = atlas.codes("level4_subtype")             # (num_rows,) int32, and the names, sorted
+    atlas.finest, atlas.studies                              # the same of the finest level, and of the studies
+    atlas.first_copies                                       # (num_rows,) int64, the first row with the same vector
+    cells = atlas.read(rows)                                 # LabelledVectors: vectors, labels, classes, levels
+    atlas.balanced_rows(rows, 50_000, seed=0), atlas.path_counts(keep)
+    for vectors in atlas.vectors(): ...                      # all of them in order, (m, dim) float32
+
+A file is opened once. Its columns of codes are read when they are first asked for and kept, 4 bytes a cell each; its
+vectors are not.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fractal.base.errors import InputError
+from fractal.base.storage import Place, place
+from fractal.data.parquet import (
+    ROW_GROUP,
+    fingerprint,
+    is_text,
+    level_columns,
+    metadata_of,
+    open_parquet,
+    read_ahead,
+    read_vectors,
+    reading,
+    row_groups,
+    text_codes,
+)
+from fractal.data.reorder import round_robin
+from fractal.data.vectors import first_equal, usable, vector_hashes
+from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS, MAX_LEVELS, MIN_LEVELS, column_names
+
+
+@dataclass(frozen=True)
+class LabelledVectors:
+    """Some rows of an atlas: vectors (n, dim) float32, labels (n, levels) int64 and the names behind the labels."""
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
+    levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
+
+    def split(self, n: int) -> tuple["LabelledVectors", "LabelledVectors"]:
+        """The first n cells and the others; their labels share their codes."""
+        first, rest = (
+            LabelledVectors(self.vectors[rows], self.labels[rows], self.classes, self.levels)
+            for rows in (slice(n), slice(n, None))
+        )
+        return first, rest
+
+
+Codes = tuple[np.ndarray, list[str]]  # (num_rows,) int32, and the names, sorted, each of which occurs
+
+
+class Atlas(ABC):
+    """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_arrays` make one.
+
+    Attributes
+    ----------
+    path : what messages call it; Path("adata") for cells in memory
+    num_rows, dim : int
+    levels : names of the levels, coarse to fine
+    metadata : of the file
+    """
+
+    path: Place
+    num_rows: int
+    dim: int
+    levels: tuple[str, ...]
+    metadata: dict[str, str]
+
+    @staticmethod
+    def open(path: str | Place) -> "ParquetAtlas":
+        """A Parquet file, a folder of such files, or one at a URI. Raises InputError that says what is missing."""
+        return ParquetAtlas(place(path))
+
+    @staticmethod
+    def of_arrays(
+        vectors: np.ndarray,
+        labels: Sequence[Codes],
+        studies: Codes | None = None,
+        levels: Sequence[str] = LEVELS,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "MemoryAtlas":
+        """Cells in memory: vectors (n, dim) float32, and for each level its (n,) codes and the names."""
+        return MemoryAtlas(vectors, labels, studies, tuple(levels), dict(metadata or {}))
+
+    @abstractmethod
+    def codes(self, column: str) -> Codes:
+        """A column of text -> its codes and names."""
+
+    @abstractmethod
+    def vectors(self) -> Iterator[np.ndarray]:
+        """All vectors in their order, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
+
+    @abstractmethod
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """(m, dim) float32, in the order of `rows`. Raises InputError for vectors that are zero or not finite."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A sha256 that changes with any cell, and with their order."""
+
+    @property
+    @abstractmethod
+    def has_studies(self) -> bool: ...
+
+    @property
+    def finest(self) -> Codes:
+        return self.codes(column_names(self.levels)[-1])
+
+    @property
+    def studies(self) -> Codes:
+        """Raises InputError for an atlas without studies."""
+        if not self.has_studies:
+            raise InputError(f"{self.path}: has no column 'study', so no study can be held out; hold out cells instead")
+        return self.codes("study")
+
+    @property
+    def is_stratified(self) -> bool:
+        """Does it say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
+        return self.metadata.get("stratified") == column_names(self.levels)[-1]
+
+    @cached_property
+    def first_copies(self) -> np.ndarray:
+        """(num_rows,) int64, for each row the first row that has exactly its vector: itself where there is none.
+
+        One pass over the vectors; memory: 24 bytes a row.
+        """
+        return first_equal(np.concatenate([vector_hashes(vectors) for vectors in self.vectors()]))
+
+    def read(self, rows: np.ndarray) -> LabelledVectors:
+        """The given rows, in the given order. Raises InputError for vectors that are zero or not finite."""
+        vectors, labels, classes = self.vectors_of(rows), np.empty((len(rows), len(self.levels)), np.int64), []
+        for k, column in enumerate(column_names(self.levels)):
+            codes, names = self.codes(column)
+            used, labels[:, k] = np.unique(codes[rows], return_inverse=True)
+            classes.append([names[code] for code in used])
+        return LabelledVectors(vectors, labels, classes, self.levels)
+
+    def path_counts(self, keep: np.ndarray) -> dict[tuple[str, ...], int]:
+        """How many of the kept rows, a mask (num_rows,), lie on each path: (system, ..., subtype) -> count."""
+        columns = column_names(self.levels)
+        table = pa.table({column: self.codes(column)[0][keep] for column in columns})
+        counts = table.group_by(columns).aggregate([([], "count_all")])
+        labels = [[self.codes(column)[1][code] for code in counts[column].to_pylist()] for column in columns]
+        return dict(zip(zip(*labels, strict=True), counts["count_all"].to_pylist(), strict=True))
+
+    def balanced_rows(self, rows: np.ndarray, n: int, seed: int) -> np.ndarray:
+        """n of the given rows (m,), ascending, of every finest label as many as sizes allow; all where n is no fewer.
+
+        The first n of a stratified atlas; of any other order (an atlas sorted by type, say) those that stratify.py
+        would have put first, drawn with the seed.
+        """
+        if n >= len(rows):
+            return np.sort(rows)
+        if self.is_stratified:
+            return np.sort(rows)[:n]
+        return np.sort(rows[round_robin(self.finest[0][rows], seed)[:n]])
+
+
+class ParquetAtlas(Atlas):
+    """A Parquet file; `schema` is its Arrow schema."""
+
+    def __init__(self, path: Place) -> None:
+        self.path, self.file = path, open_parquet(path)
+        self.schema = self.file.schema_arrow
+        check_columns(self.schema, path)
+        self.num_rows = self.file.metadata.num_rows
+        self.dim = self.schema.field("embedding").type.list_size
+        self.levels = tuple(name.split("_", 1)[1] for name in level_columns(self.schema))
+        self.metadata = metadata_of(self.schema)
+        self.known: dict[str, Codes] = {}
+
+    @property
+    def has_studies(self) -> bool:
+        return "study" in self.schema.names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.path)
+
+    def codes(self, column: str) -> Codes:
+        if column not in self.known:
+            with reading(self.path):
+                table = self.file.read(columns=[column])
+            self.known[column] = text_codes(table, column, self.path)
+        return self.known[column]
+
+    def column(self, name: str) -> pa.Array:
+        """A whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
+        if name in (*column_names(self.levels), "study"):
+            return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
+        with reading(self.path):
+            return self.file.read(columns=[name])[name].unify_dictionaries()
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        for table in row_groups(self.path, ["embedding"]):
+            yield read_vectors(table, self.path)
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """Only row groups that hold one of the rows are touched. Memory is that of the result and one row group."""
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        vectors = np.empty((len(rows), self.dim), np.float32)
+        sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        bounds = np.searchsorted(ascending, starts)
+        touched = np.flatnonzero(np.diff(bounds)).tolist()
+        with reading(self.path):
+            for group, table in zip(touched, read_ahead(self.file, touched, ["embedding"]), strict=True):
+                lo, hi = bounds[group : group + 2]
+                chosen = read_vectors(table, self.path)[ascending[lo:hi] - starts[group]]
+                if not usable(chosen).all():
+                    raise InputError(
+                        f"{self.path}: some embeddings are zero or not finite; make it again with ingest.py"
+                    )
+                vectors[order[lo:hi]] = chosen
+        return vectors
+
+
+class MemoryAtlas(Atlas):
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        labels: Sequence[Codes],
+        studies: Codes | None,
+        levels: tuple[str, ...],
+        metadata: dict[str, str],
+    ) -> None:
+        self.path, self.matrix, self.levels, self.metadata = Path("adata"), vectors, levels, metadata
+        self.num_rows, self.dim = vectors.shape
+        self.known = dict(zip(column_names(levels), labels, strict=True))
+        if studies is not None:
+            self.known["study"] = studies
+
+    @property
+    def has_studies(self) -> bool:
+        return "study" in self.known
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr([names for _, names in self.known.values()]).encode())
+        for array in (self.matrix, *(codes for codes, _ in self.known.values())):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def codes(self, column: str) -> Codes:
+        return self.known[column]
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        yield from (self.matrix[start : start + ROW_GROUP] for start in range(0, self.num_rows, ROW_GROUP))
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        return self.matrix[rows]
+
+
+def check_columns(schema: pa.Schema, path: Place) -> None:
+    """Raise InputError that says which column of an atlas is missing, or is of another type."""
+    columns = level_columns(schema)
+    if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:
+        raise InputError(
+            f"{path}: lacks the columns of its levels, level1_NAME, level2_NAME, ... ({MIN_LEVELS} to {MAX_LEVELS}), "
+            f"such as {', '.join(LEVEL_COLUMNS)}; make it with ingest.py"
+        )
+    levels = [name.split("_", 1)[1] for name in columns]
+    if columns != column_names(levels) or len(set(levels)) < len(levels):
+        raise InputError(f"{path}: its levels are {', '.join(columns)}, expected level1_NAME, level2_OTHER, ...")
+    kind = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise InputError(f"{path}: 'embedding' is {kind}, expected fixed_size_list<float32>")
+    for name in (*columns, *(name for name in ("cell_id", "study") if name in schema.names)):
+        if not is_text(schema.field(name).type):
+            raise InputError(f"{path}: '{name}' is {schema.field(name).type}, expected text; make it with ingest.py")
