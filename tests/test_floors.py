@@ -1,5 +1,6 @@
 """No version that pyproject.toml admits has a published advisory that we know of."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -23,3 +24,12 @@ def test_affected_versions_are_not_admitted(package: str):
     found = [required for line in lines if (required := Requirement(line)).name == package]
     assert found
     assert not any(required.specifier.contains(LAST_AFFECTED[package]) for required in found)
+
+
+def test_the_package_needs_no_compiler():
+    """hnswlib is published as source only; tests and benchmarks use it, and `uv sync` installs it for them."""
+    lines = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    assert "hnswlib" not in {Requirement(line).name for line in lines}
+    package = Path(__file__).parent.parent / "fractal"
+    modules = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    assert not [text for text in modules if re.search(r"^\s*(import|from) hnswlib", text, re.M)]
