@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from fractal.base.cli import (
-    InputError,
     add_device,
     non_negative_int,
     positive_float,
@@ -37,30 +36,22 @@ from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
 from fractal.model.adapter import save
 from fractal.model.distributed import Group, joined
-from fractal.model.recipes import RECIPES, Recipe, find_recipe
+from fractal.model.recipes import RECIPES, Counts, Recipe, Settings, find_recipe
 from fractal.model.split import HOLDOUTS, VAL_RATIO, Split
-from fractal.model.training import Counts, Settings, fit
+from fractal.model.training import fit
 from fractal.score.metrics import knn_accuracy
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--input",
-        type=place,
-        default=Path("data/stratified.parquet"),
-        help="Parquet file of stratify.py (default: %(default)s)",
-    )
-    files.add_argument(
-        "--output",
-        type=place,
-        help="checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)",
-    )
+    data, text = Path("data/stratified.parquet"), "Parquet file of stratify.py (default: %(default)s)"
+    files.add_argument("--input", type=place, default=data, help=text)
+    text = "checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)"
+    files.add_argument("--output", type=place, help=text)
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--recipe", choices=list(RECIPES), default="fractal", help="what to train, see above (default: %(default)s)"
-    )
+    text = "what to train, see above (default: %(default)s)"
+    model.add_argument("--recipe", choices=list(RECIPES), default="fractal", help=text)
     model.add_argument(
         "--num-levels",
         type=int,
@@ -68,20 +59,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="blocks: of the file's first levels, system, lineage, type, subtype in the default tree (default: a block "
         "for each level that has two or more classes)",
     )
-    model.add_argument(
-        "--scale-dim",
-        type=positive_int,
-        help="numbers per block (default: input's numbers / blocks, rounded up to a multiple of 8, and 32 at most)",
-    )
+    text = "numbers per block (default: input's numbers / blocks, rounded up to a multiple of 8, and 32 at most)"
+    model.add_argument("--scale-dim", type=positive_int, help=text)
     add_rows(parser)
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
-    training.add_argument(
-        "--patience",
-        type=positive_int,
-        default=5,
-        help="stop after so many epochs that scored worse in validation than the best one (default: %(default)s)",
-    )
+    text = "stop after so many epochs that scored worse in validation than the best one (default: %(default)s)"
+    training.add_argument("--patience", type=positive_int, default=5, help=text)
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
     training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
     training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
@@ -99,24 +83,16 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         help="cells to train and validate on, balanced over the types, none of them a test cell; 0 takes all "
         "(default: %(default)s)",
     )
-    rows.add_argument(
-        "--test-ratio",
-        type=ratio,
-        default=0.2,
-        help="share of the whole file that is set aside for eval.py before anything else (default: %(default)s)",
-    )
+    text = "share of the whole file that is set aside for eval.py before anything else (default: %(default)s)"
+    rows.add_argument("--test-ratio", type=ratio, default=0.2, help=text)
     rows.add_argument(
         "--holdout",
         choices=HOLDOUTS,
         help="what is set aside: cells drawn one by one; whole studies until they hold --test-ratio of the cells; or "
         "all cells of --test-ratio of the types, and as large a share of the cells of the other types (default: cells)",
     )
-    rows.add_argument(
-        "--fold",
-        type=non_negative_int,
-        default=0,
-        help="which cells are set aside: the folds 0, 1, ... share none, for cross-validation (default: %(default)s)",
-    )
+    text = "which cells are set aside: the folds 0, 1, ... share none, for cross-validation (default: %(default)s)"
+    rows.add_argument("--fold", type=non_negative_int, default=0, help=text)
     rows.add_argument("--test-studies", nargs="+", default=[], metavar="STUDY", help="set these studies aside")
     rows.add_argument("--test-types", nargs="+", default=[], metavar="TYPE", help="set all cells of these types aside")
     rows.add_argument(
@@ -125,9 +101,8 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
         help="share of the samples that is validated on; 0 trains all epochs and keeps the last "
         f"(default: {VAL_RATIO}, or more in a small file)",
     )
-    rows.add_argument(
-        "--split-seed", type=non_negative_int, default=0, help="of all these draws (default: %(default)s)"
-    )
+    text = "of all these draws (default: %(default)s)"
+    rows.add_argument("--split-seed", type=non_negative_int, default=0, help=text)
 
 
 def recipe_defaults(name: str) -> str:
@@ -194,25 +169,16 @@ def draw_split(args: argparse.Namespace, atlas: Atlas) -> tuple[Split, tuple[np.
         args.fold,
     )
     train_rows, val_rows, test_rows = split.rows(atlas)
-    print_split(split)
-    print(
-        f"{len(train_rows):,} training, {len(val_rows):,} validation and {len(test_rows):,} test cells of {args.input}"
-    )
-    if len(train_rows) < 2:
-        raise InputError(
-            f"{args.input}: {len(train_rows)} rows are left to train on; it takes more cells, or a larger --max-samples"
-        )
-    keep = np.ones(split.num_rows, bool)
-    keep[test_rows] = False
-    return split, (train_rows, val_rows), atlas.path_counts(keep)
-
-
-def print_split(split: Split) -> None:
-    """The studies or types that are held out whole."""
     for kind, names in ("studies", split.test_studies), ("types", split.test_types):
         if names:
             listed = printable(", ".join(names[:10]))
             print(f"held out: {len(names)} {kind} ({listed}{', ...' if len(names) > 10 else ''})")
+    print(
+        f"{len(train_rows):,} training, {len(val_rows):,} validation and {len(test_rows):,} test cells of {args.input}"
+    )
+    keep = np.ones(split.num_rows, bool)
+    keep[test_rows] = False
+    return split, (train_rows, val_rows), atlas.path_counts(keep)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from fractal.base.storage import Place, place
 from fractal.data.atlas import LabelledVectors, ParquetAtlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
-from fractal.model.training import Counts
+from fractal.model.recipes import Counts
 
 Patches = Callable[[], dict[str, Any]]  # what is replaced while a row is trained and scored: its name -> by what
 
@@ -91,7 +91,7 @@ ABLATIONS: dict[str, tuple[list[str], Patches]] = {
     "half as wide": ([], adapter(hidden=256)),
     "shuffled tree": (
         [],
-        lambda: {"train.Atlas": ShuffledAtlas, "fractal.model.training.path_frequency": subtype_frequency},
+        lambda: {"train.Atlas": ShuffledAtlas, "fractal.model.preparation.path_frequency": subtype_frequency},
     ),
 }
 # So that a run takes half a minute: 5,000 cells to train on, of simulated atlases of 60,000.

@@ -35,9 +35,8 @@ from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
 from fractal.model.distributed import Group
 from fractal.model.embedding import block_names, embed_matrix
-from fractal.model.recipes import find_recipe
+from fractal.model.recipes import Settings, find_recipe
 from fractal.model.split import TEST_CELLS, Split
-from fractal.model.training import Settings
 from fractal.model.training import fit as train
 from fractal.score.answers import answer_table
 from fractal.score.metrics import knn_accuracy

@@ -98,6 +98,9 @@ class Group:
         return DistributedDataParallel(module) if self.size > 1 else module
 
 
+ALONE = Group()  # one process
+
+
 @contextmanager
 def peers() -> Iterator[None]:
     """Around what waits for other processes. Raises ProcessLostError where one of them is gone."""

@@ -4,51 +4,27 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
-from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter, embed
-from fractal.model.distributed import Group, ProcessLostError, peers
-from fractal.model.objective import TrainingRows
-from fractal.model.published import KEEP
-from fractal.model.recipes import FRACTAL, PUBLISHED, Recipe
+from fractal.model.adapter import Adapter, embed
+from fractal.model.distributed import ALONE, Group, ProcessLostError, peers
+from fractal.model.preparation import check_settings, describe, prepare
+from fractal.model.recipes import PUBLISHED, Counts, Settings
 
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 EMA_DECAY = 0.98  # the moving average of the weights looks back about 50 steps
 VAL_QUERIES, VAL_BANK = 2_000, 10_000  # enough for a standard error of .01, and a third of a second
-Counts = dict[tuple[str, ...], int]  # path of labels -> number of cells
 Accuracy = Callable[[Tensor, Tensor, Tensor, Tensor], list[float]]  # see `Validator`
-ALONE = Group()  # one process
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to train. None: as the recipe or the cells suggest."""
-
-    recipe: Recipe = FRACTAL
-    num_levels: int | None = None  # blocks; None: one for each level with two or more classes
-    scale_dim: int | None = None  # numbers per block; None: see `default_scale_dim`
-    epochs: int = 20  # at most
-    patience: int = 5  # stop after so many epochs that scored worse in validation than the best one
-    lr: float | None = None
-    batch_size: int | None = None
-    seed: int = 0  # of the weights, the order of the rows, and the noise
-
-    @property
-    def of_recipe(self) -> Recipe:
-        """The recipe, with the settings that are given in place of its defaults."""
-        recipe = self.recipe
-        return replace(recipe, lr=self.lr or recipe.lr, batch_size=self.batch_size or recipe.batch_size)
 
 
 @dataclass
@@ -124,41 +100,6 @@ class Validator:
         return accuracy, sum(scores) / len(scores) if finite else math.nan
 
 
-def choose_levels(labels: Tensor, num_levels: int | None, published: bool = False) -> list[int]:
-    """labels (n, levels) of the training rows, or each path of them once -> the level that each block stands for.
-
-    By default every level with two or more classes. With `num_levels` the first so many levels; where one of them has
-    a single class, which can't be learnt, its block takes the next level that can (but not in the published recipe).
-    """
-    count = labels.shape[1]
-    learnable = [k for k in range(count) if len(labels[:, k].unique()) > 1]
-    if not learnable:
-        raise ValueError("all training rows are of one type")
-    if num_levels is None and len(learnable) > 1:
-        return learnable
-    wanted = range(num_levels or 2)
-    if published:
-        return list(wanted)
-    return [next((k for k in learnable if k >= level), learnable[-1]) for level in wanted]
-
-
-def default_scale_dim(dim: int, num_levels: int) -> int:
-    """Numbers per block: the vector gets about as long as the input, in steps of 8; 8 at least and 32 at most."""
-    return min(32, 8 * math.ceil(dim / num_levels / 8))
-
-
-def path_frequency(counts: Counts, classes: list[list[str]], levels: list[int], paths: Tensor) -> Tensor:
-    """-> (num_paths,) how many cells of the file lie on each of the paths (num_paths, num_levels)."""
-    codes = [{name: code for code, name in enumerate(names)} for names in classes]
-    number = {tuple(path): i for i, path in enumerate(paths.tolist())}
-    frequency = torch.zeros(len(paths))
-    for names, count in counts.items():
-        i = number.get(tuple(codes[level].get(names[level], -1) for level in levels))
-        if i is not None:  # some rare types have no training row
-            frequency[i] += count
-    return frequency
-
-
 def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
     """Row numbers of one epoch: shuffled, cut to full batches, repeated until there are `min_steps` of them."""
     rows: list[Tensor] = []
@@ -166,74 +107,6 @@ def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
         order = torch.randperm(n)
         rows += order.split(size) if n <= size else order[: n - n % size].split(size)
     return rows
-
-
-def check_settings(settings: Settings, train: LabelledVectors, source: str, group: Group = ALONE) -> None:
-    """Raises InputError for too few cells to learn from, for a number of levels that they don't have, and for a recipe
-    that one process must train."""
-    if len(train.labels) < 2 * group.size:
-        raise InputError(
-            f"{source}: {len(train.labels)} rows are left to train on; it takes more cells, or a larger --max-samples"
-        )
-    if settings.num_levels and settings.num_levels > len(train.levels):
-        raise InputError(f"{source}: has {len(train.levels)} levels ({', '.join(train.levels)}); lower --num-levels")
-    if settings.recipe == PUBLISHED and group.size > 1:
-        raise InputError(
-            "--recipe published: compares all cells of a batch with each other, so one process trains it; "
-            "start train.py without torchrun"
-        )
-
-
-def prepare(
-    x: Tensor, y: Tensor, train: LabelledVectors, counts: Counts, settings: Settings, source: str, group: Group = ALONE
-) -> tuple[Fitted, nn.Module]:
-    """A new adapter and its objective. y (n, levels) are the labels of all training rows, x (m, dim) this process's."""
-    recipe, published = settings.recipe, settings.recipe == PUBLISHED
-    label_paths, number = y.unique(dim=0, return_inverse=True)  # the paths through all levels, and that of each row
-    if len(label_paths[:, -1].unique()) < 2:
-        raise InputError(f"{source}: all training rows are of one type; there is nothing to tell apart")
-    levels = choose_levels(label_paths, settings.num_levels, published)
-    if published and len(levels) not in KEEP:
-        raise InputError(f"{source}: the published recipe has 2 to 4 levels, not {len(levels)}; give --num-levels 4")
-    config: dict[str, Any] = {
-        "recipe": recipe.name,
-        "dim": x.shape[1],
-        "num_levels": len(levels),
-        "scale_dim": settings.scale_dim or default_scale_dim(x.shape[1], len(levels)),
-        "levels": list(train.levels),
-        "block_levels": levels,
-    }
-    trained = levels if recipe.own_level or published else levels[-1:] * len(levels)
-    paths, path_of = label_paths[:, trained].unique(dim=0, return_inverse=True)
-    if not published:
-        config["paths"] = paths.tolist()
-    adapter = build_adapter(config, train.classes).to(x.device)
-    path = path_of[number]
-    lineages = label_paths[np.unique(path_of.cpu(), return_index=True)[1]][:, levels]
-    rows = TrainingRows(
-        x,
-        path[group.share(len(path))],
-        frequency=path_frequency(counts, train.classes, trained, paths).to(x.device),
-        sampled=path.bincount(minlength=len(paths)),
-        lineages=lineages,
-        names=[tuple(train.classes[k][c] for k, c in zip(levels, row, strict=True)) for row in lineages.tolist()],
-    )
-    if isinstance(adapter, FractalAdapter):
-        head = torch.arange(min(len(path), STATISTICS_ROWS))
-        sample = group.rows(x, head, len(path))
-        if group.is_main:  # the others get its weights; this takes 400 MB
-            adapter.fit_statistics(sample, path[: len(head)], rows.frequency)
-    return Fitted(adapter, config, train.classes), recipe.objective(adapter, rows)
-
-
-def describe(config: dict[str, Any]) -> str:
-    """What the blocks are, and which levels have none, in one line."""
-    names = config["levels"]
-    line = (
-        f"{config['num_levels']} blocks of {config['scale_dim']}: {', '.join(names[k] for k in config['block_levels'])}"
-    )
-    without = [name for k, name in enumerate(names[: config["block_levels"][-1]]) if k not in config["block_levels"]]
-    return line + (f"; none for {', '.join(without)}, where all training cells are of one class" if without else "")
 
 
 def fit(
@@ -274,12 +147,13 @@ def fit(
         torch.manual_seed(settings.seed)
         torch.set_flush_denormal(True)  # once training has converged, numbers below 1e-38 slow a CPU down tenfold
         try:
-            fitted, objective = prepare(x, y, train, counts, settings, source, group)
-            print(describe(fitted.config))
-            trainer = Trainer(fitted.adapter, objective, settings, len(y), group)
+            adapter, config, objective = prepare(x, y, train, counts, settings, source, group)
+            print(describe(config))
+            fitted = Fitted(adapter, config, train.classes)
+            trainer = Trainer(adapter, objective, settings, len(y), group)
             validate = None
             if len(val_y):
-                block_levels, own_level = fitted.config["block_levels"], settings.recipe.own_level
+                block_levels, own_level = config["block_levels"], settings.recipe.own_level
                 validate = Validator((x, y, val_x, val_y), block_levels, own_level, accuracy, group)
             if group.size > 1:  # each has noise of its own from here on
                 torch.manual_seed(settings.seed + group.rank)

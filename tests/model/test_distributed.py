@@ -17,8 +17,8 @@ import train
 from fractal.base.cli import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.model.distributed import Group
-from fractal.model.recipes import PUBLISHED
-from fractal.model.training import Settings, check_settings
+from fractal.model.preparation import check_settings
+from fractal.model.recipes import PUBLISHED, Settings
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]

@@ -21,8 +21,9 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.adapter import load
 from fractal.model.objective import PrefixObjective
-from fractal.model.recipes import FRACTAL, PUBLISHED, RECIPES, find_recipe
-from fractal.model.training import EMA_DECAY, Settings, Validator, choose_levels, default_scale_dim, path_frequency
+from fractal.model.preparation import choose_levels, default_scale_dim, path_frequency
+from fractal.model.recipes import FRACTAL, PUBLISHED, RECIPES, Counts, Settings, find_recipe
+from fractal.model.training import EMA_DECAY, Validator
 from fractal.model.training import fit as fit_with
 from fractal.score.metrics import knn_accuracy
 
@@ -43,9 +44,7 @@ def counts_of(numbers: list[int]) -> dict[tuple[str, ...], int]:
     return dict(zip(paths, numbers, strict=True))
 
 
-def fit(
-    train: LabelledVectors, validation: LabelledVectors, counts: training.Counts, settings: Settings
-) -> training.Fitted:
+def fit(train: LabelledVectors, validation: LabelledVectors, counts: Counts, settings: Settings) -> training.Fitted:
     return fit_with(train, validation, counts, settings, knn_accuracy)
 
 
