@@ -7,7 +7,7 @@ published reference (fractal/model/published.py). The controls `mrl` and `hce` a
 
 Ctrl-C keeps the best epoch so far beside the output, as NAME.partial.pt; a finished checkpoint stays as it is.
 
-Several processes share the rows and the work, on one machine or more; the loss curve is that of one process:
+Several processes share the rows and the work, on one machine or more:
 
     uv run torchrun --standalone --nproc-per-node 2 train.py --max-samples 0
 """
@@ -21,15 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.base.cli import (
-    add_device,
-    non_negative_int,
-    positive_float,
-    positive_int,
-    printable,
-    ratio,
-    run,
-)
+from fractal.base.cli import add_device, non_negative_int, positive_float, positive_int, ratio
+from fractal.base.errors import printable, run
 from fractal.base.files import check_paths
 from fractal.base.storage import place
 from fractal.data.atlas import Atlas

@@ -14,15 +14,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 import train
-from fractal.base.cli import InputError, run
+from fractal.base.cli import run
 from fractal.data.atlas import LabelledVectors
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.adapter import load
 from fractal.model.objective import PrefixObjective
-from fractal.model.preparation import choose_levels, default_scale_dim, path_frequency
-from fractal.model.recipes import FRACTAL, PUBLISHED, RECIPES, Counts, Settings, find_recipe
+from fractal.model.recipes import FRACTAL, PUBLISHED, RECIPES, Counts, Settings
 from fractal.model.training import EMA_DECAY, Validator
 from fractal.model.training import fit as fit_with
 from fractal.score.metrics import knn_accuracy
@@ -118,20 +117,6 @@ def test_the_loss_knows_how_frequent_the_paths_are_in_the_file(monkeypatch):
     assert seen == [[500, 3, 20, 7, 1]]
 
 
-def test_path_frequency_by_hand():
-    """Two training paths of levels (lineage, lineage, type); what training has not seen counts nowhere."""
-    classes = [["Immune"], ["L", "M"], ["B", "T", "mono"], ["b1", "m1", "t1"]]
-    paths = torch.tensor([[0, 0, 1], [1, 1, 2]])
-    counts: dict[tuple[str, ...], int] = {
-        ("Immune", "L", "T", "t1"): 7,
-        ("Immune", "L", "T", "t2 that training never saw"): 2,
-        ("Immune", "M", "mono", "m1"): 5,
-        ("Immune", "L", "B", "b1"): 100,
-        ("Neural", "Glial", "x", "y"): 1_000,
-    }
-    assert path_frequency(counts, classes, [1, 1, 2], paths).tolist() == [9, 5]
-
-
 @pytest.mark.parametrize(
     ("own_level", "block_levels"), [(True, [0, 1, 2, 3]), (False, [0, 1, 2, 3]), (True, [1, 3, 3, 3])]
 )
@@ -186,20 +171,6 @@ def test_the_recipes_that_train_prefixes_choose_by_them(monkeypatch):
     assert chosen == {"fractal": True, "published": False}
 
 
-def test_levels_of_one_class_get_no_block_unless_asked_for():
-    labels = torch.from_numpy(TREE)
-    assert choose_levels(labels, None) == [0, 1, 2, 3]
-    assert choose_levels(labels, 2) == [0, 1]
-    one_system = torch.from_numpy(TREE[:3])
-    assert choose_levels(one_system, None) == [1, 2, 3]
-    assert choose_levels(one_system, 4) == [1, 1, 2, 3]
-    assert choose_levels(one_system, 4, published=True) == [0, 1, 2, 3]
-    only_leaves = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]])
-    assert choose_levels(only_leaves, None) == choose_levels(only_leaves, 2) == [3, 3]
-    with pytest.raises(ValueError, match="one type"):
-        choose_levels(labels[:1], None)
-
-
 @pytest.mark.parametrize("recipe", ["fractal", "published"])
 def test_an_atlas_of_one_system(capsys, recipe: str):
     blood = cells(90, tree=TREE[:3])
@@ -207,13 +178,6 @@ def test_an_atlas_of_one_system(capsys, recipe: str):
     assert "3 blocks of 4: lineage, type, subtype; none for system, where all" in capsys.readouterr().out
     config = fitted.config
     assert (config["num_levels"], config["block_levels"], config["levels"]) == (3, [1, 2, 3], list(LEVELS))
-
-
-@pytest.mark.parametrize(
-    ("dim", "levels", "expected"), [(128, 4, 32), (30, 4, 8), (50, 4, 16), (4, 4, 8), (128, 2, 32), (10_000, 6, 32)]
-)
-def test_block_widths_follow_the_input(dim: int, levels: int, expected: int):
-    assert default_scale_dim(dim, levels) == expected
 
 
 @pytest.mark.parametrize("levels", [2, 3, 5, 6])
@@ -261,11 +225,6 @@ def test_split_and_weights_have_their_own_seeds(stratified: Path, tmp_path: Path
     assert made["a"]["split"] == made["weights"]["split"] != made["split"]["split"]
     assert (made["weights"]["training"]["seed"], made["split"]["split"]["seed"]) == (1, 1)
     assert not torch.equal(made["a"]["state"]["anchors"], made["weights"]["state"]["anchors"])
-
-
-def test_an_unknown_recipe_is_refused():
-    with pytest.raises(InputError, match="recipe 'mrl': is one of fractal, published"):
-        find_recipe("mrl")
 
 
 def test_no_trace_is_left_in_torch():
