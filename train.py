@@ -122,9 +122,9 @@ def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> Non
     print(f"recipe {recipe.name}: lr {recipe.lr:g}, batch {recipe.batch_size}, seed {settings.seed}, {where}")
 
     split, rows, counts = group.from_main(lambda: draw_split(args, atlas))
-    train_rows, val_rows = (part[group.share(len(part))] for part in rows)
-    cells = atlas.read(np.concatenate([train_rows, val_rows]))
-    train, validation = group.all_labels(*cells.split(len(train_rows)))
+    held = [part[group.share(len(part))] for part in rows]
+    cells = atlas.read(np.concatenate(rows), np.concatenate(held))
+    train, validation = cells.split(len(rows[0]), len(held[0]))
 
     fitted = fit(train, validation, counts, settings, knn_accuracy, str(args.input), group)
     if group.is_main:

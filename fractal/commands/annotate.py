@@ -88,9 +88,7 @@ def get_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
     from fractal.data.cells import has_obs, has_obsm, is_h5ad
-    from fractal.hierarchy.ontology import CL_SLIM
 
-    args.obo = args.obo or CL_SLIM
     args.input = one_input(args, EXAMPLE)
     check_suffix("--output", args.output, (".tsv", ".parquet", ".h5ad"))
     if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
@@ -156,6 +154,21 @@ def answers(bundle: Bundle, source: Cells, groups: np.ndarray | None, args: Any)
         yield ({} if ids is None else {CELL_ID: ids.astype(object)}) | bundle.columns(*part)
 
 
+def restrict(bundle: Bundle, args: argparse.Namespace) -> Bundle:
+    """Without the types that --only and --exclude leave out. Raises InputError for terms that --obo does not know."""
+    from fractal.annotate.bundle import check_terms, choose_paths
+    from fractal.hierarchy.ontology import CL_SLIM, load_graph
+
+    if bundle.cl_ids.any():
+        graph = load_graph(args.obo or CL_SLIM)
+        check_terms(bundle, graph, args.reference, args.obo or CL_SLIM)
+        keep = choose_paths(bundle, graph, args.only, args.exclude)
+        return bundle if keep is None else bundle.restricted(keep)
+    if args.only or args.exclude:
+        raise InputError(f"{args.reference}: has no CL ids, so --only and --exclude can't be applied")
+    return bundle
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
@@ -166,11 +179,10 @@ def main(argv: list[str] | None = None) -> None:
 def annotate(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
-    from fractal.annotate.bundle import check_terms, choose_paths, read_bundle
+    from fractal.annotate.bundle import read_bundle
     from fractal.annotate.query import open_query, tell
     from fractal.annotate.truth import draw_confusions, report
     from fractal.commands.output import open_output
-    from fractal.hierarchy.ontology import load_graph
     from fractal.model.adapter import pick_device
 
     bundle = read_bundle(args.reference, pick_device(args.device))
@@ -179,14 +191,7 @@ def annotate(args: argparse.Namespace) -> None:
 
         bundle = with_index(bundle, args.index, args.index_labels)
         print(f"{bundle.voters} vote; probabilities by {len(bundle.validation_path):,} validation cells")
-    if bundle.cl_ids.any():
-        graph = load_graph(args.obo)
-        check_terms(bundle, graph, args.reference, args.obo)
-        keep = choose_paths(bundle, graph, args.only, args.exclude)
-        bundle = bundle if keep is None else bundle.restricted(keep)
-    elif args.only or args.exclude:
-        raise InputError(f"{args.reference}: has no CL ids, so --only and --exclude can't be applied")
-
+    bundle = restrict(bundle, args)
     levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
     kept: list[dict[str, np.ndarray]] = []
     with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):

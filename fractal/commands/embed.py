@@ -11,7 +11,8 @@ taken as well. Files may be at a URI, such as s3://bucket/new.h5ad.
 """
 
 import argparse
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ import numpy as np
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths, locked
+from fractal.base.storage import Place
 from fractal.commands.options import CHECKPOINT, add, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
+    from fractal.data.cells import Cells
+    from fractal.model.embedding import Embedder
 
 EXAMPLE = "fractal embed new.h5ad --reference FOLDER"
 
@@ -74,54 +78,72 @@ def check_flags(args: argparse.Namespace) -> None:
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output}, in_place)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = get_parser().parse_args(argv)
-    check_flags(args)
+@contextmanager
+def open_cells(embedder: "Embedder", args: argparse.Namespace) -> Iterator["Cells"]:
+    """The cells of --input. Raises InputError for those of another embedding, and for a --prefix beyond the vector."""
     from fractal.annotate.query import open_query, tell
+    from fractal.data.cells import Cells
+
+    levels, dim = embedder.adapter.num_levels, embedder.adapter.dim
+    if (args.prefix or 1) > levels:
+        raise InputError(f"{args.reference}: has {levels} blocks, --prefix {args.prefix} asks for more")
+    if embedder.reference:
+        with open_query(embedder.reference, args.input, args.use_rep, args.force) as (cells, origin):
+            tell(origin, args.input)
+            yield cells
+    else:  # a checkpoint of train.py knows no cells
+        with Cells.open(args.input, args.use_rep or embedder.use_rep, dim) as cells:
+            yield cells
+
+
+def embed_cells(embedder: "Embedder", cells: "Cells", output: Place, prefix: int, dtype: str = "float32") -> int:
+    """Write the vectors of all cells, whole or not at all -> how many are NaN.
+
+    prefix: so many blocks of each; an .h5ad gets all. dtype: of Parquet and .npy, float32 or float16.
+    """
     from fractal.commands.output import open_output
-    from fractal.data.cells import Cells, is_h5ad
+    from fractal.data.cells import is_h5ad
     from fractal.data.outputs import facts
     from fractal.data.parquet import ROW_GROUP
     from fractal.data.vectors import CHUNK
-    from fractal.model.adapter import pick_device
-    from fractal.model.embedding import Embedder, embed_chunks
+    from fractal.model.embedding import embed_chunks
 
-    embedder = Embedder.open(args.reference, pick_device(args.device))
-    adapter, recipe, levels = embedder.adapter, embedder.recipe, embedder.adapter.num_levels
-    prefix, to_h5ad = args.prefix or levels, is_h5ad(args.output)
-    if prefix > levels:
-        raise InputError(f"{args.reference}: has {levels} blocks, --prefix {prefix} asks for more")
-    with ExitStack() as stack:
-        stack.enter_context(locked(args.output))  # it may be the input
-        if embedder.reference:
-            query = open_query(embedder.reference, args.input, args.use_rep, args.force)
-            source, origin = stack.enter_context(query)
-            tell(origin, args.input)
-        else:  # a checkpoint of train.py knows no cells
-            source = stack.enter_context(Cells.open(args.input, args.use_rep or embedder.use_rep, adapter.dim))
-        write = stack.enter_context(
-            open_output(
-                args.output,
-                source,
-                metadata=embedder.metadata(prefix),
-                uns=facts(adapter, recipe, embedder.sha256, embedder.levels),
-                replaces=("X_fractal", "X_fractal_blocks").__contains__,
-                dtype=args.dtype,
-            )
-        )
+    to_h5ad = is_h5ad(output)
+    with open_output(
+        output,
+        cells,
+        metadata=embedder.metadata(prefix),
+        uns=facts(embedder.adapter, embedder.recipe, embedder.sha256, embedder.levels),
+        replaces=("X_fractal", "X_fractal_blocks").__contains__,
+        dtype=dtype,
+    ) as write:
 
         def append(columns: "pa.Table", vectors: np.ndarray, blocks: np.ndarray) -> None:
             if to_h5ad:
                 both = {"X_fractal": vectors, "X_fractal_blocks": blocks}
-                write(columns, both if recipe == "published" else {"X_fractal": vectors})
+                write(columns, both if embedder.recipe == "published" else {"X_fractal": vectors})
             else:
                 write(columns, {"embedding": vectors})
 
-        chunks = source.chunks(CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad)
-        invalid = embed_chunks(adapter, chunks, source.num_rows, prefix, append)
+        chunks = cells.chunks(CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad)
+        return embed_chunks(embedder.adapter, chunks, cells.num_rows, prefix, append)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_parser().parse_args(argv)
+    check_flags(args)
+    from fractal.model.adapter import pick_device
+    from fractal.model.embedding import Embedder
+
+    embedder = Embedder.open(args.reference, pick_device(args.device))
+    levels = embedder.adapter.num_levels
+    prefix = args.prefix or levels
+    with locked(args.output), open_cells(embedder, args) as cells:  # the output may be the input
+        invalid = embed_cells(embedder, cells, args.output, prefix, args.dtype)
+    kind = "full vectors" if prefix == levels else f"prefix {prefix}"
     print(
-        f"{source.num_rows:,} cells, {'full vectors' if prefix == levels else f'prefix {prefix}'} of recipe {recipe}, "
-        f"{prefix * adapter.scale_dim} numbers each as {args.dtype}, written to {args.output}"
+        f"{cells.num_rows:,} cells, {kind} of recipe {embedder.recipe}, {prefix * embedder.adapter.scale_dim} numbers "
+        f"each as {args.dtype}, written to {args.output}"
         + (f"; NaN for {invalid:,} cells whose vector is zero or not finite" if invalid else "")
     )
 

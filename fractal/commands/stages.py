@@ -1,57 +1,57 @@
-"""The stages of the pipeline in pieces, for an engine that runs them on many machines (Ray Data).
+"""The stages of the pipeline in parts, for an engine that runs them on many machines (Ray Data).
 
-Every stage is the same: the first process reads the labels and plans; then each task reads a piece of the input, a row
-group, and writes a part of the output, a Parquet file in the output's folder. The parts in the order of their names are
-row for row what the single-machine script writes into one file. A part appears whole or not at all, and is the same
-however often its task runs: where a worker is killed, its tasks run again, nothing is lost and nothing is there twice.
+Every stage is the same: the first process reads the labels and plans; then each task calls the function of the
+single-machine script on a piece of the input, a row group, and writes a part of the output, a Parquet file in its
+folder. The parts in the order of their names are row for row what the script writes. A part appears whole or not at
+all, and is the same however often its task runs: where a worker is killed, its tasks run again.
 
 Cells never pass through the engine's own memory, only the numbers of tasks and of cells do. What tasks must know of the
 plan (an order, the cells' classes) lies in .npy files beside the output, of which a task maps its rows. So input and
 output must be paths that all machines see.
 """
 
+import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fractal.annotate.bundle import Bundle, read_bundle
-from fractal.base.cli import InputError
+from fractal.annotate.query import open_query, tell
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
+from fractal.commands.annotate import answers, restrict
+from fractal.commands.embed import embed_cells, open_cells
+from fractal.commands.output import open_output
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, parquet_cells
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
-from fractal.data.ingestion import Plan
-from fractal.data.outputs import write_parquet
+from fractal.data.ingestion import Plan, place_cells
+from fractal.data.labels import read_map
 from fractal.data.parquet import (
-    CELL_ID,
     ROW_GROUP,
     level_columns,
     metadata_of,
     open_parquet,
     open_writer,
     read_vectors,
-    reading,
-    table_writer,
+    row_groups,
 )
 from fractal.data.reorder import round_robin
-from fractal.data.scimilarity import Release, map_records
-from fractal.data.vectors import CHUNK, refuse, usable
-from fractal.model.embedding import Embedder, embed_matrix
+from fractal.data.scimilarity import map_records, open_release
+from fractal.data.vectors import refuse, usable
+from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
+from fractal.model.embedding import Embedder
 
 Task = Callable[[int], int]  # the number of a part -> how many cells it has
 Engine = Callable[[Task, int, str], Iterator[int]]  # runs the tasks 0 ... n - 1, in any order -> their cells
-
-
-def one_by_one(task: Task, count: int, _: str = "") -> Iterator[int]:
-    """The engine for one process."""
-    return map(task, range(count))
+Read = Callable[[slice], tuple[np.ndarray, np.ndarray | None]]  # rows -> vectors (m, dim) float32, names (m,) or None
 
 
 @dataclass(frozen=True)
@@ -64,38 +64,19 @@ class Pieces:
     @staticmethod
     def of(path: Path) -> "Pieces":
         """Raises InputError for a folder without Parquet files, and for files with different columns."""
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files:
-            raise InputError(f"{path}: holds no .parquet files")
-        opened = [open_parquet(file) for file in files]
-        for file, other in zip(files, opened, strict=True):
-            if other.schema_arrow != opened[0].schema_arrow:
-                raise InputError(f"{file}: has other columns than {files[0]}; make the folder again")
-        groups = [(path, i) for path, file in zip(files, opened, strict=True) for i in range(file.num_row_groups)]
-        sizes = [file.metadata.row_group(i).num_rows for file in opened for i in range(file.num_row_groups)]
-        return Pieces(groups, np.cumsum([0, *sizes]))
+        open_parquet(path)
+        files = {file: open_parquet(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])}
+        groups = [(path, i) for path, file in files.items() for i in range(file.num_row_groups)]
+        return Pieces(groups, np.cumsum([0, *(files[path].metadata.row_group(i).num_rows for path, i in groups)]))
 
-    @property
-    def num_rows(self) -> int:
-        return int(self.starts[-1])
-
-    @property
-    def schema(self) -> pa.Schema:
-        return open_parquet(self.groups[0][0]).schema_arrow
-
-    def source(self, number: int) -> Cells:
-        """One of them, as `fractal embed` opens a whole file."""
+    def cells(self, number: int) -> Cells:
+        """One of them, as a script opens a whole file."""
         path, group = self.groups[number]
         return parquet_cells(path, [group])
 
-    def read(self, number: int) -> pa.Table:
-        path, group = self.groups[number]
-        with reading(path):
-            return pq.ParquetFile(path).read_row_group(group)
 
-
-def part_name(number: int) -> str:
-    return f"part-{number:06}.parquet"
+def part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06}.parquet"
 
 
 @contextmanager
@@ -104,257 +85,180 @@ def parts_folder(output: Path, count: int) -> Iterator[tuple[Path, Path]]:
 
     Raises InputError for an output that holds anything but parts.
     """
-    names = {part_name(i) for i in range(count)} | {path.name for path in output.glob("part-*.parquet")}
+    names = {part(output, i).name for i in range(count)} | {path.name for path in output.glob("part-*.parquet")}
     with atomic_folder(output, names) as folder:
         plans = folder.with_name("plans")
         plans.mkdir()
         yield folder, plans
-        for leftover in set(folder.iterdir()) - {folder / name for name in names}:
-            shutil.rmtree(leftover)  # of a worker that was killed, on a file system without locks
+        for leftover in [path for path in folder.iterdir() if path.name not in names]:  # of a worker that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 # --- embed and annotate: a task for each row group --------------------------------------------------------------------
 
-
-@lru_cache(maxsize=1)  # once in each worker
-def open_embedder(path: Path) -> Embedder:
-    return Embedder.open(path)
-
-
-@dataclass(frozen=True)
-class Embed:
-    """A row group of a Parquet file -> the same cells with their fractal vectors."""
-
-    pieces: Pieces
-    folder: Path
-    model: Path
-    prefix: int | None
-    metadata: Mapping[str, str]
-
-    def __call__(self, number: int) -> int:
-        source = self.pieces.source(number)
-        adapter = open_embedder(self.model).adapter
-        dim = (self.prefix or adapter.num_levels) * adapter.scale_dim
-        part = self.folder / part_name(number)
-        with write_parquet(part, source, dim, np.dtype(np.float32), dict(self.metadata)) as write:
-            for columns, vectors in source.chunks(ROW_GROUP, strict=True):
-                write(columns, embed_matrix(adapter, vectors, self.prefix)[0])
-        return source.num_rows
-
-
-def embed(
-    pieces: Pieces, model: Path, output: Path, prefix: int | None, metadata: Mapping[str, str], engine: Engine
-) -> int:
-    """`fractal embed` in parts -> how many cells."""
-    with parts_folder(output, len(pieces.groups)) as (folder, _):
-        return sum(engine(Embed(pieces, folder, model, prefix, metadata), len(pieces.groups), "embed"))
+open_embedder = lru_cache(maxsize=1)(Embedder.open)  # once in each worker, as the next one
 
 
 @lru_cache(maxsize=1)
-def open_bundle(path: Path, keep: bytes | None) -> Bundle:
-    bundle = read_bundle(path)
-    return bundle if keep is None else bundle.restricted(np.frombuffer(keep, bool))
+def open_reference(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Bundle:
+    return restrict(read_bundle(path), argparse.Namespace(reference=path, obo=obo, only=only, exclude=exclude))
 
 
-@dataclass(frozen=True)
-class Annotate:
-    """A row group of a Parquet file -> a table of answers, as `fractal annotate` writes it."""
-
-    pieces: Pieces
-    folder: Path
-    reference: Path
-    keep: bytes | None  # mask of the reference's paths, where --only and --exclude leave some out
-    confidence: float
-    novelty: str
-
-    def __call__(self, number: int) -> int:
-        source = self.pieces.source(number)
-        bundle = open_bundle(self.reference, self.keep)
-        with atomic_write(self.folder / part_name(number)) as part, table_writer(part) as write:
-            for table, chunk in source.chunks(CHUNK):
-                good = usable(chunk)
-                some = chunk[good]
-                answer = bundle.answer(some, self.confidence, self.novelty)
-                columns = bundle.columns(answer, good, bundle.best_excluded(some))
-                ids = {CELL_ID: table[CELL_ID]} if source.has_names else {}
-                write(pa.table(ids | {name: pa.array(values) for name, values in columns.items()}))
-        return source.num_rows
+def embed(args: argparse.Namespace, engine: Engine) -> int:
+    """`fractal embed` in parts -> how many cells."""
+    pieces, embedder = Pieces.of(args.input), open_embedder(args.reference)
+    with open_cells(embedder, args):  # raises InputError as the command does
+        prefix = args.prefix or embedder.adapter.num_levels
+    with parts_folder(args.output, len(pieces.groups)) as (folder, _):
+        task = partial(embed_part, pieces, folder, args.reference, prefix)
+        return sum(engine(task, len(pieces.groups), "embed"))
 
 
-def annotate(
-    pieces: Pieces,
-    reference: Path,
-    output: Path,
-    keep: np.ndarray | None,
-    confidence: float,
-    novelty: str,
-    engine: Engine,
-) -> int:
+def embed_part(pieces: Pieces, folder: Path, reference: Path, prefix: int, number: int) -> int:
+    cells = pieces.cells(number)
+    embed_cells(open_embedder(reference), cells, part(folder, number), prefix)
+    return cells.num_rows
+
+
+def annotate(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal annotate` in parts -> how many cells."""
-    mask = None if keep is None else keep.tobytes()
-    with parts_folder(output, len(pieces.groups)) as (folder, _):
-        task = Annotate(pieces, folder, reference, mask, confidence, novelty)
+    pieces = Pieces.of(args.input)
+    choice = args.reference, args.obo, tuple(args.only), tuple(args.exclude)
+    with open_query(open_reference(*choice), args.input, None, args.force) as (_, origin):
+        tell(origin, args.input)
+    with parts_folder(args.output, len(pieces.groups)) as (folder, _):
+        task = partial(annotate_part, pieces, folder, choice, args)
         return sum(engine(task, len(pieces.groups), "annotate"))
+
+
+def annotate_part(pieces: Pieces, folder: Path, choice: tuple[Any, ...], args: argparse.Namespace, number: int) -> int:
+    cells = pieces.cells(number)
+    with open_output(part(folder, number)) as write:
+        for columns in answers(open_reference(*choice), cells, None, args):
+            write(pa.table(columns))
+    return cells.num_rows
 
 
 # --- stratify: a sort, as every engine's shuffle is one ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Deal:
-    """First half of the sort: some row groups -> a file of their rows, in the order of their places."""
-
-    pieces: Pieces
-    places: Path  # .npy: the place of each row in the output, (num_rows,) int64
-    runs: Path
-    first: np.ndarray  # (tasks + 1,): the first row group of each task
-
-    def __call__(self, number: int) -> int:
-        groups = range(self.first[number], self.first[number + 1])
-        start, stop = self.pieces.starts[groups.start], self.pieces.starts[groups.stop]
-        place = np.load(self.places, mmap_mode="r")[start:stop]
-        order = np.argsort(place)
-        table = pa.concat_tables([self.pieces.read(group) for group in groups]).unify_dictionaries()
-        table = table.append_column("place", pa.array(place)).take(pa.array(order)).combine_chunks()
-        with atomic_write(self.runs / f"{number}.arrow") as path, pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
-        return len(place)
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Second half: the rows of one part, out of the files of all tasks of the first half."""
-
-    runs: Path
-    folder: Path
-    rows_per_part: int
-    num_rows: int
-    num_runs: int
-    others: pa.Schema
-    metadata: Mapping[str, str]
-
-    def __call__(self, number: int) -> int:
-        start = number * self.rows_per_part
-        stop = min(start + self.rows_per_part, self.num_rows)
-        found = []
-        for run in range(self.num_runs):
-            with pa.memory_map(str(self.runs / f"{run}.arrow")) as file:
-                table = pa.ipc.open_file(file).read_all()
-                lo, hi = np.searchsorted(table["place"].to_numpy(), [start, stop])
-                found.append(table[lo:hi])
-        table = pa.concat_tables(found).unify_dictionaries()
-        place = table["place"].to_numpy()
-        order = np.argsort(place)
-        if not np.array_equal(place[order], np.arange(start, stop)):
-            raise InputError(f"{self.runs}: rows are missing or there twice; run it again")
-        table = table.take(pa.array(order))
-        vectors = read_vectors(table, self.runs)
-        part = self.folder / part_name(number)
-        with open_writer(part, vectors.shape[1], self.others, dict(self.metadata)) as writer:
-            for first in range(0, len(vectors), ROW_GROUP):
-                some = slice(first, first + ROW_GROUP)
-                writer.append_table(vectors[some], table[some].select(self.others.names))
-        return len(vectors)
-
-
-def stratify(pieces: Pieces, output: Path, seed: int, rows_per_task: int, engine: Engine) -> int:
-    """stratify.py in parts -> how many cells. Memory of a task: about twice `rows_per_task` rows.
+def stratify(args: argparse.Namespace, engine: Engine) -> int:
+    """stratify.py in parts -> how many cells. Memory of a task: about --memory.
 
     The first process draws the order from the labels alone, 70 bytes a cell. The temporary files beside the output take
     as much room as the cells.
     """
-    schema = pieces.schema
-    finest = level_columns(schema)[-1]
-    order = round_robin(read_labels(pieces, finest), seed)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    others = schema.remove(schema.get_field_index("embedding"))
-    rows_per_part = max(1, rows_per_task // ROW_GROUP) * ROW_GROUP
-    owner = pieces.starts[:-1] // rows_per_part
-    first = np.append(np.flatnonzero(np.diff(owner, prepend=-1)), len(owner))
-    count = -(-len(order) // rows_per_part)
-    with parts_folder(output, count) as (folder, plans):
-        np.save(plans / "places.npy", place)
-        del order, place
-        deal = Deal(pieces, plans / "places.npy", plans, first)
-        if sum(engine(deal, len(first) - 1, "deal")) != pieces.num_rows:
-            raise InputError(f"{output}: rows were lost on the way; run it again")
-        metadata = {**metadata_of(schema), "stratified": finest}
-        gather = Gather(plans, folder, rows_per_part, pieces.num_rows, len(first) - 1, others, metadata)
-        return sum(engine(gather, count, "gather"))
+    pieces = Pieces.of(args.input)
+    atlas = Atlas.open(args.input)
+    schema = atlas.schema.remove(atlas.schema.get_field_index("embedding"))
+    order = round_robin(atlas.finest[0], args.seed)
+    rows = max(1, args.memory // (2 * 4 * atlas.dim) // ROW_GROUP) * ROW_GROUP  # of a part
+    starts = np.arange(0, len(order) + rows, rows).clip(max=len(order))
+    first = np.unique(np.searchsorted(pieces.starts, starts))  # the first row group of each run
+    with parts_folder(args.output, len(starts) - 1) as (folder, plans):
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        np.save(plans / "places.npy", places)
+        del order, places
+        runs = [plans / f"{i}.arrow" for i in range(len(first) - 1)]
+        if sum(engine(partial(partition_rows, pieces, first, runs), len(runs), "sort")) != pieces.starts[-1]:
+            raise InputError(f"{args.output}: rows were lost on the way; run it again")
+        metadata = {**metadata_of(schema), "stratified": level_columns(schema)[-1]}
+        return sum(engine(partial(merge_partition, runs, starts, schema, metadata, folder), len(starts) - 1, "merge"))
 
 
-def read_labels(pieces: Pieces, column: str) -> np.ndarray:
-    """(num_rows,) int codes of a text column over all files, numbered by the names that occur in any, sorted."""
-    found = [Atlas.open(path).codes(column) for path in dict.fromkeys(path for path, _ in pieces.groups)]
-    names = sorted(set().union(*(names for _, names in found)))
-    return np.concatenate([np.searchsorted(names, own).astype(np.int32)[codes] for codes, own in found])
+def partition_rows(pieces: Pieces, first: np.ndarray, runs: list[Path], number: int) -> int:
+    """First half of the sort: some row groups -> a file of their rows, in the order of their places."""
+    groups = range(first[number], first[number + 1])
+    start, stop = pieces.starts[groups.start], pieces.starts[groups.stop]
+    place = np.load(runs[number].with_name("places.npy"), mmap_mode="r")[start:stop]
+    tables = [table for i in groups for table in row_groups(pieces.groups[i][0], groups=[pieces.groups[i][1]])]
+    table = pa.concat_tables(tables).unify_dictionaries().append_column("place", pa.array(place))
+    table = table.take(pa.array(np.argsort(place))).combine_chunks()
+    with atomic_write(runs[number]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    return len(place)
+
+
+def merge_partition(
+    runs: list[Path], starts: np.ndarray, schema: pa.Schema, metadata: Mapping[str, str], folder: Path, number: int
+) -> int:
+    """Second half: the rows of one part, out of the files of all tasks of the first half."""
+    start, stop = starts[number : number + 2]
+    tables = []
+    for run in runs:
+        with pa.memory_map(str(run)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            lo, hi = np.searchsorted(table["place"].to_numpy(), [start, stop])
+            tables.append(table[lo:hi])
+    table = pa.concat_tables(tables).unify_dictionaries()
+    place = table["place"].to_numpy()
+    order = np.argsort(place)
+    if not np.array_equal(place[order], np.arange(start, stop)):
+        raise InputError(f"{runs[0].parent}: rows are missing or there twice; run it again")
+    table = table.take(pa.array(order))
+    vectors = read_vectors(table, runs[0].parent)
+    with open_writer(part(folder, number), vectors.shape[1], schema, dict(metadata)) as writer:
+        for first in range(0, len(vectors), ROW_GROUP):
+            rows = slice(first, first + ROW_GROUP)
+            writer.append_table(vectors[rows], table[rows].select(schema.names))
+    return len(vectors)
 
 
 # --- ingest: a task for each 65,536 cells of a release or an .h5ad ----------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ingest:
-    """Cells of a release, or of an .h5ad, in the order of their labels -> a part of an atlas."""
-
-    plan: Plan  # without the arrays of all cells, which are mapped
-    plans: Path
-    folder: Path
-    source: Path  # the release's index, or the .h5ad
-    obsm: str  # of an .h5ad
-    record: np.dtype | None  # of a release's index: how a cell lies there
-
-    def cells(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
-        """-> (m, dim) float32, and the cells' names of an .h5ad."""
-        if self.record is not None:
-            numbers = np.load(self.plans / "records.npy", mmap_mode="r")[rows]
-            first = int(numbers.min())
-            records = map_records(self.source, self.record, first, int(numbers.max()) + 1 - first)
-            return records["vector"][numbers - first], None
-        with open_h5ad(self.source) as file:
-            array = find_embedding(file.get("obsm", {}), file.get("X"), self.source, self.obsm)
-            return np.ascontiguousarray(array[rows], np.float32), obs_names(file, self.source)(rows)
-
-    def __call__(self, number: int) -> int:
-        start = number * ROW_GROUP
-        classes = np.load(self.plans / "classes.npy", mmap_mode="r")[start : start + ROW_GROUP]
-        if not (classes >= 0).any():
-            return 0
-        path, studies = self.plans / "studies.npy", None
-        if self.plan.studies is not None:
-            studies = np.load(path, mmap_mode="r")[start : start + ROW_GROUP]
-        plan = replace(self.plan, classes=classes, study_codes=studies)
-        vectors, names = self.cells(slice(start, start + len(classes)))
-        refuse((classes >= 0) & ~usable(vectors), start, self.source)  # by its number among all cells
-        with plan.open(self.folder / part_name(number), vectors.shape[1], names is not None) as writer:
-            plan.append(writer, slice(0, len(classes)), vectors, names, self.source)
-        return int((classes >= 0).sum())
-
-
-def ingest(plan: Plan, source: Path, obsm: str, output: Path, engine: Engine, release: Release | None = None) -> int:
-    """ingest.py in parts -> how many cells."""
+def ingest(args: argparse.Namespace, engine: Engine) -> int:
+    """ingest.py in parts -> how many cells. Of a release the first process reads the labels in the index."""
+    graph, source = load_graph(args.obo or CL_SLIM), args.h5ad or args.model_dir
+    label_map = read_map(args.label_map) if args.label_map else None
+    read: Read = partial(read_h5ad, source, args.use_rep)
+    if args.h5ad:
+        release = None
+        with Cells.open(source, args.use_rep) as cells:
+            labels = cells.labels(args.label_key, args.study_key, label_map, args.levels)
+    else:
+        release = open_release(source)
+        labels = release.labels if label_map is None else release.labels.mapped(label_map, args.label_map)
+    plan = place_cells(labels, graph, source, args.hierarchy, args.unmapped)
+    print("\n".join(plan.hierarchy.notes))
     count = -(-len(plan.classes) // ROW_GROUP)
-    with parts_folder(output, count) as (folder, plans):
-        np.save(plans / "classes.npy", plan.classes)
-        if plan.study_codes is not None:
-            np.save(plans / "studies.npy", plan.study_codes)
+    with parts_folder(args.output, count) as (folder, plans):
         if release:
-            np.save(plans / "records.npy", record_numbers(release))
-        small = replace(plan, classes=plan.classes[:0], study_codes=None)
-        record = release.records.dtype if release else None
-        return sum(engine(Ingest(small, plans, folder, source, obsm, record), count, "ingest"))
+            numbers = [labels for labels, _ in release.records_by_chunk(ROW_GROUP)]
+            np.save(plans / "records.npy", np.argsort(np.concatenate(numbers)))
+            read = partial(read_release, release.index_path, release.records.dtype, plans / "records.npy")
+        for name in ("classes", "study_codes"):
+            if getattr(plan, name) is not None:
+                np.save(plans / f"{name}.npy", getattr(plan, name))
+        small = replace(plan, classes=plan.classes[:0], study_codes=None)  # tasks map the rest
+        total = sum(engine(partial(ingest_part, small, plans, folder, source, read), count, "ingest"))
+    table = args.output.with_name(f"{args.output.stem}.hierarchy.tsv")
+    write_hierarchy(table, plan.hierarchy.levels, plan.hierarchy.classes)
+    return total
 
 
-def ingest_release(plan: Plan, release: Release, output: Path, engine: Engine) -> int:
-    """The first process reads the labels in the index, which takes one pass over the file."""
-    return ingest(plan, release.index_path, "", output, engine, release)
+def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read, number: int) -> int:
+    rows = slice(number * ROW_GROUP, (number + 1) * ROW_GROUP)
+    names = ("classes", "study_codes") if plan.studies is not None else ("classes",)
+    mine = replace(plan, **{name: np.load(plans / f"{name}.npy", mmap_mode="r")[rows] for name in names})
+    keep = mine.classes >= 0
+    if keep.any():
+        vectors, ids = read(slice(rows.start, rows.start + len(keep)))
+        refuse(keep & ~usable(vectors), rows.start, source)  # by its number among all cells
+        with mine.open(part(folder, number), vectors.shape[1], ids is not None) as writer:
+            mine.append(writer, slice(0, len(keep)), vectors, ids, source)
+    return int(keep.sum())
 
 
-def record_numbers(release: Release) -> np.ndarray:
-    """(n,) int64: the number of the record of each cell, in the order of the label file."""
-    found, start = np.empty(len(release), np.int64), 0
-    for labels, _ in release.records_by_chunk(ROW_GROUP):
-        found[labels] = np.arange(start, start + len(labels))
-        start += len(labels)
-    return found
+def read_h5ad(source: Path, obsm: str, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+    with open_h5ad(source) as file:
+        array = find_embedding(file.get("obsm", {}), file.get("X"), source, obsm)
+        return np.ascontiguousarray(array[rows], np.float32), obs_names(file, source)(rows)
+
+
+def read_release(index: Path, record: np.dtype, numbers: Path, rows: slice) -> tuple[np.ndarray, None]:
+    """record: how a cell lies in the index; numbers: .npy with the number of each cell's record."""
+    found = np.load(numbers, mmap_mode="r")[rows]
+    first = int(found.min())
+    return map_records(index, record, first, int(found.max()) + 1 - first)["vector"][found - first], None

@@ -17,7 +17,7 @@ vectors are not.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,13 +53,13 @@ class LabelledVectors:
     classes: list[list[str]]  # per level, sorted; label c of level k is classes[k][c]
     levels: tuple[str, ...] = LEVELS  # names of the levels, coarse to fine
 
-    def split(self, n: int) -> tuple["LabelledVectors", "LabelledVectors"]:
-        """The first n cells and the others; their labels share their codes."""
-        first, rest = (
-            LabelledVectors(self.vectors[rows], self.labels[rows], self.classes, self.levels)
-            for rows in (slice(n), slice(n, None))
+    def split(self, n: int, held: int | None = None) -> tuple["LabelledVectors", "LabelledVectors"]:
+        """The first n cells, of which `held` (None: all) have their vectors here, and the others; with common codes."""
+        m = n if held is None else held
+        return (
+            replace(self, vectors=self.vectors[:m], labels=self.labels[:n]),
+            replace(self, vectors=self.vectors[m:], labels=self.labels[n:]),
         )
-        return first, rest
 
 
 Codes = tuple[np.ndarray, list[str]]  # (num_rows,) int32, and the names, sorted, each of which occurs
@@ -143,9 +143,13 @@ class Atlas(ABC):
         """
         return first_equal(np.concatenate([vector_hashes(vectors) for vectors in self.vectors()]))
 
-    def read(self, rows: np.ndarray) -> LabelledVectors:
-        """The given rows, in the given order. Raises InputError for vectors that are zero or not finite."""
-        vectors, labels, classes = self.vectors_of(rows), np.empty((len(rows), len(self.levels)), np.int64), []
+    def read(self, rows: np.ndarray, held: np.ndarray | None = None) -> LabelledVectors:
+        """The given rows, in the given order. Raises InputError for vectors that are zero or not finite.
+
+        held: the rows whose vectors are read, where other processes hold those of the others (None: all).
+        """
+        vectors = self.vectors_of(rows if held is None else held)
+        labels, classes = np.empty((len(rows), len(self.levels)), np.int64), []
         for k, column in enumerate(column_names(self.levels)):
             codes, names = self.codes(column)
             used, labels[:, k] = np.unique(codes[rows], return_inverse=True)

@@ -1,7 +1,7 @@
 """One adapter trained by several processes, as `torchrun` starts them: each holds its share of the rows.
 
 Every process learns from batches of its share, and DistributedDataParallel averages the gradients: of N processes a
-step takes N batches of `batch size / N` rows. Labels are small, so every process has those of all rows. Gloo connects
+step takes N batches of `batch size / N` rows. Labels are small, so every process reads those of all rows. Gloo connects
 CPUs, NCCL connects GPUs. The first process (rank 0) alone splits, validates, prints and writes.
 """
 
@@ -12,20 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fractal.base.errors import InputError, Terminated, reason
-from fractal.data.atlas import LabelledVectors
 from fractal.model.adapter import pick_device
 
 JOIN = timedelta(minutes=10)  # for all processes to start
@@ -66,20 +64,6 @@ class Group:
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, which alone calls it."""
         return self.from_all(make() if self.is_main else None)[0]  # type: ignore[return-value]
-
-    def all_labels(self, *cells: LabelledVectors) -> list[LabelledVectors]:
-        """The vectors of this process, with the labels of the rows of all processes, numbered among all classes."""
-        if self.size == 1:
-            return list(cells)
-        parts = self.from_all([(some.labels, some.classes) for some in cells])
-        classes = [sorted(set().union(*names)) for names in zip(*(part[0][1] for part in parts), strict=True)]
-
-        def renumbered(labels: np.ndarray, names: list[list[str]]) -> np.ndarray:
-            columns = zip(classes, names, labels.T, strict=True)
-            return np.stack([np.searchsorted(every, mine)[column] for every, mine, column in columns], axis=1)
-
-        labels = [np.concatenate([renumbered(*some) for some in each]) for each in zip(*parts, strict=True)]
-        return [replace(some, labels=every, classes=classes) for some, every in zip(cells, labels, strict=True)]
 
     def rows(self, x: Tensor, rows: Tensor, n: int) -> Tensor:
         """The rows (m,) of n, on every process; x (rows of this process, dim)."""

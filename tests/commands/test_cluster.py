@@ -1,5 +1,6 @@
 """The stages in parts give the rows of the single-machine scripts, also where Ray's workers are killed."""
 
+import argparse
 import os
 import signal
 import threading
@@ -37,7 +38,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: object) -> None: ...
 
         def __enter__(self) -> cluster.Engine:
-            return cluster.one_by_one
+            return lambda task, count, _: map(task, range(count))
 
         def __exit__(self, *_: object) -> None: ...
 
@@ -155,11 +156,12 @@ def test_an_output_is_there_whole_or_not_at_all(atlas: Path, tmp_path: Path, fai
     (out / "notes.txt").unlink()
 
     def lost(task: cluster.Task, count: int, name: str):
-        for number in range(count - (name == "deal")):
+        for number in range(count - (name == "sort")):
             yield task(number)
 
+    flags = argparse.Namespace(input=atlas, output=out, seed=0, memory=1)
     with pytest.raises(InputError, match="rows were lost"):
-        cluster.stratify(cluster.Pieces.of(atlas), out, 0, SMALL, lost)
+        cluster.stratify(flags, lost)
     assert rows_of(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["many"]
 
@@ -194,15 +196,15 @@ def test_ray_with_a_worker_killed_in_the_middle(atlas: Path, tmp_path: Path):
     with command.ray_engine(None, 2) as engine:
         thread = threading.Thread(target=kill)
         thread.start()
-        pieces = cluster.Pieces.of(atlas)
 
         def slowly(task: cluster.Task, count: int, name: str) -> Iterator[int]:
             return engine(Slowly(task, log), count, name)
 
-        cells = cluster.stratify(pieces, tmp_path / "many", 0, SMALL, slowly)
+        flags = argparse.Namespace(input=atlas, output=tmp_path / "many", seed=0, memory=1)
+        cells = cluster.stratify(flags, slowly)
         thread.join()
     assert cells == 600
     assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
     started = [line.split() for line in log.read_text().splitlines()]
-    assert len(started) > 14  # of 7 tasks to deal and 7 to gather some ran twice
+    assert len(started) > 14  # of 7 tasks that sort and 7 that merge some ran twice
     assert len({process for _, process in started}) >= 2

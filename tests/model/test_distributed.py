@@ -41,34 +41,6 @@ def checkpoint(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_shares_with_the_labels_of_all_rows(size: int, monkeypatch: pytest.MonkeyPatch):
-    """Each process numbers the classes that it has seen; then all have the labels of one, and their own vectors."""
-    rng = np.random.default_rng(0)
-    names = [["a", "b"], [f"type {i}" for i in range(10)]]
-    whole = LabelledVectors(
-        rng.normal(size=(90, 8)), np.stack([np.arange(90) // 45, np.arange(90) // 9], axis=1), names
-    )
-
-    def part(rank: int) -> LabelledVectors:
-        rows = Group(rank, size).share(90)
-        used = [np.unique(column) for column in whole.labels[rows].T]
-        labels = [np.searchsorted(own, column) for own, column in zip(used, whole.labels[rows].T, strict=True)]
-        classes = [[every[code] for code in own] for every, own in zip(names, used, strict=True)]
-        return LabelledVectors(whole.vectors[rows], np.stack(labels, axis=1), classes)
-
-    parts = [[(cells.labels, cells.classes) for cells in part(rank).split(20)] for rank in range(size)]
-    monkeypatch.setattr(Group, "from_all", lambda *_: parts)
-    for rank in range(size):
-        shares = [Group(r, size).share(90).start for r in range(size)]
-        first, rest = Group(rank, size).all_labels(*part(rank).split(20))
-        assert first.classes == rest.classes == names
-        assert np.array_equal(np.concatenate([first.vectors, rest.vectors]), part(rank).vectors)
-        expected = np.concatenate([whole.labels[start : start + 20] for start in shares])
-        assert np.array_equal(first.labels, expected)
-        assert len(first.labels) + len(rest.labels) == 90
-
-
 def test_shares_hold_every_row_once():
     for size in range(1, 6):
         for n in 0, 1, 7, 1_000:
