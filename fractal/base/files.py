@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,7 +147,6 @@ def atomic_write(path: str | Place) -> Iterator[Path]:
         check_unchanged(path)
         part.replace(path)
         flush(path.parent)
-        _locked[path] = threading.get_ident(), state(path)
 
 
 @contextmanager
@@ -183,7 +183,6 @@ def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
                 path.replace(old)
             new.replace(path)
             flush(path.parent)
-            _locked[path] = threading.get_ident(), state(path)
         finally:
             if old.exists() and not path.exists():
                 old.replace(path)
@@ -197,6 +196,7 @@ def part_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield path, folder
+            _locked[path] = threading.get_ident(), state(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -247,17 +247,6 @@ def recover(path: str | Place) -> None:
             pass
 
 
-def check_folder(path: str | Path, names: Collection[str]) -> None:
-    """Raises InputError for a folder that can't be replaced by one with these files, since it holds something else."""
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is not a folder, so it can't be replaced by one; name another output")
-    others = sorted(p.name for p in path.iterdir() if p.name not in names or not p.is_file()) if path.exists() else []
-    if others:
-        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these files away")
-
-
 Paths = Place | str | Sequence[Place | str] | None  # what one flag names; None and "" are flags that were not given
 
 
@@ -267,41 +256,61 @@ def check_paths(
     in_place: Collection[tuple[str, str]] = (),
     folders: Mapping[str, Paths] | None = None,
 ) -> None:
-    """A script's declaration of what it reads and writes, by flag: {"--input": args.input, ...}.
+    """A script's declaration of what it reads and writes, by flag; to be called before any work is done.
 
-    Inputs are files, URLs of the web (which no output can be) or folders, of which every file counts. `outputs` are
-    files, `folders` are folders to write, on this machine. Pairs (output flag, input flag) of `in_place` may name the
-    same file.
-    Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
-    input; for two outputs at one place; and for an output that can't be a file, or a folder, at all. Links count as
-    what they lead to. Raises it as well for a name that is not UTF-8. To be called before any work is done.
+    Parameters
+    ----------
+    inputs : {"--input": args.input, ...}: files, URLs of the web, or folders, of which every file counts.
+    outputs : files.
+    in_place : pairs (output flag, input flag) that may name the same file.
+    folders : folders to write, on this machine.
+
+    Raises
+    ------
+    InputError
+        For an output that is an input, or a file of an input folder; for an output folder that holds an input; for two
+        outputs with one path; for an output that can't be a file, or a folder, at all; for a name that is not UTF-8.
+        Links count as what they lead to.
     """
-    sources, files, new_folders = real_paths(inputs), real_paths(outputs), real_paths(folders or {})
-    for flag, path in sources + files + new_folders:
-        if str(path) != str(path).encode(errors="replace").decode():
-            raise InputError(f"{flag} {path}: its name is not UTF-8, which Parquet can't do without; rename it")
+    sources, files, new_folders = (real_paths(flags) for flags in (inputs, outputs, folders or {}))
     for flag, path in files:
         check_file(path, f"{flag} ")
     for flag, path in new_folders:
         if isinstance(path, Remote):
             raise InputError(f"{flag} {path}: name a folder of this machine, and copy it when it is done")
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{flag} {path}: is not a folder, so it can't be replaced by one; name another output")
-    written = files + new_folders
-    for i, (flag, path) in enumerate(written):
-        for other, earlier in written[:i]:
-            if same_place(path, earlier):
-                raise InputError(f"{flag} {path}: is the output of {other} as well; name another one")
-    for source_flag, source in sources:
-        for flag, path in files:
-            if same_place(path, source):
-                if (flag, source_flag) not in in_place:
-                    raise InputError(f"{flag} {path}: is the input of {source_flag}; name another output")
-            elif is_below(path, source):
-                raise InputError(f"{flag} {path}: is a file of {source_flag} {source}; name another output")
-        for flag, path in new_folders:
-            if isinstance(path, Path) and isinstance(source, Path) and source.exists() and source.is_relative_to(path):
-                raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
+        check_folder(path, None, f"{flag} ")
+    for (other, earlier), (flag, path) in combinations(files + new_folders, 2):
+        if is_same(path, earlier):
+            raise InputError(f"{flag} {path}: is the output of {other} as well; name another one")
+    for (source_flag, source), (flag, path) in product(sources, files):
+        if is_same(path, source) and (flag, source_flag) not in in_place:
+            raise InputError(f"{flag} {path}: is the input of {source_flag}; name another output")
+        if is_below(path, source):
+            raise InputError(f"{flag} {path}: is a file of {source_flag} {source}; name another output")
+    for (source_flag, source), (flag, path) in product(sources, new_folders):
+        if isinstance(source, Path) and source.exists() and source.is_relative_to(str(path)):
+            raise InputError(f"{flag} {path}: holds the input of {source_flag}, {source}; name another output")
+
+
+def check_file(path: str | Place, flag: str = "") -> None:
+    """Raises InputError for an output that is there and no file, such as a folder or /dev/null."""
+    path = real_path(path)
+    if isinstance(path, Remote):
+        check_output(path, flag)
+    elif path.exists() and not path.is_file():
+        raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
+
+
+def check_folder(path: str | Path, names: Collection[str] | None, flag: str = "") -> None:
+    """Raises InputError for an output that is there and no folder, or holds anything but files with these names."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{flag}{path}: is not a folder, so it can't be replaced by one; name another output")
+    if path.exists() and names is not None:
+        others = sorted(file.name for file in path.iterdir() if file.name not in names or not file.is_file())
+        if others:
+            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these away")
 
 
 def real_path(path: str | Place) -> Place:
@@ -309,29 +318,21 @@ def real_path(path: str | Place) -> Place:
     return path if isinstance(path, Remote) else Path(os.path.realpath(path))
 
 
-def check_file(path: str | Place, flag: str = "") -> None:
-    """Raises InputError for an output that is there and no file, such as a folder or /dev/null."""
-    if isinstance(path, Remote):
-        check_output(path, flag)
-        return
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
-
-
 def real_paths(flags: Mapping[str, Paths]) -> list[tuple[str, Place]]:
     """(flag, path without links, or URI) for each path that a flag names. Raises InputError for a URI as a Path."""
     many = [(flag, [value] if isinstance(value, str | Place) else value or []) for flag, value in flags.items()]
-    found = [(flag, name) for flag, names in many for name in names if str(name)]
-    for flag, name in found:
+    paths: list[tuple[str, Place]] = []
+    for flag, name in [(flag, name) for flag, names in many for name in names if str(name)]:
+        if str(name) != str(name).encode(errors="replace").decode():
+            raise InputError(f"{flag} {name}: its name is not UTF-8, which Parquet can't do without; rename it")
         if isinstance(name, Path) and re.fullmatch("[a-z][a-z0-9+.-]+:", name.parts[0] if name.parts else ""):
             raise InputError(f"{flag} {name}: can't be at a URI; name a file or folder of this machine")
-    web = re.compile("https?://")
-    places = [(flag, Path(name) if isinstance(name, str) and web.match(name) else place(name)) for flag, name in found]
-    return [(flag, real_path(path)) for flag, path in places]
+        on_the_web = isinstance(name, str) and re.match("https?://", name)
+        paths.append((flag, real_path(Path(str(name)) if on_the_web else place(name))))
+    return paths
 
 
-def same_place(one: Place, other: Place) -> bool:
+def is_same(one: Place, other: Place) -> bool:
     """Also where both are names (hard links) of one file."""
     if isinstance(one, Remote) or isinstance(other, Remote):
         return str(one) == str(other)
@@ -342,12 +343,8 @@ def is_below(path: Place, folder: Place) -> bool:
     """Whether an output is a file of a folder; in a store, where a folder is no more than a name, or would be one."""
     if isinstance(path, Remote) or isinstance(folder, Remote):
         return str(path).startswith(f"{folder}/")
-    return folder.is_dir() and path.exists() and any(path.samefile(file) for file in files_below(folder))
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        yield from (path for name in names if (path := Path(root, name)).exists())  # not: a link that leads nowhere
+    below = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return path.exists() and any(file.exists() and path.samefile(file) for file in below)  # a link may lead nowhere
 
 
 def flush(path: Path) -> None:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -46,42 +46,24 @@ class Remote:
     path: str  # begins with / unless it is empty
     query: str = ""
 
+    name = property(lambda self: PurePosixPath(self.path).name)
+    stem = property(lambda self: PurePosixPath(self.path).stem)
+    suffix = property(lambda self: PurePosixPath(self.path).suffix)
+    bucket = property(lambda self: self.host.rpartition("@")[2])
+
     def __str__(self) -> str:
         """Without keys and options."""
-        return f"{self.scheme}://{self.host.rpartition('@')[2]}{self.path}"
-
-    @property
-    def uri(self) -> str:
-        return f"{self.scheme}://{self.host}{self.path}" + (f"?{self.query}" if self.query else "")
-
-    @property
-    def options(self) -> dict[str, str]:
-        return dict(parse_qsl(self.query))
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.path).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.path).suffix
+        return f"{self.scheme}://{self.bucket}{self.path}"
 
     @property
     def parent(self) -> Remote:
-        return self.at(str(PurePosixPath(self.path).parent))
-
-    def at(self, path: str) -> Remote:
-        return Remote(self.scheme, self.host, path.rstrip("/"), self.query)
+        return replace(self, path=str(PurePosixPath(self.path).parent).rstrip("/"))
 
     def with_name(self, name: str) -> Remote:
-        return self.at(str(PurePosixPath(self.path).with_name(name)))
+        return replace(self, path=str(PurePosixPath(self.path).with_name(name)))
 
     def __truediv__(self, name: str) -> Remote:
-        return self.at(f"{self.path}/{name}")
+        return replace(self, path=f"{self.path}/{name}".rstrip("/"))
 
     def resolve(self) -> Remote:
         return self
@@ -94,7 +76,7 @@ class Remote:
 
     @property
     def info(self) -> FileInfo:
-        """What the store says of it. Raises InputError where it does not answer, or denies it."""
+        """Size, time and kind. Raises InputError where the store does not answer, or denies it."""
         with asking(self):
             files, inner = file_system(self)
             return files.get_file_info(inner)
@@ -115,14 +97,14 @@ Place = Path | Remote
 def place(name: str | Path | Remote) -> Place:
     """A path, or a Remote for text such as s3://bucket/key; an argparse type.
 
-    Raises InputError for a URI of the web, and one without a bucket.
+    Raises InputError for a URI of the web, one without a bucket, and one with an empty name in it.
     """
     if not isinstance(name, str):
         return name
-    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
-    if not found:
+    parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
+    if not parts:
         return Path(name)
-    scheme, host, path, query = (part or "" for part in found.groups())
+    scheme, host, path, query = (part or "" for part in parts.groups())
     scheme = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}.get(scheme.lower(), scheme.lower())
     if scheme == "file":
         return Path(path)
@@ -130,12 +112,14 @@ def place(name: str | Path | Remote) -> Place:
         raise InputError(f"{name}: cells are not read from a web page; download the file first")
     if scheme in WRITERS and not host:
         raise InputError(f"{name}: names no bucket; it is {scheme}://bucket/name")
+    if "//" in path.rstrip("/"):
+        raise InputError(f"{name}: has an empty name between two slashes; write one slash, or rename the object")
     return Remote(scheme, host, path.rstrip("/"), query)
 
 
 @contextmanager
 def asking(path: Place, verb: str = "read") -> Iterator[None]:
-    """Turn what a store says into one line that names the URI. On this machine, errors stay what they are."""
+    """Turn the errors of a store into one line that names the URI. On this machine, errors stay what they are."""
     try:
         yield
     except (InputError, ValueError):  # ValueError: Arrow's for damaged data
@@ -143,9 +127,9 @@ def asking(path: Place, verb: str = "read") -> Iterator[None]:
     except Exception as error:  # each library has its own: Arrow's, OSError, botocore's, aiohttp's
         if isinstance(path, Path):
             raise
-        said = str(error.__cause__ or "") if str(error) == "" else reason(error)
+        message = reason(error.__cause__ if error.__cause__ and not str(error) else error)
         raise InputError(
-            f"{path}: cannot be {verb}, its store says: {said or type(error).__name__}; "
+            f"{path}: cannot be {verb}, its store says: {message}; "
             "check the name, the credentials and the endpoint, or try again later"
         ) from error
 
@@ -165,12 +149,12 @@ def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSyst
     import pyarrow as pa
     import pyarrow.fs as pa_fs
 
-    uri = f"{scheme}://{host}"
+    uri, shown = f"{scheme}://{host}", f"{scheme}://{host.rpartition('@')[2]}"
     try:
         return pa_fs.FileSystem.from_uri(uri + (f"?{query}" if query else ""))
     except pa.ArrowInvalid as error:
         if "nrecognized" not in str(error):
-            raise InputError(f"{scheme}://{host.rpartition('@')[2]}: not a URI of a store ({reason(error)})") from error
+            raise InputError(f"{shown}: not a URI of a store ({reason(error)})") from error
     import fsspec
 
     try:
@@ -201,29 +185,30 @@ def pieces(path: Place) -> Iterator[bytes]:
             yield from prefetch_calls((partial(file.read_at, PIECE, start) for start in starts), PIECES)
 
 
-def children(folder: Place) -> set[str]:
-    """The names of what is in a folder."""
-    from pyarrow.fs import FileSelector
-
-    with asking(folder):
-        files, inner = file_system(folder)
-        return {info.base_name for info in files.get_file_info(FileSelector(inner))}
-
-
-def sizes_below(path: Place) -> dict[str, int]:
-    """The size of each file of a folder and of the folders in it, by its name from there on, sorted; "" for a file.
-
-    Without the hidden ones: those that begin with . or _, and those in folders that do.
-    """
+def listed(path: Place, recursive: bool) -> list[FileInfo]:
+    """A file, or what is in a folder, sorted."""
     from pyarrow.fs import FileSelector
 
     with asking(path):
         files, inner = file_system(path)
-        here = files.get_file_info(inner)
-        found = [here] if here.is_file else files.get_file_info(FileSelector(inner, recursive=True))
-        sizes = {info.path[len(inner) :].strip("/"): info.size for info in found if info.is_file}
-    hidden = re.compile(r"(^|/)[._]")
-    return {name: sizes[name] for name in sorted(sizes) if not hidden.search(name)}
+        info = files.get_file_info(inner)
+        found = [info] if info.is_file else files.get_file_info(FileSelector(inner, recursive=recursive))
+    return sorted(found, key=lambda info: info.path)
+
+
+def children(folder: Place) -> set[str]:
+    """The names of what is in a folder."""
+    return {info.base_name for info in listed(folder, recursive=False)}
+
+
+def sizes_below(path: Place) -> dict[str, int]:
+    """The size of each file of a folder and of the folders in it, by its name from there on; "" for a file.
+
+    Without the hidden ones: those that begin with . or _, and those in folders that do.
+    """
+    start = len(file_system(path)[1])
+    sizes = {info.path[start:].strip("/"): info.size for info in listed(path, recursive=True) if info.is_file}
+    return {name: size for name, size in sizes.items() if not re.search(r"(^|/)[._]", name)}
 
 
 def files_of(folder: Place) -> list[Place]:
@@ -237,8 +222,7 @@ def download(path: Place, target: Path) -> None:
         shutil.copyfile(path, target)
         return
     with open(target, "wb") as file:
-        for piece in pieces(path):
-            file.write(piece)
+        file.writelines(pieces(path))
 
 
 def fetch(path: Place, names: tuple[str, ...] | None = None) -> Path:
@@ -260,11 +244,10 @@ def copied(path: Remote, names: tuple[str, ...] | None, _: tuple[Any, ...]) -> P
     if path.is_file():
         download(path, target)
         return target
-    for file in files_of(path) if names is None else [path / name for name in names]:
-        local = target / str(file)[len(str(path)) + 1 :]
-        local.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_file():  # else whoever reads it says what is missing
-            download(file, local)
+    for name in sizes_below(path) if names is None else names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (path / name).is_file():  # else whoever reads it says what is missing
+            download(path / name, target / name)
     return target
 
 
@@ -275,10 +258,9 @@ def scratch(output: Place) -> Path | None:
 
 def stamp(path: Place) -> tuple[Any, ...]:
     """Changes with a file, or with any file of a folder: sizes and times."""
-    with asking(path):
-        files, _ = file_system(path)
-        found = files.get_file_info([file_system(file)[1] for file in (files_of(path) if path.is_dir() else [path])])
-    return tuple((info.path, info.size, info.mtime_ns) for info in found)
+    if not path.exists():
+        return ()
+    return tuple((info.path, info.size, info.mtime_ns) for info in listed(path, recursive=True) if info.is_file)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -291,19 +273,19 @@ def writer(path: Remote) -> tuple[Any, str]:
     import fsspec
 
     needs(*WRITERS[path.scheme])
-    return fsspec.filesystem(path.scheme, **fsspec_options(path)), f"{path.host.rpartition('@')[2]}{path.path}"
+    return fsspec.filesystem(path.scheme, **fsspec_options(path)), f"{path.bucket}{path.path}"
 
 
 def fsspec_options(path: Remote) -> dict[str, Any]:
-    """What the URI says of its store, as s3fs and gcsfs are told it."""
+    """The options of a URI, as s3fs and gcsfs take them."""
     options: dict[str, Any] = {}
-    if endpoint := path.options.get("endpoint_override"):
-        options["endpoint_url"] = f"{path.options.get('scheme', 'https')}://{endpoint}"
-    key = path.host.rpartition("@")[0]
+    given, key = dict(parse_qsl(path.query)), path.host.rpartition("@")[0]
+    if endpoint := given.get("endpoint_override"):
+        options["endpoint_url"] = f"{given.get('scheme', 'https')}://{endpoint}"
     if path.scheme == "s3":
         if key:
             options["key"], options["secret"] = key.split(":", 1)
-        if region := path.options.get("region"):
+        if region := given.get("region"):
             options["client_kwargs"] = {"region_name": region}
     elif key == "anonymous":
         options["token"] = "anon"
@@ -317,8 +299,8 @@ def check_output(path: Remote, flag: str = "") -> None:
     writer(path)
     if path.is_dir():
         raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
-    if not path.at("").exists():
-        raise InputError(f"{flag}{path}: there is no bucket {path.host.rpartition('@')[2]}; make it first")
+    if not replace(path, path="").exists():
+        raise InputError(f"{flag}{path}: there is no bucket {path.bucket}; make it first")
 
 
 @contextmanager
@@ -348,19 +330,19 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
 
 
 def tiledb_config(path: Place) -> dict[str, str]:
-    """What TileDB must be told to reach the same store."""
+    """TileDB's options to reach the same store."""
     if isinstance(path, Path) or path.scheme != "s3":
         return {}
-    options = path.options
+    given = dict(parse_qsl(path.query))
     scheme, _, endpoint = os.environ.get("AWS_ENDPOINT_URL", "").rpartition("://")
-    found = {
-        "vfs.s3.endpoint_override": options.get("endpoint_override", endpoint),
-        "vfs.s3.scheme": options.get("scheme", scheme or "https"),
-        "vfs.s3.region": options.get("region", os.environ.get("AWS_DEFAULT_REGION", "")),
+    endpoint = given.get("endpoint_override", endpoint)
+    options = {
+        "endpoint_override": endpoint,
+        "scheme": given.get("scheme", scheme or "https"),
+        "region": given.get("region", os.environ.get("AWS_DEFAULT_REGION", "")),
+        "use_virtual_addressing": "false" if endpoint else "",
     }
-    if found["vfs.s3.endpoint_override"]:
-        found["vfs.s3.use_virtual_addressing"] = "false"
-    return {key: value for key, value in found.items() if value}
+    return {f"vfs.s3.{key}": value for key, value in options.items() if value}
 
 
 def zarr_store(path: Place) -> Any:

@@ -132,7 +132,7 @@ def test_a_name_is_a_path_or_a_uri():
     assert (at.name, at.stem, at.suffix) == ("c.d.parquet", "c.d", ".parquet")
     assert str(at) == "s3://bucket/a b/c.d.parquet"  # no password in messages and metadata
     assert str(at.parent / "x") == "s3://bucket/a b/x"
-    assert at.with_name("x").uri == "s3://key:pass@bucket/a b/x?endpoint_override=localhost:9000&scheme=http"
+    assert at.with_name("x") == place("s3://key:pass@bucket/a b/x?endpoint_override=localhost:9000&scheme=http")
     assert place("s3a://b/x/") == place("s3://b/x") == Remote("s3", "b", "/x")
     assert place("gcs://b/x") == place("gs://b/x")
     assert place("file:///tmp/x") == place("/tmp/x") == Path("/tmp/x")
@@ -141,6 +141,9 @@ def test_a_name_is_a_path_or_a_uri():
         Path(at)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="download the file first"):
         place("https://example.org/x.parquet")
+    for name in ("s3://b//x", "s3://b/x//y.parquet"):  # Arrow ends in a trace-back
+        with pytest.raises(InputError, match="has an empty name between two slashes"):
+            place(name)
     for name in ("s3://", "s3:///x", "gs://?scheme=http"):
         with pytest.raises(InputError, match="names no bucket; it is"):
             place(name)
