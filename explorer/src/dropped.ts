@@ -1,6 +1,6 @@
 // Cells that were dropped on the page: their positions on the map, and their answers as a table.
 
-import { median } from "d3-array";
+import { mean, median, sort } from "d3-array";
 import { type Answers, STATUSES } from "./annotator";
 import type { About, CellSet } from "./data";
 import { downloadCsv } from "./format";
@@ -22,9 +22,15 @@ export function nodesOf({ path, depth }: Answers, paths: number[][]): Uint32Arra
 const NEIGHBOURS = 10; // cells of the map that decide on a position, as in `fractal map`
 const BATCH = 64;
 
+/** The mean of the half of the points that lies nearest to their median, as in `fractal map`. */
+function amid(points: number[][]): number[] {
+  const [x, y] = [0, 1].map((axis) => median(points, (point) => point[axis])!);
+  const nearest = sort(points, (point) => Math.hypot(point[0] - x, point[1] - y)).slice(0, Math.ceil(points.length / 2));
+  return [0, 1].map((axis) => mean(nearest, (point) => point[axis])!);
+}
+
 /**
- * Positions (n, 2) per prefix of cells full (n, width): per axis, the median of the nearest cells of the map by that
- * prefix. A cell without a usable vector has NaN. null: `progress` stopped the work.
+ * Positions (n, 2) per prefix of cells full (n, width): amid the nearest cells of the map by that prefix. A cell without a usable vector has NaN. null: `progress` stopped the work.
  */
 export async function positions(
   full: Float32Array, bank: Bank, widths: number[], layouts: Float32Array[], progress: (done: number) => Promise<boolean>,
@@ -36,7 +42,7 @@ export async function positions(
     widths.forEach((width, j) => {
       bank.search(batch, Math.min(NEIGHBOURS, bank.n), width).forEach(({ rows }, i) => {
         if (batch.subarray(i * bank.dim, (i + 1) * bank.dim).every((value) => value === 0)) return;
-        for (const axis of [0, 1]) result[j][2 * (start + i) + axis] = median(rows, (row) => layouts[j][2 * row + axis])!;
+        result[j].set(amid(rows.map((row) => [layouts[j][2 * row], layouts[j][2 * row + 1]])), 2 * (start + i));
       });
     });
     if (!(await progress(Math.min(n, start + BATCH)))) return null;

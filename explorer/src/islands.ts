@@ -1,4 +1,4 @@
-// Where the names of groups of cells stand on the map: each where most cells of its group lie.
+// Groups of cells on the map: each where most of its cells lie.
 
 import { group, median } from "d3-array";
 
@@ -19,6 +19,11 @@ export function islands(layout: Float32Array, groups: ArrayLike<number>, least: 
     .filter(([node, rows]) => node && rows.length >= least)
     .map(([node, rows]) => ({ node, count: rows.length, ...densest(layout, rows) }))
     .sort((a, b) => b.count - a.count);
+}
+
+/** How many can be told apart: none other has its middle among the nearer half of their cells. */
+export function apart(all: Island[]): number {
+  return all.filter((a) => all.every((b) => a === b || Math.hypot(a.x - b.x, a.y - b.y) > a.radius)).length;
 }
 
 /** Start at the fullest square of the grid, and move three times to the mean of the cells near by. */

@@ -53,31 +53,34 @@ function TreeLegend({ page, matches }: TreeProps) {
   );
 }
 
-/** A node and those below it. An only child of the same name has no row. */
-function Branch({ page, matches, node }: TreeProps & { node: number }) {
-  const { tree, counts } = page;
+/** A node and those below it. A name that repeats the one above it stands once: its node has no row, or a nameless one. */
+function Branch({ page, matches, node, isRest = false }: TreeProps & { node: number; isRest?: boolean }) {
+  const { tree, counts, unfolded } = page;
   const { name, id, synonyms } = tree.nodes[node];
-  let deepest = node;
-  const below = () => tree.children[deepest].filter((child) => matches || counts[child]);
-  while (below().length === 1 && tree.name(below()[0]) === name && counts[below()[0]] === counts[node]) [deepest] = below();
-  const children = below();
+  const repeats = tree.repeats(node);
+  const below = (tops: number[]) =>
+    tops.flatMap((top) => tree.children[top]).filter((child) => !repeats.includes(child) && (matches || counts[child]));
+  const sameName = (child: number) => tree.name(child) === name;
+  const all = below(repeats);
+  const hasMore = all.length > 1 || (all.length === 1 && !sameName(all[0]));
+  const children = hasMore ? below(repeats.filter((top) => matches || unfolded.has(top))) : [];
   const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
   if (!isShown) return null;
-  const isOpen = matches !== null || page.unfolded.has(deepest);
+  const isOpen = children.length > 0 && (matches !== null || unfolded.has(node));
   const by = matches?.get(node);
-  const act = matches ? () => page.showType(node) : children.length ? () => page.fold(deepest) : undefined;
+  const act = matches ? () => page.showType(node) : hasMore ? () => page.fold(node, isOpen) : undefined;
   return (
-    <div class="branch" role="treeitem" aria-expanded={children.length ? isOpen : undefined}>
+    <div class="branch" role="treeitem" aria-expanded={hasMore ? isOpen : undefined}>
       <Row
-        page={page} value={node} name={name} cells={counts[node]} act={act}
-        mark={children.length ? (isOpen ? "▾" : "▸") : ""}
+        page={page} value={node} name={isRest ? "unspecified" : name} cells={counts[node]} act={act}
+        mark={hasMore ? (isOpen ? "▾" : "▸") : ""}
         title={[tree.path(node), id, synonyms.slice(0, 6).join("; ")].filter(Boolean).join("\n")}
       >
         {by && <small>{[...new Set([by, id])].filter((text) => text !== name).join(" · ")}</small>}
       </Row>
-      {isOpen && children.length > 0 && (
+      {isOpen && (
         <div class="below" role="group">
-          {children.map((child) => <Branch page={page} matches={matches} node={child} />)}
+          {children.map((child) => <Branch page={page} matches={matches} node={child} isRest={sameName(child)} />)}
         </div>
       )}
     </div>

@@ -7,8 +7,9 @@ import { polygonContains } from "d3-polygon";
 import { select } from "d3-selection";
 import { Camera, isStill, type Point } from "./camera";
 import type { Island } from "./islands";
-import { drawLine, drawNames, drawRing } from "./overlay";
+import { type Box, drawLine, drawNames, drawRing } from "./overlay";
 import { Points } from "./points";
+import { spread } from "./spread";
 
 export type Hit = { layer: number; row: number }; // layer 0: the cells of the page; 1: those that were dropped
 
@@ -42,6 +43,7 @@ export class MapView {
   lassoAt = 1; // the prefix at which it was drawn: at another one the cells lie elsewhere
   links: Link[] = [];
   chosen: Hit | null = null;
+  nameBoxes: Box[] = []; // of the names on the screen
   readonly camera: Camera;
   private readonly points: Points;
   private readonly layers: Layer[] = [];
@@ -70,7 +72,10 @@ export class MapView {
 
   /** Put cells above those that were added before: layouts (n, 2) per prefix, colours (n, 4). */
   add(layouts: Float32Array[], colours: Uint8Array): void {
-    const layer = { layouts, positions: blend(layouts, this.prefix) };
+    const cells = (this.layers[0]?.layouts ?? layouts)[0].length / 2;
+    const side = Math.min(0.018, Math.max(0.0065, 1.74 / Math.sqrt(cells))); // of a disc, see `size`
+    const apart = layouts.map((layout) => spread(layout, side));
+    const layer = { layouts: apart, positions: blend(apart, this.prefix) };
     this.points.add(this.layers.length, layer.positions, colours);
     this.layers.push(layer);
     this.draw();
@@ -203,7 +208,9 @@ export class MapView {
     const { color: ink, backgroundColor: ground, accentColor: accent } = getComputedStyle(document.body);
     const nearest = Math.round(prefix);
     context.globalAlpha = Math.max(0, 1 - 5 * Math.abs(prefix - nearest));
-    drawNames(context, camera, this.events.names(nearest), this.events.nameOf, ink, ground);
+    const positions = this.layers.map((layer) => layer.positions);
+    const islands = this.events.names(nearest);
+    this.nameBoxes = drawNames(context, camera, islands, positions, this.events.nameOf, ink, ground);
     context.globalAlpha = 1;
     const at = (hit: Hit) => camera.toScreen(this.position(hit));
     for (const { from, to, isDashed } of this.links) {

@@ -23,39 +23,86 @@ export function drawRing(context: Context, point: Point, radius: number, colour:
   context.stroke();
 }
 
-/** Names of the islands, the largest first; one that would cover another is left out. */
+export type Box = [number, number, number, number]; // left, top, right, bottom
+
+const SQUARE = 8; // pixels; a name keeps off squares in which cells lie
+
+/** Whether cells, (n, 2) per layer, lie in a box. */
+function cellsIn(camera: Camera, layers: Float32Array[]): (box: Box) => boolean {
+  const columns = Math.ceil(camera.width / SQUARE);
+  const squares = new Uint8Array(columns * Math.ceil(camera.height / SQUARE));
+  const [[left, top], scale] = [camera.toScreen([0, 0]), camera.scale];
+  for (const positions of layers) {
+    for (let i = 0; i < positions.length; i += 2) {
+      const [x, y] = [left + scale * positions[i], top - scale * positions[i + 1]];
+      if (x >= 0 && x < camera.width && y >= 0 && y < camera.height) {
+        squares[Math.floor(y / SQUARE) * columns + Math.floor(x / SQUARE)] = 1;
+      }
+    }
+  }
+  return (box) => {
+    const [x0, y0, x1, y1] = box.map((edge) => Math.floor(edge / SQUARE));
+    for (let y = y0; y <= y1; y++) {
+      for (let x = x0; x <= x1; x++) if (squares[y * columns + x]) return true;
+    }
+    return false;
+  };
+}
+
+/** Around an island, the nearest first: distances in its radius, and directions. */
+const DIRECTIONS: Point[] = [[0, -1], [0, 1], [1, 0], [-1, 0], [0.8, -0.8], [-0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]];
+const OFFSETS = [1, 1.5, 2, 3, 4].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
+
+/**
+ * Names of the islands, the largest first, each beside its own: they cover no cells, no other name, and are not cut. A
+ * name that fits nowhere is left out; one that stands off has a line to its island. -> their boxes
+ */
 export function drawNames(
-  context: Context, camera: Camera, islands: Island[], nameOf: (node: number) => string, ink: string, ground: string,
-): void {
+  context: Context, camera: Camera, islands: Island[], layers: Float32Array[], nameOf: (node: number) => string,
+  ink: string, ground: string,
+): Box[] {
   const { width, height, scale } = camera;
   const isSmall = Math.min(width, height) < 480;
   const size = isSmall ? 11 : 13; // pixels
   context.textAlign = "center";
   context.textBaseline = "middle";
   context.lineJoin = "round";
-  context.lineWidth = 4;
-  context.strokeStyle = ground;
-  context.fillStyle = ink;
   context.font = `600 ${size}px system-ui, sans-serif`;
-  const taken: number[][] = [];
+  const hasCells = cellsIn(camera, layers);
+  const taken: Box[] = [];
+  const isFree = ([left, top, right, bottom]: Box) =>
+    left >= 0 && top >= 0 && right < width && bottom < height && !hasCells([left, top, right, bottom]) &&
+    !taken.some((other) => left < other[2] && other[0] < right && top < other[3] && other[1] < bottom);
   for (const { node, x, y, radius } of islands) {
+    const [middleX, middleY] = camera.toScreen([x, y]);
+    if (middleX < 0 || middleX > width || middleY < 0 || middleY > height) continue;
     const lines = wrap(nameOf(node), isSmall ? 16 : 22);
-    const [middle, centre] = camera.toScreen([x, y]);
-    const reach = radius * scale;
-    const line = reach > 24 ? centre : centre - reach * 1.5 - 6 - (lines.length * size) / 2; // it would hide a small one
     const halfWidth = Math.max(...lines.map((text) => context.measureText(text).width)) / 2 + 3;
     const halfHeight = (lines.length * (size + 2)) / 2 + 1;
-    const box = [middle - halfWidth, line - halfHeight, middle + halfWidth, line + halfHeight];
-    const meets = (other: number[]) =>
-      box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3];
-    if (!meets([0, 0, width, height]) || taken.some(meets)) continue;
+    const reach = Math.max(8, radius * scale);
+    const boxes = OFFSETS.map(([dx, dy]): Box => {
+      const centreX = middleX + dx * reach + Math.sign(dx) * halfWidth;
+      const centreY = middleY + dy * reach + Math.sign(dy) * halfHeight;
+      return [centreX - halfWidth, centreY - halfHeight, centreX + halfWidth, centreY + halfHeight];
+    });
+    const box = boxes.find(isFree);
+    if (!box) continue;
     taken.push(box);
+    const [left, top, right, bottom] = box;
+    const edge: Point = [Math.min(right, Math.max(left, middleX)), Math.min(bottom, Math.max(top, middleY))];
+    const gap = Math.hypot(edge[0] - middleX, edge[1] - middleY);
+    const towards = (share: number): Point => [edge[0] + (middleX - edge[0]) * share, edge[1] + (middleY - edge[1]) * share];
+    if (gap > 1.8 * reach) drawLine(context, [towards(0), towards(1 - (0.8 * reach) / gap)], ink, 0.7, []);
+    context.lineWidth = 4;
+    context.strokeStyle = ground;
+    context.fillStyle = ink;
     lines.forEach((text, i) => {
-      const lineY = line + (i - (lines.length - 1) / 2) * (size + 2);
-      context.strokeText(text, middle, lineY);
-      context.fillText(text, middle, lineY);
+      const lineY = top + 1 + (i + 0.5) * (size + 2);
+      context.strokeText(text, (left + right) / 2, lineY);
+      context.fillText(text, (left + right) / 2, lineY);
     });
   }
+  return taken;
 }
 
 /** At most two lines of about `width` characters; what is longer ends with dots. */

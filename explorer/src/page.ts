@@ -6,7 +6,7 @@ import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type V
 import { nodesOf, positions, type Yours } from "./dropped";
 import { readFile } from "./files";
 import { count, find } from "./format";
-import { type Island, islands } from "./islands";
+import { apart, type Island, islands } from "./islands";
 import { type Hit, MapView } from "./map";
 import type { Bank, Neighbours } from "./neighbours";
 import { Tree } from "./tree";
@@ -175,14 +175,13 @@ export class Page {
   }
 
   /** Open or close a node; opening it moves to the prefix that tells those below it apart. */
-  fold(node: number): void {
-    if (this.unfolded.delete(node)) {
-      this.show();
-      return;
-    }
-    this.unfolded.add(node);
-    const prefix = this.about.blocks.indexOf(this.about.levels[this.tree.depth(node)]) + 1;
-    if (prefix) this.setPrefix(prefix, true, false);
+  fold(node: number, isOpen: boolean): void {
+    const repeats = this.tree.repeats(node);
+    if (isOpen) this.unfolded.delete(node);
+    else for (const repeat of repeats) this.unfolded.add(repeat);
+    const deepest = this.tree.children[node].length > 1 ? node : repeats[repeats.length - 1];
+    const prefix = this.about.blocks.indexOf(this.about.levels[this.tree.depth(deepest)]) + 1;
+    if (prefix && !isOpen) this.setPrefix(prefix, true, false);
     this.show();
   }
 
@@ -205,7 +204,7 @@ export class Page {
 
   private islands(prefix: number): Island[] {
     const { tree, islandsOf } = this;
-    const level = this.level ?? this.levelOf(prefix);
+    const level = (this.colour !== "prefix" && this.level) || this.levelOf(prefix);
     const key = `${prefix} ${level}`;
     if (!islandsOf.has(key)) {
       const groups = Array.from(this.cells.node, (node) => (tree.depth(node) < level ? 0 : tree.at(node, level)));
@@ -235,12 +234,8 @@ export class Page {
 
   /** The prefix with the most islands that lie apart. */
   private get firstPrefix(): number {
-    const apart = this.about.widths.map((_, j) => {
-      const all = this.islands(j + 1);
-      const isApart = (a: Island) => all.every((b) => a === b || Math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius);
-      return all.filter(isApart).length;
-    });
-    return apart.indexOf(Math.max(...apart)) + 1;
+    const counts = this.about.widths.map((_, j) => apart(this.islands(j + 1)));
+    return counts.indexOf(Math.max(...counts)) + 1;
   }
 
   private openTree(): void {

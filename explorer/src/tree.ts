@@ -45,6 +45,12 @@ export class Tree {
     return names.filter((name, i) => name !== names[i - 1]).join(" › ");
   }
 
+  /** The node, and those below it that repeat its name without a break. */
+  repeats(node: number): number[] {
+    const same = this.children[node].filter((child) => this.nodes[child].name === this.nodes[node].name);
+    return [node, ...same.filter((child) => this.children[child].length).flatMap((child) => this.repeats(child))];
+  }
+
   /** Number of cells at or below each node. */
   counts(cells: ArrayLike<number>): Uint32Array {
     const counts = new Uint32Array(this.nodes.length);

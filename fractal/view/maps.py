@@ -56,8 +56,8 @@ class Maps:
     def transform(self, vectors: np.ndarray) -> np.ndarray:
         """Place cells (M, D) float32 -> (P, M, 2) float32, without refitting.
 
-        At every prefix: the median position, axis by axis, of the 10 nearest fitted cells by cosine; a cell that is one
-        of these takes its place. A row that is zero or not finite becomes NaN. Raises InputError for another width.
+        At every prefix: amid the 10 nearest fitted cells by cosine, see `amid`; a cell that is one of these takes its
+        position. A row that is zero or not finite becomes NaN. Raises InputError for another width.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.prefix_ends[-1]:
             raise InputError(f"vectors of shape {vectors.shape}: the maps take (n, {self.prefix_ends[-1]})")
@@ -66,8 +66,8 @@ class Maps:
         if len(good):
             for j, end in enumerate(self.prefix_ends):
                 similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
-                median = np.median(self.layouts[j][rows], axis=1)
-                places[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], median)
+                between = amid(self.layouts[j][rows])
+                places[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], between)
         return places
 
     def save(self, path: str | Path) -> None:
@@ -98,6 +98,16 @@ class Maps:
         if version != VERSION or not whole:
             raise InputError(f"{path}: damaged, or of another version; delete it, `fractal map` makes it again")
         return maps
+
+
+def amid(points: np.ndarray) -> np.ndarray:
+    """(m, k, 2) -> (m, 2): the mean of the half of the points that lies nearest to their median.
+
+    The median alone would set new cells in lines, on the rows and columns of others.
+    """
+    distance = np.linalg.norm(points - np.median(points, axis=1, keepdims=True), axis=2)
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, : -(-points.shape[1] // 2)]
+    return np.take_along_axis(points, nearest[..., None], axis=1).mean(axis=1)
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

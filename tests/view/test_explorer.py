@@ -300,6 +300,13 @@ def test_neighbours_are_those_of_torch_at_every_prefix(shown):
                 assert len({*near["rows"]}) == 15
 
 
+def positions(shown: SimpleNamespace, prefix: float) -> np.ndarray:
+    """(n, 2) on the map at a prefix."""
+    shown.page.evaluate("prefix => explorer.setPrefix(prefix, false)", prefix)
+    rows = "Array.from({ length: explorer.about.cells }, (_, row) => explorer.map.position({ layer: 0, row }))"
+    return np.array(shown.page.evaluate(rows))
+
+
 @pytest.mark.slow
 def test_the_slider_changes_the_neighbours_that_are_listed(shown):
     page, row = shown.page, 17
@@ -314,9 +321,9 @@ def test_the_slider_changes_the_neighbours_that_are_listed(shown):
         finest = page.locator("#cell .agreement tr:last-child td:nth-child(2)").inner_text()
         share = 100 * np.mean([types[i] == types[row] for i in found])
         assert float(finest.rstrip("%")) == pytest.approx(share, abs=0.51)
-    page.evaluate("explorer.setPrefix(1.5, false)")  # between two prefixes the layouts are mixed
-    middle = page.evaluate("explorer.map.position({ layer: 0, row: 3 })")
-    assert np.allclose(middle, shown.arrays["maps"][:2, 3].mean(0) / 32_000, atol=1e-4)
+    # Between two prefixes the layouts are mixed.
+    first, middle, second = (positions(shown, prefix)[3] for prefix in (1, 1.5, 2))
+    assert np.allclose(middle, (first + second) / 2, atol=1e-4)
     page.locator("#slider").fill("2.6")  # let go between two stops, it goes to the nearer one
     shown.opened.wait("explorer.map.prefix === 3")
     page.keyboard.press("Escape")
@@ -454,7 +461,7 @@ def test_lasso_counts(shown):
     page.mouse.up()
     page.keyboard.up("Shift")
     polygon = Polygon(np.array(page.evaluate("explorer.map.lasso")).reshape(-1, 2))
-    inside = polygon.contains_points(shown.arrays["maps"][2] / 32_000)
+    inside = polygon.contains_points(positions(shown, 3))
     assert 20 < inside.sum() < shown.about["cells"] - 20
     assert page.inner_text("#group h2") == f"{inside.sum():,} cells"
     finest = pd.Series(shown.cells.labels)[inside].value_counts()
@@ -468,6 +475,44 @@ def test_lasso_counts(shown):
     assert saved["cell_id"].tolist() == np.array(shown.cells.names)[inside].tolist()
     assert saved[shown.about["levels"][-1]].tolist() == np.array(shown.cells.labels)[inside].tolist()
     page.evaluate("explorer.select(null)")
+
+
+@pytest.mark.slow
+def test_names_cover_no_cell_and_no_name_and_are_not_cut(shown):
+    page = shown.page
+    box = page.locator("#points").bounding_box()
+    for prefix in range(1, len(shown.about["widths"]) + 1):
+        at = positions(shown, prefix)
+        for view in ([1, 0, 0], [3, *at[0].tolist()], [12, *at[5].tolist()]):
+            page.evaluate("view => { explorer.map.camera.look(view); explorer.map.drawNow(); }", view)
+            screen = np.array(
+                page.evaluate("rows => rows.map((row) => explorer.map.camera.toScreen(row))", at.tolist())
+            )
+            boxes = page.evaluate("explorer.map.nameBoxes")
+            assert boxes or view[0] > 1
+            for i, (left, top, right, bottom) in enumerate(boxes):
+                assert 0 <= left < right <= box["width"] and 0 <= top < bottom <= box["height"]
+                covered = (screen > [left, top]).all(1) & (screen < [right, bottom]).all(1)
+                assert not covered.any()
+                for other in boxes[:i]:
+                    assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    page.evaluate("explorer.map.camera.look([1, 0, 0])")
+
+
+@pytest.mark.slow
+def test_cells_that_lie_on_one_another_are_spread(browser, ref, tmp_path: Path):
+    adata = cells(300, seed=1)
+    types, columns = choose(adata.obs, "cell_type", ["donor"], "x")
+    layouts = np.zeros((4, 300, 2), np.float32)
+    layouts[:, :70], layouts[:, 299] = 0.5, 1  # 70 in one dot, 229 in another, and one alone
+    shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
+    explorer.write_page(tmp_path / "page.html", ref.bundle, shown, layouts, "dots", "blood")
+    opened = Opened(browser, (tmp_path / "page.html").as_uri())
+    at = positions(opened, 1)  # type: ignore[arg-type]
+    assert len(np.unique((at[:70] / 0.018).round(), axis=0)) > 25  # discs that do not cover each other
+    assert np.abs(at[:70] - 0.5).max() < 0.3
+    assert at[299].tolist() == [1, 1]
+    opened.check()
 
 
 @pytest.mark.slow

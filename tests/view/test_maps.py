@@ -20,7 +20,7 @@ from fractal.base.cli import InputError
 from fractal.commands.map import main
 from fractal.view import maps as module
 from fractal.view.embedding_atlas import write_embedding_atlas
-from fractal.view.maps import Maps, fit_maps, fractal_vectors, maps_of
+from fractal.view.maps import Maps, amid, fit_maps, fractal_vectors, maps_of
 from tests.conftest import clustered
 
 KINDS = ["B cell", "fibroblast", "regulatory T cell"] * 120
@@ -79,7 +79,18 @@ def test_new_cells_are_placed_amid_their_neighbours(fitted: Maps):
             bank, query = fitted.vectors[:, :end], new[i, :end]
             cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
             rows = np.argsort(-cosine)[:10]
-            assert np.allclose(places[j, i], np.median(fitted.layouts[j][rows], axis=0), atol=1e-6)
+            points = fitted.layouts[j][rows]
+            distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+            assert np.allclose(places[j, i], points[distance.argsort()[:5]].mean(axis=0), atol=1e-6)
+
+
+def test_new_cells_do_not_stand_in_lines():
+    """Around one spot, the medians of 10 of 60 cells share rows and columns; positions must not."""
+    rng = np.random.default_rng(0)
+    cells = rng.normal(size=(60, 2)).astype(np.float32)
+    chosen = np.array([rng.choice(60, 10, replace=False) for _ in range(200)])
+    points = amid(cells[chosen])
+    assert all(len(np.unique(points[:, axis].round(5))) > 190 for axis in (0, 1))
 
 
 def test_fitted_cells_keep_their_places(fitted: Maps):
