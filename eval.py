@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import load_adapter
 from fractal.base.cli import add_device, non_negative_int, positive_int
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write, check_paths
@@ -25,6 +24,7 @@ from fractal.base.storage import place
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
+from fractal.reference import load_adapter, read_folder
 from fractal.score import checkpoints
 from fractal.score.checkpoints import BANKS, Checkpoint, Evaluation
 from fractal.score.table import steer
@@ -142,7 +142,10 @@ def draw(
     about = [*describe(args, models, result, args.input.name), f"draw {args.seed}"]
     protocols = {} if args.all_rows else {"bank": f"{BANKS[args.bank]} cells"}
     protocols["loo"] = "the other test cells"
-    scored = [scored_checkpoint(models, i, result, atlas, protocols, about) for i in range(len(models))]
+    scored = []
+    for i, model in enumerate(models):
+        annotator = read_folder(model.path).annotator if args.all_rows and model.path.is_dir() else None
+        scored.append(scored_checkpoint(models, i, result, atlas, protocols, about, annotator))
     for one in scored:
         one.warnings.extend(notes)
     write_report(f"{', '.join(m.name for m in models)} on {args.input.name}", scored, args.report, args.figures)

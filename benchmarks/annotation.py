@@ -35,18 +35,10 @@ import ingest
 import stratify
 import train
 from benchmarks.quality import summary, tonsil_and_blood
-from fractal.annotate.annotator import (
-    CAUTION,
-    CAUTIOUS_DEPTH,
-    NEIGHBOURS,
-    NOVEL,
-    Answer,
-    Raw,
-    answer,
-    calibrate,
-    descend,
-)
-from fractal.annotate.bundle import Bundle, make_reference, natural_weight, path_names
+from fractal.annotate.annotator import Annotator, path_names
+from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
+from fractal.annotate.calibration import calibrate
+from fractal.annotate.votes import NEIGHBOURS, Raw, descend
 from fractal.base.cli import InputError, non_negative_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
@@ -106,7 +98,7 @@ def prepare(data: Path | None, folder: Path) -> list[str | None]:
     return removed
 
 
-def trained(folder: Path, seed: int, i: int, flags: Sequence[str] = ()) -> tuple[Bundle, Split, Path]:
+def trained(folder: Path, seed: int, i: int, flags: Sequence[str] = ()) -> tuple[Annotator, list[int], Split, Path]:
     """The reference of a seed that has not seen type i; four donors are held out, or what `flags` say."""
     path, model = folder / f"without_{i}.parquet", folder / f"{seed}_{i}{'_cells' if flags else ''}.pt"
     if not model.exists():
@@ -118,13 +110,13 @@ def trained(folder: Path, seed: int, i: int, flags: Sequence[str] = ()) -> tuple
     train_rows, val_rows, _ = split.rows(atlas)
     cells, validation = atlas.read(train_rows), atlas.read(val_rows)
     counts = atlas.path_counts(~split.is_test(atlas))
-    return make_reference(adapter, checkpoint["config"], checkpoint["classes"], cells, validation, counts), split, path
+    return Annotator.of(adapter, cells, validation, counts), checkpoint["config"]["block_levels"], split, path
 
 
-def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
+def rivals(annotator: Annotator, blocks: list[int], queries: np.ndarray) -> dict[str, list[Raw]]:
     """Name -> what each says of the queries, one entry for all levels or one per level."""
-    adapter, x, path = cast(FractalAdapter, bundle.adapter), bundle.vectors, bundle.path
-    nodes, num_paths = bundle.tree.nodes, len(bundle.tree.paths)
+    adapter, x, path = cast(FractalAdapter, annotator.adapter), annotator.vectors, annotator.path
+    nodes, num_paths = annotator.tree.nodes, len(annotator.tree.paths)
     nothing = np.zeros(len(queries))  # no rival flags odd cells
 
     def raw(probability: np.ndarray) -> Raw:
@@ -141,8 +133,8 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
     spread = np.zeros((len(queries), num_paths))
     spread[:, regression.classes_] = regression.predict_proba(queries)
     pairs = list(zip(embed(adapter, q), embed(adapter, bank), strict=True))
-    blocks = bundle.facts["config"]["block_levels"]  # a level of one class has no block: there the first prefix answers
-    prefixes = [pairs[max(sum(block <= k for block in blocks) - 1, 0)] for k in range(len(bundle.levels))]
+    # a level of one class has no block: there the first prefix answers
+    prefixes = [pairs[max(sum(block <= k for block in blocks) - 1, 0)] for k in range(len(annotator.tree.levels))]
     with torch.inference_mode():
         own = adapter(q).logits.softmax(1).double().numpy()
     # the adapter's paths are sorted by codes of sorted names, as the tree's are; both hold all types here
@@ -156,17 +148,17 @@ def rivals(bundle: Bundle, queries: np.ndarray) -> dict[str, list[Raw]]:
 
 def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[str, np.ndarray]]:
     """All types in the reference, test cells of other donors -> method -> arrays, one entry per test cell."""
-    bundle, split, path = trained(folder, seed, 0)
-    tree, calibration = bundle.tree, bundle.calibration
+    annotator, blocks, split, path = trained(folder, seed, 0)
+    tree, calibration = annotator.tree, annotator.calibration
     atlas = Atlas.open(path)
     test_rows = split.rows(atlas)[2]
     test = atlas.read(test_rows)
     position = {names: code for code, names in enumerate(tree.paths)}
     test_codes = [position[names] for names in path_names(test)]
-    vectors = np.concatenate([bundle.validation_vectors, test.vectors])
-    codes = np.concatenate([bundle.validation_path, test_codes])
+    vectors = np.concatenate([annotator.validation_vectors, test.vectors])
+    codes = np.concatenate([annotator.validation_path, test_codes])
     donor = atlas.studies[0][test_rows]
-    v = len(bundle.validation_path)
+    v = len(annotator.validation_path)
     terms = np.array([level_terms(row, graph) for row in build_hierarchy([p[-1] for p in tree.paths], graph)])
     names = sorted({graph.nodes[term]["name"] for term in terms.flat})
     steps = term_distances(names, graph)
@@ -175,10 +167,10 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     id_of = {data["name"]: term for term, data in graph.nodes(data=True)}
     above = np.array([np.isin([id_of[t] for t in names], [own, *nx.descendants(graph, own)]) for own in terms[:, -1]])
 
-    weight = natural_weight(codes[:v], bundle.counts)
+    weight = tree.natural_weight(codes[:v])
     found: dict[str, dict[str, np.ndarray]] = {}
-    methods: dict[str, list[Raw]] = {OURS: [bundle.annotator(vectors)]}
-    methods |= rivals(bundle, vectors)
+    methods: dict[str, list[Raw]] = {OURS: [annotator.voting(vectors)]}
+    methods |= rivals(annotator, blocks, vectors)
     for name, raws in methods.items():
         answers = []
         for raw in raws:
@@ -218,18 +210,18 @@ def off_path(steps: np.ndarray, above: np.ndarray, said: np.ndarray) -> np.ndarr
 
 def missing_type(folder: Path, seed: int, i: int, name: str, graph: nx.DiGraph) -> dict[str, float]:
     """Type i out of training, calibration and reference -> what is said of its cells in the held-out donors."""
-    bundle, split, path = trained(folder, seed, i)
+    annotator, _, split, path = trained(folder, seed, i)
     whole = folder / "without_0.parquet"
     labels = pq.read_table(whole, columns=["level4_subtype", "study"])
     theirs = pc.equal(labels["level4_subtype"].cast(pa.string()), name).to_numpy()
     held_out = pc.is_in(labels["study"].cast(pa.string()), pa.array(split.test_studies)).to_numpy()
-    unseen = bundle.answer(Atlas.open(whole).read(np.flatnonzero(theirs & held_out)).vectors)
+    unseen = annotator.answer(Atlas.open(whole).read(np.flatnonzero(theirs & held_out)).vectors)
     atlas = Atlas.open(path)
     others = atlas.read(split.rows(atlas)[2])
-    known = bundle.answer(others.vectors)
-    right = np.array([bundle.tree.paths[code] for code in known.path])[:, -1] == np.array(path_names(others))[:, -1]
+    known = annotator.answer(others.vectors)
+    right = np.array([annotator.tree.paths[code] for code in known.path])[:, -1] == np.array(path_names(others))[:, -1]
 
-    hierarchy = build_hierarchy([p[-1] for p in bundle.tree.paths], graph)
+    hierarchy = build_hierarchy([p[-1] for p in annotator.tree.paths], graph)
     terms = np.array([["", *level_terms(row, graph)] for row in hierarchy])  # depth 0 says nothing
     true = nx.descendants(graph, build_hierarchy([name], graph)[0].cl_id)
     ancestor = np.isin(terms[unseen.path, unseen.depth], sorted(true))
@@ -271,17 +263,17 @@ def calibration_rows(folder: Path, seed: int) -> dict[str, list[float]]:
     whose p-value is below NOVEL and CAUTION.
     """
     flags = ["--split-seed", str(seed), "--test-ratio", "0.33"]
-    bundle, split, path = trained(folder, seed, 0, flags)
+    annotator, _, split, path = trained(folder, seed, 0, flags)
     atlas = Atlas.open(path)
     test = atlas.read(np.random.default_rng(seed).permutation(split.rows(atlas)[2]))
-    position = {names: code for code, names in enumerate(bundle.tree.paths)}
+    position = {names: code for code, names in enumerate(annotator.tree.paths)}
     codes = np.array([position[names] for names in path_names(test)])
-    half, n = len(codes) // 2, len(bundle.validation_path)
-    fresh = calibrate(bundle.annotator(test.vectors[half : half + n]), codes[half : half + n], bundle.tree)
-    raw = bundle.annotator(test.vectors[:half])
-    right = bundle.tree.nodes[raw.path] == bundle.tree.nodes[codes[:half]]
+    half, n = len(codes) // 2, len(annotator.validation_path)
+    fresh = calibrate(annotator.voting(test.vectors[half : half + n]), codes[half : half + n], annotator.tree)
+    raw = annotator.voting(test.vectors[:half])
+    right = annotator.tree.nodes[raw.path] == annotator.tree.nodes[codes[:half]]
     found = {}
-    for name, calibration in (("validation cells", bundle.calibration), ("cells never used", fresh)):
+    for name, calibration in (("validation cells", annotator.calibration), ("cells never used", fresh)):
         said = answer(raw, calibration)
         ece = max(expected_calibration_error(p, hits) for p, hits in zip(said.probability.T, right.T, strict=True))
         found[name] = [ece, float((said.p_value < NOVEL).mean()), float((said.p_value < CAUTION).mean())]

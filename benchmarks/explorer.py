@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import Bundle, make_reference
+from fractal.annotate.annotator import Annotator
 from fractal.base.cli import positive_int, run, table
 from fractal.data.atlas import LabelledVectors as Labelled
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
+from fractal.reference import Reference, make_reference
 from fractal.view.explorer import Cells, page
 
 DIM, TYPES = 128, 203
@@ -82,7 +83,7 @@ def vectors_of(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (centres[path] + 0.7 * rng.normal(size=(len(path), DIM))).astype(np.float32)
 
 
-def reference(rng: np.random.Generator) -> Bundle:
+def reference(rng: np.random.Generator) -> Reference:
     names = [[f"{level} {code}" for code in range(PATHS[:, k].max() + 1)] for k, level in enumerate(LEVELS)]
     config = {"recipe": "fractal", "dim": DIM, "num_levels": 4, "scale_dim": 32, "paths": PATHS.tolist()}
     config |= {"levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}
@@ -90,10 +91,10 @@ def reference(rng: np.random.Generator) -> Bundle:
     train, held_out = rng.integers(0, TYPES, 12_000), rng.integers(0, TYPES, 3_000)
     first, second = (Labelled(vectors_of(path, rng), PATHS[path], names) for path in (train, held_out))
     counts = {tuple(names[k][c] for k, c in enumerate(row)): 1_000 for row in PATHS.tolist()}
-    return make_reference(adapter, config, names, first, second, counts)
+    return make_reference(Annotator.of(adapter, first, second, counts), config, names)
 
 
-def simulated_page(bundle: Bundle, count: int, rng: np.random.Generator) -> str:
+def simulated_page(bundle: Reference, count: int, rng: np.random.Generator) -> str:
     path = rng.integers(0, TYPES, count)
     places = rng.uniform(-0.9, 0.9, size=(4, TYPES, 2))
     layouts = [places[k][PATHS[path, k]] + rng.normal(scale=0.02, size=(count, 2)) for k in range(4)]

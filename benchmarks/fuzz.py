@@ -36,7 +36,8 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal.annotate.bundle import make_reference, read_bundle, write_bundle
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import answer_columns
 from fractal.annotate.card import model_card
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
@@ -47,6 +48,7 @@ from fractal.data.labels import Labels, read_map
 from fractal.hierarchy import levels, ontology
 from fractal.model.adapter import build_adapter, load, save
 from fractal.model.split import MIN_VALIDATION, Split
+from fractal.reference import make_reference, read_folder, write_folder
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
@@ -217,7 +219,7 @@ def read_npy(path: Path) -> None:
             pass
 
 
-def make_bundle(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     paths: list[tuple[str, ...]] = [("a", "b", "c", "d"), ("a", "b", "c", "e")]
     config = {"recipe": "fractal", "dim": 8, "num_levels": 2, "scale_dim": 2, "paths": [[0, 0], [0, 1]], **LEVELS}
     classes = [["a"], ["b"], ["c"], ["d", "e"]]
@@ -228,16 +230,16 @@ def make_bundle(folder: Path) -> None:
     cells = LabelledVectors(x, labels, classes)
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
     counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
-    bundle = make_reference(build_adapter(config, classes), config, classes, cells, cells, counts, None, facts)
-    write_bundle(folder, bundle)
+    annotator = Annotator.of(build_adapter(config, classes), cells, cells, counts)
+    write_folder(folder, make_reference(annotator, config, classes, None, facts))
 
 
-def use_bundle(folder: Path) -> None:
+def use_folder(folder: Path) -> None:
     """Read it and annotate with it, as `fractal annotate` does."""
-    bundle = read_bundle(folder)
-    vectors = np.random.default_rng(1).normal(size=(3, bundle.adapter.dim)).astype(np.float32)
-    bundle.columns(bundle.answer(vectors), np.ones(3, bool))
-    model_card(bundle.facts, 0)
+    reference = read_folder(folder)
+    vectors = np.random.default_rng(1).normal(size=(3, reference.adapter.dim)).astype(np.float32)
+    answer_columns(reference.annotator.answer(vectors), reference.annotator.tree)
+    model_card(reference.facts, 0)
 
 
 def read_checkpoint(path: Path) -> None:
@@ -245,7 +247,7 @@ def read_checkpoint(path: Path) -> None:
     Split.of(load(path)[1], path)
 
 
-def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
+def reads_folder(folder: Path, name: str) -> Callable[[Path], object]:
     """A reader of one file of a bundle whose hashes agree, as those of a hostile one do."""
     whole = json.loads((folder / "bundle.json").read_text())
 
@@ -254,7 +256,7 @@ def reads_bundle(folder: Path, name: str) -> Callable[[Path], object]:
         if name != "bundle.json":
             hashes = {**whole["sha256"], name: parquet.fingerprint(path)}
             (folder / "bundle.json").write_text(json.dumps({**whole, "sha256": hashes}))
-        use_bundle(folder)
+        use_folder(folder)
 
     return read
 
@@ -263,8 +265,8 @@ def targets(scratch: Path) -> dict[str, Target]:
     """The readers; in `scratch` they keep what they need."""
     bundles = {}
     for name in ("bundle.json", "calibration.json", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"):
-        make_bundle(scratch / name)
-        bundles[name] = Target([(scratch / name / name).read_bytes()], reads_bundle(scratch / name, name), 5)
+        make_folder(scratch / name)
+        bundles[name] = Target([(scratch / name / name).read_bytes()], reads_folder(scratch / name, name), 5)
     checkpoint = checkpoint_file("fractal")
     with zipfile.ZipFile(io.BytesIO(checkpoint)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -84,12 +84,12 @@ def run_once(adata: Any, seed: int) -> dict[tuple[str, str], np.ndarray]:
     new = adata[~first].copy()
     reference = fractal.fit(adata[first].copy(), labels="cell_type", use_rep="X_pca", seed=seed, device="cpu")
     reference.embed(new, force=True)
-    blocks, tree = list(new.uns["fractal"]["levels"]), reference.bundle.tree.paths
+    blocks, tree = list(new.uns["fractal"]["levels"]), reference.annotator.tree.paths
     path_of = {names[-1]: names for names in tree}
     known = new.obs["cell_type"].isin(path_of).to_numpy()  # not a type whose few cells are all in this half
     new = new[known].copy()
     paths = np.array([path_of[name] for name in new.obs["cell_type"]])
-    truth = {level: paths[:, k] for k, level in enumerate(reference.bundle.levels) if level in blocks}
+    truth = {level: paths[:, k] for k, level in enumerate(reference.levels) if level in blocks}
     found = {}
     for j, level in enumerate(blocks, 1):
         prefix = fractal.truncate(new.obsm["X_fractal"], new.uns["fractal"], j)

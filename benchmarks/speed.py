@@ -33,12 +33,12 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from fractal.annotate.bundle import read_bundle
 from fractal.annotate.neighbours import Neighbours
 from fractal.base.cli import positive_int, run, table
 from fractal.commands import annotate, embed
 from fractal.data.cells import Cells
 from fractal.model.adapter import load
+from fractal.reference import read_folder
 from fractal.score.metrics import silhouette
 from fractal.search.exact import nearest
 
@@ -138,11 +138,11 @@ def annotating(name: str, args: argparse.Namespace) -> Prepared:
                 annotate.main(["--reference", str(args.reference), *files, "--device", "cpu"])
 
         return command, len(vectors), 1.0
-    annotator = read_bundle(args.reference).annotator
+    voting = read_folder(args.reference).annotator.voting
     if name == "exact search":
-        assert isinstance(annotator.neighbours, Neighbours)
-        vectors, annotator.neighbours.lengths = vectors[:EXACTLY], []
-    return lambda: annotator(vectors).path, len(vectors), 1.0
+        assert isinstance(voting.neighbours, Neighbours)
+        vectors, voting.neighbours.lengths = vectors[:EXACTLY], []
+    return lambda: voting(vectors).path, len(vectors), 1.0
 
 
 # Stage -> its parts; the second is what the first is compared with. Those in SLOW run once.

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fractal.annotate.bundle import load_adapter
 from fractal.base.cli import add_device, non_negative_int
 from fractal.base.errors import InputError, run
 from fractal.base.table import table
 from fractal.data.atlas import Atlas
 from fractal.model.adapter import embed, pick_device
+from fractal.reference import load_adapter
 from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.score.metrics import K, majority
 from fractal.search.exact import funnel, nearest

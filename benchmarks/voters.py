@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.annotate.annotator import answer
-from fractal.annotate.bundle import path_names, read_bundle
+from fractal.annotate.annotator import path_names
+from fractal.annotate.answers import answer
 from fractal.base.cli import positive_int, run, table
 from fractal.data.atlas import Atlas
+from fractal.reference import read_folder
 from fractal.score.metrics import expected_calibration_error
 from fractal.search import open_index, voters
-from fractal.search.voters import with_index
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,36 +36,39 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    plain = read_bundle(args.reference)
-    index = open_index(args.index)
-    indexed = with_index(plain, index)
+    reference = read_folder(args.reference)
+    index, plain = open_index(args.index), reference.annotator
+    indexed = reference.asking(index, None)
     total = Atlas.open(args.input).num_rows
     rows = np.sort(np.random.default_rng(0).permutation(total)[: args.cells])
     cells = Atlas.open(args.input).read(rows)
     true, codes = np.array(path_names(cells), object), np.array(plain.tree.paths, object)
     lines = []
     wrong = replace(indexed, calibration=plain.calibration)
-    for name, bundle in ("the reference's", plain), ("the index's", indexed), ("the same, not calibrated anew", wrong):
-        annotator = bundle.annotator
-        annotator(cells.vectors[:2_000], skip_copies=True)  # warm
+    for name, annotator in (
+        ("the reference's", plain),
+        ("the index's", indexed),
+        ("the same, not calibrated anew", wrong),
+    ):
+        annotator.voting(cells.vectors[:2_000], skip_copies=True)  # warm
         wall, cpu = time.perf_counter(), time.process_time()
-        raw = annotator(cells.vectors, skip_copies=True)
+        raw = annotator.voting(cells.vectors, skip_copies=True)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        found = answer(raw, bundle.calibration)
+        found = answer(raw, annotator.calibration)
         right = codes[raw.path] == true
         errors = expected_calibration_error(found.probability[:, -1], right[:, -1])
-        voting = len(plain.path) if bundle is plain else len(index)
-        accuracy = [f"{right[:, k].mean():.3f}" for k in range(len(plain.levels))]
+        voting = len(plain.path) if annotator is plain else len(index)
+        accuracy = [f"{right[:, k].mean():.3f}" for k in range(len(plain.tree.levels))]
         rate = [f"{len(rows) / wall:,.0f}", f"{len(rows) / cpu:,.0f}"]
         lines.append([name, f"{voting:,}", *accuracy, f"{errors:.3f}", f"{found.novel.mean():.3f}", *rate])
-    header = ["Votes of", "Cells", *plain.levels, "ECE", "Novel", "Cells/s", "Cells/CPU s"]
+    header = ["Votes of", "Cells", *plain.tree.levels, "ECE", "Novel", "Cells/s", "Cells/CPU s"]
     print(f"{len(rows):,} cells of {args.input}, {torch.get_num_threads()} threads\n\n{table(header, lines)}\n")
 
     some = cells.vectors[: args.exact]
     paths = {}
     for lists in (voters.LISTS, 4 * voters.LISTS, len(index.centroids)):
         voters.LISTS = lists
-        paths[lists] = indexed.annotator(some, skip_copies=True).path
+        paths[lists] = indexed.voting(some, skip_copies=True).path
     for lists, path in paths.items():
         same = (path == paths[len(index.centroids)]).mean()
         right = (codes[path] == true[: len(path)])[:, -1].mean()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fractal.data.encoder import encode
     from fractal.data.outputs import truncate
-    from fractal.reference import Reference, fit, load
+    from fractal.fitting import fit
+    from fractal.reference import Reference, load
     from fractal.search import open_index
 
 __version__ = "0.1.0"
@@ -23,7 +24,7 @@ __all__ = ["Reference", "encode", "fit", "load", "open_index", "truncate"]
 LAZY = {
     "Reference": "fractal.reference",
     "encode": "fractal.data.encoder",
-    "fit": "fractal.reference",
+    "fit": "fractal.fitting",
     "load": "fractal.reference",
     "open_index": "fractal.search",
     "truncate": "fractal.data.outputs",

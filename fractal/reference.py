@@ -1,45 +1,55 @@
-"""The Python API: labelled cells -> a reference, and what a reference does with new cells.
+"""A reference: an adapter and labelled cells, which label and embed new cells; the class, and its folder.
 
-`fit` does in one go what the scripts do step by step: ingest, balance, train, calibrate. The cells of a path pass
-through a temporary Parquet file, so that memory does not grow with them; those of an AnnData stay in memory.
+    adapter.safetensors   weights of the adapter
+    cells.safetensors     reference and validation cells: their vectors as they went in, and their rows of hierarchy.tsv
+    hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
+    calibration.json      what held-out cells taught (fractal.annotate.calibration.Calibration)
+    projection.safetensors   only of a PCA: what projects new cells (fractal.annotate.projection)
+    maps.safetensors      only after `fractal map`: layouts of the cells (fractal.view.maps), with a hash of its own
+    bundle.json           format version, the adapter's config, sha256 of the files above, provenance
+    README.md             the model card
+
+The full fractal vectors are not kept: the adapter makes 100,000 in a second or two. The validation cells are: who asks
+for a few types only needs probabilities that hold among these.
 """
 
+import csv
+import json
 import platform
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 
 from fractal import __version__
-from fractal.annotate.annotator import NOVELTY
-from fractal.annotate.bundle import CONFIDENCE, Bundle, make_reference, read_bundle, write_bundle
-from fractal.annotate.projection import learn
-from fractal.annotate.query import Origin, vectors_of
-from fractal.base.cli import InputError
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import CONFIDENCE, NOVELTY, answer_columns, as_obs
+from fractal.annotate.calibration import Calibration
+from fractal.annotate.card import model_card
+from fractal.annotate.projection import Projection
+from fractal.annotate.query import Intake
+from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
+from fractal.base.errors import InputError
+from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
-from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.ingestion import atlas_in_memory, place_cells, write_atlas
-from fractal.data.labels import read_map
 from fractal.data.outputs import facts as embedding_facts
+from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import pick_device
-from fractal.model.distributed import Group
-from fractal.model.embedding import block_names, embed_matrix
-from fractal.model.recipes import Settings, find_recipe
-from fractal.model.split import TEST_CELLS, Split
-from fractal.model.training import fit as train
+from fractal.hierarchy.tree import Tree
+from fractal.model import adapter as checkpoints
+from fractal.model.adapter import Adapter, build_adapter, pick_device
+from fractal.model.embedding import Embedder, block_names, embed_matrix, weights, weights_sha256
 from fractal.score.answers import answer_table
-from fractal.score.metrics import knn_accuracy
+from fractal.view.maps import MAPS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,43 +58,80 @@ if TYPE_CHECKING:
     from fractal.search import Index
     from fractal.view.maps import Maps
 
-TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
-MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
+VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
+FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
+PROJECTION = "projection.safetensors"  # only where the vectors are principal components
+# reference.parquet is of older versions
+OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "reference.parquet")
+CELL_ARRAYS = ("vectors", "path", "validation_vectors", "validation_path")
+# As a checkpoint's facts, where nothing is known.
+NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 
 
+@dataclass
 class Reference:
-    """An adapter and labelled cells, ready to label and embed new ones. `fit` and `load` make it."""
+    """An adapter and labelled cells, ready to label and embed new ones. `fractal.fit` and `fractal.load` make it."""
 
-    def __init__(self, bundle: Bundle, name: str = "", folder: Path | None = None) -> None:
-        self.bundle, self.name, self.folder = bundle, name, folder
+    annotator: Annotator
+    facts: dict[str, Any]  # bundle.json
+    projection: Projection | None = None  # from expression to vectors
+    name: str = ""
+    folder: Path | None = None
+
+    def __getattr__(self, name: str) -> Any:  # until view takes arrays
+        moved = {"tree", "vectors", "path", "validation_vectors", "validation_path", "calibration", "answer"}
+        if name in moved:
+            return getattr(self.annotator, name)
+        if name in ("cl_ids", "counts"):
+            return getattr(self.annotator.tree, name)
+        raise AttributeError(name)
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.annotator.adapter
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels of its hierarchy, coarse to fine."""
+        return self.annotator.tree.levels
 
     @property
     def use_rep(self) -> str:
         """Key of obsm whose vectors it was made of, and which it takes by default."""
-        return self.bundle.use_rep
+        return str(self.facts.get("obsm") or "X_scimilarity")
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Of the adapter's weights as `save` writes them."""
-        return self.bundle.sha256
+        return weights_sha256(self.adapter)
+
+    @property
+    def intake(self) -> Intake:
+        """What reads new cells for it."""
+        return Intake(self.use_rep, self.adapter.dim, self.annotator.vectors, self.projection)
+
+    @property
+    def embedder(self) -> Embedder:
+        blocks = block_names(self.facts["config"])
+        return Embedder(self.adapter, self.facts["recipe"], blocks, self.sha256, self.use_rep, self.intake.printed)
 
     def __repr__(self) -> str:
         """What it holds, and how good its answers are on cells that were held out."""
-        facts, adapter, scores = self.bundle.facts, self.bundle.adapter, self.bundle.facts["scores"]
+        scores, tree = self.facts["scores"], self.annotator.tree
         text = (
-            f"Reference of {len(self.bundle.path):,} cells of {len(self.bundle.tree.paths)} types, from obsm "
-            f"'{self.use_rep}' of {adapter.dim} numbers; {adapter.num_levels} blocks of {adapter.scale_dim}"
+            f"Reference of {len(self.annotator.path):,} cells of {len(tree.paths)} types, from obsm '{self.use_rep}' "
+            f"of {self.adapter.dim} numbers; {self.adapter.num_levels} blocks of {self.adapter.scale_dim}"
         )
-        if self.bundle.projection:
-            text += f"\nIt projects cells without such vectors itself, by {len(self.bundle.projection.genes):,} genes"
+        if self.projection:
+            text += f"\nIt projects cells without such vectors itself, by {len(self.projection.genes):,} genes"
         if not scores["cells"]:
             return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
-        kind = facts.get("held_out", "cells drawn at random")
+        kind = self.facts.get("held_out", "cells drawn at random")
         return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{answer_table(scores['levels'], 3)}"
 
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
-        write_bundle(Path(folder), self.bundle)
+        write_folder(Path(folder), self)
         self.name, self.folder = Path(folder).resolve().name, Path(folder)
 
     def annotate(
@@ -105,29 +152,68 @@ class Reference:
         and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
         float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
 
-        confidence: a level is answered if its probability is at least this. novelty: "on" withholds the fine labels of
-        odd cells, "flag" only marks them, "off" does neither. index: all cells of an index (see `search`) vote in place
-        of the reference's, and the probabilities are calibrated anew; index_labels: its column with the reference's
-        finest labels, where it has no columns of levels. Where vectors are missing, of another width, or as a body
-        can't come from the reference's embedding, a reference of a PCA projects the cells from X, and says so. Raises
-        InputError where it can't; `force` takes vectors of another embedding.
+        Parameters
+        ----------
+        adata : AnnData, whose obsm[use_rep], or what the reference projects, is read
+        key_added : str, what the names of the columns begin with
+        use_rep : str, default the key that the reference was made with
+        confidence : float in (0, 1]; a level is answered if its probability is at least this
+        novelty : "on" withholds the fine labels of odd cells, "flag" only marks them, "off" does neither
+        force : bool; take vectors of another embedding
+        index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
+        index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels
+
+        Raises
+        ------
+        InputError : where vectors are missing, of another width, or as a whole can't come from the reference's
+            embedding, and the reference can't project the cells from X instead (it says so where it does).
         """
-        from pandas import Categorical
-
-        if not 0 < confidence <= 1:
-            raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
-        if novelty not in NOVELTY:
-            raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
+        check_answers(confidence, novelty)
         vectors, origin = self.vectors_of(adata, use_rep, force)
-        bundle = self.bundle
-        if index is not None:
-            from fractal.search.voters import with_index
-
-            bundle = with_index(bundle, index, index_labels)
-        for name, values in bundle.annotate(vectors, confidence, novelty).items():
-            adata.obs[f"{key_added}_{name}"] = Categorical(values) if values.dtype == object else values
-        about = bundle.about(self.name or "not saved", confidence, novelty, origin.vectors, origin.warning)
+        annotator = self.annotator if index is None else self.asking(index, index_labels)
+        answers = answer_columns(annotator.answer(vectors, confidence, novelty), annotator.tree)
+        for name, values in as_obs(answers).items():
+            adata.obs[f"{key_added}_{name}"] = values
+        about = self.about(annotator, confidence, novelty, origin.vectors, origin.warning)
         adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
+
+    def choose(self, obo: Any, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
+        """The mask of paths for `Annotator.restricted`, by terms of the ontology `obo` (None: the shipped one).
+
+        Raises InputError where that ontology lacks terms of the reference, and for terms where it has none.
+        """
+        tree, where = self.annotator.tree, self.name or "the reference"
+        if not tree.cl_ids.any():
+            if only or exclude:
+                raise InputError(f"{where}: has no CL ids, so --only and --exclude can't be applied")
+            return None
+        graph = load_graph(obo or CL_SLIM)
+        tree.check_terms(graph, where, obo or CL_SLIM, self.facts.get("cl_release", "unknown"))
+        return tree.choose(graph, only, exclude)
+
+    def asking(self, index: "Index | str | Path", labels: str | None) -> Annotator:
+        """The annotator with the cells of an index as voters; their labels are the index's column `labels`."""
+        from fractal.search.voters import index_voters
+
+        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS + COPIES)
+        return self.annotator.with_voters(voters)
+
+    def about(
+        self, annotator: Annotator, confidence: float, novelty: str, vectors: str, warning: str
+    ) -> dict[str, Any]:
+        """What uns["fractal"]["annotation"] says of the answers."""
+        return {
+            "reference": self.name or "not saved",
+            "adapter_sha256": self.sha256,
+            "cl_release": str(self.facts.get("cl_release", "")),
+            "confidence": confidence,
+            "novelty": novelty,
+            "vectors": vectors,
+            "warning": warning,
+            "fractal_version": __version__,
+            "reference_format": VERSION,
+            **({"index": str(annotator.voters)} if annotator.voters else {}),
+        }
 
     def embed(
         self,
@@ -142,17 +228,17 @@ class Reference:
 
         A cell whose vector is zero or not finite gets NaN. uns["fractal"] says what `fractal.truncate` must know, so
         only the full vector is to be truncated; recipe `published` gets obsm["X_fractal_blocks"] for that. Vectors are
-        found, projected or refused as in `annotate`. Raises InputError for these, ValueError for another prefix.
+        read, projected or refused as in `annotate`. Raises InputError for these, ValueError for another prefix.
         """
-        adapter, recipe = self.bundle.adapter, self.bundle.facts["recipe"]
+        adapter, recipe = self.adapter, self.facts["recipe"]
         if prefix is not None and not 1 <= prefix <= adapter.num_levels:
             raise ValueError(f"prefix {prefix} of {adapter.num_levels}")
         adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep, force)[0], prefix)
         if prefix in (None, adapter.num_levels):
             if recipe == "published":
                 adata.obsm[f"{key_added}_blocks"] = blocks
-            told = embedding_facts(adapter, recipe, self.sha256, block_names(self.bundle.facts["config"]))
-            adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **told}
+            about = embedding_facts(adapter, recipe, self.sha256, self.embedder.levels)
+            adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **about}
 
     def search(
         self,
@@ -172,15 +258,17 @@ class Reference:
         """
         from fractal.search.query import search_vectors
 
-        if group_by is not None and group_by not in adata.obs:
-            raise InputError(f"obs has no column '{group_by}'; it has {', '.join(map(str, adata.obs))}")
         vectors, _ = self.vectors_of(adata, use_rep, force)
         if not usable(vectors).all():
             bad = int((~usable(vectors)).argmax())
             raise InputError(f"the vector of cell {bad} is zero or not finite; leave it out")
         names = adata.obs_names.astype(str).tolist()
-        groups = None if group_by is None else adata.obs[group_by].tolist()
-        embedded = embed_matrix(self.bundle.adapter, vectors)[0]
+        groups = None
+        if group_by is not None:
+            if group_by not in adata.obs:
+                raise InputError(f"obs has no column '{group_by}'; it has {', '.join(map(str, adata.obs))}")
+            groups = adata.obs[group_by].tolist()
+        embedded = embed_matrix(self.adapter, vectors)[0]
         return search_vectors(index, self.sha256, embedded, names, groups, k, **options)
 
     @cached_property
@@ -188,19 +276,19 @@ class Reference:
         """A layout of the reference's cells per prefix (fractal.view.maps), kept in its folder if it has one."""
         from fractal.view.maps import maps_of
 
-        return maps_of(self.bundle, self.folder)
+        return maps_of(self, self.folder)
 
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
         """Place the cells of `adata` on the reference's maps, in place, without refitting.
 
         obsm gets "X_fractal_umap_1" (prefix 1), "X_fractal_umap_2", ... (n, 2) float32, within about [-1, 1]; a cell
         whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
-        for 20,000. Vectors are found, projected or refused as in `annotate`. Raises InputError for these.
+        for 20,000. Vectors are read, projected or refused as in `annotate`. Raises InputError for these.
         """
         from fractal.view.maps import OBSM, fractal_vectors
 
-        places = self.maps.transform(fractal_vectors(self.bundle, self.vectors_of(adata, use_rep, force)[0]))
-        for j, layout in enumerate(places, 1):
+        positions = self.maps.transform(fractal_vectors(self, self.vectors_of(adata, use_rep, force)[0]))
+        for j, layout in enumerate(positions, 1):
             adata.obsm[OBSM.format(j)] = layout
 
     def explore(
@@ -218,17 +306,18 @@ class Reference:
 
         labels: column of obs with the cells' types, named as the reference's finest; without it the reference's answers
         are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
-        Vectors are found or refused as in `annotate`. Raises InputError for these and for recipe `published`.
+        Vectors are read or refused as in `annotate`. Raises InputError for these and for recipe `published`.
         """
         from fractal.view.explorer import explore
 
         vectors, _ = self.vectors_of(adata, use_rep, force)
         maps, name = self.maps, self.name or "a reference"
-        explore(self.bundle, maps, adata, vectors, Path(path), labels, columns, max_cells, name)
+        explore(self, maps, adata, vectors, Path(path), labels, columns, max_cells, name)
 
-    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
+    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Any]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
-        vectors, origin = vectors_of(self.bundle, adata, use_rep, force)
+        with self.intake.open(adata, use_rep, force) as (cells, origin):
+            (_, vectors), *_ = cells.chunks(cells.num_rows)
         if origin.projected:
             print(origin.vectors)
         if origin.warning:
@@ -236,117 +325,192 @@ class Reference:
         return vectors, origin
 
 
+def check_answers(confidence: float, novelty: str) -> None:
+    """Raises InputError for what `annotate` can't be asked."""
+    if not 0 < confidence <= 1:
+        raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
+    if novelty not in NOVELTY:
+        raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
+
+
+def versions() -> dict[str, str]:
+    return {
+        "fractal": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def make_reference(
+    annotator: Annotator,
+    config: dict[str, Any],
+    classes: list[list[str]],
+    test: Any = None,
+    facts: Mapping[str, Any] | None = None,
+    projection: Projection | None = None,
+) -> Reference:
+    """An annotator -> a reference, scored on test cells (LabelledVectors) that nothing has seen.
+
+    config, classes: those of the checkpoint. facts: provenance, for bundle.json and the card. projection: where the
+    vectors are those of a PCA.
+    """
+    about: dict[str, Any] = {
+        "config": config,
+        "classes": classes,
+        "recipe": config["recipe"],
+        "levels": list(annotator.tree.levels),
+        "reference_cells": len(annotator.path),
+        "reference_types": len(np.unique(annotator.path)),
+        "training_cells": int(annotator.tree.counts.sum()),
+        **({"projection": projection.facts()} if projection else {}),
+        "scores": annotator.scores(test),
+    }
+    return Reference(annotator, {**NOTHING_KNOWN, **(facts or {}), **about}, projection)
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
 def load(folder: str | Path, device: str = "auto") -> Reference:
     """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
-    path = place_of(folder)
-    return Reference(read_bundle(path, pick_device(device)), path.resolve().name, fetch(path))
+    return read_folder(place_of(folder), pick_device(device))
 
 
-def fit(
-    cells: "AnnData | str | Path",
-    labels: str | None = None,
-    use_rep: str = "X_scimilarity",
-    study: str | None = None,
-    *,
-    levels: Sequence[str] = (),
-    label_map: Mapping[str, str] | str | Path | None = None,
-    unmapped: str = "error",
-    hierarchy: str | Path | None = None,
-    recipe: str = "fractal",
-    max_cells: int = 100_000,
-    epochs: int = 20,
-    seed: int = 0,
-    device: str = "auto",
-) -> Reference:
-    """Labelled cells, an AnnData or the path of an .h5ad, -> a reference. The cells are not changed.
+def open_embedder(path: Place, device: torch.device | str = "cpu") -> Embedder:
+    """Of a checkpoint of train.py, which knows no cells, or a reference's folder. Raises InputError for neither."""
+    if path.is_dir():
+        return read_folder(path, device).embedder
+    (adapter, checkpoint), sha256 = read_whole(path, lambda path: (checkpoints.load(path, device), fingerprint(path)))
+    config = checkpoint["config"]
 
-    labels: column of obs with names or ids of the Cell Ontology; cells without a label are left out. levels: 2 to 6
-    columns of obs, coarse to fine, in place of the ontology. use_rep: key of obsm. study: column of obs, such as the
-    donor: whole studies are held out then, where that leaves no type without training cells. label_map: own name ->
-    CL name or id, or a TSV of both; an empty one leaves its cells out. unmapped: "error" or "other", for names that CL
-    does not know. hierarchy: an edited table of ingest.py. max_cells: to train and calibrate on, balanced over the
-    finest level. Raises InputError for bad input.
-    """
-    if bool(labels) == bool(levels):
-        raise InputError("give either labels, a column of the Cell Ontology's names, or levels, columns of your own")
-    own = "levels" if levels else "hierarchy" if hierarchy else ""  # a tree in place of the ontology's
-    given = {
-        "label_map": levels and label_map,
-        "hierarchy": levels and hierarchy,
-        "unmapped": own and unmapped != "error",
-    }
-    if ignored := [name for name, has in given.items() if has]:
-        raise InputError(f"{', '.join(ignored)}: without effect beside {own}; leave out one or the other")
-    if isinstance(label_map, str | Place):
-        label_map = read_map(place_of(label_map))
-    place = pick_device(device)
-    graph, table = load_graph(CL_SLIM), place_of(hierarchy) if hierarchy else None
-    with ExitStack() as stack:
-        with Cells.open(cells, use_rep) as opened:
-            found = opened.labels(labels or "", study, label_map, levels)
-            plan = place_cells(found, graph, opened.path, table, unmapped)
-            if isinstance(cells, str | Place):  # streamed, so that memory does not grow with the file
-                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cells.parquet"
-                write_atlas(path, opened, plan)
-                atlas: Atlas = Atlas.open(path)
-            else:
-                atlas = atlas_in_memory(opened, plan)
-        for line in plan.hierarchy.notes:
-            print(line)
-        projection, note = learn(cells, use_rep)
-        if note:
-            print(note)
-        split = hold_out(atlas, study is not None, max_cells, seed)
-        train_rows, val_rows, test_rows = split.rows(atlas)
-        training, validation = atlas.read(np.concatenate([train_rows, val_rows])).split(len(train_rows))
-        counts = atlas.path_counts(~split.is_test(atlas))
-        settings = Settings(find_recipe(recipe), epochs=epochs, seed=seed)
-        fitted = train(training, validation, counts, settings, knn_accuracy, group=Group(device=place))
-        if fitted.stopped:
-            raise fitted.stopped
-        drawn = np.sort(np.random.default_rng(seed).permutation(test_rows)[:TEST_CELLS])
-        test = atlas.read(drawn) if len(drawn) else None
-    name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
-    facts = {
-        "obsm": use_rep,
-        "data": name,
-        "source": name,
-        "cl_release": graph.graph["release"],
-        "held_out": f"whole studies: {', '.join(split.test_studies)}" if split.test_studies else "drawn at random",
-        "split": asdict(split),
-        "training": fitted.training(settings),
-        "validation": fitted.validation,
-        "versions": {
-            "fractal": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    adapter, config, classes = fitted.adapter, fitted.config, fitted.classes
-    return Reference(
-        make_reference(adapter, config, classes, training, validation, counts, test, facts, graph, projection)
-    )
+    def open_cells(cells: Any, use_rep: str | None, force: bool) -> Any:
+        return Cells.open(cells, use_rep or "X_scimilarity", adapter.dim)
+
+    blocks = block_names(config)
+    return Embedder(adapter, config["recipe"], blocks, sha256, "X_scimilarity", open_cells)
 
 
-def hold_out(atlas: Atlas, by_study: bool, max_cells: int, seed: int) -> Split:
-    """Who is tested on, and who calibrates: of a few hundred cells none is tested on, so that enough are left for that.
+def load_adapter(path: Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+    """A checkpoint of train.py, or a reference's folder -> the adapter, and what it says beside it."""
+    if path.is_dir():
+        reference = read_folder(path, device)
+        return reference.adapter, reference.facts
+    return checkpoints.load(path, device)
 
-    `by_study`: whole studies are tested on, as many as hold TEST_RATIO of the cells, but none that has the only cells
-    of a type; where there are no such studies, cells are drawn.
-    """
-    types, _ = atlas.finest
-    test_ratio = TEST_RATIO if len(types) >= MIN_CELLS else 0.0
-    held_out: list[str] = []
-    if by_study and test_ratio:
-        codes, names = atlas.studies
-        counts = np.zeros((len(names), types.max() + 1), np.int64)
-        np.add.at(counts, (codes, types), 1)
-        left = counts.sum(0)
-        for study in np.random.default_rng(seed).permutation(len(names)).tolist():
-            if (left > counts[study]).all():
-                held_out.append(names[study])
-                left = left - counts[study]
-            if left.sum() <= (1 - test_ratio) * len(types):
-                break
-    return Split.draw(atlas, seed=seed, test_ratio=test_ratio, max_samples=max_cells, test_studies=sorted(held_out))
+
+def check_folder(path: Path) -> None:
+    """Raises InputError for an output that would lose anything: only a reference's own files are replaced."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file, and the reference is a folder; name another --output")
+    recover(path / MAPS)  # of a run of `fractal map` that was killed
+    there = sorted(file.name for file in path.iterdir())
+    if there and "bundle.json" not in there:
+        raise InputError(f"{path}: is there, and no reference; name another --output")
+    if foreign := sorted(set(there) - set(OWN_FILES)):
+        raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another --output")
+
+
+def write_folder(path: Path, reference: Reference) -> None:
+    """Write all files, whole or not at all; the facts are completed with the version and the hashes."""
+    check_folder(path)
+    annotator = reference.annotator
+    tree = annotator.tree
+    with atomic_folder(path, OWN_FILES) as part:
+        (part / "adapter.safetensors").write_bytes(weights(annotator.adapter))
+        cells = {name: torch.tensor(getattr(annotator, name)) for name in CELL_ARRAYS}  # copies: they may share memory
+        (part / "cells.safetensors").write_bytes(save(cells))
+        with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            writer.writerow([*tree.levels, *(f"{level}_cl_id" for level in tree.levels), "cells"])
+            for names, ids, count in zip(tree.paths, tree.cl_ids.tolist(), tree.counts, strict=True):
+                writer.writerow([*names, *ids, count])
+        (part / "calibration.json").write_text(json.dumps(asdict(annotator.calibration)) + "\n", encoding="utf-8")
+        names = FILES
+        if reference.projection:
+            arrays = {name: torch.tensor(values) for name, values in reference.projection.arrays().items()}
+            (part / PROJECTION).write_bytes(save(arrays))
+            names = (*FILES, PROJECTION)
+        hashes = {name: fingerprint(part / name) for name in names}
+        facts = {**reference.facts, "version": VERSION, "sha256": hashes}
+        (part / "bundle.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (part / "README.md").write_text(model_card(reference.facts, VERSION), encoding="utf-8")
+
+
+def read_folder(place: Place, device: torch.device | str = "cpu") -> Reference:
+    """Raises InputError for a folder that is no reference, is of another version, or whose files were changed."""
+    reference: Reference = read_whole(fetch(place), partial(read_files, device=device))
+    reference.name = place.resolve().name
+    return reference
+
+
+def read_files(path: Path, device: torch.device | str) -> Reference:
+    try:
+        facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+        version, hashes = facts.get("version"), dict(facts.get("sha256", {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not a reference (bundle.json cannot be read); make one with `fractal fit`"
+        ) from error
+    if version != VERSION:
+        raise InputError(f"{path}: a reference of version {version}, this reads {VERSION}; make it again")
+    for name in (*FILES, PROJECTION) if facts.get("projection") else FILES:
+        if not (path / name).is_file() or fingerprint(path / name) != hashes.get(name):
+            raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
+    try:
+        adapter = read_adapter(path, facts).to(device).eval()
+        calibration = Calibration(**json.loads((path / "calibration.json").read_text(encoding="utf-8")))
+        arrays = read_arrays(path / "cells.safetensors")
+        vectors, codes, validation_vectors, validation_codes = (arrays[name] for name in CELL_ARRAYS)
+        tree = read_tree(path, facts)
+        annotator = Annotator(adapter, tree, vectors, codes, validation_vectors, validation_codes, calibration)
+        projection = None
+        if facts.get("projection"):
+            projection = Projection.of(read_arrays(path / PROJECTION), facts["projection"], adapter.dim)
+        check_consistent(annotator)
+        model_card(facts, VERSION)  # fails where a fact is missing that saving it again takes
+    except Exception as error:  # whatever damaged files make torch, json and numpy raise
+        raise InputError(f"{path}: a damaged reference; make it again") from error
+    return Reference(annotator, facts, projection, folder=path)
+
+
+def read_adapter(path: Path, facts: dict[str, Any]) -> Adapter:
+    state = load_file(path / "adapter.safetensors")
+    checkpoints.check({**facts, "state": state})
+    adapter = build_adapter(facts["config"], facts["classes"])
+    adapter.load_state_dict(state)
+    return adapter
+
+
+def read_tree(path: Path, facts: dict[str, Any]) -> Tree:
+    with open(path / "hierarchy.tsv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", strict=True))
+    levels = tuple(facts["levels"])
+    paths = [tuple(row[level] for level in levels) for row in rows]
+    if not all(isinstance(label, str) for path in paths for label in path):
+        raise ValueError("labels are missing")
+    cl_ids = np.array([[row[f"{level}_cl_id"] for level in levels] for row in rows])
+    return Tree.of(paths, levels, cl_ids, np.array([int(row["cells"]) for row in rows]))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in load_file(path).items()}
+
+
+def check_consistent(annotator: Annotator) -> None:
+    """Raises ValueError, or whatever numpy does, unless the parts that were read fit together."""
+    vectors, path, validation_vectors, validation_path = (getattr(annotator, name) for name in CELL_ARRAYS)
+    tree, calibration = annotator.tree, annotator.calibration
+    for x, codes in (vectors, path), (validation_vectors, validation_path):
+        if x.dtype != np.float32 or x.shape != (len(codes), annotator.adapter.dim) or codes.dtype != np.int64:
+            raise ValueError("cells do not fit the adapter")
+        if not usable(x).all() or not ((codes >= 0) & (codes < len(tree.paths))).all():
+            raise ValueError("cells are not finite, or on no path")
+    if not len(path) or not len(validation_path) or (tree.counts < 0).any():
+        raise ValueError("no cells")
+    probability = calibration.probability(np.zeros((1, len(tree.levels))))
+    p_value = calibration.p_value(calibration.score(np.zeros((1, len(SIGNALS)))))
+    if not (np.isfinite(probability).all() and np.isfinite(p_value).all()):
+        raise ValueError("the calibration holds something else than numbers")

@@ -4,11 +4,13 @@ import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import hnswlib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import settings
@@ -126,3 +128,15 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return errors[0]
 
     return check
+
+
+def columns(annotator: Any, x: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+    """The columns of the output, (n,) each; text that is missing is ""."""
+    from fractal.annotate.answers import answer_columns
+
+    table = answer_columns(annotator.answer(x, **options), annotator.tree)
+    text = {name for name in table.column_names if pa.types.is_dictionary(table[name].type)}
+    return {
+        name: (column.cast(pa.string()).fill_null("") if name in text else column).to_pandas().to_numpy()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }

@@ -2,8 +2,6 @@
 
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
 
 import networkx as nx
 import numpy as np
@@ -22,19 +20,20 @@ from benchmarks.annotation import off_path
 from benchmarks.simulate import STUDIES, SimulatedAtlas
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
-from fractal.annotate.annotator import Answer, Tree
+from fractal.annotate.answers import Answer, join, vote
 from fractal.annotate.card import model_card
 from fractal.annotate.space import Comparison
 from fractal.annotate.truth import report
 from fractal.base.cli import InputError, reason
 from fractal.base.files import check_folder, real_paths
-from fractal.commands import annotate, embed, export, fit, reference
+from fractal.commands import annotate, embed, fit, reference
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.parquet import writing
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
-from fractal.model.adapter import FractalAdapter, PublishedAdapter
+from fractal.hierarchy.tree import Tree
+from fractal.model.adapter import PublishedAdapter
 from fractal.model.split import Split
 from fractal.score.embeddings import Subset, fit_controls
 from fractal.score.table import score, truth_of
@@ -315,30 +314,24 @@ def test_when_another_space_is_certain(cells: int, agreement: float, related: fl
     assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
 
 
-def answer_of(path: list[int], probability: list[list[float]]) -> Answer:
+def answer_of(path: list[int], probability: list[list[float]], valid: list[bool]) -> Answer:
     """Cells that are not odd, with these paths and probabilities."""
-    values = {field.name: np.zeros(len(path)) for field in fields(Answer)}
-    return Answer(
-        **values | {"path": np.array(path), "probability": np.array(probability), "p_value": np.full(len(path), 0.5)}
-    )
+    n = len(path)
+    values = {field.name: np.zeros(n) for field in fields(Answer)}
+    values |= {"path": np.array(path), "probability": np.array(probability), "p_value": np.full(n, 0.5)}
+    return Answer(**values | {"valid": np.array(valid)})
 
 
 def test_a_cluster_that_lies_in_two_chunks_gets_one_answer():
     """Cluster 0: a cell of I, x (.9, .8), one of S, y (.6, .5), and one without a vector; cluster 1: two of S, y."""
-    bundle = SimpleNamespace(tree=Tree.of([("I", "x"), ("S", "y")]))
-    masks = np.array([True, False, True]), np.array([True, True])
-    parts = [
-        (answer_of([0, 1], [[0.9, 0.8], [0.9, 0.9]]), masks[0], np.zeros(2, bool)),
-        (answer_of([1, 1], [[0.6, 0.5], [0.7, 0.7]]), masks[1], np.ones(2, bool)),
-    ]
-    args = SimpleNamespace(confidence=0.8, novelty="on")
-    annotate.voted(parts, np.array([0, 0, 1, 0, 1]), bundle, args)  # type: ignore[arg-type]
-    for (found, mask, excluded), was, out in zip(parts, masks, (False, True), strict=True):
-        assert found.path.tolist() == [0, 1]
-        assert np.allclose(found.probability, [[0.45, 0.4], [0.8, 0.8]])
-        assert found.depth.tolist() == found.confident_depth.tolist() == [0, 2]
-        assert mask is was
-        assert excluded.tolist() == [out, out]
+    first = answer_of([0, 0, 1], [[0.9, 0.8], [np.nan, np.nan], [0.9, 0.9]], [True, False, True])
+    second = answer_of([1, 1], [[0.6, 0.5], [0.7, 0.7]], [True, True])
+    found = vote(join([first, second]), np.array([0, 0, 1, 0, 1]), Tree.of([("I", "x"), ("S", "y")]), 0.8, "on")
+    good = found.valid
+    assert good.tolist() == [True, False, True, True, True]
+    assert found.path[good].tolist() == [0, 1, 0, 1]
+    assert np.allclose(found.probability[good], [[0.45, 0.4], [0.8, 0.8]] * 2)
+    assert found.depth[good].tolist() == found.confident_depth[good].tolist() == [0, 2, 0, 2]
 
 
 def test_the_command_line_names_its_commands(monkeypatch, capsys):
@@ -362,20 +355,6 @@ def test_the_package_lists_what_it_has():
     assert {"Reference", "fit", "load", "truncate", "__version__"} <= set(dir(fractal))
     with pytest.raises(AttributeError, match="^module 'fractal' has no attribute 'fitt'$"):
         _ = fractal.fitt
-
-
-def test_int8_vectors_are_measured_on_as_many_cells_as_said(tmp_path: Path):
-    np.save(tmp_path / "x.npy", clustered(TYPES, 8))
-    adapter = FractalAdapter(8, 2, 4, torch.tensor([[0, 0], [1, 1]])).eval()
-    argv = ["--model-path", str(tmp_path / "m"), "--vectors", str(tmp_path / "x.npy"), "--output", str(tmp_path / "o")]
-    for more, expected in (([], export.RECALL_CELLS), (["--recall-cells", "20"], 20)):
-        with (
-            patch("fractal.model.embedding.Embedder.open", return_value=SimpleNamespace(adapter=adapter, use_rep="")),
-            patch.object(export, "export", return_value=0.0),
-            patch.object(export, "write_int8", return_value=[]) as asked,
-        ):
-            export.main([*argv, *more])
-        assert asked.call_args.args[-1] == expected
 
 
 def test_the_way_from_an_answer_to_the_nearest_term_that_is_true():

@@ -12,14 +12,16 @@ New cells must be normalised as the labelled ones were. That is the user's part;
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fractal.base.cli import InputError, needs
+from fractal.base.errors import InputError, needs
 from fractal.base.storage import Place, place
-from fractal.data.h5ad import open_h5ad, reading_h5ad
+from fractal.data.h5ad import obs_names, open_h5ad, reading_h5ad
 
 # How far X may be from giving the components, both as root mean squares: float32 alone makes 1e-6, a randomised SVD,
 # which is not exact, a few hundredths.
@@ -42,7 +44,9 @@ class Expression:
     """Cells x genes, dense or sparse, read by rows."""
 
     where: str  # the file and the matrix, for errors
+    path: Place  # as Cells has it
     num_cells: int
+    names: Any  # of the cells: an array, or a function of a slice
     var: Any  # pandas.DataFrame, a row per gene; its index are the names
     rows: Callable[[slice], Any]  # -> (m, genes), numpy or scipy.sparse
 
@@ -159,49 +163,54 @@ def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
 # --- what the cells bring --------------------------------------------------------------------------------------------
 
 
-def in_memory(adata: Any, layer: str = "") -> Expression | None:
-    """X, or a layer, of an AnnData; None where it has none."""
+@contextmanager
+def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
+    """An AnnData, or the path of an .h5ad -> what has obsm, varm and uns, and a function: layer -> expression.
+
+    Layer "" is X; the function gives None for one that is not there.
+    """
+    if isinstance(cells, str | Place):
+        with open_h5ad(place(cells)) as file:
+            yield file, partial(on_disk, file, place(cells))
+    else:
+        parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
+        yield parts, partial(in_memory, cells)
+
+
+def in_memory(adata: Any, layer: str) -> Expression | None:
     matrix = adata.layers.get(layer) if layer else adata.X
     if matrix is None:
         return None
     if hasattr(matrix, "tocsr") and getattr(matrix, "format", "") != "csr":
         matrix = matrix.tocsr()
-    return Expression(f"layer '{layer}'" if layer else "X", adata.n_obs, adata.var, matrix.__getitem__)
+    names = np.asarray(adata.obs_names).astype(str)
+    where = f"layer '{layer}'" if layer else "X"
+    return Expression(where, Path("adata"), adata.n_obs, names, adata.var, matrix.__getitem__)
 
 
-def on_disk(file: Any, path: Place, layer: str = "") -> Expression | None:
-    """X, or a layer, of an open .h5ad. Rows are read as they are asked for; of a CSC matrix all, which has no rows."""
+def on_disk(file: Any, path: Place, layer: str) -> Expression | None:
+    """Rows are read as they are asked for; of a CSC matrix, which has no rows, all at once."""
     h5py, io = needs("h5py", "h5ad"), needs("anndata", "h5ad").io
     matrix = file.get(f"layers/{layer}" if layer else "X")
     sparse = isinstance(matrix, h5py.Group) and str(matrix.attrs.get("encoding-type", "")).endswith("_matrix")
     if not sparse and not isinstance(matrix, h5py.Dataset):
         return None
     with reading_h5ad(path):
-        var = io.read_elem(file["var"])
+        var, names = io.read_elem(file["var"]), obs_names(file, path)
         if sparse:
             matrix = io.sparse_dataset(matrix)
             if matrix.format == "csc":
                 matrix = matrix.to_memory().tocsr()
 
-    def rows(some: slice) -> Any:
+    def rows(batch: slice) -> Any:
         with reading_h5ad(path):
-            return matrix[some]
+            return matrix[batch]
 
-    return Expression(f"{path}: " + (f"layer '{layer}'" if layer else "X"), matrix.shape[0], var, rows)
+    where = f"{path}: " + (f"layer '{layer}'" if layer else "X")
+    return Expression(where, path, matrix.shape[0], names, var, rows)
 
 
 # --- what a reference keeps ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
-    """An AnnData, or the path of an .h5ad -> something with obsm, varm and uns, and a function layer -> expression."""
-    if isinstance(cells, str | Place):
-        with open_h5ad(place(cells)) as file:
-            yield file, lambda layer: on_disk(file, place(cells), layer)
-    else:
-        parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
-        yield parts, lambda layer: in_memory(cells, layer)
 
 
 def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:

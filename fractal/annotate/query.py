@@ -1,85 +1,93 @@
-"""The vectors of new cells for a reference: those of their obsm, or, where it keeps a PCA, projected from expression.
+"""New cells for a reference: their vectors in obsm, or, where it keeps a PCA, projected from expression.
 
 One rule for an AnnData in memory and for files: obsm is taken where it is there and can come from the reference's
 space. Else the cells are projected, if the reference can do that, and else they are refused.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import Bundle
-from fractal.annotate.projection import Expression, in_memory, on_disk
-from fractal.base.cli import InputError
-from fractal.base.storage import Place
-from fractal.data.cells import Cells, cells_of_file, has_obsm, is_h5ad
-from fractal.data.h5ad import check_embedding, open_h5ad
-from fractal.data.vectors import CHUNK
+from fractal.annotate.projection import Expression, Projection, opened
+from fractal.annotate.space import space_problem
+from fractal.base.errors import InputError
+from fractal.data.cells import Cells, has_obsm, is_h5ad, names_column
+from fractal.data.vectors import CHUNK, usable
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is said of the vectors: where they come from, and what is odd about them, each a line or ""."""
+    """Where vectors come from, and a warning about them, each a line or ""."""
 
     vectors: str
     warning: str
     projected: bool = False
 
 
-def vectors_of(bundle: Bundle, adata: Any, use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
-    """The cells of an AnnData -> (n, dim) float32. `force`: obsm is taken though it is of another space.
+@dataclass(frozen=True)
+class Intake:
+    """What a reference takes: vectors (dim,) of obsm[use_rep] like those of its cells, or expression to project."""
 
-    Raises InputError where there is neither a fitting obsm nor anything to project.
-    """
-    key = use_rep or bundle.use_rep
-    there = adata.X if key == "X" and "X" not in adata.obsm else adata.obsm.get(key)
-    problem = lacking(there, key, bundle.adapter.dim)
-    way = f"it has {', '.join(adata.obsm) or 'nothing'}. New cells must come through the embedding of the reference's"
-    if not problem:
-        check_embedding(there, f"obsm '{key}'")
-        vectors = np.ascontiguousarray(there, np.float32)
-        odd, certain = bundle.space_problem(vectors) or ("", False)
-        if force or not certain:
-            return vectors, Origin(f"obsm '{key}'", odd)
-        problem, way = f"obsm '{key}': {odd}", "force=True goes on"
-    expression = in_memory(adata, bundle.projection.layer) if bundle.projection and key == bundle.use_rep else None
-    if expression is None:
-        raise InputError(f"{problem}; {way}")
-    rows, origin = project(bundle, expression, problem, force)
-    return rows(slice(0, adata.n_obs)), origin
+    use_rep: str
+    dim: int
+    vectors: np.ndarray  # (m, dim) float32, of the reference's cells
+    projection: Projection | None = None
+
+    @contextmanager
+    def open(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
+        """Open new cells, of an AnnData or a path. Raises InputError where there is nothing to take or to project.
+
+        `force` takes vectors that can't come from the reference's embedding.
+        """
+        key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
+        several = in_memory or has_obsm(cells)
+        with ExitStack() as stack:
+            problem, expression = "", None
+            if self.projection and key == self.use_rep and (in_memory or is_h5ad(cells)):
+                parts, matrix = stack.enter_context(opened(cells))
+                expression = matrix(self.projection.layer)
+                problem = lacking(parts.get("obsm", {}).get(key), key, self.dim) if expression else ""
+            if not problem:
+                source = stack.enter_context(Cells.open(cells, key, self.dim))
+                _, chunk = next(iter(source.chunks(CHUNK)))
+                odd, certain = self.problem(chunk)
+                if force or not certain:
+                    yield source, Origin(f"obsm '{key}'" if several else "", odd)
+                    return
+                problem = f"obsm '{key}': {odd}" if several else odd
+            if expression is None:
+                way = "use_rep, or go on with force=True" if in_memory else "--use-rep, or go on with --force"
+                raise InputError(f"{'adata' if in_memory else cells}: {problem}; name the right vectors with {way}")
+            yield self.projected(expression, problem, force)
+
+    def projected(self, expression: Expression, problem: str, force: bool) -> tuple[Cells, Origin]:
+        """Raises InputError where the expression does not fit either."""
+        assert self.projection is not None
+        rows, line = self.projection.components(expression, force)
+        odd, certain = self.problem(rows(slice(0, min(CHUNK, expression.num_cells))))
+        if certain and not force:
+            raise InputError(f"{problem}; {line}; but {odd}. Is the expression normalised as the reference's?")
+        shape = (expression.num_cells, self.dim)
+        cells = Cells.from_matrix(expression.path, shape, np.float32, rows, names_column(expression.names))
+        return cells, Origin(f"{problem}; {line}", odd, projected=True)
+
+    def problem(self, vectors: np.ndarray) -> tuple[str, bool]:
+        """Why vectors (n, dim) may not be of the reference's space, and whether that is certain; ("", False) if not."""
+        return space_problem(vectors[usable(vectors)], self.vectors) or ("", False)
+
+    @contextmanager
+    def printed(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:
+        """As `open`; a line is printed where vectors are projected, or a warning about them."""
+        with self.open(cells, use_rep, force) as (source, origin):
+            tell(origin, cells)
+            yield source
 
 
-@contextmanager
-def open_query(bundle: Bundle, path: Place, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
-    """The cells of a file, streamed. Raises InputError as `vectors_of` and `Cells.open` do."""
-    key, dim = use_rep or bundle.use_rep, bundle.adapter.dim
-    with ExitStack() as stack:
-        problem, expression = "", None
-        if is_h5ad(path) and bundle.projection and key == bundle.use_rep:
-            file = stack.enter_context(open_h5ad(path))
-            expression = on_disk(file, path, bundle.projection.layer)
-            problem = lacking(file.get("obsm", {}).get(key), key, dim) if expression else ""
-        if not problem:
-            source = stack.enter_context(Cells.open(path, key, dim))
-            _, chunk = next(iter(source.chunks(CHUNK)))
-            odd, certain = bundle.space_problem(chunk) or ("", False)
-            if force or not certain:
-                yield source, Origin(f"obsm '{key}'" if has_obsm(path) else "", odd)
-                return
-            problem = f"obsm '{key}': {odd}" if expression else odd
-        if expression is None:
-            raise InputError(f"{path}: {problem}; name the right vectors with --obsm, or go on with --force")
-        rows, origin = project(bundle, expression, problem, force)
-        shape = (expression.num_cells, dim)
-        yield cells_of_file(file, path, shape, np.float32, rows), origin
-
-
-def tell(origin: Origin, path: Place) -> None:
-    """Print where vectors that are not the file's own come from, and what is odd about them."""
+def tell(origin: Origin, path: object) -> None:
     if origin.projected:
         print(f"{path}: {origin.vectors}")
     if origin.warning:
@@ -94,15 +102,3 @@ def lacking(array: Any, key: str, dim: int) -> str:
     if len(shape) != 2 or shape[1] != dim:
         return f"obsm '{key}' has {shape[-1] if shape else 'no'} numbers a cell, the reference takes {dim}"
     return ""
-
-
-def project(
-    bundle: Bundle, expression: Expression, problem: str, force: bool
-) -> tuple[Callable[[slice], np.ndarray], Origin]:
-    """-> a function rows -> (m, dim) float32. Raises InputError where the expression does not fit either."""
-    assert bundle.projection is not None
-    rows, line = bundle.projection.components(expression, force)
-    odd, certain = bundle.space_problem(rows(slice(0, min(CHUNK, expression.num_cells)))) or ("", False)
-    if certain and not force:
-        raise InputError(f"{problem}; {line}; but {odd}. Is the expression normalised as the reference's?")
-    return rows, Origin(f"{problem}; {line}", odd, projected=True)

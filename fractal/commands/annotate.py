@@ -20,13 +20,9 @@ One row per cell, or columns of obs that begin with fractal_:
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths, locked
@@ -35,9 +31,13 @@ from fractal.base.table import table
 from fractal.commands.options import add, check_suffix, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
-    from fractal.annotate.annotator import Answer
-    from fractal.annotate.bundle import Bundle
+    import numpy as np
+    import pyarrow as pa
+
+    from fractal.annotate.annotator import Annotator
+    from fractal.annotate.answers import Answer
     from fractal.data.cells import Cells
+    from fractal.hierarchy.tree import Tree
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 EXAMPLE = "fractal annotate new.h5ad --reference FOLDER --output FILE"
@@ -111,62 +111,32 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def voted(parts: list[tuple[Answer, np.ndarray, np.ndarray]], groups: np.ndarray, bundle: Bundle, args: Any) -> None:
-    """Give all cells of a group of (n,) codes one answer, in place of `parts`, the chunks of the whole file."""
-    from fractal.annotate.annotator import Answer, depths, majority
-
-    good = np.concatenate([part[1] for part in parts])
-    joined = Answer(*(np.concatenate([getattr(p[0], f.name) for p in parts]) for f in fields(Answer)))
-    path, probability = majority(joined.probability, joined.path, groups[good], bundle.tree)
-    confident, depth = depths(probability, joined.p_value, args.confidence, args.novelty)
-    joined = replace(joined, path=path, probability=probability, confident_depth=confident, depth=depth)
-    start = 0
-    for i, (part, mask, excluded) in enumerate(parts):
-        rows = slice(start, start := start + len(part.path))
-        parts[i] = Answer(*(getattr(joined, f.name)[rows] for f in fields(Answer))), mask, excluded
-
-
-def answers(bundle: Bundle, source: Cells, groups: np.ndarray | None, args: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The columns of each chunk, `cell_id` first where known; with `groups` all answers are held, for the vote."""
+def answers(
+    annotator: Annotator, cells: Cells, groups: np.ndarray | None, args: argparse.Namespace
+) -> Iterator[pa.Table]:
+    """The columns of each chunk, `cell_id` first where the cells have names; with `groups`, of all cells at once."""
+    import pyarrow as pa
     from tqdm import tqdm
 
+    from fractal.annotate.answers import answer_columns, join, vote
+    from fractal.annotate.votes import BATCH
     from fractal.base.prefetch import prefetch
-    from fractal.data.cells import names_of
     from fractal.data.parquet import CELL_ID
-    from fractal.data.vectors import CHUNK, usable
 
-    def asked() -> Generator[tuple[Answer, np.ndarray, np.ndarray], None, None]:
-        with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for table, chunk in source.chunks(4 * CHUNK):  # the annotator's BATCH
-                good = usable(chunk)
-                some = chunk[good]
-                names.append(names_of(table))
-                yield bundle.answer(some, args.confidence, args.novelty), good, bundle.best_excluded(some)
-                bar.update(len(chunk))
+    def chunks() -> Generator[tuple[pa.Table, Answer], None, None]:
+        with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
+            for columns, vectors in cells.chunks(BATCH):
+                names = columns.select([CELL_ID] if cells.has_names else [])
+                yield names, annotator.answer(vectors, args.confidence, args.novelty)
+                bar.update(len(vectors))
 
-    names = list[np.ndarray | None]()  # of the cells of each chunk
-    parts: Iterable[tuple[Answer, np.ndarray, np.ndarray]] = prefetch(asked())
+    parts: Iterable[tuple[pa.Table, Answer]] = prefetch(chunks())
     if groups is not None:
-        parts = list(parts)
-        voted(parts, groups, bundle, args)
-    for part in parts:
-        ids = names.pop(0)
-        yield ({} if ids is None else {CELL_ID: ids.astype(object)}) | bundle.columns(*part)
-
-
-def restrict(bundle: Bundle, args: argparse.Namespace) -> Bundle:
-    """Without the types that --only and --exclude leave out. Raises InputError for terms that --obo does not know."""
-    from fractal.annotate.bundle import check_terms, choose_paths
-    from fractal.hierarchy.ontology import CL_SLIM, load_graph
-
-    if bundle.cl_ids.any():
-        graph = load_graph(args.obo or CL_SLIM)
-        check_terms(bundle, graph, args.reference, args.obo or CL_SLIM)
-        keep = choose_paths(bundle, graph, args.only, args.exclude)
-        return bundle if keep is None else bundle.restricted(keep)
-    if args.only or args.exclude:
-        raise InputError(f"{args.reference}: has no CL ids, so --only and --exclude can't be applied")
-    return bundle
+        names, found = zip(*parts, strict=True)
+        parts = [(pa.concat_tables(names), vote(join(found), groups, annotator.tree, args.confidence, args.novelty))]
+    for names, answer in parts:
+        table = answer_columns(answer, annotator.tree)
+        yield table.add_column(0, CELL_ID, names[CELL_ID]) if cells.has_names else table
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,50 +149,53 @@ def main(argv: list[str] | None = None) -> None:
 def annotate(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
-    from fractal.annotate.bundle import read_bundle
-    from fractal.annotate.query import open_query, tell
-    from fractal.annotate.truth import draw_confusions, report
+    from fractal.annotate.query import tell
     from fractal.commands.output import open_output
     from fractal.model.adapter import pick_device
+    from fractal.reference import read_folder
 
-    bundle = read_bundle(args.reference, pick_device(args.device))
+    reference = read_folder(args.reference, pick_device(args.device))
+    annotator = reference.annotator
     if args.index:
-        from fractal.search.voters import with_index
-
-        bundle = with_index(bundle, args.index, args.index_labels)
-        print(f"{bundle.voters} vote; probabilities by {len(bundle.validation_path):,} validation cells")
-    bundle = restrict(bundle, args)
-    levels, statuses, labels = Counter[str](), Counter[str](), Counter[str]()
-    kept: list[dict[str, np.ndarray]] = []
-    with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
+        annotator = reference.asking(args.index, args.index_labels)
+        print(f"{annotator.voters} vote; probabilities by {len(annotator.validation_path):,} validation cells")
+    annotator = annotator.restricted(reference.choose(args.obo, args.only, args.exclude))
+    kept: list[pa.Table] = []
+    with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
+        groups, truth = (cells.codes(key) if key else None for key in (args.over, args.truth))
         tell(origin, args.input)
-        groups, truth = (key and source.codes(key) for key in (args.over, args.truth))
-        name = args.reference.resolve().name
-        about = bundle.about(name, args.confidence, args.novelty, origin.vectors, origin.warning)
-        copied = source if args.output.suffix == ".h5ad" else None
+        about = reference.about(annotator, args.confidence, args.novelty, origin.vectors, origin.warning)
+        copied = cells if args.output.suffix == ".h5ad" else None
         with open_output(args.output, copied, uns={"annotation": about}, prefix="fractal_") as write:
-            for columns in answers(bundle, source, groups and groups[0], args):
-                write(pa.table(columns))
-                levels.update(columns["level"])
-                statuses.update(columns["status"])
-                labels.update(columns["label"])
-                if truth:
-                    kept.append({name: columns[name] for name in (*bundle.levels, "level", "status")})
-
-    print(
-        f"{source.num_rows:,} cells of {args.input} -> {args.output}: "
-        + ", ".join(f"{statuses[s]:,} {s}" for s in STATUSES)
-    )
-    order = ("none", *bundle.levels)
-    print("deepest level answered: " + ", ".join(f"{levels[d]:,} {d}" for d in reversed(order)) + "\n")
-    shown = [[label or "(none)", f"{n:,}", f"{100 * n / source.num_rows:.1f}"] for label, n in labels.most_common(20)]
-    print(table(["Deepest label", "Cells", "%"], shown))
+            for table in answers(annotator, cells, groups and groups[0], args):
+                write(table)
+                kept.append(table.select(["level", "label", "status", *(reference.levels if truth else [])]))
+    answered = pa.concat_tables(kept)
+    print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(answered, reference.levels)}")
     if truth:
-        answered = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-        known = (answered, *truth, bundle.tree.paths, bundle.levels, args.truth)
-        print("\n" + report(*known))
-        if args.confusions:
-            draw_confusions(args.confusions, *known)
+        score(answered, truth, annotator.tree, args)
+
+
+def summary(answered: pa.Table, levels: Sequence[str]) -> str:
+    """How many cells got which status, level and label."""
+    counts = {name: answered[name].to_pandas().value_counts(dropna=False) for name in ("status", "level", "label")}
+    statuses = ", ".join(f"{counts['status'].get(status, 0):,} {status}" for status in STATUSES)
+    depths = ", ".join(f"{counts['level'].get(level, 0):,} {level}" for level in (*reversed(levels), "none"))
+    common = [(label, n) for label, n in counts["label"].items() if n][:20]
+    rows = [
+        [label if isinstance(label, str) else "(none)", f"{n:,}", f"{n / len(answered):.1%}"] for label, n in common
+    ]
+    return f"{statuses}\ndeepest level answered: {depths}\n\n{table(['Deepest label', 'Cells', 'Share'], rows)}"
+
+
+def score(answered: pa.Table, truth: tuple[np.ndarray, list[str]], tree: Tree, args: argparse.Namespace) -> None:
+    """Print how good the answers are, and draw what is taken for what."""
+    from fractal.annotate.truth import draw_confusions, report
+
+    columns = {name: answered[name].to_pandas().to_numpy(object) for name in answered.column_names}
+    print("\n" + report(columns, *truth, tree.paths, tree.levels, args.truth))
+    if args.confusions:
+        draw_confusions(args.confusions, columns, *truth, tree.paths, tree.levels, args.truth)
 
 
 if __name__ == "__main__":

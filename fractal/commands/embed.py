@@ -81,19 +81,11 @@ def check_flags(args: argparse.Namespace) -> None:
 @contextmanager
 def open_cells(embedder: "Embedder", args: argparse.Namespace) -> Iterator["Cells"]:
     """The cells of --input. Raises InputError for those of another embedding, and for a --prefix beyond the vector."""
-    from fractal.annotate.query import open_query, tell
-    from fractal.data.cells import Cells
-
-    levels, dim = embedder.adapter.num_levels, embedder.adapter.dim
+    levels = embedder.adapter.num_levels
     if (args.prefix or 1) > levels:
         raise InputError(f"{args.reference}: has {levels} blocks, --prefix {args.prefix} asks for more")
-    if embedder.reference:
-        with open_query(embedder.reference, args.input, args.use_rep, args.force) as (cells, origin):
-            tell(origin, args.input)
-            yield cells
-    else:  # a checkpoint of train.py knows no cells
-        with Cells.open(args.input, args.use_rep or embedder.use_rep, dim) as cells:
-            yield cells
+    with embedder.open(args.input, args.use_rep, args.force) as cells:
+        yield cells
 
 
 def embed_cells(embedder: "Embedder", cells: "Cells", output: Place, prefix: int, dtype: str = "float32") -> int:
@@ -133,9 +125,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     from fractal.model.adapter import pick_device
-    from fractal.model.embedding import Embedder
+    from fractal.reference import open_embedder
 
-    embedder = Embedder.open(args.reference, pick_device(args.device))
+    embedder = open_embedder(args.reference, pick_device(args.device))
     levels = embedder.adapter.num_levels
     prefix = args.prefix or levels
     with locked(args.output), open_cells(embedder, args) as cells:  # the output may be the input

@@ -21,7 +21,7 @@ from fractal.base.files import check_paths
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
 
-    from fractal.annotate.bundle import Bundle
+    from fractal.annotate.annotator import Annotator
     from fractal.data.cells import Cells
     from fractal.view.explorer import Cells as Shown
 
@@ -104,17 +104,20 @@ def read_cells(source: "Cells", args: argparse.Namespace) -> "Shown":
     return Shown(x, source.num_rows, None if names is None else names.tolist(), labels, shown)
 
 
-def atlas_columns(bundle: "Bundle", cells: "Shown") -> "pa.Table":
+def atlas_columns(annotator: "Annotator", cells: "Shown") -> "pa.Table":
     """What Embedding Atlas shows of the cells beside the maps: names, a label per level, and their own columns."""
     import pyarrow as pa
 
+    from fractal.annotate.answers import answer_columns
+
+    levels = annotator.tree.levels
     if cells.labels is None:
-        labels = bundle.annotate(cells.vectors)
-        told = {name: labels[name] for name in ("label", "status", *bundle.levels)}
+        labels = answer_columns(annotator.answer(cells.vectors), annotator.tree)
+        told = {name: labels[name].cast(pa.string()).fill_null("").to_pandas() for name in ("label", "status", *levels)}
     else:
-        path_of = {path[-1]: path for path in bundle.tree.paths}
-        paths = [path_of.get(name, ("",) * len(bundle.levels)) for name in cells.labels]
-        told = dict(zip(bundle.levels, np.array(paths, object).T, strict=True))
+        path_of = {path[-1]: path for path in annotator.tree.paths}
+        paths = [path_of.get(name, ("",) * len(levels)) for name in cells.labels]
+        told = dict(zip(levels, np.array(paths, object).T, strict=True))
     names = {} if cells.names is None else {"cell_id": cells.names}
     columns = {**names, **told, **cells.columns}
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})
@@ -124,10 +127,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": output})
-    from fractal.annotate.bundle import read_bundle
-    from fractal.annotate.query import open_query, tell
     from fractal.data.cells import is_h5ad
     from fractal.model.adapter import pick_device
+    from fractal.reference import read_folder
     from fractal.view.embedding_atlas import write_embedding_atlas
     from fractal.view.explorer import check_template, write_page
     from fractal.view.maps import fractal_vectors, maps_of
@@ -138,15 +140,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{output}: --embedding-atlas writes Parquet; name a .parquet file with --output")
     if not args.embedding_atlas:
         check_template()
-    bundle = read_bundle(args.reference, pick_device(args.device))
-    with open_query(bundle, args.input, args.use_rep, args.force) as (source, origin):
-        tell(origin, args.input)
+    bundle = read_folder(args.reference, pick_device(args.device))
+    with bundle.embedder.open(args.input, args.use_rep, args.force) as source:
         cells = read_cells(source, args)
     full = fractal_vectors(bundle, cells.vectors)
     maps = maps_of(bundle, args.reference)
     told = f"{len(cells.vectors):,} of {cells.total:,} cells of {args.input} -> {output}"
     if args.embedding_atlas:
-        write_embedding_atlas(output, maps, full, atlas_columns(bundle, cells))
+        write_embedding_atlas(output, maps, full, atlas_columns(bundle.annotator, cells))
         last = len(maps.layouts)
         print(f"{told}; open it with: embedding-atlas {output} --x x_{last} --y y_{last} --neighbors neighbors")
         return

@@ -1,78 +1,51 @@
-"""An adapter -> ONNX, with one output per prefix; its vectors as int8; and cells into a vector database.
+"""An adapter as ONNX, with one output per prefix; or cells with their vectors as Parquet, for a vector database.
 
     fractal export --reference blood_reference --output blood.onnx
-    fractal export --reference blood_reference --vectors cells.npy --int8-dir data/int8   # and int8 vectors
-    fractal export --reference blood_reference --vectors cells.h5ad --to duckdb --output cells.duckdb
+    fractal export --reference blood_reference --vectors cells.h5ad --to parquet --output cells.parquet
 
-Input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`, each of
-length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
+ONNX: input `x` (batch, dim) float32, any batch size. Outputs `prefix_1` (batch, scale_dim), `prefix_2`, ..., `full`,
+each of length 1, so that a product of two is a cosine. The file is run once with onnxruntime and held against torch.
 
-int8 vectors are a cell's values times 127 over the largest of them. Cosines do not depend on the factor.
+Parquet: `row`, the cell's number in the source; `cell_id` where the cells have names; every further column of the
+source (of an .h5ad: obs); the prefix that makes a shortlist, `prefix_3` for three blocks; and `full`. Cells whose
+vector is zero or not finite are left out. docs/databases.md loads it with LanceDB, DuckDB and Qdrant.
 """
 
 import argparse
 import logging
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fractal.base.cli import InputError, needs, positive_int, run, table
+from fractal.base.errors import InputError, needs, run
 from fractal.base.files import atomic_write, check_paths
 from fractal.base.storage import place
+from fractal.commands.options import CHECKPOINT, add, command
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
+    import pyarrow as pa
     from torch import Tensor, nn
 
     from fractal.model.adapter import Adapter
+    from fractal.model.embedding import Embedder
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
-RECALL_CELLS = 5_000
-DATABASES = ("lancedb", "duckdb", "qdrant", "parquet")
-NEIGHBOURS = 10  # recall is the share of these that int8 vectors find again
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fractal export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("export", __doc__)
+    add(parser, "--reference", default=CHECKPOINT)
     parser.add_argument(
-        "--reference",
-        "--model-path",
-        dest="model_path",
-        type=Path,
-        default=Path("data/fractal_adapter_4L.pt"),
-        help="folder of `fractal fit`, or a checkpoint of train.py (default: %(default)s)",
+        "--to", choices=["onnx", "parquet"], default="onnx", help="what to write (default: %(default)s)"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="what to write: an .onnx file (default: beside the checkpoint), or with --to a database (default: as "
-        "data/cells.duckdb)",
-    )
-    vectors = parser.add_argument_group("int8 vectors")
+    add(parser, "--output", help="file to write (default: an .onnx beside the checkpoint, or data/cells.parquet)")
+    vectors = parser.add_argument_group("cells, for --to parquet")
     vectors.add_argument("--vectors", type=place, help="cells: .npy, Parquet, .h5ad, .zarr or TileDB")
-    vectors.add_argument(
-        "--use-rep",
-        "--obsm",
-        dest="use_rep",
-        help="of an .h5ad: key of its vectors in obsm (default: the one that the reference was made with)",
-    )
-    vectors.add_argument("--int8-dir", type=Path, help="folder for prefix_1.npy, ... (default: data/int8)")
-    vectors.add_argument(
-        "--recall-cells",
-        type=positive_int,
-        help="cells whose neighbours are compared, drawn at random (default: 5000)",
-    )
-    database = parser.add_argument_group("vector database: cells with a prefix, the full vector and all their columns")
-    database.add_argument(
-        "--to", choices=DATABASES, help="what to write the cells of --vectors to; --output names the file or folder"
-    )
-    database.add_argument(
-        "--prefix", type=positive_int, help="blocks of the prefix that makes a shortlist (default: all but the last)"
-    )
+    add(vectors, "--use-rep")
+    add(vectors, "--prefix", help="blocks of the prefix that makes a shortlist (default: all but the last)")
+    add(vectors, "--force")
     return parser
 
 
@@ -136,125 +109,77 @@ def export(adapter: "Adapter", path: Path) -> float:
     return worst
 
 
-def quantize(vectors: np.ndarray) -> np.ndarray:
-    """(n, dims) float32 -> int8: each row has a factor of its own, which no cosine sees, and so all of the range."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=1e-30)
-    return np.rint(vectors * (127 / largest)).astype(np.int8)
-
-
-def recall(exact: "Tensor", int8: "Tensor") -> tuple[float, float]:
-    """-> the mean share of a cell's 10 nearest other cells that int8 vectors find again, and the cosine that is lost.
-
-    The cells of a type lie so close together that which ten are nearest hangs on the last digits; the second figure,
-    how much farther away (by exact cosine) the ten are that int8 vectors find, tells whether that matters.
-    """
-    import torch
-
-    from fractal.search.exact import nearest
-
-    ours, theirs = nearest(exact, k=NEIGHBOURS), nearest(int8.float(), k=NEIGHBOURS)
-    again = (ours[:, :, None] == theirs[:, None, :]).any(2).float().mean().item()
-    near, found = (torch.einsum("nd,nkd->", exact, exact[rows]).item() / rows.numel() for rows in (ours, theirs))
-    return again, near - found
-
-
-def write_int8(
-    adapter: "Adapter", path: Path, obsm: str, folder: Path, recall_cells: int
-) -> list[tuple[str, float, float]]:
-    """Write an int8 .npy per prefix, rows as in the source, zeros for unusable cells -> per prefix what `recall` says.
-
-    Recall is measured among `recall_cells` cells drawn at random, the only ones that are held.
-    """
-    import torch
+def write_cells(embedder: "Embedder", args: argparse.Namespace, prefix: int) -> tuple[int, int]:
+    """Write the Parquet file -> how many cells, and how many were left out."""
     from tqdm import tqdm
 
-    from fractal.data.cells import Cells
-    from fractal.data.outputs import write_npy
-    from fractal.data.vectors import CHUNK, usable
+    from fractal.commands.output import open_output
+    from fractal.data.vectors import CHUNK
+
+    metadata = {"recipe": embedder.recipe, "checkpoint_sha256": embedder.sha256}
+    start = left_out = 0
+    with embedder.open(args.vectors, args.use_rep, args.force) as cells:
+        names = {"row", f"prefix_{prefix}", "full"}
+        if taken := names & {*cells.column_names, *cells.schema.names}:
+            raise InputError(f"{cells.path}: has a column '{min(taken)}', as the export writes one; rename it")
+        with (
+            open_output(args.output, metadata=metadata) as write,
+            tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="export") as bar,
+        ):
+            for columns, vectors in cells.chunks(CHUNK, obs=True):
+                table, arrays = exported(embedder.adapter, columns, vectors, start, prefix)
+                if len(table):
+                    write(table, arrays)
+                start, left_out = start + len(vectors), left_out + len(vectors) - len(table)
+                bar.update(len(vectors))
+    return start - left_out, left_out
+
+
+def exported(
+    adapter: "Adapter", columns: "pa.Table", vectors: np.ndarray, start: int, prefix: int
+) -> tuple["pa.Table", dict[str, np.ndarray]]:
+    """The usable ones of a chunk of cells, the first of which is number `start`: their columns, and their vectors."""
+    import pyarrow as pa
+    import torch
+
+    from fractal.data.vectors import usable
     from fractal.model.adapter import embed
 
-    names, width = output_names(adapter), adapter.scale_dim
-    with Cells.open(path, obsm, adapter.dim) as source, ExitStack() as stack:
-        is_drawn = np.zeros(source.num_rows, bool)
-        is_drawn[np.random.default_rng(0).permutation(source.num_rows)[:recall_cells]] = True
-        kept, start = [list[torch.Tensor]() for _ in names], 0
-        appends = [
-            stack.enter_context(write_npy(folder / f"{name}.npy", source, j * width, np.dtype(np.int8), {}))
-            for j, name in enumerate(names, 1)
-        ]
-        with tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="int8") as bar:
-            for columns, chunk in source.chunks(CHUNK):
-                good = usable(chunk)
-                drawn = torch.from_numpy(is_drawn[start : start + len(chunk)][good])
-                for append, prefix, part in zip(
-                    appends, embed(adapter, torch.from_numpy(chunk[good])), kept, strict=True
-                ):
-                    out = np.zeros((len(chunk), prefix.shape[1]), np.int8)
-                    out[good] = quantize(prefix.numpy())
-                    append(columns, out)
-                    part.append(prefix[drawn])
-                start += len(chunk)
-                bar.update(len(chunk))
-        samples = [torch.cat(part) for part in kept]
-        if len(samples[0]) <= NEIGHBOURS:
-            raise InputError(f"{path}: {len(samples[0])} usable cells are too few to measure recall on")
-    return [(n, *recall(s, torch.from_numpy(quantize(s.numpy())))) for n, s in zip(names, samples, strict=True)]
-
-
-def to_database(args: argparse.Namespace) -> None:
-    from fractal.commands import databases
-    from fractal.model.embedding import Embedder
-
-    if args.vectors is None or args.int8_dir or args.recall_cells:
-        raise InputError(f"--to {args.to}: takes the cells of --vectors, and neither --int8-dir nor --recall-cells")
-    output = args.output or Path(f"data/cells.{args.to}")
-    inputs = {"--reference": args.model_path, "--vectors": args.vectors}
-    in_folder = args.to in ("lancedb", "qdrant")
-    check_paths(inputs, {} if in_folder else {"--output": output}, folders={"--output": output} if in_folder else {})
-    embedder = Embedder.open(args.model_path)
-    levels = embedder.adapter.num_levels
-    prefix = args.prefix or levels - 1
-    if prefix >= levels:
-        raise InputError(f"--prefix {prefix}: {args.model_path} has {levels} blocks; a prefix has at most {levels - 1}")
-    cells, left_out = databases.export(
-        embedder, args.vectors, args.use_rep or embedder.use_rep, args.to, output, prefix
-    )
-    more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
-    print(f"{cells:,} cells, columns prefix_{prefix} and full, written to {output}{more}")
+    good = np.flatnonzero(usable(vectors))
+    prefixes = embed(adapter, torch.from_numpy(vectors[good]))
+    table = columns.take(pa.array(good))
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):  # no database takes one
+            table = table.set_column(i, field.name, table[field.name].cast(field.type.value_type))
+    table = table.add_column(0, "row", pa.array(start + good))
+    return table, {f"prefix_{prefix}": prefixes[prefix - 1].numpy(), "full": prefixes[-1].numpy()}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.data.cells import Cells, has_obsm
-    from fractal.model.embedding import Embedder
+    from fractal.reference import open_embedder
 
-    if args.vectors is None and (args.use_rep or args.int8_dir or args.recall_cells):
-        raise InputError("--use-rep, --int8-dir and --recall-cells are about --vectors; name those, or drop them")
-    if args.use_rep and not has_obsm(args.vectors):
-        raise InputError(
-            f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.vectors} is none; drop it"
-        )
-    if args.to:
-        to_database(args)
+    to_parquet = args.to == "parquet"
+    if to_parquet != (args.vectors is not None):
+        raise InputError("--to parquet and --vectors, the cells to write, go together; name both, or neither")
+    if not to_parquet and (args.use_rep or args.prefix):
+        raise InputError("--use-rep and --prefix are about --to parquet; drop them")
+    default = Path("data/cells.parquet") if to_parquet else args.reference.with_suffix(".onnx")
+    args.output = args.output or default
+    check_paths({"--reference": args.reference, "--vectors": args.vectors}, {"--output": args.output})
+    embedder = open_embedder(args.reference)
+    levels = embedder.adapter.num_levels
+    if not to_parquet:
+        worst = export(embedder.adapter, args.output)
+        names = ", ".join(output_names(embedder.adapter))
+        print(f"{args.output}: opset {OPSET}, outputs {names}; within {worst:.1e} of torch")
         return
-    if args.prefix:
-        raise InputError("--prefix is about --to; name a database, or drop it")
-    folder = args.int8_dir or Path("data/int8")
-    embedder = Embedder.open(args.model_path)
-    adapter, use_rep = embedder.adapter, args.use_rep or embedder.use_rep
-    output = args.output or args.model_path.with_suffix(".onnx")
-    int8 = [folder / f"{name}.npy" for name in output_names(adapter)] if args.vectors else []
-    check_paths({"--reference": args.model_path, "--vectors": args.vectors}, {"--output": output, "--int8-dir": int8})
-    if args.vectors:  # what is wrong with them is said before anything is written
-        with Cells.open(args.vectors, use_rep, adapter.dim):
-            pass
-    worst = export(adapter, output)
-    print(f"{output}: opset {OPSET}, outputs {', '.join(output_names(adapter))}; within {worst:.1e} of torch")
-    if args.vectors:
-        found = write_int8(adapter, args.vectors, use_rep, folder, args.recall_cells or RECALL_CELLS)
-        print(f"\nint8 vectors in {folder}; of the {NEIGHBOURS} nearest: share found again, and cosine lost\n")
-        rows = [[name, f"{again:.4f}", f"{1 - again:.4f}", f"{lost:.1e}"] for name, again, lost in found]
-        print(table(["Prefix", "Recall", "Recall lost", "Cosine lost"], rows))
+    prefix = args.prefix or levels - 1
+    if prefix >= levels:
+        raise InputError(f"--prefix {prefix}: {args.reference} has {levels} blocks; a prefix has at most {levels - 1}")
+    cells, left_out = write_cells(embedder, args, prefix)
+    more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
+    print(f"{cells:,} cells, columns prefix_{prefix} and full, written to {args.output}{more}")
 
 
 if __name__ == "__main__":

@@ -10,45 +10,29 @@ are. With --study, whole studies (or donors) are set aside where that takes no t
 import argparse
 from pathlib import Path
 
-from fractal.base.cli import InputError, add_device, non_negative_int, positive_int, run
+from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths
 from fractal.base.storage import place
+from fractal.commands.options import add, command, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fractal fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command("fit", __doc__)
     files = parser.add_argument_group("files")
     files.add_argument("input", type=place, help=".h5ad or .zarr with one vector per cell in obsm, and labels in obs")
     target = files.add_mutually_exclusive_group(required=True)
-    target.add_argument("--output", type=Path, help="folder to write; only a reference is replaced")
+    add(target, "--output", type=Path, help="folder to write; only a reference is replaced")
     target.add_argument(
         "--write-label-map",
         type=Path,
         metavar="TSV",
         help="write a template for --label-map, with the best guess for each name in --labels, and stop",
     )
-    files.add_argument(
-        "--use-rep", required=True, help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity"
-    )
-    files.add_argument("--study", metavar="COLUMN", help="column of obs: studies or donors (default: none)")
+    add(files, "--use-rep", required=True, help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity")
+    add(files, "--study")
     labels = parser.add_argument_group("labels")
-    kind = labels.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--labels", metavar="COLUMN", help="column of obs: names or ids of the Cell Ontology")
-    kind.add_argument(
-        "--levels", nargs="+", metavar="COLUMN", help="2 to 6 columns of obs, coarse to fine, in place of the ontology"
-    )
-    labels.add_argument(
-        "--label-map", type=place, metavar="TSV", help="own name<TAB>CL name or id; an empty one leaves its cells out"
-    )
-    labels.add_argument(
-        "--unmapped",
-        choices=["error", "other"],
-        default="error",
-        help="names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
-    )
-    labels.add_argument("--hierarchy", type=place, metavar="TSV", help="an edited hierarchy table, in place of CL's")
+    add(labels.add_mutually_exclusive_group(required=True), "--labels", "--levels")
+    add(labels, "--label-map", "--unmapped", "--hierarchy")
     training = parser.add_argument_group("training")
     training.add_argument(
         "--recipe",
@@ -63,8 +47,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="cells to train and calibrate on, balanced over the subtypes (default: %(default)s)",
     )
     training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
-    training.add_argument("--seed", type=non_negative_int, default=0, help="(default: %(default)s)")
-    add_device(training)
+    add(training, "--seed", "--device")
     return parser
 
 
@@ -74,16 +57,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_label_map:
         propose_labels(args, parser)
         return
-    from fractal.annotate.bundle import check_place
-    from fractal.reference import fit
+    from fractal.fitting import fit
+    from fractal.reference import check_folder
 
     inputs = {"input": args.input, "--label-map": args.label_map, "--hierarchy": args.hierarchy}
     check_paths(inputs, {}, folders={"--output": args.output})
-    check_place(args.output)  # before minutes of work
+    check_folder(args.output)  # before minutes of work
     reference = fit(
         args.input,
         labels=args.labels,
-        levels=args.levels or (),
+        levels=args.levels,
         use_rep=args.use_rep,
         study=args.study,
         label_map=args.label_map,

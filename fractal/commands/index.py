@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     from fractal.base.files import check_folder
     from fractal.model.adapter import pick_device
-    from fractal.model.embedding import Embedder
+    from fractal.reference import open_embedder
     from fractal.search import build
     from fractal.search.source import open_cells
 
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         check_folder(folder, OWN_FILES)
     began = time.perf_counter()
-    embedder = Embedder.open(args.reference, pick_device(args.device)) if args.reference else None
+    embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
     with open_cells(args.add or path, embedder, args.use_rep, force=args.force) as source:
         if args.add:
             build.add(folder, source)

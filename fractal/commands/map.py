@@ -114,11 +114,10 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     from tqdm import tqdm
 
-    from fractal.annotate.query import open_query, tell
     from fractal.data.cells import is_h5ad
     from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import pick_device
-    from fractal.model.embedding import Embedder
+    from fractal.reference import read_folder
     from fractal.view.maps import fractal_vectors, maps_of
 
     to_h5ad = is_h5ad(args.output)
@@ -128,16 +127,15 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.output}: name a .parquet{' or .h5ad' if is_h5ad(args.input) else ''} with --output")
     in_place = [("--output", "input")] if to_h5ad else []
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output}, in_place)
-    embedder = Embedder.open(args.reference, pick_device(args.device))
-    bundle = embedder.reference
-    if bundle is None:
+    if args.reference.is_file():
         raise InputError(f"{args.reference}: an adapter without cells; make a reference of it with `fractal reference`")
+    bundle = read_folder(args.reference, pick_device(args.device))
+    embedder = bundle.embedder
     with ExitStack() as stack:
         if args.embedded:
             source = stack.enter_context(open_embedded(args.input, args.use_rep, embedder))
         else:
-            source, origin = stack.enter_context(open_query(bundle, args.input, args.use_rep, args.force))
-            tell(origin, args.input)
+            source = stack.enter_context(embedder.open(args.input, args.use_rep, args.force))
         maps = maps_of(bundle, args.reference)
         sink = (h5ad_sink if to_h5ad else parquet_sink)(source, args.output, len(maps.layouts))
         append, invalid = stack.enter_context(sink), 0

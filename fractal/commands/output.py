@@ -119,7 +119,7 @@ def parquet(path: Place, metadata: Mapping[str, str], dtype: np.dtype, stack: Ex
         if embedding is None:
             if not opened:
                 opened.append(stack.enter_context(table_writer(stack.enter_context(atomic_write(path)))))
-            opened[0](table)
+            opened[0](table.replace_schema_metadata(metadata))
             return
         if not opened:
             schema = table.schema.remove_metadata()

@@ -68,14 +68,14 @@ def check_flags(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    from fractal.annotate.bundle import read_bundle
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import pick_device
+    from fractal.reference import read_folder
     from fractal.view.findings import summary
     from fractal.view.page import write
     from fractal.view.report import own_cells, read_labelled, score_reference
 
-    bundle, graph = read_bundle(args.reference, pick_device(args.device)), load_graph(args.obo or CL_SLIM)
+    bundle, graph = read_folder(args.reference, pick_device(args.device)), load_graph(args.obo or CL_SLIM)
     if args.input:
         columns = args.labels, args.levels, args.use_rep, args.study
         cells = read_labelled(bundle, args.input, *columns, graph, args.num_samples, args.seed, args.force)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.commands.output import open_output
     from fractal.hierarchy.ontology import CL_SLIM
     from fractal.model.adapter import pick_device
-    from fractal.model.embedding import Embedder
+    from fractal.reference import open_embedder
     from fractal.search import Hits, open_index
     from fractal.search.enrichment import enrichment, summary
     from fractal.search.filters import mask_of
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
-    embedder = Embedder.open(args.reference, pick_device(args.device)) if args.reference else None
+    embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
     if embedder:
         if not index.space.adapters:
             raise InputError(f"{args.index}: holds vectors as they came, made by no adapter; drop --reference")

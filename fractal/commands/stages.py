@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.annotate.bundle import Bundle, read_bundle
-from fractal.annotate.query import open_query, tell
+from fractal.annotate.annotator import Annotator
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
-from fractal.commands.annotate import answers, restrict
+from fractal.commands.annotate import answers
 from fractal.commands.embed import embed_cells, open_cells
 from fractal.commands.output import open_output
 from fractal.data.atlas import Atlas
@@ -48,6 +47,7 @@ from fractal.data.scimilarity import map_records, open_release
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
 from fractal.model.embedding import Embedder
+from fractal.reference import open_embedder, read_folder
 
 Task = Callable[[int], int]  # the number of a part -> how many cells it has
 Engine = Callable[[Task, int, str], Iterator[int]]  # runs the tasks 0 ... n - 1, in any order -> their cells
@@ -96,17 +96,21 @@ def parts_folder(output: Path, count: int) -> Iterator[tuple[Path, Path]]:
 
 # --- embed and annotate: a task for each row group --------------------------------------------------------------------
 
-open_embedder = lru_cache(maxsize=1)(Embedder.open)  # once in each worker, as the next one
+
+@lru_cache(maxsize=1)  # once in each worker, as the next one
+def embedder_of(path: Path) -> Embedder:
+    return open_embedder(path)
 
 
 @lru_cache(maxsize=1)
-def open_reference(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Bundle:
-    return restrict(read_bundle(path), argparse.Namespace(reference=path, obo=obo, only=only, exclude=exclude))
+def annotator_of(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Annotator:
+    reference = read_folder(path)
+    return reference.annotator.restricted(reference.choose(obo, only, exclude))
 
 
 def embed(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal embed` in parts -> how many cells."""
-    pieces, embedder = Pieces.of(args.input), open_embedder(args.reference)
+    pieces, embedder = Pieces.of(args.input), embedder_of(args.reference)
     with open_cells(embedder, args):  # raises InputError as the command does
         prefix = args.prefix or embedder.adapter.num_levels
     with parts_folder(args.output, len(pieces.groups)) as (folder, _):
@@ -116,7 +120,7 @@ def embed(args: argparse.Namespace, engine: Engine) -> int:
 
 def embed_part(pieces: Pieces, folder: Path, reference: Path, prefix: int, number: int) -> int:
     cells = pieces.cells(number)
-    embed_cells(open_embedder(reference), cells, part(folder, number), prefix)
+    embed_cells(embedder_of(reference), cells, part(folder, number), prefix)
     return cells.num_rows
 
 
@@ -124,8 +128,9 @@ def annotate(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal annotate` in parts -> how many cells."""
     pieces = Pieces.of(args.input)
     choice = args.reference, args.obo, tuple(args.only), tuple(args.exclude)
-    with open_query(open_reference(*choice), args.input, None, args.force) as (_, origin):
-        tell(origin, args.input)
+    annotator_of(*choice)
+    with open_embedder(args.reference).open(args.input, None, args.force):  # raises InputError as the command does
+        pass
     with parts_folder(args.output, len(pieces.groups)) as (folder, _):
         task = partial(annotate_part, pieces, folder, choice, args)
         return sum(engine(task, len(pieces.groups), "annotate"))
@@ -134,8 +139,8 @@ def annotate(args: argparse.Namespace, engine: Engine) -> int:
 def annotate_part(pieces: Pieces, folder: Path, choice: tuple[Any, ...], args: argparse.Namespace, number: int) -> int:
     cells = pieces.cells(number)
     with open_output(part(folder, number)) as write:
-        for columns in answers(open_reference(*choice), cells, None, args):
-            write(pa.table(columns))
+        for table in answers(annotator_of(*choice), cells, None, args):
+            write(table)
     return cells.num_rows
 
 

@@ -1,48 +1,41 @@
-"""The one loop behind `fractal embed` and `Reference.embed`: vectors in, fractal vectors out, chunk by chunk."""
+"""Vectors in, fractal vectors out, chunk by chunk: the one loop behind all that embeds cells."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from tqdm import tqdm
 
-from fractal.annotate.bundle import Bundle, read_bundle, weights_sha256
-from fractal.base.files import read_whole
-from fractal.base.storage import Place
-from fractal.data.parquet import fingerprint
+from fractal.data.cells import Cells
 from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import Adapter, load, truncate_blocks
+from fractal.model.adapter import Adapter, truncate_blocks
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
 
 Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
+OpenCells = Callable[[Any, str | None, bool], AbstractContextManager[Cells]]  # cells, use_rep, force
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """An adapter and what its vectors must say of it, from a checkpoint of train.py or a reference's folder."""
+    """An adapter, what its vectors must say of it, and the way new cells come to it.
+
+    `fractal.reference.open_embedder` makes one, of a checkpoint of train.py or of a reference's folder.
+    """
 
     adapter: Adapter
     recipe: str
     levels: tuple[str, ...]  # names of the levels that the blocks stand for, coarse to fine
     sha256: str  # of the checkpoint, or of the reference's weights
     use_rep: str  # key of obsm that the adapter was trained on
-    reference: Bundle | None = None  # where it comes from one
-
-    @staticmethod
-    def open(path: Place, device: torch.device | str = "cpu") -> "Embedder":
-        """Raises InputError for a path that is neither."""
-        if path.is_dir():
-            bundle = read_bundle(path, device)
-            levels = block_names(bundle.facts["config"])
-            return Embedder(bundle.adapter, bundle.facts["recipe"], levels, bundle.sha256, bundle.use_rep, bundle)
-        (adapter, checkpoint), sha256 = read_whole(path, lambda path: (load(path, device), fingerprint(path)))
-        config = checkpoint["config"]
-        return Embedder(adapter, config["recipe"], block_names(config), sha256, "X_scimilarity")
+    open: OpenCells  # refuses vectors that can't be of that embedding; a reference of a PCA may project cells
 
     def metadata(self, prefix: int) -> dict[str, str]:
         """What a file of its vectors, cut to so many blocks, says of them."""
@@ -55,6 +48,15 @@ class Embedder:
             "block_widths": json.dumps([self.adapter.scale_dim] * levels),
             "prefix": str(prefix),
         }
+
+
+def weights(adapter: Adapter) -> bytes:
+    """As a safetensors file; its own save_file would make files that only their owner reads."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in adapter.state_dict().items()})
+
+
+def weights_sha256(adapter: Adapter) -> str:
+    return hashlib.sha256(weights(adapter)).hexdigest()
 
 
 def block_names(config: Mapping[str, Any]) -> tuple[str, ...]:

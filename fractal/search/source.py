@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import weights_sha256
-from fractal.annotate.query import open_query, tell
 from fractal.base.errors import InputError
 from fractal.base.storage import Place
 from fractal.data.cells import Cells, Chunk, has_obs, kind_of
-from fractal.model.embedding import Embedder, embed_matrix
+from fractal.model.embedding import Embedder, embed_matrix, weights_sha256
 from fractal.search.folder import Space
 
 X_FRACTAL = "X_fractal"
@@ -55,12 +53,8 @@ def open_cells(
     made_by = space_in(path, use_rep)
     made = embedded or made_by is not None
     with ExitStack() as stack:
-        if embedder and embedder.reference and not made:
-            cells, origin = stack.enter_context(open_query(embedder.reference, path, use_rep, force))
-            tell(origin, path)
-        else:
-            dim = embedder.adapter.dim if embedder and not made else None
-            cells = stack.enter_context(Cells.open(path, use_rep, dim))
+        opened = embedder.open(path, use_rep, force) if embedder and not made else Cells.open(path, use_rep)
+        cells = stack.enter_context(opened)
         space = made_by or (space_of(embedder) if embedder else Space(cells.dim))
         if made_by and embedder:
             adapters = space_of(embedder).adapters

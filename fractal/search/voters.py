@@ -8,10 +8,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fractal.annotate.annotator import COPIES, NEIGHBOURS
-from fractal.annotate.bundle import Bundle, calibration_of
 from fractal.base.errors import InputError
 from fractal.data.parquet import level_columns
+from fractal.hierarchy.tree import Tree
 from fractal.search.index import Index, open_index
 
 LISTS = 32  # opened per cell: of 7.9 million cells, 16 give another answer than all lists to 12 in 1,000, 64 to 4
@@ -19,10 +18,11 @@ LISTS = 32  # opened per cell: of 7.9 million cells, 16 give another answer than
 
 @dataclass(frozen=True)
 class IndexVoters:
-    """The cells of an index with a path; see `fractal.annotate.annotator.Voters`."""
+    """The cells of an index with a path; see `fractal.annotate.votes.Voters`."""
 
     index: Index
     path: np.ndarray  # (len(index),) int32, -1 of a cell without a vote
+    least: int  # how many must vote
 
     def __str__(self) -> str:
         return f"{int((self.path >= 0).sum()):,} of {len(self.path):,} cells of {self.index.folder.path}"
@@ -36,46 +36,44 @@ class IndexVoters:
     def restricted(self, keep: np.ndarray) -> "IndexVoters":
         """Only the cells on the paths of a mask (paths,). Raises InputError where they are too few."""
         path = np.where(np.append(keep, False)[self.path], self.path, -1).astype(np.int32)
-        check_enough(path, self.index)
+        check_enough(path, self.index, self.least)
         return replace(self, path=path)
 
 
-def check_enough(path: np.ndarray, index: Index) -> None:
+def check_enough(path: np.ndarray, index: Index, least: int) -> None:
     voting = int((path >= 0).sum())
-    if voting < NEIGHBOURS + COPIES:
-        raise InputError(
-            f"{index.folder.path}: {voting} of its cells may vote, too few (it takes {NEIGHBOURS + COPIES})"
-        )
+    if voting < least:
+        raise InputError(f"{index.folder.path}: {voting} of its cells may vote, too few (it takes {least})")
 
 
-def with_index(bundle: Bundle, index: Index | str | Path, labels: str | None = None) -> Bundle:
-    """A reference whose votes are those of an index's cells, calibrated anew with these.
+def index_voters(
+    index: Index | str | Path, adapter: str, tree: Tree, labels: str | None = None, least: int = 1
+) -> IndexVoters:
+    """The cells of an index as voters in place of a reference's.
 
-    labels: a column of the index with the reference's finest labels (default: the columns of its levels, as ingest.py
-    writes them). Cells on a path that the reference does not have do not vote. Votes of eight million cells in their
-    natural mix are not those of 50,000 balanced ones, so the validation cells are asked again; where one is in the
-    index itself, it does not vote for itself. Raises InputError for vectors of another adapter, and for labels of
-    another hierarchy.
+    adapter: sha256 of the reference's. labels: a column of the index with the finest labels of the tree (default: the
+    columns of its levels, as ingest.py writes them). Cells on a path that the tree does not have do not vote. Raises
+    InputError for vectors of another adapter, labels of another hierarchy, and fewer voters than `least`.
     """
     index = index if isinstance(index, Index) else open_index(index)
     if not index.space.adapters:
         raise InputError(f"{index.folder.path}: its vectors were made by no adapter; make it with --reference")
-    index.check_adapter([bundle.sha256], "the reference")
-    path = paths_of(index, bundle, labels)
-    told = replace(bundle, voters=IndexVoters(index, path))
-    return replace(told, calibration=calibration_of(told))
+    index.check_adapter([adapter], "the reference")
+    path = paths_of(index, tree, labels)
+    check_enough(path, index, least)
+    return IndexVoters(index, path, least)
 
 
-def paths_of(index: Index, bundle: Bundle, labels: str | None) -> np.ndarray:
+def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
     """The path of each cell in the reference's tree, (len(index),) int32, -1 where it has none."""
-    where, tree = index.folder.path, bundle.tree
+    where = index.folder.path
     if labels is None:
         columns = level_columns(pa.schema(index.types))
         levels = tuple(name.split("_", 1)[1] for name in columns)
-        if levels != bundle.levels:
+        if levels != tree.levels:
             has = f"the levels {', '.join(levels)}" if levels else "no columns of levels"
             raise InputError(
-                f"{where}: has {has}, and the reference {', '.join(bundle.levels)}; name the column of its labels with "
+                f"{where}: has {has}, and the reference {', '.join(tree.levels)}; name the column of its labels with "
                 "--index-labels, or index the output of ingest.py"
             )
         steps = [(name, [path[k] for path in tree.paths], tree.nodes[:, k]) for k, name in enumerate(columns)]
@@ -100,6 +98,4 @@ def paths_of(index: Index, bundle: Bundle, labels: str | None) -> np.ndarray:
             f"{where}: its labels are of another hierarchy than the reference's, which knows those of {voting:,} of "
             f"{len(node):,} cells"
         )
-    path = np.append(tree.nodes[:, -1].argsort(), -1).astype(np.int32)[node]
-    check_enough(path, index)
-    return path
+    return np.append(tree.nodes[:, -1].argsort(), -1).astype(np.int32)[node]

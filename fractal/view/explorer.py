@@ -12,6 +12,8 @@ What the page computes is what torch computes on the same numbers:
   probabilities hold for the page's own votes. A larger reference answers a little better: `fractal annotate`.
 """
 
+from __future__ import annotations
+
 import base64
 import gzip
 import json
@@ -25,24 +27,17 @@ import numpy as np
 import torch
 
 from fractal import __version__
-from fractal.annotate.annotator import (
-    CAUTION,
-    CAUTIOUS_DEPTH,
-    NEIGHBOURS,
-    NOVEL,
-    TEMPERATURE,
-    Annotator,
-    Tree,
-    calibrate,
-)
-from fractal.annotate.bundle import CONFIDENCE, Bundle, natural_weight
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, CONFIDENCE, NOVEL
 from fractal.annotate.neighbours import Neighbours
+from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE, Voting
 from fractal.base.cli import InputError
 from fractal.base.files import atomic_write
 from fractal.data.reorder import round_robin
 from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CL_SLIM, SHIPPED, load_graph
+from fractal.hierarchy.tree import Tree
 from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, Adapter, FractalAdapter
 from fractal.model.embedding import block_names, embed_matrix
 from fractal.view.colours import UNKNOWN, colours_of
@@ -51,6 +46,8 @@ from fractal.view.maps import Maps, fractal_vectors
 if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame, Series
+
+    from fractal.reference import Reference as Bundle
 
 TEMPLATE = SHIPPED / "explorer.html"
 MAX_CELLS = 20_000  # shown by default; a page of 128-d vectors then stays under 15 MB
@@ -69,7 +66,7 @@ class Cells:
     total: int
     names: Sequence[str] | None = None
     labels: Sequence[str] | None = None  # of the finest level; None: the reference's answers are shown
-    columns: Mapping[str, "Series"] = field(default_factory=dict)
+    columns: Mapping[str, Series] = field(default_factory=dict)
 
 
 def check_template() -> None:
@@ -125,7 +122,7 @@ def unit(whole: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-class PageAnnotator(Annotator):
+class PageVoting(Voting):
     """The annotator whose bank is that of the page: `whole_numbers` of the full vectors."""
 
     def __init__(self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree) -> None:
@@ -135,24 +132,21 @@ class PageAnnotator(Annotator):
         self.neighbours = Neighbours(torch.from_numpy(unit(self.bank)).to(self.device))
 
 
-def page_reference(bundle: Bundle, seed: int = 0) -> tuple[Bundle, PageAnnotator]:
+def page_reference(bundle: Bundle, seed: int = 0) -> tuple[Annotator, PageVoting]:
     """The reference as the page holds it, see the module's text: fewer cells, calibrated on its own votes."""
     rng = np.random.default_rng(seed)
     rows = balanced(bundle.path, BANK, seed)
     held_out = np.sort(rng.permutation(len(bundle.validation_path))[:VALIDATION])
     small = replace(
-        bundle,
+        bundle.annotator,
         vectors=bundle.vectors[rows],
         path=bundle.path[rows],
         validation_vectors=bundle.validation_vectors[held_out],
         validation_path=bundle.validation_path[held_out],
     )
-    annotator = PageAnnotator(small.adapter, small.vectors, small.path, small.tree)
-    weight = natural_weight(small.validation_path, small.counts)
-    calibration = calibrate(annotator(small.validation_vectors), small.validation_path, small.tree, weight)
-    small = replace(small, calibration=calibration)
-    small.__dict__["annotator"] = annotator  # the cached property
-    return small, annotator
+    voting = PageVoting(small.adapter, small.vectors, small.path, small.tree)
+    small.__dict__["voting"] = voting  # the cached property
+    return small.calibrated(), voting
 
 
 def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -290,7 +284,7 @@ def nodes_told(bundle: Bundle, nodes: Sequence[tuple[str, ...]]) -> list[dict[st
     return told
 
 
-def encoded(columns: Mapping[str, "Series"]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def encoded(columns: Mapping[str, Series]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Columns of the file -> what the page is told of each, and the arrays: codes with 0 for missing, or float32."""
     from pandas import Categorical
 
@@ -343,8 +337,8 @@ def provenance(bundle: Bundle) -> dict[str, str]:
 
 
 def choose(
-    frame: "DataFrame", labels: str | None, columns: Sequence[str] | None, where: Path | str
-) -> tuple[list[str] | None, dict[str, "Series"]]:
+    frame: DataFrame, labels: str | None, columns: Sequence[str] | None, where: Path | str
+) -> tuple[list[str] | None, dict[str, Series]]:
     """The table of the cells -> their labels, and the columns to colour by, see `fractal explore --help`.
 
     Raises InputError for a column that is not there.
@@ -365,7 +359,7 @@ def choose(
 def explore(
     bundle: Bundle,
     maps: Maps,
-    adata: "AnnData",
+    adata: AnnData,
     vectors: np.ndarray,
     path: Path,
     labels: str | None,

@@ -8,6 +8,8 @@ its place. benchmarks/maps.py compares this with UMAP, AlignedUMAP, and starting
 New cells are placed without refitting: amid their nearest neighbours, prefix by prefix.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,13 +26,16 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from fractal import __version__
-from fractal.annotate.bundle import MAPS, Bundle
 from fractal.base.cli import InputError, needs
 from fractal.base.files import atomic_write
 from fractal.data.vectors import usable
 from fractal.model.embedding import embed_matrix
 from fractal.search.exact import Nearest
 
+if TYPE_CHECKING:
+    from fractal.reference import Reference as Bundle
+
+MAPS = "maps.safetensors"  # in a reference's folder; a reference that is made again loses them
 VERSION = 1  # of the file
 OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in an AnnData, and in Parquet
 MIN_CELLS = 20
@@ -78,7 +83,7 @@ class Maps:
             part.write_bytes(save(arrays, {"fractal_maps": json.dumps(facts)}))
 
     @staticmethod
-    def load(path: str | Path) -> "Maps":
+    def load(path: str | Path) -> Maps:
         """Raises InputError for a file that is missing, damaged, or of another version."""
         try:
             with safe_open(path, "np") as file:

@@ -1,15 +1,16 @@
 """A reference, scored: on its own held-out cells, or on labelled cells of a file."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
 import torch
 
-from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells, is_h5ad
@@ -20,6 +21,9 @@ from fractal.model.split import Split
 from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_rows, raw
 from fractal.score.table import score_table, truth_of
 from fractal.view.scored import Scored, answers_of, provenance
+
+if TYPE_CHECKING:
+    from fractal.reference import Reference as Bundle
 
 Path_ = tuple[str, ...]  # the labels of a type, coarse to fine
 
@@ -151,7 +155,7 @@ def read_labelled(
         raise InputError(f"{path}: {cells.vectors.shape[1]} numbers a cell, the reference takes {bundle.adapter.dim}")
     if not usable(cells.vectors).all():
         raise InputError(f"{path}: some vectors are zero or not finite; leave such cells out")
-    odd, certain = bundle.space_problem(cells.vectors) or ("", False)
+    odd, certain = bundle.intake.problem(cells.vectors)
     if certain and not force:
         raise InputError(f"{path}: {odd}; name the right vectors with --use-rep, or go on with --force")
     return Labelled(**{**vars(cells), "notes": [*cells.notes, *([odd] if odd else [])]})
@@ -206,7 +210,7 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
     encoders = [raw, adapter_encoder(bundle.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
     known = LabelledVectors(cells.vectors, codes[:n], classes, bundle.levels)
-    answers = kept_answers(bundle, name) if own else answers_of(bundle, known, truth.seen)
+    answers = kept_answers(bundle, name) if own else answers_of(bundle.annotator, known, truth.seen)
     copies, same = scores.copies["the bank"], scores.copies["other test cells"]
     copies_note = f"{copies:,} cells have an exact copy in the reference, which flatters all figures"
     same_note = f"{same:,} cells have an exact copy among the others, which flatters loo"

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.bundle import Bundle, make_reference, read_bundle, scores_of, weights_sha256
+from fractal.annotate.annotator import Annotator
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
-from fractal.model.adapter import Adapter
-from fractal.model.split import Split
+from fractal.model.embedding import weights_sha256
 from fractal.score.checkpoints import Checkpoint, Evaluation
 from fractal.score.table import Truth
 
@@ -108,45 +107,38 @@ class Scored:
         ]
 
 
-def answers_of(bundle: Bundle, cells: LabelledVectors, seen: np.ndarray) -> dict[str, dict[str, Any]]:
+def answers_of(annotator: Annotator, cells: LabelledVectors, seen: np.ndarray) -> dict[str, dict[str, Any]]:
     """What the reference answers of labelled cells, of the types that it knows (seen, (n,) bool) and of others."""
     found = {}
     for name, mask in ("seen", seen), ("unseen", ~seen):
         part = LabelledVectors(cells.vectors[mask], cells.labels[mask], cells.classes, cells.levels)
         if mask.any():
-            found[name] = scores_of(bundle, part)
+            found[name] = annotator.scores(part)
     return found
 
 
-def reference_of(adapter: Adapter, checkpoint: dict[str, Any], atlas: Atlas, split: Split) -> Bundle:
-    """What `fractal reference` makes of a checkpoint and the file that it was trained on, without a score.
-
-    Raises InputError where there are too few validation cells to calibrate on.
-    """
-    train, validation, _ = split.rows(atlas)
-    kept = atlas.balanced_rows(train, REFERENCE_CELLS, split.seed)
-    counts = atlas.path_counts(~split.is_test(atlas))
-    config, classes = checkpoint["config"], checkpoint["classes"]
-    return make_reference(adapter, config, classes, atlas.read(kept), atlas.read(validation), counts)
-
-
 def scored_checkpoint(
-    models: Sequence[Checkpoint], i: int, result: Evaluation, atlas: Atlas, protocols: dict[str, str], about: list[str]
+    models: Sequence[Checkpoint],
+    i: int,
+    result: Evaluation,
+    atlas: Atlas,
+    protocols: dict[str, str],
+    about: list[str],
+    annotator: Annotator | None = None,
 ) -> Scored:
     """The i-th checkpoint of an evaluation on the cells of an atlas: its rows, and what its reference would answer.
 
-    about: what the cells are, and how they were drawn. protocols: see `Scored`.
+    about: what the cells are, and how they were drawn. protocols: see `Scored`. annotator: of a reference, for cells
+    that are all new; else the answers are those of what `fractal reference` would make of the checkpoint.
     """
     model, scores, cells = models[i], result.scores, result.cells
     truth, new_cells = scores.truth, "bank" not in protocols
     try:
         if not new_cells:
-            bundle = reference_of(model.adapter, model.facts, atlas, model.split)
-        elif model.path.is_dir():
-            bundle = read_bundle(model.path)
-        else:
+            annotator = Annotator.of_atlas(model.adapter, atlas, model.split, REFERENCE_CELLS)
+        elif annotator is None:
             raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        answers, why = answers_of(bundle, cells.split(len(truth.seen))[0], truth.seen), ""
+        answers, why = answers_of(annotator, cells.split(len(truth.seen))[0], truth.seen), ""
     except InputError as error:
         answers, why = {}, str(error)
     data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them

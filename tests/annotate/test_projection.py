@@ -14,7 +14,6 @@ from sklearn.decomposition import PCA, TruncatedSVD
 import fractal
 from fractal.annotate import projection
 from fractal.annotate.projection import Projection, in_memory, learn
-from fractal.annotate.query import open_query
 from fractal.base.cli import InputError
 from fractal.commands import annotate, embed, fit, index, search
 from tests.conftest import TYPES
@@ -93,7 +92,7 @@ def test_the_training_cells_come_out_as_they_are(
     assert found is not None
     assert len(found.genes) == 80
     assert "80 genes" in line
-    expression = in_memory(adata)
+    expression = in_memory(adata, "")
     assert expression is not None
     rows, said = found.components(expression)
     assert np.allclose(rows(slice(0, 460)), adata.obsm["X_pca"], atol=1e-4)
@@ -242,8 +241,8 @@ def test_a_file_without_such_vectors_streams(folder: Path, tmp_path: Path):
     new = unseen()
     del new.obsm["X_pca"]
     new.write_h5ad(tmp_path / "new.h5ad")
-    bundle = fractal.load(folder).bundle
-    with open_query(bundle, tmp_path / "new.h5ad", None, False) as (source, origin):
+    intake = fractal.load(folder).intake
+    with intake.open(tmp_path / "new.h5ad", None, False) as (source, origin):
         assert origin.projected
         parts = list(source.chunks(64))
     assert [len(vectors) for _, vectors in parts] == [64, 64, 64, 64, 44]

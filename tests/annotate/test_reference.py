@@ -10,16 +10,21 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from fractal.annotate import bundle as bundles
-from fractal.annotate.annotator import CAUTION, NOVEL, Calibration, Raw, Tree, answer, calibrate, majority
-from fractal.annotate.bundle import Bundle, load_adapter, make_reference, read_bundle, write_bundle
+from fractal import reference as references
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import CAUTION, NOVEL, Answer, answer, vote
+from fractal.annotate.calibration import Calibration, calibrate
 from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.truth import draw_confusions, report
+from fractal.annotate.votes import Raw
 from fractal.base.cli import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
+from fractal.hierarchy.tree import Tree
 from fractal.model.adapter import build_adapter
+from fractal.reference import Reference, load_adapter, make_reference, read_folder, write_folder
+from tests.conftest import columns
 
 CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
 LABELS = np.array([[0, 0, 2, 0], [0, 0, 2, 1], [0, 1, 1, 2], [1, 0, 0, 3]])
@@ -35,7 +40,7 @@ def cells(n: int, seed: int) -> LabelledVectors:
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
+def reference() -> Reference:
     torch.manual_seed(0)
     config = {"recipe": "fractal", "dim": 8, "num_levels": 4, "scale_dim": 4, "paths": LABELS.tolist(),
               "levels": list(LEVELS), "block_levels": [0, 1, 2, 3]}  # fmt: skip
@@ -43,82 +48,87 @@ def bundle() -> Bundle:
     evil = "</td><script>alert(1)</script> [x](javascript:1) `\x1b[31m\n# x"
     facts = {"source": evil, "data": evil, "versions": {evil: evil}, "split": {"fingerprint": evil}}
     adapter = build_adapter(config, CLASSES)
-    return make_reference(adapter, config, CLASSES, cells(200, 0), cells(400, 1), counts, cells(300, 2), facts)
+    annotator = Annotator.of(adapter, cells(200, 0), cells(400, 1), counts)
+    return make_reference(annotator, config, CLASSES, cells(300, 2), facts)
 
 
-def test_what_is_written_is_read_again(bundle: Bundle, tmp_path: Path):
-    write_bundle(tmp_path / "ref", bundle)
-    again = read_bundle(tmp_path / "ref")
+def test_what_is_written_is_read_again(reference: Reference, tmp_path: Path):
+    write_folder(tmp_path / "ref", reference)
+    again = read_folder(tmp_path / "ref")
     x = cells(50, 3).vectors
-    for name, values in bundle.annotate(x).items():
-        assert np.array_equal(values, again.annotate(x)[name])
+    for name, values in columns(reference.annotator, x).items():
+        assert np.array_equal(values, columns(again.annotator, x)[name])
     adapter, facts = load_adapter(tmp_path / "ref")
     assert adapter.dim == facts["config"]["dim"] == 8
     assert (facts["reference_cells"], facts["reference_types"], facts["training_cells"]) == (200, 4, 1000)
-    write_bundle(tmp_path / "ref", again)  # its own files are replaced
+    write_folder(tmp_path / "ref", again)  # its own files are replaced
 
 
-def test_a_reference_that_a_killed_run_moved_away_is_put_back(bundle: Bundle, tmp_path: Path):
+def test_a_reference_that_a_killed_run_moved_away_is_put_back(reference: Reference, tmp_path: Path):
     part = tmp_path / ".ref.01234567.part"  # as a run killed between its two renames leaves it
     for name in ("old", "new"):
-        write_bundle(part / name, bundle)
-    assert read_bundle(tmp_path / "ref").levels == bundle.levels
+        write_folder(part / name, reference)
+    assert read_folder(tmp_path / "ref").levels == reference.levels
     assert [path.name for path in tmp_path.iterdir()] == ["ref"]
 
 
-def test_a_reference_that_is_replaced_while_it_is_read(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_reference_that_is_replaced_while_it_is_read(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """All that is read is of one run, not the first one's facts and the second one's cells."""
-    path, load_file = tmp_path / "ref", bundles.load_file
-    other = replace(bundle, vectors=bundle.vectors[::-1].copy(), path=bundle.path[::-1].copy())
-    write_bundle(path, bundle)
+    path, load_file = tmp_path / "ref", references.load_file
+    a = reference.annotator
+    other = replace(reference, annotator=replace(a, vectors=a.vectors[::-1].copy(), path=a.path[::-1].copy()))
+    write_folder(path, reference)
 
     def replaced(file: Path) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(bundles, "load_file", load_file)
-        write_bundle(path, other)
+        monkeypatch.setattr(references, "load_file", load_file)
+        write_folder(path, other)
         return load_file(file)
 
-    monkeypatch.setattr(bundles, "load_file", replaced)
-    again = read_bundle(path)
-    assert np.array_equal(again.vectors, other.vectors)
+    monkeypatch.setattr(references, "load_file", replaced)
+    again = read_folder(path)
+    assert np.array_equal(again.annotator.vectors, other.annotator.vectors)
     assert again.facts["sha256"] == json.loads((path / "bundle.json").read_text())["sha256"]
 
 
-def test_nothing_that_is_not_the_reference_s_own_is_lost(bundle: Bundle, tmp_path: Path):
-    write_bundle(tmp_path / "ref", bundle)
+def test_nothing_that_is_not_the_reference_s_own_is_lost(reference: Reference, tmp_path: Path):
+    write_folder(tmp_path / "ref", reference)
     (tmp_path / "ref" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"notes\.txt"):
-        write_bundle(tmp_path / "ref", bundle)
+        write_folder(tmp_path / "ref", reference)
     assert (tmp_path / "ref" / "notes.txt").read_text() == "mine"
 
 
-def test_foreign_text_on_the_card_is_no_markup(bundle: Bundle):
-    card = model_card(bundle.facts, 3)
+def test_foreign_text_on_the_card_is_no_markup(reference: Reference):
+    card = model_card(reference.facts, 3)
     outside = "".join(card.replace("\n", " ").split("`")[::2])
     assert "script" in card
     assert not any(mark in outside for mark in ("script", "javascript", "\x1b", "alert"))
     assert code("a`b\x1b[1m\nc") == "`a'b\\x1b[1m c`"
 
 
-def test_a_restricted_reference_is_calibrated_for_what_is_left(bundle: Bundle):
-    keep = np.array([path[1] == "L" and path[0] == "I" for path in bundle.tree.paths])
-    part = bundle.restricted(keep)
+def test_a_restricted_reference_is_calibrated_for_what_is_left(reference: Reference):
+    keep = np.array([path[1] == "L" and path[0] == "I" for path in reference.annotator.tree.paths])
+    whole = reference.annotator
+    part = whole.restricted(keep)
     assert set(part.path) == set(np.flatnonzero(keep))
     assert keep[part.validation_path].all()
     x = cells(400, 4)
-    found = part.annotate(x.vectors, novelty="off")
+    found = columns(part, x.vectors, novelty="off")
     left = x.labels[:, 3] < 2
     assert (found["status"][~left] == "excluded").mean() > 0.9
     assert (found["status"][left] == "excluded").mean() < 0.1
     with pytest.raises(InputError, match="no reference cell"):
-        bundle.restricted(np.zeros(4, bool))
-    none_to_calibrate = replace(bundle, validation_path=np.full_like(bundle.validation_path, 3))
+        whole.restricted(np.zeros(4, bool))
+    none_to_calibrate = replace(whole, validation_path=np.full_like(whole.validation_path, 3))
     with pytest.raises(InputError, match="too few to calibrate"):
         none_to_calibrate.restricted(keep)
 
 
-def test_the_novelty_rule_can_be_had_without(bundle: Bundle):
+def test_the_novelty_rule_can_be_had_without(reference: Reference):
     x = np.concatenate([cells(100, 5).vectors, np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32) * 9])
-    found = {rule: bundle.annotate(x, novelty=rule) for rule in ("on", "flag", "off")}
+    found = {rule: columns(reference.annotator, x, novelty=rule) for rule in ("on", "flag", "off")}
     assert (found["on"]["status"][100:] == "novel").mean() > 0.3
     assert (found["on"]["withheld_by"] == "novelty").any()
     assert np.array_equal(found["flag"]["status"] == "novel", found["on"]["status"] == "novel")
@@ -128,10 +138,10 @@ def test_the_novelty_rule_can_be_had_without(bundle: Bundle):
         assert np.array_equal(found[rule]["level"], found["off"]["level"])
 
 
-def test_p_values_are_those_of_the_natural_mix(bundle: Bundle):
+def test_p_values_are_those_of_the_natural_mix(reference: Reference):
     """Validation cells are balanced, the file is not: type `a` counts seven times as much."""
     x = cells(4_000, 6)
-    p = bundle.annotate(x.vectors)["p_value"]
+    p = columns(reference.annotator, x.vectors)["p_value"]
     weight = np.where(x.labels[:, 3] == 0, 7.0, 1.0)
     assert np.average(p < 0.2, weights=weight) == pytest.approx(0.2, abs=0.06)
 
@@ -140,8 +150,13 @@ def test_a_vote_by_hand():
     tree = Tree.of([("I", "x"), ("I", "y"), ("S", "z")])
     path, groups = np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, -1])
     probability = np.array([[0.9, 0.3], [0.9, 0.3], [0.9, 0.8], [1.0, 1.0], [1.0, 1.0]])
-    found, mean = majority(probability, path, groups, tree)
-    assert found.tolist() == [1, 1, 1, 1, 2]  # I has 2.7 of 3.7; below it y has .8 and x .6; z is not below I
+    none, numbers = np.zeros(5, bool), np.ones(5)
+    depth = np.array([1, 1, 2, 2, 2])
+    cells = Answer(path, probability, depth, depth, numbers, numbers, numbers, none, none, ~none)
+    found = vote(cells, groups, tree, 0.8, "on")
+    mean = found.probability
+    assert found.depth.tolist() == [0, 0, 0, 0, 2]
+    assert found.path.tolist() == [1, 1, 1, 1, 2]  # I has 2.7 of 3.7; below it y has .8 and x .6; z is not below I
     assert mean[0] == pytest.approx([2.7 / 4, 0.8 / 4])
     assert mean[4].tolist() == [1.0, 1.0]
 

@@ -21,7 +21,7 @@ from benchmarks.plan import Line as Measured
 from benchmarks.plan import fitted
 from benchmarks.quality import differences, narrow, own_embedding, paired, summary
 from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
-from fractal.annotate.annotator import Answer, depths
+from fractal.annotate.answers import Answer, depths
 from fractal.base.cli import InputError
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
@@ -133,7 +133,8 @@ def test_points_of_the_novelty_rule_are_what_the_rule_would_do():
     p_value = rng.uniform(0, 0.2, 200)
     confident, depth = depths(probability, p_value, 0.8, "on")
     zeros = np.zeros(200)
-    said = Answer(zeros, probability, confident, depth, zeros, zeros, p_value, p_value < 0.03)
+    no = np.zeros(200, bool)
+    said = Answer(zeros, probability, confident, depth, zeros, zeros, p_value, p_value < 0.03, no, ~no)
     flagged, there = at_threshold(said, 0.03)
     assert np.array_equal(flagged, said.novel)
     assert np.array_equal(there, depth)

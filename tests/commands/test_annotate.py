@@ -25,26 +25,19 @@ from sklearn.neighbors import NearestNeighbors
 import eval as evaluate
 import ingest
 import train
-from fractal.annotate.annotator import (
-    CAUTION,
-    NOVEL,
-    Annotator,
-    Raw,
-    Tree,
-    answer,
-    calibrate,
-    descend,
-    tail,
-)
-from fractal.annotate.bundle import VERSION, choose_paths, read_bundle
+from fractal.annotate.answers import CAUTION, NOVEL, answer
+from fractal.annotate.calibration import calibrate, tail
+from fractal.annotate.votes import Raw, Voting, descend
 from fractal.base.cli import InputError
 from fractal.commands import annotate, export
 from fractal.commands import embed as embed_script
 from fractal.commands import reference as bundle
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
+from fractal.hierarchy.tree import Tree
 from fractal.model import embedding
 from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed
+from fractal.reference import VERSION, read_folder
 from fractal.score.metrics import expected_calibration_error
 from tests.conftest import TYPES, clustered, write_h5ad
 
@@ -79,15 +72,15 @@ def test_two_lineages_of_one_name_are_two_nodes():
 
 
 def test_votes_and_distances_are_those_of_a_slow_version(monkeypatch):
-    monkeypatch.setattr("fractal.annotate.annotator.NEIGHBOURS", 7)
+    monkeypatch.setattr("fractal.annotate.votes.NEIGHBOURS", 7)
     torch.manual_seed(0)
     names = [SMALL[i][3] for i in range(6)]
     x = clustered(names * 30, dim=8)
     path = np.tile(np.arange(6), 30)
     adapter = FractalAdapter(8, 4, 4, torch.from_numpy(TREE.nodes)).eval()
     queries = clustered(names * 2, dim=8, seed=1)
-    monkeypatch.setattr("fractal.annotate.annotator.BATCH", 5)  # of 12
-    raw = Annotator(adapter, x, path, TREE)(queries)
+    monkeypatch.setattr("fractal.annotate.votes.BATCH", 5)  # of 12
+    raw = Voting(adapter, x, path, TREE)(queries)
     bank, full = (embed(adapter, torch.from_numpy(v))[-1].numpy() for v in (x, queries))
     distance, found = NearestNeighbors(n_neighbors=7, metric="cosine").fit(bank).kneighbors(full)
     unit, unit_q = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, queries))
@@ -255,8 +248,10 @@ def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
     assert (about["reference"], about["confidence"], about["reference_format"]) == ("ref", 0.8, VERSION)
     for name in rows[0]:
         text = [row[name] for row in rows]
-        for values in (table[name].to_pylist(), obs[f"fractal_{name}"].tolist()):
-            assert [f"{v:.4g}" if isinstance(v, float) else v for v in values] == text
+        for values in (table[name].to_pandas(), obs[f"fractal_{name}"]):
+            is_number = values.dtype.kind == "f"
+            shown = values.map("{:.6g}".format) if is_number else values.astype(object).fillna("")
+            assert shown.tolist() == text
 
 
 def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path, fails):
@@ -266,8 +261,8 @@ def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path
     more = ["--only", "CL:0000542", "--exclude", "CL:0000084"]  # T cell
     rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", *more)
     assert {row["subtype"] for row in rows} <= {"B cell", "natural killer cell"}
-    found, graph = read_bundle(reference / "ref"), load_graph(CL_SLIM)
-    assert choose_paths(found, graph, [], []) is None
+    tree, graph = read_folder(reference / "ref").annotator.tree, load_graph(CL_SLIM)
+    assert tree.choose(graph, [], []) is None
     base = ["--reference", reference / "ref", "--input", tmp_path / "x.npy", "--output", tmp_path / "b.tsv"]
     assert "not a term of CL" in fails(annotate.main, *base, "--only", "T cell")
     assert "leave no reference cell" in fails(annotate.main, *base, "--only", "CL:0000542", "--exclude", "CL:0000542")
@@ -283,11 +278,11 @@ def test_a_bundle_says_where_it_comes_from_and_gives_back_what_went_in(reference
     assert scores["levels"]["subtype"]["accuracy_forced"] > 0.9
     assert sum(b["cells"] for b in scores["levels"]["subtype"]["reliability"]) == scores["cells"]
     assert "| `subtype`" in (reference / "ref" / "README.md").read_text()
-    found = read_bundle(reference / "ref")
+    found = read_folder(reference / "ref")
     checkpoint = torch.load(reference / "adapter.pt", weights_only=True)
     for name, tensor in found.adapter.state_dict().items():
         assert torch.equal(tensor, checkpoint["state"][name])
-    assert len(found.vectors) == facts["reference_cells"]
+    assert len(found.annotator.vectors) == facts["reference_cells"]
 
 
 def test_bad_bundles(reference: Path, tmp_path: Path, fails):
@@ -362,42 +357,13 @@ def test_onnx_equals_torch(tmp_path: Path, recipe: str):
             assert np.allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
 
 
-def test_int8_vectors_keep_cosines(reference: Path, tmp_path: Path):
-    x = clustered(TYPES * 50, seed=0)
-    x[7] = np.nan
-    np.save(tmp_path / "x.npy", x)
-    adapter = read_bundle(reference / "ref").adapter
-    found = export.write_int8(adapter, tmp_path / "x.npy", "", tmp_path / "int8", 1_000)
-    good = np.arange(300) != 7
-    for (name, again, lost), exact in zip(found, embed(adapter, torch.from_numpy(x[good])), strict=True):
-        int8 = np.load(tmp_path / "int8" / f"{name}.npy")
-        assert int8.dtype == np.int8
-        assert not int8[7].any()
-        assert (np.abs(int8[good]).max(axis=1) == 127).all()
-        back = int8[good] / np.linalg.norm(int8[good].astype(float), axis=1, keepdims=True)
-        assert np.abs(back @ back.T - exact.numpy() @ exact.numpy().T).max() < 0.02
-        assert 0 < again <= 1
-        assert 0 <= lost < 0.01
-
-
-def test_recall_by_hand():
-    rng = torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.randn(40, 6, generator=rng), dim=1)
-    assert export.recall(x, x) == (1.0, pytest.approx(0, abs=1e-6))
-    coarse = (2 * x).round()
-    similar, rough = x @ x.T - 9 * torch.eye(40), torch.nn.functional.normalize(coarse.float(), dim=1)
-    rough = rough @ rough.T - 9 * torch.eye(40)
-    shared = [len(set(a.topk(10).indices.tolist()) & set(b.topk(10).indices.tolist())) for a, b in zip(similar, rough)]  # noqa: B905
-    assert export.recall(x, coarse)[0] == pytest.approx(np.mean(shared) / 10)
-
-
 def test_a_confidence_out_of_range(tmp_path: Path, fails):
     base = ["--reference", tmp_path, "--input", tmp_path / "x.npy"]
     assert "above 0" in fails(annotate.main, *base, "--output", tmp_path / "a.tsv", "--confidence", "1.5")
     assert "name a .tsv" in fails(annotate.main, *base, "--output", tmp_path / "a.txt")
     assert "only written for an .h5ad" in fails(annotate.main, *base, "--output", tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="not a reference"):
-        read_bundle(tmp_path)
+        read_folder(tmp_path)
 
 
 def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path, tmp_path: Path, fails):
@@ -418,8 +384,7 @@ def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path
         (evaluate.main, "--model-path", model, "--input", cells, "--json", cells),
         (evaluate.main, "--model-path", model, "--input", cells, "--cells-out", model),
         (export.main, *own, model),
-        (export.main, *own, x, "--vectors", x),
-        (export.main, *own, tmp_path / "a.onnx", "--vectors", x, "--int8-dir", x.parent),
+        (export.main, *own, x, "--vectors", x, "--to", "parquet"),
     ):
         line = fails(main, *argv)
         assert "is the input" in line
@@ -429,10 +394,10 @@ def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path
     made = ["--input", tmp_path / "made.parquet", "--output", tmp_path / "out.tsv"]
     assert "come from embed.py" in fails(annotate.main, "--reference", reference / "ref", *made)
     assert "come from embed.py" in fails(
-        export.main, *own, tmp_path / "a.onnx", "--vectors", tmp_path / "made.parquet", "--int8-dir", tmp_path
+        export.main, *own, tmp_path / "a.parquet", "--vectors", tmp_path / "made.parquet", "--to", "parquet"
     )
     assert {path: path.read_bytes() for path in before} == before
-    assert not (tmp_path / "a.onnx").exists()  # nothing is written before the vectors are looked at
+    assert not (tmp_path / "a.parquet").exists()  # nothing is written before the vectors are looked at
 
 
 def test_a_damaged_block_of_an_h5ad_is_not_a_full_disk(reference: Path, tmp_path: Path, fails):

@@ -10,15 +10,14 @@ import torch
 import fractal
 import ingest
 import train
-from fractal.annotate.annotator import NEIGHBOURS, TEMPERATURE
-from fractal.annotate.bundle import Bundle, read_bundle
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE
 from fractal.base.cli import InputError
 from fractal.commands import annotate, embed
 from fractal.commands import index as index_command
 from fractal.commands import reference as reference_command
 from fractal.data.atlas import Atlas
 from fractal.search import build, open_index, voters
-from fractal.search.voters import with_index
 from tests.conftest import TYPES, clustered, write_h5ad
 
 
@@ -44,12 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exact_votes(bundle: Bundle, vectors: np.ndarray, folder: Path) -> tuple[list[tuple[str, ...]], np.ndarray]:
+def exact_votes(annotator: Annotator, vectors: np.ndarray, folder: Path) -> tuple[list[tuple[str, ...]], np.ndarray]:
     """Slow and obvious: the paths of names, and the shares of the votes of their labels."""
     cells = Atlas.open(folder / "many.parquet").read(np.arange(3_000))
     names = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
     with torch.inference_mode():
-        bank, queries = (bundle.adapter.encode(torch.from_numpy(x)) for x in (cells.vectors, vectors))
+        bank, queries = (annotator.adapter.encode(torch.from_numpy(x)) for x in (cells.vectors, vectors))
     paths, shares = [], []
     for similarity in (queries @ bank.T).double():
         nearest = similarity.argsort(descending=True)[:NEIGHBOURS].tolist()
@@ -70,25 +69,25 @@ def exact_votes(bundle: Bundle, vectors: np.ndarray, folder: Path) -> tuple[list
 
 def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(voters, "LISTS", 10**6)
-    bundle = with_index(read_bundle(folder / "ref"), folder / "many")
+    annotator = fractal.load(folder / "ref", "cpu").asking(folder / "many", None)
     vectors = clustered(TYPES * 520, spread=0.9)[-120:]
-    raw = bundle.annotator(vectors)
-    paths, shares = exact_votes(bundle, vectors, folder)
-    same = [bundle.tree.paths[p] == path for p, path in zip(raw.path, paths, strict=True)]
+    raw = annotator.voting(vectors)
+    paths, shares = exact_votes(annotator, vectors, folder)
+    same = [annotator.tree.paths[p] == path for p, path in zip(raw.path, paths, strict=True)]
     assert np.mean(same) >= 0.98  # float16 swaps near ties
     assert np.allclose(raw.votes[same], shares[same], atol=0.02)
 
 
 def test_validation_cells_do_not_vote_for_themselves(folder: Path):
     """All are in the index. With their own votes the labels would look surer than they are in new cells."""
-    plain = read_bundle(folder / "ref")
-    bundle = with_index(plain, folder / "many")
-    assert bundle.calibration != plain.calibration
-    itself = bundle.annotator(bundle.validation_vectors)
-    others = bundle.annotator(bundle.validation_vectors, skip_copies=True)
+    plain = fractal.load(folder / "ref", "cpu")
+    asking = plain.asking(folder / "many", None)
+    assert asking.calibration != plain.annotator.calibration
+    itself = asking.voting(asking.validation_vectors)
+    others = asking.voting(asking.validation_vectors, skip_copies=True)
     assert (itself.distance < 1e-3).all()
     assert (others.distance > 1e-3).mean() > 0.95
-    right = [np.where(raw.path == bundle.validation_path, raw.votes[:, -1], 0) for raw in (itself, others)]
+    right = [np.where(raw.path == asking.validation_path, raw.votes[:, -1], 0) for raw in (itself, others)]
     assert right[0].mean() > right[1].mean()
 
 
@@ -118,14 +117,14 @@ def test_an_index_of_an_h5ad_votes_by_its_column_of_labels(folder: Path, tmp_pat
     index_command.main(
         [str(path), "--use-rep", "X_pca", "--reference", str(folder / "ref"), "--output", str(tmp_path / "i")]
     )
-    bundle = read_bundle(folder / "ref")
+    ref = fractal.load(folder / "ref", "cpu")
     with pytest.raises(InputError, match="--index-labels"):
-        with_index(bundle, tmp_path / "i")
-    told = with_index(bundle, tmp_path / "i", "mine")
+        ref.asking(tmp_path / "i", None)
+    told = ref.asking(tmp_path / "i", "mine")
     assert told.voters is not None
-    expected = [-1 if name.startswith("my ") else [p[-1] for p in bundle.tree.paths].index(name) for name in named]
+    expected = [-1 if name.startswith("my ") else [p[-1] for p in told.tree.paths].index(name) for name in named]
     assert told.voters.path.tolist() == expected
-    found = {bundle.tree.paths[p][-1] for p in told.annotator(clustered(labels)).path}
+    found = {told.tree.paths[p][-1] for p in told.voting(clustered(labels)).path}
     assert found == set(TYPES[2:])
 
 

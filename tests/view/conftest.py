@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fractal.annotate.bundle import Bundle, make_reference, write_bundle
+from fractal.annotate.annotator import Annotator
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import build_adapter
+from fractal.reference import Reference, make_reference, write_folder
 from fractal.view.report import own_cells, score_reference
 from fractal.view.scored import Scored
 
@@ -26,7 +27,7 @@ GRAPH = load_graph(CL_SLIM)
 
 def made(
     paths: Sequence[tuple[str, ...]], levels: tuple[str, ...], test: int = 200, blocks: list[int] | None = None
-) -> Bundle:
+) -> Reference:
     """A reference of types on these paths with an adapter that was not trained."""
     torch.manual_seed(0)
     blocks = blocks or list(range(len(levels)))
@@ -45,22 +46,23 @@ def made(
     facts = {"source": EVIL, "data": EVIL, "versions": {EVIL: EVIL}, "obsm": "X_pca"}
     adapter, counts = build_adapter(config, classes), dict.fromkeys(paths, 100)
     held_out = cells(test, 2) if test else None
-    return make_reference(adapter, config, classes, cells(216, 0), cells(120, 1), counts, held_out, facts, GRAPH)
+    annotator = Annotator.of(adapter, cells(216, 0), cells(120, 1), counts, GRAPH)
+    return make_reference(annotator, config, classes, held_out, facts)
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
+def bundle() -> Reference:
     return made(FOUR, LEVELS)
 
 
 @pytest.fixture(scope="module")
-def scored(bundle: Bundle) -> Scored:
+def scored(bundle: Reference) -> Scored:
     return score_reference(bundle, "blood", own_cells(bundle, 5_000, 0), True, GRAPH)
 
 
 @pytest.fixture
-def folder(bundle: Bundle, tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "blood", bundle)
+def folder(bundle: Reference, tmp_path: Path) -> Path:
+    write_folder(tmp_path / "blood", bundle)
     return tmp_path / "blood"
 
 

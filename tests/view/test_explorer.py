@@ -67,15 +67,15 @@ def ref() -> fractal.Reference:
 
 def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
     """Two of each prefix's own numbers: a map that costs nothing."""
-    full, scale = embed_matrix(ref.bundle.adapter, vectors)[0], ref.bundle.adapter.scale_dim
-    parts = [full[:, j * scale : j * scale + 2] for j in range(ref.bundle.adapter.num_levels)]
+    full, scale = embed_matrix(ref.adapter, vectors)[0], ref.adapter.scale_dim
+    parts = [full[:, j * scale : j * scale + 2] for j in range(ref.adapter.num_levels)]
     return np.stack([part - part.mean(0) for part in parts])
 
 
 def write(path: Path, ref: fractal.Reference, adata: anndata.AnnData, labels: str | None, title: str) -> Cells:
     types, columns = choose(adata.obs, labels, ["donor", "genes"], title)
     some = Cells(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns)
-    explorer.write_page(path, ref.bundle, some, layouts_of(ref, some.vectors), title, "blood")
+    explorer.write_page(path, ref, some, layouts_of(ref, some.vectors), title, "blood")
     return some
 
 
@@ -109,7 +109,7 @@ def test_the_page_holds_what_it_was_given(ref, bare_template, tmp_path: Path):
     some = write(tmp_path / "page.html", ref, adata, "cell_type", "my cells")
     page = (tmp_path / "page.html").read_text()
     about, found = contents(page)
-    full = embed_matrix(ref.bundle.adapter, some.vectors)[0]
+    full = embed_matrix(ref.adapter, some.vectors)[0]
     assert (normalize(torch.from_numpy(full)) * torch.from_numpy(unit(found["fractal"]))).sum(1).min() > 1 - 1e-5
     assert (found["raw"] == whole_numbers(some.vectors)).all()
     maps = layouts_of(ref, some.vectors)
@@ -126,7 +126,7 @@ def test_answers_of_the_reference_are_shown_as_deep_as_they_can_be_trusted(ref, 
     adata.obsm["X_scVI"][:40] = np.random.default_rng(0).normal(size=(40, DIM))  # like nothing
     write(tmp_path / "page.html", ref, adata, None, "mine")
     about, found = contents((tmp_path / "page.html").read_text())
-    answers = ref.bundle.annotate(adata.obsm["X_scVI"])
+    answers = annotated(ref.annotator, adata.obsm["X_scVI"])
     assert [about["nodes"][i]["name"] for i in found["node"]] == answers["label"].tolist()
     assert not about["known"]
     assert len({*answers["level"]}) > 1
@@ -266,7 +266,7 @@ def shown(ref, browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     about, found = contents(path.read_text())
     opened = Opened(browser, path.as_uri())
     yield SimpleNamespace(
-        opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found, tree=ref.bundle.tree
+        opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found, tree=ref.tree
     )
     opened.check()
 
@@ -361,9 +361,9 @@ def test_dropped_files_get_the_labels_and_probabilities_of_torch(shown, ref):
         ("new.npy", as_npy(x), None),
         ("columns.npy", as_npy(np.asfortranarray(x.astype(np.float64))), None),
     ]
-    small, annotator = page_reference(ref.bundle)
-    told = small.annotate(x)
-    full = embed_matrix(ref.bundle.adapter, x)[0]
+    small, annotator = page_reference(ref)
+    told = annotated(small, x)
+    full = embed_matrix(ref.adapter, x)[0]
     maps = Maps(unit(shown.arrays["fractal"]), tuple(shown.about["widths"]), shown.arrays["maps"] / np.float32(32_000))
     places = maps.transform(np.nan_to_num(full))
     for name, content, ids in files:
@@ -640,9 +640,9 @@ def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browse
     adata.obsm["X_scVI"][:60] += np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
     adata.obsm["X_scVI"][:20] = np.random.default_rng(1).normal(size=(20, DIM))  # like nothing
     write(tmp_path / "page.html", ref, adata, None, "mine")
-    answers = ref.bundle.annotate(adata.obsm["X_scVI"])
+    answers = annotated(ref.annotator, adata.obsm["X_scVI"])
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
-    page, levels = opened.page, list(ref.bundle.levels)
+    page, levels = opened.page, list(ref.levels)
     columns = page.evaluate("explorer.cells.columns.map((c) => ({ ...c, codes: Array.from(c.codes) }))")
     held = {column["name"]: column for column in columns}
     named = [held["status"]["values"][code - 1] for code in held["status"]["codes"]]
@@ -681,7 +681,7 @@ def test_the_first_view_has_the_most_islands(browser, ref, tmp_path: Path):
     layouts = np.stack([0.01 * ring, 0.01 * ring, ring, 0.01 * ring]).astype(np.float32)
     layouts[[0, 1, 3], 0] = 1
     shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
-    explorer.write_page(tmp_path / "page.html", ref.bundle, shown, layouts, "rings", "blood")
+    explorer.write_page(tmp_path / "page.html", ref, shown, layouts, "rings", "blood")
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
     assert opened.page.evaluate("explorer.map.prefix") == 3
     opened.check()
@@ -761,6 +761,6 @@ def test_the_typescript_is_sound(tmp_path: Path):
 
 
 def test_nodes_stand_before_what_is_below_them(ref):
-    nodes = nodes_of(ref.bundle.tree)
+    nodes = nodes_of(ref.tree)
     assert nodes[0] == ()
     assert all(node[:-1] in nodes[:i] for i, node in enumerate(nodes) if node)

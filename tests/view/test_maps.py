@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -15,12 +16,12 @@ import pytest
 from sklearn.metrics import silhouette_score
 
 import fractal
-from fractal.annotate.bundle import MAPS, write_bundle
 from fractal.base.cli import InputError
 from fractal.commands.map import main
+from fractal.reference import write_folder
 from fractal.view import maps as module
 from fractal.view.embedding_atlas import write_embedding_atlas
-from fractal.view.maps import Maps, amid, fit_maps, fractal_vectors, maps_of
+from fractal.view.maps import MAPS, Maps, amid, fit_maps, fractal_vectors, maps_of
 from tests.conftest import clustered
 
 KINDS = ["B cell", "fibroblast", "regulatory T cell"] * 120
@@ -166,7 +167,7 @@ def cells() -> anndata.AnnData:
 def folder(cells: anndata.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("maps") / "reference"
     fractal.fit(cells, labels="kind", use_rep="X_pca", epochs=2).save(path)
-    maps_of(fractal.load(path).bundle, path)
+    maps_of(fractal.load(path), path)
     return path
 
 
@@ -177,18 +178,19 @@ def not_again(*_: object, **__: object) -> Maps:
 def test_maps_are_made_once(folder: Path, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "fit_maps", not_again)
     reference, new = fractal.load(folder), cells.copy()
-    assert len(reference.maps.vectors) == len(reference.bundle.vectors)
+    assert len(reference.maps.vectors) == len(reference.vectors)
     reference.map(new)
     keys = [key for key in new.obsm if key.startswith("X_fractal_umap")]
     assert keys == [f"X_fractal_umap_{j + 1}" for j in range(len(reference.maps.layouts))]
-    own = reference.maps.transform(fractal_vectors(reference.bundle, new.obsm["X_pca"]))
+    own = reference.maps.transform(fractal_vectors(reference, new.obsm["X_pca"]))
     assert np.array_equal(new.obsm["X_fractal_umap_1"], own[0])
 
 
 def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bundle = fractal.load(folder).bundle
-    other = bundle.restricted(np.array([path[-1] != "fibroblast" for path in bundle.tree.paths]))
-    write_bundle(tmp_path / "other", other)
+    bundle = fractal.load(folder)
+    keep = np.array([path[-1] != "fibroblast" for path in bundle.tree.paths])
+    other = replace(bundle, annotator=bundle.annotator.restricted(keep))
+    write_folder(tmp_path / "other", other)
     shutil.copy(folder / MAPS, tmp_path / "other" / MAPS)
     made: list[int] = []
 
@@ -198,10 +200,10 @@ def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(module, "fit_maps", counted)
     for _ in range(2):
-        maps = maps_of(fractal.load(tmp_path / "other").bundle, tmp_path / "other")
+        maps = maps_of(fractal.load(tmp_path / "other"), tmp_path / "other")
         assert len(maps.vectors) == len(other.vectors)
     assert made == [len(other.vectors)]
-    write_bundle(tmp_path / "other", bundle)  # a reference that is made again has no maps of the one before
+    write_folder(tmp_path / "other", bundle)  # a reference that is made again has no maps of the one before
     assert not (tmp_path / "other" / MAPS).exists()
 
 
@@ -213,7 +215,7 @@ def test_a_folder_that_can_not_be_written_is_no_obstacle(
 
     monkeypatch.setattr(Maps, "save", refused)
     monkeypatch.setattr(module, "fit_maps", lambda *_, **__: fitted)
-    assert maps_of(fractal.load(folder).bundle, folder, seed=5) is fitted
+    assert maps_of(fractal.load(folder), folder, seed=5) is fitted
     assert "can't be written" in capsys.readouterr().err
 
 

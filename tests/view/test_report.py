@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fractal.annotate.bundle import Bundle
 from fractal.base.cli import InputError
 from fractal.commands import report
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.split import Split
+from fractal.reference import Reference
 from fractal.score.table import truth_of
 from fractal.view.report import kept_answers, of_atlas
 from fractal.view.scored import Scored, provenance
@@ -21,7 +21,7 @@ from tests.view.conftest import FOUR, GRAPH, check_page
 
 
 @pytest.mark.parametrize("damage", ["x", {"cells": 9}, {"cells": 9, "levels": {}}])
-def test_damaged_scores_are_refused(bundle: Bundle, damage: object):
+def test_damaged_scores_are_refused(bundle: Reference, damage: object):
     own = replace(bundle, facts={**bundle.facts, "scores": damage, "split": "x", "versions": 1, "training": []})
     with pytest.raises(InputError, match=r"blood: the scores in bundle\.json are damaged"):
         kept_answers(own, "blood")
@@ -56,7 +56,7 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
     assert "neuron for " in tags.text  # what they are taken for
 
 
-def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Bundle, stratified: Path):
+def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Reference, stratified: Path):
     split = Split.draw(Atlas.open(stratified))
     own = replace(bundle, facts={**bundle.facts, "split": asdict(split)})
     cells, tests = of_atlas(own, stratified, 5_000, 0), split.rows(Atlas.open(stratified))[2]
@@ -66,8 +66,9 @@ def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Bundle, st
     other = of_atlas(bundle, stratified, 5_000, 0)  # all of it
     assert len(other.vectors) == 600
     assert other.groups is not None
+    other_levels = replace(bundle.annotator, tree=replace(bundle.annotator.tree, levels=("a", "b")))
     with pytest.raises(InputError, match="its levels are"):
-        of_atlas(replace(bundle, levels=("a", "b")), stratified, 5_000, 0)
+        of_atlas(replace(bundle, annotator=other_levels), stratified, 5_000, 0)
 
 
 def test_what_can_t_be_done_is_said_in_a_line(fails, folder: Path, new: Path, tmp_path: Path):

@@ -1,0 +1,96 @@
+"""A tree of labels as codes: the paths from the coarsest level to the finest, their nodes, and their CL terms."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from fractal.base.errors import InputError
+from fractal.hierarchy.levels import LEVELS
+from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
+
+Labels = tuple[str, ...]  # of a cell, or of a node: one a level, coarse to fine
+
+
+def nodes_of(paths: Iterable[Labels]) -> list[Labels]:
+    """All nodes of the paths, sorted; a node is the labels from the root down to it."""
+    return sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})
+
+
+def at_or_above(graph: nx.DiGraph, term: str) -> set[str]:
+    """A term of CL and its ancestors; edges of the ontology run from child to parent."""
+    return {term, *nx.descendants(graph, term)} if term in graph else {term}
+
+
+def at_or_below(graph: nx.DiGraph, terms: Collection[str]) -> set[str]:
+    """Terms of CL and all that lies below one of them."""
+    return set(terms).union(*(nx.ancestors(graph, term) for term in terms))
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The hierarchy of a reference, one row per path of labels."""
+
+    paths: list[Labels]  # (P,)
+    nodes: np.ndarray  # (P, levels) int64: the node of each path at each level; two may share a name, not a parent
+    levels: tuple[str, ...]  # names, coarse to fine
+    cl_ids: np.ndarray  # (P, levels) str, "" where a label is no CL term
+    counts: np.ndarray  # (P,) int64, cells of the training file that are no test cells
+
+    @staticmethod
+    def of(
+        paths: Sequence[Labels],
+        levels: Sequence[str] = LEVELS,
+        cl_ids: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+    ) -> "Tree":
+        depths = range(1, len(paths[0]) + 1)
+        position = [{node: i for i, node in enumerate(sorted({path[:k] for path in paths}))} for k in depths]
+        nodes = np.array([[position[k - 1][path[:k]] for k in depths] for path in paths])
+        ids = np.full(nodes.shape, "", "<U16") if cl_ids is None else cl_ids
+        cells = np.zeros(len(paths), np.int64) if counts is None else counts
+        return Tree([tuple(path) for path in paths], nodes, tuple(levels), ids, cells)
+
+    def names(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of level k -> their codes (P,) by path, and the labels, sorted."""
+        labels, codes = np.unique([path[k] for path in self.paths], return_inverse=True)
+        return codes, labels
+
+    def natural_weight(self, path: np.ndarray) -> np.ndarray:
+        """Weights (n,) that make cells with these paths (n,), balanced over types, count as the file's mix."""
+        return (self.counts / np.maximum(np.bincount(path, minlength=len(self.counts)), 1))[path]
+
+    def check_terms(self, graph: nx.DiGraph, path: object, obo: object, release: str) -> None:
+        """Raises InputError if the ontology lacks terms of the tree; path, obo and release are for the message."""
+        missing = sorted(set(self.cl_ids.flat) - {""} - set(MANUAL.values()) - set(graph))
+        if missing:
+            raise InputError(
+                f"{obo}: CL {graph.graph['release']} lacks {len(missing)} terms of {path}, such as {missing[0]}; "
+                f"give the release that it was made with, {release}, with --obo"
+            )
+
+    def choose(self, graph: nx.DiGraph, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
+        """(P,) bool: types at or below a term of `only` (all, if none is named), and below none of `exclude`.
+
+        None without constraints. Raises InputError for a term that CL does not have.
+        """
+        if not only and not exclude:
+            return None
+        if unknown := [term for term in [*only, *exclude] if term not in graph]:
+            raise InputError(f"{unknown[0]}: not a term of CL {graph.graph['release']}; write it as CL:0000084")
+        finest = self.cl_ids[:, -1]
+        wanted = np.isin(finest, sorted(at_or_below(graph, only))) if only else np.ones(len(self.paths), bool)
+        return wanted & ~np.isin(finest, sorted(at_or_below(graph, exclude)))
+
+
+def terms_of(paths: Sequence[Labels], graph: nx.DiGraph | None) -> np.ndarray:
+    """CL ids (P, levels) of the labels, "" where the ontology has none or places the type otherwise."""
+    ids = np.full((len(paths), len(paths[0])), "", "<U16")
+    if graph is not None:
+        for i, row in enumerate(build_hierarchy([path[-1] for path in paths], graph, "other")):
+            if row.levels == paths[i]:
+                ids[i] = level_terms(row, graph)
+            elif row.subtype == paths[i][-1]:
+                ids[i, -1] = row.cl_id
+    return ids
