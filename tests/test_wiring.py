@@ -347,7 +347,7 @@ def test_the_command_line_names_its_commands(monkeypatch, capsys):
         start()
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("usage: fractal fit ")
-    with pytest.raises(InputError, match=r"^fractal a\\x1bb: there is no such command; there are fit, annotate, "):
+    with pytest.raises(InputError, match=r"^fractal a\\x1bb: there is no such command; there are encode, fit, "):
         call(["a\x1bb"])
 
 
