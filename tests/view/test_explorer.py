@@ -37,6 +37,7 @@ from fractal.view.colours import colours_of, to_oklch
 from fractal.view.explorer import Cells, balanced, choose, nodes_of, page_reference, unit, whole_numbers
 from fractal.view.maps import Maps
 from tests.conftest import clustered
+from tests.conftest import columns as annotated
 
 ROOT = Path(__file__).parents[2]
 TYPES = (
