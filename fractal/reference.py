@@ -253,8 +253,8 @@ class Reference:
     ) -> "DataFrame":
         """The k nearest cells of an index (`fractal.open_index`, or its path) for each cell -> a row per hit.
 
-        group_by: a column of obs; one query per group, the mean of its cells. options: prefix, where, only and columns,
-        as `fractal search` has them. Raises InputError for an index of another adapter.
+        group_by: a column of obs; one query per group, by up to 8 representatives of its cells. options: prefix, where,
+        only and columns, as `fractal search` has them. Raises InputError for an index of another adapter.
         """
         from fractal.search.query import search_vectors
 

@@ -40,7 +40,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="read all of the index and compare it with its checksums")
     add(parser, "--seed", help="of the clustering (default: %(default)s)")
-    add(parser, "--force", "--device")
+    add(
+        parser,
+        "--force",
+        help="take vectors that can't come from the reference's embedding, or cells that are there already",
+    )
+    add(parser, "--device")
     return parser
 
 
@@ -83,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
     with open_cells(args.add or path, embedder, args.use_rep, force=args.force) as source:
         if args.add:
-            build.add(folder, source)
+            build.add(folder, source, args.force)
         else:
             build.build(folder, source, args.seed)
     seconds = time.perf_counter() - began

@@ -18,8 +18,6 @@ from fractal.base.files import check_paths
 from fractal.base.storage import place
 from fractal.commands.options import add, check_suffix, command, positive_int
 
-CHUNK = 4_096  # queries at a time
-
 
 def get_parser() -> argparse.ArgumentParser:
     parser = command("search", __doc__)
@@ -38,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is searched")
     what.add_argument("-k", type=positive_int, help="hits per query (default: 10; 100 with --group-by)")
     add(what, "--prefix", help="compare the first blocks only: 1 is like mine in system")
-    what.add_argument("--group-by", metavar="COLUMN", help="one query per group, the mean of its cells")
+    what.add_argument("--group-by", metavar="COLUMN", help="one query per group of cells, by up to 8 representatives")
     what.add_argument("--where", metavar="CONDITION", help="only cells with, such as \"tissue == 'lung'\"")
     add(what, "--only", help="only these: labels of any level, or CL ids")
     add(what, "--columns", help="columns of the hits (default: all)")
@@ -71,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.search import Hits, open_index
     from fractal.search.enrichment import enrichment, summary
     from fractal.search.filters import mask_of
-    from fractal.search.query import queries
+    from fractal.search.query import search_file
     from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
@@ -92,8 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         num_rows = source.cells.num_rows
         bar = tqdm(total=num_rows, unit="cells", unit_scale=True, desc="search")
         with bar, open_output(args.output) as write:
-            for batch, vectors in queries(source, args.group_by, CHUNK):
-                hits = index.search(vectors, k, args.prefix, keep, args.lists)
+            for batch, hits in search_file(
+                source, args.group_by, index, k, prefix=args.prefix, keep=keep, probes=args.lists
+            ):
                 tables.append(index.table(hits, batch, args.columns))
                 if not to_h5ad:
                     write(tables.pop())

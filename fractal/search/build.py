@@ -3,11 +3,13 @@
 The source is read once. Its vectors, as float16, go to a nameless file beside the index, its columns to their place.
 A sample of the vectors is clustered in two steps, as a tree: `branches` first, then each branch into its lists. A cell
 is put into the nearest list of its nearest branch, which takes some 200 products in place of 8,000. Then the vectors
-are put in the order of the lists, so many lists at a time as fit into a buffer.
+are put in the order of the lists: as many lists at a time as fit into a buffer, each time with a pass over the
+nameless file.
 """
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,21 +36,23 @@ from fractal.search.folder import (
     OWN_FILES,
     Folder,
     part_names,
-    read_folder,
     write_manifest,
 )
+from fractal.search.index import Index, open_index
 from fractal.search.source import Source
 
 CELLS_PER_LIST = 1_000  # a list is 256 kB of 128-d vectors
-SAMPLE_PER_LIST = 64  # cells that the clustering looks at
+SAMPLE_PER_LIST = 64  # cells that the clustering looks at,
+MAX_SAMPLE = 300_000  # and in all: 154 MB of 128-d float32
 PIECE = 65_536  # cells in memory at a time: 17 MB of 128-d float16
-BUFFER = 512 << 20  # bytes of the vectors that are put in order at a time
+BUFFER = 256 << 20  # bytes of the vectors that are put in order at a time
+CHECKED, SAME_NUMBERS = 1_000, 0.9  # of the cells to add, which are compared with those that are there
 FEW_VALUES = 0.5  # text whose first chunk has fewer distinct values than this share of its cells becomes codes
 
 
-def kmeans(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Spherical k-means -> (k, dim) float32 of length 1, fewer where there are fewer vectors."""
-    k = max(1, min(k, len(vectors) // 8))
+def kmeans(vectors: np.ndarray, k: int, seed: int, least: int = 8) -> np.ndarray:
+    """Spherical k-means -> (k, dim) float32 of length 1, fewer where there are not `least` vectors a centre."""
+    k = max(1, min(k, len(vectors) // least))
     if k == 1:
         centres = vectors.mean(0, keepdims=True)
     else:
@@ -98,35 +102,65 @@ class Lists:
 
 
 class Spool:
-    """The vectors in the order of the source, (n, dim) float16, in a file without a name: a killed run leaves none."""
+    """The vectors in the order of the source, (n, dim) float16, and their lists, (n,) int32.
 
-    def __init__(self, file: IO[bytes], dim: int) -> None:
-        self.file, self.dim, self.cells = file, dim, 0
+    They are in files without a name: a killed run leaves none.
+    """
+
+    def __init__(self, vectors: IO[bytes], lists: IO[bytes], dim: int) -> None:
+        self.vectors, self.lists, self.dim, self.cells = vectors, lists, dim, 0
+
+    @staticmethod
+    @contextmanager
+    def open(folder: Path, dim: int) -> "Iterator[Spool]":
+        with tempfile.TemporaryFile(dir=folder) as vectors, tempfile.TemporaryFile(dir=folder) as lists:
+            yield Spool(vectors, lists, dim)
 
     def append(self, vectors: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(vectors, "<f2").data)
+        self.vectors.write(np.ascontiguousarray(vectors, "<f2").data)
         self.cells += len(vectors)
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, vectors (m, dim) float16)."""
-        self.file.seek(0)
+        self.vectors.seek(0)
         for start in range(0, self.cells, PIECE):
             piece = np.empty((min(PIECE, self.cells - start), self.dim), "<f2")
-            self.file.readinto(piece.data)  # type: ignore[attr-defined]
+            self.vectors.readinto(piece.data)  # type: ignore[attr-defined]
             yield start, piece
 
     def sample(self, n: int, seed: int) -> np.ndarray:
         """n rows at random, (n, dim) float32."""
         rows = np.random.default_rng(seed).choice(self.cells, min(n, self.cells), replace=False)
         rows.sort()
-        parts = [p[rows[slice(*np.searchsorted(rows, [start, start + PIECE]))] - start] for start, p in self.pieces()]
-        return np.concatenate(parts).astype(np.float32)
+        sample = np.empty((len(rows), self.dim), np.float32)
+        for start, piece in self.pieces():
+            drawn = slice(*np.searchsorted(rows, [start, start + len(piece)]))
+            sample[drawn] = piece[rows[drawn] - start]
+        return sample
 
+    def assign(self, lists: Lists) -> np.ndarray:
+        """Note the list of every cell -> how many each list has, (lists,) int64."""
+        sizes = np.zeros(len(lists.centroids), np.int64)
+        for _, piece in self.pieces():
+            numbers = lists.assign(piece.astype(np.float32))
+            self.lists.write(numbers.data)
+            sizes += np.bincount(numbers, minlength=len(sizes))
+        return sizes
 
-@contextmanager
-def new_spool(folder: Path, dim: int) -> Iterator[Spool]:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield Spool(file, dim)
+    def ordered(self, first: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The cells of lists `first` and on, of these sizes, list after list -> vectors (m, dim), rows (m,) int64."""
+        vectors, rows = np.empty((sizes.sum(), self.dim), "<f2"), np.empty(sizes.sum(), "<i8")
+        filled = np.cumsum(sizes) - sizes  # where the next cell of each list goes
+        self.lists.seek(0)
+        for start, piece in self.pieces():
+            numbers = np.fromfile(self.lists, np.int32, len(piece)) - first
+            members = np.flatnonzero((numbers >= 0) & (numbers < len(sizes)))
+            members = members[np.argsort(numbers[members], kind="stable")]
+            numbers = numbers[members]
+            position = filled[numbers] + np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
+            vectors[position], rows[position] = piece[members], members + start
+            filled += np.bincount(numbers, minlength=len(sizes))
+        return vectors, rows
 
 
 def stored_schema(table: pa.Table) -> pa.Schema:
@@ -174,38 +208,28 @@ def spool_cells(source: Source, spool: Spool, path: Path) -> None:
 
 def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:
     """Put every cell into its list; write the sizes and the vectors."""
-    owner = np.concatenate([lists.assign(piece.astype(np.float32)) for _, piece in spool.pieces()])
-    sizes = np.bincount(owner, minlength=len(lists.centroids)).astype(np.int64)
+    sizes = spool.assign(lists)
     np.save(names[0], sizes)
-    by_list = np.argsort(owner, kind="stable")  # rows, list after list
-    ends = np.cumsum(sizes)
-    position = np.empty(spool.cells, np.int64)
-    position[by_list] = np.arange(spool.cells)
-    most = max(1, BUFFER // (2 * spool.dim))  # cells
+    ends, most = np.cumsum(sizes), max(1, BUFFER // (2 * spool.dim))  # cells
     with open(names[1], "wb") as file:
         first = 0
         while first < len(sizes):  # several lists at a time, at least one
             began = ends[first] - sizes[first]
             last = max(first + 1, int(np.searchsorted(ends, began + most, "right")))
-            buffer = np.empty((ends[last - 1] - began, spool.dim), "<f2")
-            for start, piece in spool.pieces():
-                to = position[start : start + len(piece)] - began
-                here = np.flatnonzero((to >= 0) & (to < len(buffer)))
-                buffer[to[here]] = piece[here]
-            for number in range(first, last):
-                start, end = ends[number] - sizes[number], ends[number]
-                file.write(buffer[start - began : end - began].data)
-                file.write(by_list[start:end].astype("<i8").data)
+            vectors, rows = spool.ordered(first, sizes[first:last])
+            for start, end in zip(ends[first:last] - sizes[first:last] - began, ends[first:last] - began, strict=True):
+                file.write(vectors[start:end].data)
+                file.write(rows[start:end].data)
             first = last
 
 
 def build(path: Path, source: Source, seed: int = 0) -> None:
     """Write the folder of an index, whole or not at all. Raises InputError where something else lies there."""
-    with atomic_folder(path, OWN_FILES) as folder, new_spool(folder, source.space.dim) as spool:
+    with atomic_folder(path, OWN_FILES) as folder, Spool.open(folder, source.space.dim) as spool:
         sizes, vectors, columns = (folder / name for name in part_names(0))
         spool_cells(source, spool, columns)
         num_lists = max(1, round(spool.cells / CELLS_PER_LIST))
-        lists = Lists.train(spool.sample(SAMPLE_PER_LIST * num_lists, seed), num_lists, seed)
+        lists = Lists.train(spool.sample(min(MAX_SAMPLE, SAMPLE_PER_LIST * num_lists), seed), num_lists, seed)
         np.save(folder / CENTROIDS, lists.centroids)
         write_lists(spool, lists, (sizes, vectors))
         metadata = {
@@ -218,30 +242,62 @@ def build(path: Path, source: Source, seed: int = 0) -> None:
         write_manifest(folder, metadata, [CENTROIDS, *part_names(0)])
 
 
-def add(path: Path, source: Source) -> None:
+def add(path: Path, source: Source, force: bool = False) -> None:
     """Add cells to the lists that are there: the old files stay, the new cells are a part of their own.
 
     The folder is replaced by one with links to the same files, so that it is the old index or the new one, whole.
     Another run that changes the index waits until this one has ended. Raises InputError for vectors of another adapter
-    or width, or where there are MAX_PARTS parts already.
+    or width; where there are MAX_PARTS parts already; and, unless `force` adds them, for cells that are there already.
     """
     with locked(path):
-        index = read_folder(path)
-        number = len(index.parts)
+        index = open_index(path)
+        number, metadata = len(index.parts), index.folder.metadata
         if number >= MAX_PARTS:
             raise InputError(f"{path}: cells were added {number - 1} times, which is the most; build it anew")
-        check_same_space(index, source)
-        old = list(index.metadata["files"])
-        with atomic_folder(path, OWN_FILES) as folder, new_spool(folder, index.space.dim) as spool:
+        check_same_space(index.folder, source)
+        old = list(metadata["files"])
+        with atomic_folder(path, OWN_FILES) as folder, Spool.open(folder, index.space.dim) as spool:
             for name in old:
                 link_or_copy(path / name, folder / name)
             sizes, vectors, columns = (folder / name for name in part_names(number))
             spool_cells(source, spool, columns)
+            if not force:
+                check_new(index, source.name, spool, columns)
             one_branch = Lists(index.centroids[:1], index.centroids, np.array([0, len(index.centroids)]))
             write_lists(spool, one_branch, (sizes, vectors))
-            metadata = {**index.metadata, "sources": [*index.metadata["sources"], source.name]}
-            metadata["of"] = [*index.metadata.get("of", []), about(source)]
+            metadata = {**metadata, "sources": [*metadata["sources"], source.name]}
+            metadata["of"] = [*metadata.get("of", []), about(source)]
             write_manifest(folder, metadata, [*old, *part_names(number)])
+
+
+def check_new(index: Index, name: str, spool: Spool, columns: Path) -> None:
+    """Compare a sample of the cells to add with those that are there; a line on stderr where a few are the same.
+
+    Two cells are the same if their vectors are, nearly all numbers of them (another machine rounds one now and then),
+    or if they have one name in files of one name. Raises InputError where at least half of them are there.
+    """
+    sample = spool.sample(CHECKED, seed=0)
+    stored = index.vectors_of(index.search(sample, 1).cells[:, 0])
+    same = int(((stored == sample).mean(1) > SAME_NUMBERS).sum())
+    with pa.memory_map(str(columns)) as file:
+        batch = next(iter(pa.ipc.open_stream(file)))
+        ids = batch[CELL_ID][:CHECKED] if CELL_ID in batch.schema.names else pa.array([], pa.string())
+        for part in index.parts if len(ids) else ():
+            if part.source == name and CELL_ID in part.batches[0].schema.names:
+                known = [
+                    pc.is_in(ids, batch[CELL_ID]).to_numpy(False) for batch in map(part.batch, range(len(part.batches)))
+                ]
+                same = max(same, round(np.any(known, axis=0).mean() * len(sample)))
+    if 2 * same >= len(sample):
+        raise InputError(
+            f"{name}: {same:,} of {len(sample):,} cells that were looked at are in {index.folder.path} already, and "
+            "would be among the hits twice; leave them out, build the index anew, or add them with --force"
+        )
+    if same:
+        print(
+            f"warning: {name}: {same:,} of {len(sample):,} cells that were looked at are in the index already",
+            file=sys.stderr,
+        )
 
 
 def about(source: Source) -> dict[str, str]:

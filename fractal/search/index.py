@@ -51,7 +51,7 @@ class Filter:
         per_list = [
             [mask[part.rows(i)].sum() for i in range(len(part.sizes))] for part, mask in zip(parts, masks, strict=True)
         ]
-        self.per_list: np.ndarray = np.sum(per_list, axis=0, dtype=np.int64)  # (lists,) cells that pass
+        self.per_list = np.array(per_list, np.int64).sum(0)  # (lists,) cells that pass
         self.count = int(self.per_list.sum())
 
 

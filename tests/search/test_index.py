@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import anndata
@@ -32,7 +35,8 @@ from fractal.data.cells import Cells
 from fractal.search import build, enrichment, filters, open_index
 from fractal.search.exact import nearest
 from fractal.search.folder import OWN_FILES, Space, check_files
-from fractal.search.index import Hits, Index
+from fractal.search.index import HIT_COLUMNS, Hits, Index
+from fractal.search.query import search_groups
 from fractal.search.source import Source
 from tests.conftest import TYPES, clustered, write_h5ad
 
@@ -241,6 +245,100 @@ def test_cells_of_the_same_kind_are_not_counted_twice(index: Index):
     assert found["of_hits"].to_pylist() == [1]
 
 
+# Several runs at once
+
+
+def digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What an open index says of the nearest cell of its first 100 cells: its name, and the vectors' number in it."""
+    index = open_index(path)
+    hits = index.search(vectors_of(3_000)[:100], 1)
+    return hits.cells[:, 0], index.table(hits)["id"].to_numpy()
+
+
+def reversed_index(path: Path) -> None:
+    """The same cells in the other order, so that every file has the length that it had."""
+    build.build(path, cells_of(vectors_of(3_000)[::-1], table_of(3_000)[::-1]))
+
+
+def test_an_open_index_stays_what_it_was_when_another_run_replaces_it(index: Index):
+    hits = index.search(vectors_of(3_000)[:100], 1)
+    reversed_index(index.folder.path)
+    assert index.table(hits)["id"].to_pylist() == [f"cell {i}" for i in range(100)]
+    assert index.search(vectors_of(3_000)[:100], 1).cells.tolist() == hits.cells.tolist()
+
+
+@pytest.mark.parametrize("step", ["np.load", "pa.memory_map", "np.memmap", "faiss.OnDiskInvertedLists"])
+def test_a_folder_that_is_replaced_while_it_is_opened_is_opened_again(
+    index: Index, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """Before each of its files is opened, another run replaces all of them."""
+    module = {"np": np, "pa": pa, "faiss": faiss}[step.split(".")[0]]
+    name, replaced = step.split(".")[1], list[str]()
+    real = getattr(module, name)
+
+    def replace_first(*args: object, **options: object) -> object:
+        if not replaced:
+            replaced.append(step)
+            monkeypatch.setattr(module, name, real)
+            reversed_index(index.folder.path)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, replace_first)
+    opened = open_index(index.folder.path)
+    assert replaced
+    hits = opened.search(vectors_of(3_000)[:100], 1)
+    assert opened.table(hits)["id"].to_pylist() == [f"cell {i}" for i in range(100)]
+
+
+@pytest.mark.parametrize("second", ["add", "build"])
+def test_a_second_run_waits_for_an_addition_and_nothing_is_lost(
+    index: Index, second: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The second run starts and would end while the first one, in another process, gathers its cells."""
+    path, begun = index.folder.path, index.folder.path.parent / "begun"
+    write_lists = build.write_lists
+
+    def slow(*args: object) -> None:
+        begun.touch()
+        time.sleep(1.5)
+        write_lists(*args)  # type: ignore[arg-type]
+
+    if (child := os.fork()) == 0:
+        torch.set_num_threads(1)  # a forked process has no other threads
+        faiss.omp_set_num_threads(1)
+        build.write_lists = slow  # type: ignore[assignment]
+        build.add(path, cells_of(vectors_of(500, 3), table_of(500, 3, 3_000)))
+        os._exit(0)
+    while not begun.exists():
+        time.sleep(0.01)
+    cells = cells_of(vectors_of(400, 4), table_of(400, 4, 3_500))
+    if second == "add":
+        build.add(path, cells)
+    else:
+        build.build(path, cells)
+    wait(child)
+    opened = open_index(path)
+    assert len(opened) == (3_900 if second == "add" else 400)
+    assert check_files(path)
+
+
+def test_cells_that_are_there_already_are_not_added_twice(index: Index, capsys: pytest.CaptureFixture[str]):
+    path, vectors, table = index.folder.path, vectors_of(3_000), table_of(3_000)
+    with pytest.raises(InputError, match=r"1,000 of 1,000 cells.*already"):
+        build.add(path, cells_of(vectors, table))
+    shuffled = np.random.default_rng(1).permutation(3_000)[:900]
+    with pytest.raises(InputError, match="900 of 900"):  # a part of them, in another order and without names
+        build.add(path, cells_of(vectors[shuffled], table.take(pa.array(shuffled)).drop_columns("cell_id")))
+    with pytest.raises(InputError, match="800 of 800"):  # the names of the same file, other vectors
+        build.add(path, cells_of(vectors_of(800, 7), table.slice(0, 800)))
+    assert len(open_index(path)) == 3_000
+    both = np.concatenate([vectors[:100], vectors_of(900, 7)])
+    build.add(path, cells_of(both, table_of(1_000, 7, 3_000)))
+    assert "100 of 1,000 cells that were looked at are in the index already" in capsys.readouterr().err
+    build.add(path, cells_of(vectors, table), force=True)
+    assert len(open_index(path)) == 7_000
+
+
 # Killed and damaged
 
 
@@ -349,6 +447,15 @@ def test_a_damaged_index_is_refused_in_a_line(index: Index, tmp_path: Path, name
         pass
 
 
+@pytest.mark.parametrize("name", ["centroids.npy", "sizes-0.npy"])
+def test_a_small_file_that_was_changed_is_refused_when_it_is_opened(index: Index, tmp_path: Path, name: str):
+    """Its shape and sums are right, so that only the checksum says so."""
+    array = np.load(tmp_path / "index" / name)
+    np.save(tmp_path / "index" / name, array[::-1])
+    with pytest.raises(InputError, match=f"{name}: not the file that the index was made with"):
+        open_index(tmp_path / "index")
+
+
 @pytest.mark.parametrize(
     "change",
     [("dim", 8), ("dim", "x"), ("blocks", [4]), ("blocks", [16, 0]), ("adapters", None), ("recipe", None)],
@@ -418,6 +525,72 @@ def test_own_files_are_all_that_an_index_holds(index: Index, tmp_path: Path):
         shutil.copy(tmp_path / "index" / "index.json", folder / "index.json")
 
 
+NAMES = ["query", "atlas_query", "Query", "id", "row", "source", "rank", "similarity", "none", "Tissue", "tissue"]
+
+
+def test_columns_of_any_name_come_out(index: Index, tmp_path: Path):
+    """Names of the hits' columns, of the one that stands for none, and such that differ in case only."""
+    table = pa.table({name: [f"{name} {i}" for i in range(60)] for name in NAMES})
+    build.build(tmp_path / "index", cells_of(vectors_of(60), table))
+    opened = open_index(tmp_path / "index")
+    assert opened.columns == NAMES
+    hits = opened.search(vectors_of(60)[:5], 1)
+    found = opened.table(hits)
+    pq.write_table(found, tmp_path / "hits.parquet")
+    columns = [c for c in pq.read_table(tmp_path / "hits.parquet").column_names if c not in HIT_COLUMNS]
+    assert columns == ["atlas_atlas_query", "atlas_query", "atlas_Query", "atlas_id", "atlas_row", "atlas_source",
+                       "atlas_rank", "atlas_similarity", "none", "Tissue", "tissue"]  # fmt: skip
+    for name, column in zip(NAMES, columns, strict=True):
+        assert found[column].to_pylist() == [f"{name} {i}" for i in range(5)]
+    assert filters.where_mask(opened, "row == 'row 3' and none == 'none 3'").nonzero()[0].tolist() == [3]
+    enriched = enrichment.enrichment(opened, hits, ["mine"] * 5, ["row", "none"])
+    assert set(enriched["column"].to_pylist()) == {"row", "none"}
+
+
+def test_a_group_of_unlike_cells_finds_what_each_of_them_is_like(index: Index):
+    """Their mean is like neither: it lies between, with cells of a third kind."""
+    rng = np.random.default_rng(0)
+    a, b = np.eye(DIM)[:2]
+    kinds = {"fibroblast": a, "T cell": b, "between": (a + b) / 2**0.5}
+    names = np.repeat(list(kinds), 200)
+    vectors = np.stack([kinds[name] for name in names]) + 0.05 * rng.standard_normal((600, DIM))
+    build.build(index.folder.path, cells_of(vectors.astype(np.float32), pa.table({"kind": names.tolist()})))
+    group = np.stack([a] * 30 + [b] * 10) + 0.05 * rng.standard_normal((40, DIM))
+    opened = open_index(index.folder.path)
+    found, hits = search_groups([(group, ["mixed"] * 40)], "cells", opened, 100, probes=10**6)
+    assert found == ["mixed"]
+    kinds_found = Counter(opened.table(hits)["kind"].to_pylist())
+    assert set(kinds_found) == {"fibroblast", "T cell"}
+    assert abs(kinds_found["T cell"] - 25) <= 4  # a share of each cluster, rounded
+    assert len(set(hits.cells[0])) == 100
+    assert (np.diff(hits.similarity) <= 0).all()
+    mean = opened.search(group.mean(0, keepdims=True), 100, probes=10**6)
+    assert "between" in opened.table(mean)["kind"].to_pylist()  # what was said before
+    # few cells; fewer cells of the index than hits; two groups; a cell without one
+    keep = np.arange(600) < 7
+    found, hits = search_groups([(group[25:35], ["x", "y", None, "x", ""] * 2)], "cells", opened, 10, keep=keep)
+    assert found == ["x", "y"]
+    assert (np.sort(hits.cells, axis=1)[:, 3:] == np.arange(7)).all()
+    with pytest.raises(InputError, match="no cell has a group"):
+        search_groups([(group, [None] * 40)], "cells", opened, 10)
+
+
+def test_memory_does_not_grow_with_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of arrays; a chunk of the source, a sample and a buffer are all that is held at a time."""
+    for name, value in {"PIECE": 2_000, "BUFFER": 64_000, "MAX_SAMPLE": 4_000, "CELLS_PER_LIST": 100}.items():
+        monkeypatch.setattr(build, name, value)
+    peaks = list[int]()
+    for n in (20_000, 160_000):
+        cells = Cells.from_matrix(
+            Path("cells"), (n, DIM), np.float32, lambda rows: vectors_of(rows.stop - rows.start, rows.start)
+        )
+        tracemalloc.start()
+        build.build(tmp_path / f"{n}", Source(cells, Space(DIM)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2 * 140_000  # two bytes for each of the further cells
+
+
 # The commands
 
 
@@ -474,7 +647,9 @@ def test_from_files_to_hits(checkpoint: Path, stratified: Path, tmp_path: Path, 
     assert found.obsm["X_fractal"].shape == (100, 16)
     assert {"group", "value", "fold", "q_value"} <= set(pd.read_csv(tmp_path / "s.tsv", sep="\t"))
 
-    run_index(folder, "--add", tmp_path / "q.h5ad", "--reference", checkpoint, "--use-rep", "X_pca")
+    added = [folder, "--add", tmp_path / "q.h5ad", "--reference", checkpoint, "--use-rep", "X_pca"]
+    assert "60 of 60 cells that were looked at are in" in fails(index_command.main, *added)
+    run_index(*added, "--force")
     run_search(*asked, "--output", tmp_path / "h.parquet", "-k", 2)
     hits = pq.read_table(tmp_path / "h.parquet").to_pandas()
     assert set(hits[hits.source == "q.h5ad"].id) == {f"cell {i}" for i in range(60)}
