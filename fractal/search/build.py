@@ -66,7 +66,8 @@ def kmeans(vectors: np.ndarray, k: int, seed: int, least: int = 8) -> np.ndarray
 
 def nearest_centre(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The number of the nearest centre for each vector, (n,) int64."""
-    return nearest(torch.from_numpy(vectors), torch.from_numpy(centres), 1, unit=True)[:, 0].numpy()
+    bank, batches = torch.from_numpy(centres), torch.from_numpy(vectors).split(PIECE)
+    return torch.cat([nearest(batch, bank, 1, unit=True)[:, 0] for batch in batches]).numpy()
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,13 @@ class Spool:
             yield start, piece
 
     def sample(self, n: int, seed: int) -> np.ndarray:
-        """n rows at random, (n, dim) float32."""
-        rows = np.random.default_rng(seed).choice(self.cells, min(n, self.cells), replace=False)
-        rows.sort()
+        """n rows at random, (n, dim) float32, fewer where one is drawn twice; all where there are no more."""
+        drawn = np.random.default_rng(seed).integers(self.cells, size=n)  # a draw without repeats would hold them all
+        rows = np.unique(drawn) if n < self.cells else np.arange(self.cells)
         sample = np.empty((len(rows), self.dim), np.float32)
         for start, piece in self.pieces():
-            drawn = slice(*np.searchsorted(rows, [start, start + len(piece)]))
-            sample[drawn] = piece[rows[drawn] - start]
+            here = slice(*np.searchsorted(rows, [start, start + len(piece)]))
+            sample[here] = piece[rows[here] - start]
         return sample
 
     def assign(self, lists: Lists) -> np.ndarray:
