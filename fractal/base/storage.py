@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -261,6 +261,20 @@ def stamp(path: Place) -> tuple[Any, ...]:
     if not path.exists():
         return ()
     return tuple((info.path, info.size, info.mtime_ns) for info in listed(path, recursive=True) if info.is_file)
+
+
+def same_files(path: Place) -> Callable[[], None]:
+    """-> a check, for what opens the files of `path` again and again, that they are still those of now.
+
+    It raises InputError where one of them has been replaced.
+    """
+    before = stamp(path)
+
+    def check() -> None:
+        if stamp(path) != before:
+            raise InputError(f"{path}: has been replaced while it was read; run this again")
+
+    return check
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fractal.base.cli import InputError, add_device, add_force, run
-from fractal.base.files import check_paths
+from fractal.base.files import check_paths, locked
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
     import pyarrow as pa
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     bundle = read_folder(args.reference, pick_device(args.device))
     embedder = bundle.embedder
     with ExitStack() as stack:
+        stack.enter_context(locked(args.output))  # it may be the input
         if args.embedded:
             source = stack.enter_context(open_embedded(args.input, args.use_rep, embedder))
         else:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, place
+from fractal.base.storage import Place, place, same_files
 from fractal.data.parquet import (
     ROW_GROUP,
     fingerprint,
@@ -181,7 +181,7 @@ class ParquetAtlas(Atlas):
     """A Parquet file; `schema` is its Arrow schema."""
 
     def __init__(self, path: Place) -> None:
-        self.path, self.file = path, open_parquet(path)
+        self.path, self.check_same, self.file = path, same_files(path), open_parquet(path)
         self.schema = self.file.schema_arrow
         check_columns(self.schema, path)
         self.num_rows = self.file.metadata.num_rows
@@ -202,6 +202,7 @@ class ParquetAtlas(Atlas):
         if column not in self.known:
             with reading(self.path):
                 table = self.file.read(columns=[column])
+            self.check_same()
             self.known[column] = text_codes(table, column, self.path)
         return self.known[column]
 
@@ -210,11 +211,18 @@ class ParquetAtlas(Atlas):
         if name in (*column_names(self.levels), "study"):
             return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
         with reading(self.path):
-            return self.file.read(columns=[name])[name].unify_dictionaries()
+            column = self.file.read(columns=[name])[name].unify_dictionaries()
+        self.check_same()
+        return column
 
     def vectors(self) -> Iterator[np.ndarray]:
+        rows = 0
         for table in row_groups(self.path, ["embedding"]):
+            rows += len(table)
+            if rows >= self.num_rows:  # with the last ones, after which nobody asks for more
+                self.check_same()
             yield read_vectors(table, self.path)
+        self.check_same()
 
     def vectors_of(self, rows: np.ndarray) -> np.ndarray:
         """Only row groups that hold one of the rows are touched. Memory is that of the result and one row group."""
@@ -234,6 +242,7 @@ class ParquetAtlas(Atlas):
                         f"{self.path}: some embeddings are zero or not finite; make it again with ingest.py"
                     )
                 vectors[order[lo:hi]] = chosen
+        self.check_same()
         return vectors
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.cli import InputError, reason
-from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place
+from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place, same_files
 from fractal.data.h5ad import check_rows, find_embedding, fractal_uns, obs_names, obs_table, open_h5ad, reading_h5ad
 from fractal.data.labels import Labels, coded, read_labels
 from fractal.data.parquet import (
@@ -305,7 +305,7 @@ def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
     pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
     Raises InputError for anything else.
     """
-    file = open_parquet(path)
+    check_same, file = same_files(path), open_parquet(path)
     numbers = range(file.num_row_groups) if groups is None else groups
     num_rows, schema = sum(file.metadata.row_group(i).num_rows for i in numbers), file.schema_arrow
     dim = vector_length(path)
@@ -320,15 +320,22 @@ def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
         return table.drop_columns([ids]).add_column(0, CELL_ID, as_text(table[ids]))
 
     def chunks(size: int) -> Iterator[Chunk]:
+        rows = 0
         for table in row_groups(path, size=size, groups=groups):
             vectors = read_vectors(table, path)
+            rows += len(table)
+            if rows >= num_rows:  # with the last ones, after which nobody asks for more
+                check_same()
             if vectors.shape[1] != dim:
                 raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")
             yield named(table.select([name for name in table.column_names if name != "embedding"])), vectors
+        check_same()
 
     def columns(names: Sequence[str]) -> pa.Table:
         with reading(path):
-            return named(file.read(columns=[str(ids) if name == CELL_ID else name for name in names])).select(names)
+            table = file.read(columns=[str(ids) if name == CELL_ID else name for name in names])
+        check_same()
+        return named(table).select(names)
 
     return Cells(path, num_rows, dim, schema, tuple(others), chunks, columns, lambda: metadata_of(schema))
 

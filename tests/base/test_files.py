@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -359,6 +360,24 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(
     assert line.count("\n") == 1
     assert names(tmp_path) == ["a"] * older
     assert not older or (tmp_path / "a").read_text() == "old"
+
+
+def test_a_full_disk_under_a_folder_names_it_and_leaves_the_old_one(small_disk: None, tmp_path: Path):
+    """A file of it, or a temporary one that has no name."""
+    (tmp_path / "a").mkdir()
+    for name in ("x", None):
+
+        def write(folder: Path, name: str | None = name) -> None:
+            with open(folder / name, "wb") if name else TemporaryFile(dir=folder) as file:
+                file.write(bytes(400_000))
+
+        with (
+            pytest.raises(InputError, match=r"/a: cannot be written \(file too large\); make room"),
+            atomic_folder(tmp_path / "a", ["x"]) as new,
+        ):
+            write(new)
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == []
 
 
 @pytest.fixture

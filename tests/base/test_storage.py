@@ -31,6 +31,7 @@ from fractal.data import parquet
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.parquet import ManyFiles, fingerprint
+from fractal.data.reorder import round_robin
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_vectors import write_tiledb
 from tests.store import Store, client, serve
@@ -386,6 +387,30 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
     assert "parts: holds part-00000.parquet already; name another folder" in fails(
         stratify.main, *flags, "--output", pattern
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_parquet_that_is_replaced_while_it_is_read(atlas: Path, tmp_path: Path, monkeypatch, fails, kind: str):
+    """Without a word, the labels would be of the old rows and the vectors of the new ones."""
+    table, path = pq.read_table(atlas), tmp_path / "cells.parquet"
+    part = path / "part-0.parquet" if kind == "folder" else path
+    part.parent.mkdir(exist_ok=True)
+    pq.write_table(table, part)
+
+    def replaced(*args: Any) -> np.ndarray:
+        pq.write_table(table.take(np.arange(600)[::-1]), tmp_path / "new")
+        (tmp_path / "new").replace(part)
+        return round_robin(*args)
+
+    monkeypatch.setattr(stratify, "round_robin", replaced)  # when the labels have been read, and no vector
+    line = fails(stratify.main, "--input", path, "--output", tmp_path / "out.parquet")
+    assert "cells.parquet: has been replaced while it was read; run this again" in line
+    assert not (tmp_path / "out.parquet").exists()
+    with Cells.open(path) as cells:
+        assert cells.codes("level4_subtype")
+        replaced(np.zeros(6, int), 0)
+        with pytest.raises(InputError, match="has been replaced while it was read"):
+            list(cells.chunks())
 
 
 def test_a_folder_without_cells_is_refused_in_a_line(fails, tmp_path: Path):
