@@ -25,7 +25,7 @@ from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import Plan, place_cells, write_atlas
 from fractal.data.labels import Labels, read_map
-from fractal.data.parquet import in_parts, written
+from fractal.data.parquet import in_parts
 from fractal.data.scimilarity import open_release
 from fractal.hierarchy.ontology import CL_SLIM, Hierarchy, load_graph, write_hierarchy, write_label_map
 
@@ -169,7 +169,7 @@ def report_cells(output: Place, dim: int, plan: Plan) -> None:
     sizes = np.bincount(plan.classes[plan.classes >= 0], minlength=len(classes))
     for row, count in zip(classes, sizes.tolist(), strict=True):
         cells[row.levels[0]] += count
-    n, first = cells.total(), Atlas.open(written(output)).first_copies
+    n, first = cells.total(), Atlas.open(output.parent if in_parts(output) else output).first_copies
     if copies := int((first != np.arange(len(first))).sum()):
         print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
     print(f"\n{n:,} cells, {dim} numbers each, written to {output}\n")

@@ -29,8 +29,9 @@ from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.cli import run, table
 from fractal.base.files import atomic_write
-from fractal.base.storage import Place, place
-from fractal.data.atlas import LabelledVectors, ParquetAtlas
+from fractal.base.storage import Place
+from fractal.data.atlas import Atlas, LabelledVectors
+from fractal.data.parquet import Parquet
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.recipes import Counts
@@ -42,15 +43,15 @@ def without_adjustment(sampled: Tensor, natural: Tensor) -> Tensor:
     return torch.zeros_like(sampled)
 
 
-class ShuffledAtlas(ParquetAtlas):
+class ShuffledAtlas(Atlas):
     """Its subtypes lie on the paths of others."""
 
     @staticmethod
     def open(path: str | Place) -> "ShuffledAtlas":
-        return ShuffledAtlas(place(path))
+        return ShuffledAtlas(Parquet.open(path))
 
-    def read(self, rows: np.ndarray) -> LabelledVectors:
-        cells = super().read(rows)
+    def read(self, rows: np.ndarray, held: np.ndarray | None = None) -> LabelledVectors:
+        cells = super().read(rows, held)
         labels = shuffled_tree(torch.from_numpy(cells.labels), seed=0)
         return LabelledVectors(cells.vectors, labels.numpy(), cells.classes, cells.levels)
 

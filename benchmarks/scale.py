@@ -71,8 +71,8 @@ def hnswlib_items(folder: Path) -> None:
 def parquet_copy(folder: Path) -> None:
     atlas = Atlas.open(folder / CELLS)
     with writing(folder / "copy", atlas.dim, atlas.has_studies, {}) as writer:
-        for group in range(atlas.file.num_row_groups):
-            writer.file.write_table(atlas.file.read_row_group(group).cast(writer.schema))
+        for table in atlas.data.groups(range(len(atlas.data.sizes)), None):
+            writer.file.write_table(table.cast(writer.schema))
 
 
 @dataclass(frozen=True)

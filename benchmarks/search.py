@@ -51,7 +51,7 @@ from fractal.base.cli import InputError, positive_int, run, table
 from fractal.commands import embed
 from fractal.commands import index as index_command
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import level_columns, open_parquet
+from fractal.data.parquet import Parquet, level_columns
 from fractal.search import Index, open_index
 from fractal.search.exact import Nearest, nearest
 from fractal.search.folder import part_names
@@ -259,7 +259,7 @@ def prepare(folder: Path, cells: int) -> None:
         embed.main([str(data / "cells.parquet"), *flags])
     if not (data / VECTORS).exists():
         part = data / "part.npy"
-        dim = open_parquet(data / EMBEDDED).schema_arrow.field("embedding").type.list_size
+        dim = Parquet.open(data / EMBEDDED).dim
         matrix = np.lib.format.open_memmap(part, "w+", np.float32, (cells, dim))
         start = 0
         for chunk in Atlas.open(data / EMBEDDED).vectors():
@@ -325,7 +325,7 @@ def asked(name: str, data: Path, out: Path) -> dict[str, float]:
         search(query[None])
     _, wall, cpu = spent(lambda: [search(query[None]) for query in queries[:some]])
     found = without_self(np.concatenate([search(piece) for piece in np.array_split(queries, 10)]), rows)
-    labels = level_columns(open_parquet(data / EMBEDDED).schema_arrow)
+    labels = level_columns(Parquet.open(data / EMBEDDED).schema)
     codes, _ = Atlas.open(data / EMBEDDED).codes(labels[(method.level or 4) - 1])
     exact = truth[f"prefix{method.level or 4}"]
     pairs = zip(found.tolist(), truth["prefix4"].tolist(), strict=True)

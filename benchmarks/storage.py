@@ -28,7 +28,7 @@ import numpy as np
 
 from fractal.base.cli import positive_int, run, table
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import ROW_GROUP, row_groups, writing
+from fractal.data.parquet import ROW_GROUP, Parquet, writing
 
 DIM, SUBTYPES, BUCKET = 128, 203, "cells"
 
@@ -85,7 +85,7 @@ def write_atlas(folder: Path, cells: int) -> None:
 
 def read_all(path: str) -> int:
     """All columns -> bytes of the vectors."""
-    return sum(t["embedding"].nbytes for t in row_groups(path))
+    return sum(t["embedding"].nbytes for t in Parquet.open(path).tables())
 
 
 def send_again(url: str, requests: list[str]) -> int:

@@ -16,8 +16,8 @@ import pyarrow as pa
 from fractal.base.errors import needs
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place
-from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, write_npy
-from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer
+from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, npy_writer
+from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer, vector_list
 
 if TYPE_CHECKING:
     from fractal.data.cells import Cells
@@ -100,8 +100,8 @@ def npy(path: Place, source: "Cells", dtype: np.dtype, stack: ExitStack) -> Writ
     def write(table: pa.Table, vectors: Mapping[str, np.ndarray] = NO_VECTORS) -> None:
         (values,) = vectors.values()
         if not opened:
-            opened.append(stack.enter_context(write_npy(path, source, values.shape[1], dtype, {})))
-        opened[0](table, values)
+            opened.append(stack.enter_context(npy_writer(path, (source.num_rows, values.shape[1]), dtype)))
+        opened[0](values)
 
     return write
 
@@ -113,8 +113,7 @@ def parquet(path: Place, metadata: Mapping[str, str], dtype: np.dtype, stack: Ex
     def write(table: pa.Table, vectors: Mapping[str, np.ndarray] = NO_VECTORS) -> None:
         for name, values in vectors.items():
             if name != "embedding":
-                flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-                table = table.append_column(name, pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+                table = table.append_column(name, vector_list(values, values.dtype))
         embedding = vectors.get("embedding")
         if embedding is None:
             if not opened:

@@ -35,12 +35,11 @@ from fractal.data.ingestion import Plan, place_cells
 from fractal.data.labels import read_map
 from fractal.data.parquet import (
     ROW_GROUP,
+    Parquet,
     level_columns,
     metadata_of,
-    open_parquet,
     open_writer,
     read_vectors,
-    row_groups,
 )
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import map_records, open_release
@@ -64,10 +63,10 @@ class Pieces:
     @staticmethod
     def of(path: Path) -> "Pieces":
         """Raises InputError for a folder without Parquet files, and for files with different columns."""
-        open_parquet(path)
-        files = {file: open_parquet(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])}
-        groups = [(path, i) for path, file in files.items() for i in range(file.num_row_groups)]
-        return Pieces(groups, np.cumsum([0, *(files[path].metadata.row_group(i).num_rows for path, i in groups)]))
+        Parquet.open(path)
+        files = {file: Parquet.open(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])}
+        groups = [(path, i) for path, file in files.items() for i in range(len(file.sizes))]
+        return Pieces(groups, np.cumsum([0, *(files[path].sizes[i] for path, i in groups)]))
 
     def cells(self, number: int) -> Cells:
         """One of them, as a script opens a whole file."""
@@ -177,7 +176,8 @@ def partition_rows(pieces: Pieces, first: np.ndarray, runs: list[Path], number: 
     groups = range(first[number], first[number + 1])
     start, stop = pieces.starts[groups.start], pieces.starts[groups.stop]
     place = np.load(runs[number].with_name("places.npy"), mmap_mode="r")[start:stop]
-    tables = [table for i in groups for table in row_groups(pieces.groups[i][0], groups=[pieces.groups[i][1]])]
+    pairs = (pieces.groups[i] for i in groups)
+    tables = [table for path, group in pairs for table in Parquet.open(path).tables(groups=[group])]
     table = pa.concat_tables(tables).unify_dictionaries().append_column("place", pa.array(place))
     table = table.take(pa.array(np.argsort(place))).combine_chunks()
     with atomic_write(runs[number]) as path, pa.ipc.new_file(str(path), table.schema) as writer:

@@ -1,7 +1,7 @@
 """An atlas: labelled cells, in the Parquet file of ingest.py or stratify.py, or in memory.
 
     atlas = Atlas.open("data/stratified.parquet")            # a file, a folder of files, a URI
-    atlas = Atlas.of_arrays(vectors, labels, study, levels)  # what `fractal.fit` makes of an AnnData
+    atlas = Atlas.of_arrays(vectors, columns, levels)        # what `fractal.fit` makes of an AnnData
     atlas.num_rows, atlas.dim, atlas.levels, atlas.metadata, atlas.fingerprint
     codes, names = atlas.codes("level4_subtype")             # (num_rows,) int32, and the names, sorted
     atlas.finest, atlas.studies                              # the same of the finest level, and of the studies
@@ -15,7 +15,6 @@ vectors are not.
 """
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,19 +24,17 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, place, same_files
+from fractal.base.storage import Place
 from fractal.data.parquet import (
-    ROW_GROUP,
+    Parquet,
+    TableFile,
     fingerprint,
     is_text,
     level_columns,
     metadata_of,
-    open_parquet,
-    read_ahead,
     read_vectors,
-    reading,
-    row_groups,
     text_codes,
+    vector_list,
 )
 from fractal.data.reorder import round_robin
 from fractal.data.vectors import first_equal, usable, vector_hashes
@@ -65,7 +62,7 @@ class LabelledVectors:
 Codes = tuple[np.ndarray, list[str]]  # (num_rows,) int32, and the names, sorted, each of which occurs
 
 
-class Atlas(ABC):
+class Atlas:
     """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_arrays` make one.
 
     Attributes
@@ -73,55 +70,62 @@ class Atlas(ABC):
     path : what messages call it; Path("adata") for cells in memory
     num_rows, dim : int
     levels : names of the levels, coarse to fine
-    metadata : of the file
+    schema, metadata : of the file
+
+    Raises
+    ------
+    InputError : says which column is missing, or is of another type.
     """
 
-    path: Place
-    num_rows: int
-    dim: int
-    levels: tuple[str, ...]
-    metadata: dict[str, str]
+    def __init__(self, data: Parquet) -> None:
+        self.path, self.data, self.schema, self.num_rows = data.path, data, data.schema, data.num_rows
+        check_columns(self.schema, self.path)
+        self.dim = self.schema.field("embedding").type.list_size
+        self.levels = tuple(name.split("_", 1)[1] for name in level_columns(self.schema))
+        self.metadata = metadata_of(self.schema)
+        self.known: dict[str, Codes] = {}
 
     @staticmethod
-    def open(path: str | Place) -> "ParquetAtlas":
-        """A Parquet file, a folder of such files, or one at a URI. Raises InputError that says what is missing."""
-        return ParquetAtlas(place(path))
+    def open(path: str | Place) -> "Atlas":
+        """A Parquet file, a folder of such files, or one at a URI."""
+        return Atlas(Parquet.open(path))
 
     @staticmethod
     def of_arrays(
         vectors: np.ndarray,
-        labels: Sequence[Codes],
-        studies: Codes | None = None,
+        columns: Sequence[Codes],
         levels: Sequence[str] = LEVELS,
         metadata: Mapping[str, str] | None = None,
-    ) -> "MemoryAtlas":
-        """Cells in memory: vectors (n, dim) float32, and for each level its (n,) codes and the names."""
-        return MemoryAtlas(vectors, labels, studies, tuple(levels), dict(metadata or {}))
+    ) -> "Atlas":
+        """Cells in memory: vectors (n, dim) float32; for each level, and perhaps for the studies, codes and names."""
+        names = [*column_names(levels), "study"][: len(columns)]
+        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts) for codes, texts in columns]
+        table = pa.table([vector_list(vectors), *arrays], names=["embedding", *names], metadata=metadata)
+        return Atlas(Parquet(Path("adata"), TableFile(table)))
 
-    @abstractmethod
-    def codes(self, column: str) -> Codes:
-        """A column of text -> its codes and names."""
-
-    @abstractmethod
-    def vectors(self) -> Iterator[np.ndarray]:
-        """All vectors in their order, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
-
-    @abstractmethod
-    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """(m, dim) float32, in the order of `rows`. Raises InputError for vectors that are zero or not finite."""
-
-    @property
-    @abstractmethod
+    @cached_property
     def fingerprint(self) -> str:
         """A sha256 that changes with any cell, and with their order."""
+        if not isinstance(self.data.file, TableFile):
+            return fingerprint(self.path)
+        digest = hashlib.sha256()
+        for batch in self.data.file.table.to_batches():
+            digest.update(batch.serialize())
+        return digest.hexdigest()
 
-    @property
-    @abstractmethod
-    def has_studies(self) -> bool: ...
+    def codes(self, column: str) -> Codes:
+        """A column of text -> its codes and names."""
+        if column not in self.known:
+            self.known[column] = text_codes(self.data.read([column]), column, self.path)
+        return self.known[column]
 
     @property
     def finest(self) -> Codes:
         return self.codes(column_names(self.levels)[-1])
+
+    @property
+    def has_studies(self) -> bool:
+        return "study" in self.schema.names
 
     @property
     def studies(self) -> Codes:
@@ -130,10 +134,20 @@ class Atlas(ABC):
             raise InputError(f"{self.path}: has no column 'study', so no study can be held out; hold out cells instead")
         return self.codes("study")
 
+    def column(self, name: str) -> pa.Array:
+        """A whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
+        if name in (*column_names(self.levels), "study"):
+            return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
+        return self.data.read([name])[name].unify_dictionaries()
+
     @property
     def is_stratified(self) -> bool:
         """Does it say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
         return self.metadata.get("stratified") == column_names(self.levels)[-1]
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """All vectors in their order, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
+        return self.data.vectors()
 
     @cached_property
     def first_copies(self) -> np.ndarray:
@@ -148,13 +162,27 @@ class Atlas(ABC):
 
         held: the rows whose vectors are read, where other processes hold those of the others (None: all).
         """
-        vectors = self.vectors_of(rows if held is None else held)
         labels, classes = np.empty((len(rows), len(self.levels)), np.int64), []
         for k, column in enumerate(column_names(self.levels)):
             codes, names = self.codes(column)
             used, labels[:, k] = np.unique(codes[rows], return_inverse=True)
             classes.append([names[code] for code in used])
-        return LabelledVectors(vectors, labels, classes, self.levels)
+        return LabelledVectors(self.vectors_of(rows if held is None else held), labels, classes, self.levels)
+
+    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
+        """(m, dim) float32; only row groups that hold one of the rows are touched, one at a time."""
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        vectors, starts = np.empty((len(rows), self.dim), np.float32), np.cumsum([0, *self.data.sizes])
+        bounds = np.searchsorted(ascending, starts)
+        touched = np.flatnonzero(np.diff(bounds)).tolist()
+        for group, table in zip(touched, self.data.groups(touched, ["embedding"]), strict=True):
+            lo, hi = bounds[group : group + 2]
+            chosen = read_vectors(table, self.path)[ascending[lo:hi] - starts[group]]
+            if not usable(chosen).all():
+                raise InputError(f"{self.path}: some embeddings are zero or not finite; make it again with ingest.py")
+            vectors[order[lo:hi]] = chosen
+        return vectors
 
     def path_counts(self, keep: np.ndarray) -> dict[tuple[str, ...], int]:
         """How many of the kept rows, a mask (num_rows,), lie on each path: (system, ..., subtype) -> count."""
@@ -175,111 +203,6 @@ class Atlas(ABC):
         if self.is_stratified:
             return np.sort(rows)[:n]
         return np.sort(rows[round_robin(self.finest[0][rows], seed)[:n]])
-
-
-class ParquetAtlas(Atlas):
-    """A Parquet file; `schema` is its Arrow schema."""
-
-    def __init__(self, path: Place) -> None:
-        self.path, self.check_same, self.file = path, same_files(path), open_parquet(path)
-        self.schema = self.file.schema_arrow
-        check_columns(self.schema, path)
-        self.num_rows = self.file.metadata.num_rows
-        self.dim = self.schema.field("embedding").type.list_size
-        self.levels = tuple(name.split("_", 1)[1] for name in level_columns(self.schema))
-        self.metadata = metadata_of(self.schema)
-        self.known: dict[str, Codes] = {}
-
-    @property
-    def has_studies(self) -> bool:
-        return "study" in self.schema.names
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.path)
-
-    def codes(self, column: str) -> Codes:
-        if column not in self.known:
-            with reading(self.path):
-                table = self.file.read(columns=[column])
-            self.check_same()
-            self.known[column] = text_codes(table, column, self.path)
-        return self.known[column]
-
-    def column(self, name: str) -> pa.Array:
-        """A whole column (num_rows,); text that has few names as a dictionary of those that occur, sorted."""
-        if name in (*column_names(self.levels), "study"):
-            return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
-        with reading(self.path):
-            column = self.file.read(columns=[name])[name].unify_dictionaries()
-        self.check_same()
-        return column
-
-    def vectors(self) -> Iterator[np.ndarray]:
-        rows = 0
-        for table in row_groups(self.path, ["embedding"]):
-            rows += len(table)
-            if rows >= self.num_rows:  # with the last ones, after which nobody asks for more
-                self.check_same()
-            yield read_vectors(table, self.path)
-        self.check_same()
-
-    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        """Only row groups that hold one of the rows are touched. Memory is that of the result and one row group."""
-        order = np.argsort(rows, kind="stable")
-        ascending = rows[order]
-        vectors = np.empty((len(rows), self.dim), np.float32)
-        sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
-        starts = np.cumsum([0, *sizes])
-        bounds = np.searchsorted(ascending, starts)
-        touched = np.flatnonzero(np.diff(bounds)).tolist()
-        with reading(self.path):
-            for group, table in zip(touched, read_ahead(self.file, touched, ["embedding"]), strict=True):
-                lo, hi = bounds[group : group + 2]
-                chosen = read_vectors(table, self.path)[ascending[lo:hi] - starts[group]]
-                if not usable(chosen).all():
-                    raise InputError(
-                        f"{self.path}: some embeddings are zero or not finite; make it again with ingest.py"
-                    )
-                vectors[order[lo:hi]] = chosen
-        self.check_same()
-        return vectors
-
-
-class MemoryAtlas(Atlas):
-    def __init__(
-        self,
-        vectors: np.ndarray,
-        labels: Sequence[Codes],
-        studies: Codes | None,
-        levels: tuple[str, ...],
-        metadata: dict[str, str],
-    ) -> None:
-        self.path, self.matrix, self.levels, self.metadata = Path("adata"), vectors, levels, metadata
-        self.num_rows, self.dim = vectors.shape
-        self.known = dict(zip(column_names(levels), labels, strict=True))
-        if studies is not None:
-            self.known["study"] = studies
-
-    @property
-    def has_studies(self) -> bool:
-        return "study" in self.known
-
-    @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr([names for _, names in self.known.values()]).encode())
-        for array in (self.matrix, *(codes for codes, _ in self.known.values())):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
-    def codes(self, column: str) -> Codes:
-        return self.known[column]
-
-    def vectors(self) -> Iterator[np.ndarray]:
-        yield from (self.matrix[start : start + ROW_GROUP] for start in range(0, self.num_rows, ROW_GROUP))
-
-    def vectors_of(self, rows: np.ndarray) -> np.ndarray:
-        return self.matrix[rows]
 
 
 def check_columns(schema: pa.Schema, path: Place) -> None:

@@ -13,8 +13,8 @@ is; where nothing else fits, it is Parquet. A column that mixes types, as AnnDat
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,16 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.cli import InputError, reason
-from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place, same_files
-from fractal.data.h5ad import check_rows, find_embedding, fractal_uns, obs_names, obs_table, open_h5ad, reading_h5ad
-from fractal.data.labels import Labels, coded, read_labels
-from fractal.data.parquet import (
-    CELL_ID,
-    PARQUET,
-    ROW_GROUP,
-    as_text,
-    check_format,
-    metadata_of,
-    open_parquet,
-    read_vectors,
-    reading,
-    row_groups,
-    vector_length,
-)
+from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place
+from fractal.data.h5ad import find_embedding, fractal_uns, num_cells, obs_names, obs_table, open_h5ad, reading_h5ad
+from fractal.data.labels import Codes, Labels, coded, read_labels
+from fractal.data.parquet import CELL_ID, PARQUET, ROW_GROUP, Parquet, as_text, check_format, metadata_of, read_vectors
 from fractal.data.tiledb_arrays import EMBEDDING, open_tiledb
 from fractal.data.vectors import refuse, usable
 
 READ = "Parquet with a column 'embedding', .npy, .h5ad, .zarr, and TileDB's arrays and SOMA experiments"
 IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # columns of Parquet that hold the cells' names, best first
 Chunk = tuple[pa.Table, np.ndarray]
-ReadColumns = Callable[[Sequence[str]], pa.Table]  # names of columns -> these, all rows
 
 
 def kind_of(path: str | Place) -> str:
@@ -87,6 +74,7 @@ class Cells:
     num_rows, dim : int
     schema : of the columns that every chunk brings, with the file's metadata; the names, `cell_id`, come first
     column_names : all columns but the names: those of the chunks, or of obs
+    facts : () -> what the tool that made the vectors says of them: a file's metadata, uns["fractal"] of an AnnData
     """
 
     path: Place
@@ -95,8 +83,8 @@ class Cells:
     schema: pa.Schema
     column_names: tuple[str, ...]
     read: Callable[[int], Iterator[Chunk]]  # what `chunks` does
-    read_columns: ReadColumns  # what `table` does
-    read_facts: Callable[[], Mapping[str, Any]]  # what `facts` does
+    read_columns: Callable[[Sequence[str]], pa.Table]  # what `table` does
+    facts: Callable[[], Mapping[str, Any]] = dict
 
     @staticmethod
     @contextmanager
@@ -115,7 +103,7 @@ class Cells:
         """
         if hasattr(cells, "obsm"):
             path: Place = Path("adata")
-            opened: Any = open_anndata(cells, path, use_rep)
+            opened: AbstractContextManager[Cells] = nullcontext(anndata_cells(cells, path, use_rep))
         else:
             path = place(cells)
             check_format(path, f"Read are {READ}")
@@ -162,7 +150,7 @@ class Cells:
         """The named columns, or all but the cells' names, of all rows. Raises InputError for one that is not there."""
         names = self.column_names if names is None else names
         if unknown := [name for name in names if name not in (*self.column_names, *self.schema.names)]:
-            what = "obs" if set(self.column_names) - set(self.schema.names) or not self.column_names else "it"
+            what = "it" if set(self.column_names) & set(self.schema.names) else "obs"
             there = ", ".join(self.column_names) or "none"
             raise InputError(f"{self.path}: {what} has no column '{unknown[0]}'; it has {there}")
         table = self.read_columns(names)
@@ -173,7 +161,7 @@ class Cells:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.table([name])[name]
 
-    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+    def codes(self, name: str) -> Codes:
         """A column -> its (num_rows,) codes, -1 where a value is missing, and their names, cleaned and sorted."""
         return coded(self.column(name))
 
@@ -186,10 +174,6 @@ class Cells:
     ) -> Labels:
         """The types and studies of all cells, from columns: see `fractal.data.labels.read_labels`."""
         return read_labels(self.codes, self.path, label_key, study_key, label_map, levels)
-
-    def facts(self) -> Mapping[str, Any]:
-        """What the tool that made the vectors says of them: a file's metadata, or uns["fractal"] of an AnnData."""
-        return self.read_facts()
 
     @staticmethod
     def from_matrix(
@@ -219,9 +203,12 @@ class Cells:
                     raise InputError(f"{path}: damaged ({reason(error)})") from error
                 yield brings(batch), vectors
 
+        def all_rows(names: Sequence[str]) -> pa.Table:
+            return brings(slice(0, shape[0])).select(names)
+
         schema = brings(slice(0, 1)).schema
         others = tuple(name for name in schema.names if name != CELL_ID)
-        return Cells(path, *shape, schema, others, chunks, lambda names: brings(slice(0, shape[0])).select(names), dict)
+        return Cells(path, *shape, schema, others, chunks, all_rows)
 
 
 def names_of(columns: pa.Table) -> np.ndarray | None:
@@ -232,14 +219,13 @@ def names_of(columns: pa.Table) -> np.ndarray | None:
 # --- one function per format ------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def open_anndata(adata: Any, path: Place, use_rep: str) -> Iterator[Cells]:
+def anndata_cells(adata: Any, path: Place, use_rep: str) -> Cells:
     """The cells of an AnnData in memory."""
     array = find_embedding(adata.obsm, adata.X, path, use_rep)
-    names = np.asarray(adata.obs_names).astype(str)
-    uns = adata.uns.get("fractal", {})
-    yield with_obs(
+    names, uns = np.asarray(adata.obs_names).astype(str), adata.uns.get("fractal", {})
+    return with_obs(
         Cells.from_matrix(path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]), names_column(names)),
+        len(names),
         tuple(map(str, adata.obs)),
         lambda keys: obs_table(adata.obs, path, keys),
         lambda: uns if isinstance(uns, Mapping) else {},
@@ -247,7 +233,7 @@ def open_anndata(adata: Any, path: Place, use_rep: str) -> Iterator[Cells]:
 
 
 @contextmanager
-def open_anndata_file(path: Place, use_rep: str) -> Iterator[Cells]:
+def open_anndata(path: Place, use_rep: str) -> Iterator[Cells]:
     """The cells of an .h5ad or .zarr."""
     with open_h5ad(path) as file:
         with reading_h5ad(path):
@@ -264,17 +250,12 @@ def cells_of_file(
     file: Any, path: Place, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
 ) -> Cells:
     """The cells of an open .h5ad or .zarr with these vectors, from its obsm or made for them; see `from_matrix`."""
-    names = obs_names(file, path)
+    names, obs = obs_names(file, path), file["obs"]
     with reading_h5ad(path):
-        check_rows(file, path, shape[0])
-        obs = file["obs"]
+        cells = num_cells(file)
         keys = tuple(str(name) for name in obs.attrs["column-order"] if name in obs)
-    return with_obs(
-        Cells.from_matrix(path, shape, dtype, rows, names_column(names)),
-        keys,
-        lambda keys: obs_table(obs, path, keys),
-        lambda: fractal_uns(file, path),
-    )
+    matrix = Cells.from_matrix(path, shape, dtype, rows, names_column(names))
+    return with_obs(matrix, cells, keys, lambda names: obs_table(obs, path, names), lambda: fractal_uns(file, path))
 
 
 def names_column(names: Any) -> Callable[[slice], pa.Table]:
@@ -283,19 +264,27 @@ def names_column(names: Any) -> Callable[[slice], pa.Table]:
     return lambda rows: pa.table({CELL_ID: pa.array(read(rows).astype(object), pa.string())})
 
 
-def with_obs(cells: Cells, keys: tuple[str, ...], read: ReadColumns, facts: Callable[[], Mapping[str, Any]]) -> Cells:
-    """Cells whose chunks bring their names, with the columns of obs."""
+def with_obs(
+    cells: Cells,
+    num_rows: int,
+    keys: tuple[str, ...],
+    read: Callable[[Sequence[str]], pa.Table],
+    facts: Callable[[], Mapping[str, Any]],
+) -> Cells:
+    """Cells whose chunks bring their names, with the columns of obs, which has `num_rows` rows."""
+    if num_rows != cells.num_rows:
+        raise InputError(f"{cells.path}: damaged, {cells.num_rows:,} vectors, and obs has {num_rows:,} cells")
 
     def columns(names: Sequence[str]) -> pa.Table:
         return cells.read_columns(names) if list(names) == [CELL_ID] else read(names)
 
-    return Cells(cells.path, cells.num_rows, cells.dim, cells.schema, keys, cells.read, columns, facts)
+    return replace(cells, column_names=keys, read_columns=columns, facts=facts)
 
 
 @contextmanager
 def open_tiledb_cells(path: Place, use_rep: str) -> Iterator[Cells]:
-    with open_tiledb(path, use_rep) as (shape, dtype, rows, columns):
-        yield Cells.from_matrix(path, shape, dtype, rows, columns)
+    with open_tiledb(path, use_rep) as arrays:
+        yield Cells.from_matrix(path, *arrays)
 
 
 def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
@@ -305,39 +294,29 @@ def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
     pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
     Raises InputError for anything else.
     """
-    check_same, file = same_files(path), open_parquet(path)
-    numbers = range(file.num_row_groups) if groups is None else groups
-    num_rows, schema = sum(file.metadata.row_group(i).num_rows for i in numbers), file.schema_arrow
-    dim = vector_length(path)
-    ids = next((name for name in IDS if name in schema.names), None)
-    others = [name for name in schema.names if name not in ("embedding", ids)]
+    file = Parquet.open(path)
+    num_rows = sum(file.sizes[i] for i in (range(len(file.sizes)) if groups is None else groups))
+    ids = next((name for name in IDS if name in file.schema.names), "")
+    others = [name for name in file.schema.names if name not in ("embedding", ids)]
     fields = [pa.field(CELL_ID, pa.string())] if ids else []
-    schema = pa.schema([*fields, *(schema.field(name) for name in others)], metadata=schema.metadata)
+    schema = pa.schema([*fields, *(file.schema.field(name) for name in others)], metadata=file.schema.metadata)
 
     def named(table: pa.Table) -> pa.Table:
-        if ids not in table.column_names:
-            return table
-        return table.drop_columns([ids]).add_column(0, CELL_ID, as_text(table[ids]))
+        columns = table.select([name for name in table.column_names if name not in ("embedding", ids)])
+        return columns.add_column(0, CELL_ID, as_text(table[ids])) if ids in table.column_names else columns
 
     def chunks(size: int) -> Iterator[Chunk]:
-        rows = 0
-        for table in row_groups(path, size=size, groups=groups):
+        for table in file.tables(size=size, groups=groups):
             vectors = read_vectors(table, path)
-            rows += len(table)
-            if rows >= num_rows:  # with the last ones, after which nobody asks for more
-                check_same()
-            if vectors.shape[1] != dim:
-                raise InputError(f"{path}: its vectors have different lengths, {dim} and {vectors.shape[1]} numbers")
-            yield named(table.select([name for name in table.column_names if name != "embedding"])), vectors
-        check_same()
+            if vectors.shape[1] != file.dim:
+                lengths = f"{file.dim} and {vectors.shape[1]}"
+                raise InputError(f"{path}: its vectors have different lengths, {lengths} numbers")
+            yield named(table), vectors
 
     def columns(names: Sequence[str]) -> pa.Table:
-        with reading(path):
-            table = file.read(columns=[str(ids) if name == CELL_ID else name for name in names])
-        check_same()
-        return named(table).select(names)
+        return named(file.read([ids if name == CELL_ID else name for name in names])).select(names)
 
-    return Cells(path, num_rows, dim, schema, tuple(others), chunks, columns, lambda: metadata_of(schema))
+    return Cells(path, num_rows, file.dim, schema, tuple(others), chunks, columns, lambda: metadata_of(schema))
 
 
 def npy_cells(path: Place) -> Cells:
@@ -362,6 +341,8 @@ def remote_npy_cells(path: Remote) -> Cells:
     if by_column:
         raise InputError(f"{path}: holds its numbers column by column; save it again with numpy.ascontiguousarray")
     first, row = file.tell(), dtype.itemsize * int(np.prod(shape[1:]))
+    if path.info.size < (needed := first + row * shape[0]):
+        raise InputError(f"{path}: cut short, {path.info.size:,} bytes of {needed:,}; upload it again")
 
     def rows(batch: slice) -> np.ndarray:
         with asking(path):
@@ -371,11 +352,11 @@ def remote_npy_cells(path: Remote) -> Cells:
     return Cells.from_matrix(path, shape, dtype, rows)
 
 
-OPENERS: dict[str, Callable[[Place, str], Any]] = {
+OPENERS: dict[str, Callable[[Place, str], AbstractContextManager[Cells]]] = {
     "parquet": lambda path, _: nullcontext(parquet_cells(path)),
     "npy": lambda path, _: nullcontext(npy_cells(path)),
-    "h5ad": open_anndata_file,
-    "zarr": open_anndata_file,
+    "h5ad": open_anndata,
+    "zarr": open_anndata,
     "tiledb": open_tiledb_cells,
     "soma": open_tiledb_cells,
 }

@@ -54,6 +54,7 @@ def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
                 file = zarr.open_group(zarr_store(path), mode=mode)
             else:
                 file = stack.enter_context(h5py.File(open_random(path), mode))
+                refuse_other_files(file, path)
             obs = file.get("obs")
             if not hasattr(obs, "keys") or "column-order" not in obs.attrs:
                 raise InputError(
@@ -61,6 +62,24 @@ def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
                     "write it again with anndata.read_h5ad(...).write_h5ad(...)"
                 )
         yield file
+
+
+def refuse_other_files(file: Any, path: Place) -> None:
+    """Raise InputError for an .h5ad that takes numbers from other files: they would be shown as its contents."""
+    h5py = needs("h5py", "h5ad")
+
+    def link(name: str, link: Any) -> str | None:
+        return f"{name} is a link to the file {link.filename}" if isinstance(link, h5py.ExternalLink) else None
+
+    def storage(name: str, item: Any) -> str | None:
+        if not isinstance(item, h5py.Dataset):
+            return None
+        files = [source.file_name for source in item.virtual_sources()] if item.is_virtual else []
+        files = [file for file in files if file != "."] + [file for file, *_ in item.external or ()]
+        return f"{name} lies in the file {files[0]}" if files else None
+
+    if problem := file.visititems_links(link) or file.visititems(storage):
+        raise InputError(f"{path}: its {problem}; write it again as one file")
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------
@@ -103,12 +122,10 @@ def find_embedding(obsm: Mapping[str, Any], x: Any, path: Place | str, key: str)
     return obsm[key]
 
 
-def check_rows(file: Any, path: Place, num_vectors: int) -> None:
-    """Raise InputError where an open .h5ad has another number of vectors than of cells, as h5py can write it."""
+def num_cells(file: Any) -> int:
+    """Of an open .h5ad, by its obs; h5py can write another number of vectors."""
     index = file["obs"][file["obs"].attrs.get("_index", "_index")]
-    cells = index.shape[0] if hasattr(index, "shape") else len(needs("anndata", "h5ad").io.read_elem(index))
-    if cells != num_vectors:
-        raise InputError(f"{path}: damaged, {num_vectors:,} vectors, and obs has {cells:,} cells")
+    return index.shape[0] if hasattr(index, "shape") else len(needs("anndata", "h5ad").io.read_elem(index))
 
 
 def obs_names(file: Any, path: Place) -> Callable[[slice], np.ndarray]:

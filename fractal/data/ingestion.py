@@ -132,13 +132,7 @@ def atlas_in_memory(cells: Cells, plan: Plan) -> Atlas:
     vectors = np.concatenate([x for _, x in cells.chunks()])
     keep = plan.classes >= 0
     refuse(keep & ~usable(vectors), 0, cells.path)
-    columns = []
-    for codes, names in plan.columns(slice(None)):
-        used, numbers = np.unique(codes, return_inverse=True)
-        columns.append((numbers.astype(np.int32), [names[code] for code in used]))
-    levels = plan.hierarchy.levels
-    studies = columns[-1] if plan.studies is not None else None
-    return Atlas.of_arrays(vectors[keep], columns[: len(levels)], studies, levels, plan.metadata)
+    return Atlas.of_arrays(vectors[keep], plan.columns(slice(None)), plan.hierarchy.levels, plan.metadata)
 
 
 def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:

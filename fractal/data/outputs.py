@@ -12,56 +12,26 @@ and `truncate` cuts a prefix out of these as it should be cut.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from fractal.base.cli import InputError, needs
 from fractal.base.files import FULL, atomic_stream, atomic_write
 from fractal.base.storage import Place, download
-from fractal.data.cells import Cells
 from fractal.data.h5ad import open_h5ad
-from fractal.data.parquet import metadata_of, open_writer
 from fractal.hierarchy.levels import LEVELS
 
-Append = Callable[[pa.Table, np.ndarray], None]
-
 
 @contextmanager
-def write_parquet(path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
-    """`cell_id` where the cells have names, `embedding`, and the source's other columns; one row group per chunk."""
-    known = metadata_of(source.schema)
-    known.pop("pandas", None)  # it would tell pandas of an index that is now a column
-    with open_writer(path, dim, source.schema, {**known, **metadata}, dtype) as writer:
-        yield lambda columns, vectors: writer.append_table(vectors, columns)
-
-
-def opened(part: Any) -> AbstractContextManager[IO[bytes]]:
-    """Of atomic_stream's. Not mapped: a full disk would end the process."""
-    return open(part, "wb") if isinstance(part, Path) else nullcontext(part)
-
-
-@contextmanager
-def write_npy(path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]) -> Iterator[Append]:
-    """The vectors alone, (n, dim): the format has no place for columns or metadata."""
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (source.num_rows, dim)}
-    with atomic_stream(path) as part, opened(part) as file:
+def npy_writer(path: Place, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], Any]]:
+    """Write a .npy matrix of this shape by rows, whole or not at all. Not mapped: a full disk would end the process."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    with atomic_stream(path) as part, open(part, "wb") if isinstance(part, Path) else nullcontext(part) as file:
         np.lib.format.write_array_header_1_0(file, header)
-
-        def append(_: pa.Table, vectors: np.ndarray) -> None:
-            file.write(np.ascontiguousarray(vectors, dtype).data)
-
-        yield append
-
-
-def writing_vectors(
-    path: Place, source: Cells, dim: int, dtype: np.dtype, metadata: dict[str, str]
-) -> AbstractContextManager[Append]:
-    """Write a new vector (dim,) for each row of `source`, whole or not at all; metadata where the format has some."""
-    return (write_npy if path.suffix == ".npy" else write_parquet)(path, source, dim, dtype, metadata)
+        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype).data)
 
 
 def facts(adapter: Any, recipe: str, adapter_sha256: str, levels: Sequence[str] = LEVELS) -> dict[str, Any]:

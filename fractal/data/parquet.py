@@ -1,4 +1,4 @@
-"""The Parquet contract between the scripts: what the columns are, how rows are written and read.
+"""The Parquet contract between the scripts: what the columns are, how rows are read and written.
 
     cell_id                                     string, where the cells have names
     embedding                                   fixed_size_list<float32>[dim]
@@ -10,11 +10,12 @@ The schema's metadata carry `cl_release`, `anchors_sha256`, `source` and `dim`; 
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from fractal.base.cli import InputError, reason
 from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
-from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, sizes_below
+from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, same_files, sizes_below
 from fractal.hierarchy.levels import LEVELS, column_names
 
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
@@ -36,15 +37,15 @@ CELL_ID = "cell_id"  # the column of the cells' names, text
 PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
 
-
 # Formats that people bring, and the way from there.
+AS_NPY = "read it with pandas and write the numbers as .npy with numpy.save"
 NOT_READ = {
     ".gz": "unpack it first (gunzip)",
     ".zip": "unpack it first",
     ".npz": "write its array as .npy with numpy.save",
-    ".csv": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".tsv": "read it with pandas and write the numbers as .npy with numpy.save",
-    ".txt": "read it with pandas and write the numbers as .npy with numpy.save",
+    ".csv": AS_NPY,
+    ".tsv": AS_NPY,
+    ".txt": AS_NPY,
     ".h5mu": "write one of its modalities as .h5ad with mudata.read_h5mu(...)['rna'].write_h5ad(...)",
     ".loom": "write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
     ".rds": "write it as .h5ad, for example with sceasy or zellkonverter",
@@ -59,138 +60,7 @@ def check_format(path: Place, read: str) -> None:
         raise InputError(f"{path}: {suffix} is not read; {NOT_READ[suffix]}. {read}")
 
 
-class Writer:
-    """Appends rows to an open Parquet file; see `writing` and `open_writer`."""
-
-    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
-        self.file, self.schema = file, schema
-        self.dtype = schema.field("embedding").type.value_type.to_pandas_dtype()
-
-    def append(
-        self,
-        vectors: np.ndarray,
-        columns: Sequence[tuple[np.ndarray, list[str]]],
-        ids: Sequence[str] | np.ndarray | pa.Array | None = None,
-    ) -> None:
-        """Write one row group of an atlas: vectors (m, dim) of any float type; per text column its (m,) codes and their
-        names; ids (m,) text where the file has a column `cell_id`."""
-        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), names) for codes, names in columns]
-        names = [name for name in self.schema.names if name not in ("cell_id", "embedding")]
-        if ids is not None:
-            arrays, names = [pa.array(ids, pa.string()), *arrays], ["cell_id", *names]
-        self.append_table(vectors, pa.table(arrays, names=names))
-
-    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
-        """Write one row group: vectors (m, dim) of any float type, and m rows of the other columns as they are."""
-        flat = pa.array(np.ascontiguousarray(vectors, self.dtype).reshape(-1))
-        embedding = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        columns = [embedding if name == "embedding" else others[name] for name in self.schema.names]
-        table = pa.table(columns, names=self.schema.names).cast(self.schema)
-        self.file.write_table(table, row_group_size=len(vectors))
-
-
-class PartsWriter(Writer):
-    """Goes on with the next file, which `open_next` makes, when one has PART cells."""
-
-    def __init__(self, open_next: Callable[[], pq.ParquetWriter], schema: pa.Schema) -> None:
-        super().__init__(open_next(), schema)
-        self.open_next, self.cells = open_next, 0
-
-    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
-        if self.cells and self.cells + len(vectors) > PART:
-            self.file.close()
-            self.file, self.cells = self.open_next(), 0
-        super().append_table(vectors, others)
-        self.cells += len(vectors)
-
-
-@contextmanager
-def open_writer(
-    path: str | Place, dim: int, others: pa.Schema, metadata: dict[str, str], dtype: Any = np.float32
-) -> Iterator[Writer]:
-    """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
-
-    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest. A name with {} in it, such
-    as folder/part-{}.parquet, is one file for each million cells; they appear at the end, one after the other.
-    """
-    field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
-    fields = sorted([field, *others], key=lambda f: (f.name != "cell_id", f.name != "embedding"))
-    schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
-    names = [name for name in schema.names if name != "embedding"]
-    # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long to
-    # write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
-    new_file = partial(
-        pq.ParquetWriter,
-        schema=schema,
-        use_dictionary=[name for name in names if name != "cell_id"],  # no two cells share a name
-        write_statistics=names,
-        compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
-    )
-    path, numbers = place(path), count()
-    with ExitStack() as files:
-
-        def open_next() -> pq.ParquetWriter:
-            here = path.with_name(path.name.replace("{}", f"{next(numbers):05}"))
-            return files.enter_context(new_file(files.enter_context(atomic_stream(here))))
-
-        if in_parts(path):
-            check_parts(path)
-            yield PartsWriter(open_next, schema)
-        else:
-            yield Writer(open_next(), schema)
-
-
-def in_parts(path: Place) -> bool:
-    return "{}" in path.name
-
-
-def written(path: Place) -> Place:
-    """What is read of what was written to `path`: of folder/part-{}.parquet the folder."""
-    return path.parent if in_parts(path) else path
-
-
-def check_parts(path: Place) -> None:
-    """Raises InputError where files of another run would be taken for parts of this one."""
-    if path.parent.is_dir() and (others := [file for file in files_of(path.parent) if file.suffix in PARQUET]):
-        raise InputError(f"{path.parent}: holds {others[0].name} already; name another folder, or remove what is in it")
-
-
-def writing(
-    path: str | Place,
-    dim: int,
-    has_study: bool,
-    metadata: dict[str, str],
-    levels: Sequence[str] = LEVELS,
-    has_ids: bool = False,
-) -> AbstractContextManager[Writer]:
-    """Write an atlas with these levels to `path`, whole or not at all."""
-    text = pa.dictionary(pa.int32(), pa.string())
-    names = [*column_names(levels), *(["study"] if has_study else [])]
-    fields = [pa.field("cell_id", pa.string(), nullable=False)] if has_ids else []
-    fields += [pa.field(name, text, nullable=False) for name in names]
-    return open_writer(path, dim, pa.schema(fields), metadata)
-
-
-def level_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """The columns level1_NAME, level2_NAME, ... of an atlas, coarse to fine."""
-    return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
-
-
-@contextmanager
-def table_writer(path: str | Place) -> Iterator[Callable[[pa.Table], None]]:
-    """Write tables to a Parquet file as they come; their columns are those of the first."""
-    writers: list[pq.ParquetWriter] = []
-
-    def write(table: pa.Table) -> None:
-        if not writers:
-            writers.append(pq.ParquetWriter(path, table.schema))
-        writers[0].write_table(table)
-
-    try:
-        yield write
-    finally:
-        for writer in writers:
-            writer.close()
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -207,7 +77,7 @@ class ManyFiles:
     """The Parquet files of a folder as one, or a file of a store, with what is used here of pq.ParquetFile.
 
     The files are in the order of their names. Folders called NAME=VALUE, as Spark and Arrow write them, are columns of
-    text. A row group is opened, read and let go of by itself.
+    text. A row group is opened, read and let go of by itself. Raises InputError for a file with other columns.
     """
 
     def __init__(self, path: Place) -> None:
@@ -219,8 +89,8 @@ class ManyFiles:
             raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
         keys = [part.partition("=")[0] for part in next(iter(sizes)).split("/")[:-1] if "=" in part]
         plain = ds.partitioning(pa.schema([(key, pa.string()) for key in keys]), flavor="hive")
-        said = [ds.get_partition_keys(plain.parse(name)) for name in sizes]
-        values = {key: pa.array(sorted({str(found[key]) for found in said if key in found})) for key in keys}
+        parts = [ds.get_partition_keys(plain.parse(name)) for name in sizes]
+        values = {key: pa.array(sorted({str(part[key]) for part in parts if key in part})) for key in keys}
         columns = pa.schema([(key, pa.dictionary(pa.int32(), pa.string())) for key in keys])
         hive = ds.partitioning(columns, flavor="hive", dictionaries=values)
         kind = ds.ParquetFileFormat()
@@ -228,23 +98,15 @@ class ManyFiles:
             kind.make_fragment(f"{base}/{name}".rstrip("/"), system, hive.parse(name), file_size=size)
             for name, size in sizes.items()
         ]
-        schema = files[0].physical_schema
-        self.schema_arrow = pa.schema([*schema, *columns], metadata=schema.metadata)
+        schemas = list(prefetch_calls([partial(getattr, file, "physical_schema") for file in files], AHEAD))
+        schema = one_schema({f"{path}/{name}": schema for name, schema in zip(sizes, schemas, strict=True)})
+        self.schema_arrow = pa.schema([*schema, *columns], metadata=schemas[0].metadata)
         self.data = ds.FileSystemDataset(files, self.schema_arrow, kind, system)
         split = [partial(file.split_by_row_group, schema=self.schema_arrow) for file in files]
-        self.groups = list(chain.from_iterable(prefetch_calls(split, AHEAD)))  # reads the end of each file
-
-    @property
-    def metadata(self) -> "ManyFiles":
-        return self
-
-    @property
-    def num_row_groups(self) -> int:
-        return len(self.groups)
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.row_group(i).num_rows for i in range(len(self.groups)))
+        self.groups = list(chain.from_iterable(prefetch_calls(split, AHEAD)))
+        self.num_row_groups = len(self.groups)
+        self.num_rows = sum(self.row_group(i).num_rows for i in range(len(self.groups)))
+        self.metadata = self
 
     def row_group(self, i: int) -> Any:
         """With `num_rows` and `total_byte_size`."""
@@ -257,43 +119,149 @@ class ManyFiles:
         return self.data.to_table(columns=columns)
 
 
-def open_file(path: Place) -> pq.ParquetFile | ManyFiles:
-    """Raises InputError for what is not there, or is no Parquet."""
-    if isinstance(path, Path) and path.is_file():
-        with reading(path):
-            return pq.ParquetFile(path, memory_map=True)
-    if not path.exists():
-        raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
-    with reading(path):
-        return ManyFiles(path)
+def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
+    """The columns of files that are read as one. Raises InputError that names a file with other ones.
 
-
-def open_parquet(path: str | Place) -> pq.ParquetFile | ManyFiles:
-    """Open a Parquet file with an `embedding`, whatever else it holds; or a folder of them, or one at a URI.
-
-    Raises InputError that says what is wrong.
+    Numbers of several types become the widest; a column without values has any type.
     """
-    file = open_file(place(path))
-    with reading(path):
-        schema, groups = file.schema_arrow, [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        names = schema.names
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise InputError(f"{path}: has several columns called {', '.join(twice)}; rename or drop all but one")
-    if "embedding" not in names:
-        raise InputError(f"{path}: lacks the column embedding; make it with ingest.py")
-    kind = schema.field("embedding").type
-    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
-        raise InputError(f"{path}: 'embedding' is {kind}, expected a list of floats in each row")
-    if file.metadata.num_rows == 0:
-        raise InputError(f"{path}: holds no cells")
-    if file.metadata.num_rows != sum(group.num_rows for group in groups):
-        raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
-    # Not by the columns' own metadata: where these are damaged, Arrow may end the process.
-    if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.total_byte_size for group in groups):
-        raise InputError(
-            f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
-        )
-    return file
+    first = next(iter(schemas))
+    for name, schema in schemas.items():
+        for other, there, missing in (name, first, schemas[first].names), (first, name, schema.names):
+            if lacks := sorted(set(missing) - set(schemas[other].names)):
+                raise InputError(f"{other}: lacks the column {lacks[0]}, which {there} has; make the folder again")
+        for column in {"embedding"} & set(schema.names):
+            kinds = [s.field(column).type for s in (schema, schemas[first])]
+            if kinds[0] != kinds[1]:
+                raise InputError(f"{name}: its {column} is {kinds[0]}, that of {first} {kinds[1]}; make it again")
+        try:
+            pa.unify_schemas([schemas[first], schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise InputError(f"{name}: has columns of other types than {first} ({reason(error)})") from error
+    return pa.unify_schemas(list(schemas.values()), promote_options="permissive")
+
+
+class TableFile:
+    """A table in memory, with what is used here of pq.ParquetFile: one row group."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table, self.schema_arrow, self.metadata, self.num_row_groups = table, table.schema, self, 1
+        self.num_rows, self.total_byte_size = len(table), table.nbytes
+
+    def row_group(self, _: int) -> "TableFile":
+        return self
+
+    def read_row_group(self, _: int, columns: list[str] | None = None) -> pa.Table:
+        return self.table if columns is None else self.table.select(columns)
+
+    def read(self, columns: list[str]) -> pa.Table:
+        return self.table.select(columns)
+
+
+class Parquet:
+    """An open table with a column `embedding`, whatever else it holds: a Parquet file, a folder, one at a URI.
+
+    `sizes` are the rows of its row groups. Raises InputError that says what is wrong with it.
+    """
+
+    def __init__(self, path: Place, file: pq.ParquetFile | ManyFiles | TableFile) -> None:
+        self.path, self.file = path, file
+        self.check_same = (lambda: None) if isinstance(file, TableFile) else same_files(path)
+        with reading(path):
+            self.schema = file.schema_arrow
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        self.sizes, self.num_rows = [group.num_rows for group in groups], file.metadata.num_rows
+        self.largest = max((group.total_byte_size for group in groups), default=0)
+        if twice := sorted(name for name, count in Counter(self.schema.names).items() if count > 1):
+            raise InputError(f"{path}: has several columns called {', '.join(twice)}; rename or drop all but one")
+        if "embedding" not in self.schema.names:
+            raise InputError(f"{path}: lacks the column embedding; make it with ingest.py")
+        kind = self.schema.field("embedding").type
+        if not is_list(kind) or not pa.types.is_floating(kind.value_type):
+            raise InputError(f"{path}: 'embedding' is {kind}, expected a list of floats in each row")
+        if self.num_rows == 0:
+            raise InputError(f"{path}: holds no cells")
+        if self.num_rows != sum(self.sizes):
+            raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
+        # Not by the columns' own metadata: where these are damaged, Arrow may end the process.
+        if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.total_byte_size for group in groups):
+            raise InputError(
+                f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
+            )
+
+    @staticmethod
+    def open(path: str | Place) -> "Parquet":
+        path = place(path)
+        is_file = isinstance(path, Path) and path.is_file()
+        if not is_file and not path.exists():
+            raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
+        with reading(path):
+            file = pq.ParquetFile(path, memory_map=True) if is_file else ManyFiles(path)
+        return Parquet(path, file)
+
+    @cached_property
+    def dim(self) -> int:
+        """The length of the first cell's vector. Raises InputError for an empty one."""
+        kind = self.schema.field("embedding").type
+        if not isinstance(self.file, pq.ParquetFile) and pa.types.is_fixed_size_list(kind):
+            length = kind.list_size
+        else:  # a damaged file may claim any length
+            length = read_vectors(next(self.tables(["embedding"], 1)), self.path).shape[1]
+        if length < 1:
+            raise InputError(f"{self.path}: its first cell has an empty vector")
+        return length
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Whole columns."""
+        with reading(self.path):
+            table = self.file.read(columns=list(columns))
+        self.check_same()
+        return table
+
+    def groups(self, numbers: Iterable[int], columns: list[str] | None) -> Iterator[pa.Table]:
+        """Row groups, one after the other; of a folder or a store, the next ones are read meanwhile."""
+        numbers = list(numbers)
+        reads = (partial(self.file.read_row_group, number, columns=columns) for number in numbers)
+        ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, self.largest)))
+        tables = prefetch_calls(reads, ahead) if isinstance(self.file, ManyFiles) else (read() for read in reads)
+        with reading(self.path):
+            yield from self.checked(tables, sum(self.sizes[number] for number in numbers))
+
+    def checked(self, tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+        """The same tables of `num_rows` rows. Raises InputError before the last one if the file has been replaced."""
+        rows = 0
+        for table in tables:
+            rows += len(table)
+            if rows >= num_rows:
+                self.check_same()
+            yield table
+
+    def tables(
+        self, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
+
+        groups: only these row groups, by number (None: all).
+        """
+        numbers = range(len(self.sizes)) if groups is None else groups
+        if not isinstance(self.file, pq.ParquetFile):
+            for table in self.groups(numbers, columns):
+                yield from (table.slice(start, size) for start in range(0, len(table), size))
+            return
+        with reading(self.path):
+            yield from self.checked(self.batches(columns, size, numbers), sum(self.sizes[i] for i in numbers))
+
+    def batches(self, columns: list[str] | None, size: int, numbers: Iterable[int]) -> Iterator[pa.Table]:
+        # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map for
+        # each row group lets go of it, and is no burden where a foreign file is one huge row group.
+        for number in numbers:
+            file = pq.ParquetFile(self.path, metadata=self.file.metadata, memory_map=True)
+            for batch in file.iter_batches(size, row_groups=[number], columns=columns):
+                yield pa.Table.from_batches([batch])
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """All vectors in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
+        for table in self.tables(["embedding"]):
+            yield read_vectors(table, self.path)
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -332,53 +300,6 @@ def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
         return numbers.to_numpy().astype(np.float32, copy=False).reshape(len(column), lengths[0] if lengths else -1)
 
 
-def read_ahead(
-    file: pq.ParquetFile | ManyFiles, groups: Iterable[int], columns: list[str] | None
-) -> Iterator[pa.Table]:
-    """The given row groups, one after the other; of a folder or a store, the next ones are read meanwhile."""
-    reads = (partial(file.read_row_group, group, columns=columns) for group in groups)
-    if not isinstance(file, ManyFiles):
-        return (read() for read in reads)
-    largest = max(file.row_group(i).total_byte_size for i in range(file.num_row_groups))
-    return prefetch_calls(reads, max(1, min(AHEAD, AHEAD_BYTES // max(1, largest))))
-
-
-def row_groups(
-    path: str | Place, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
-) -> Iterator[pa.Table]:
-    """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
-
-    groups: only these row groups, by number (None: all).
-    """
-    opened = open_parquet(path)
-    some = range(opened.num_row_groups) if groups is None else groups
-    with reading(path):
-        if isinstance(opened, ManyFiles):
-            for table in read_ahead(opened, some, columns):
-                yield from (table.slice(start, size) for start in range(0, len(table), size))
-            return
-        for group in some:
-            # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map
-            # for each row group lets go of it, and is no burden where a foreign file is one huge row group.
-            file = pq.ParquetFile(path, metadata=opened.metadata, memory_map=True)
-            for batch in file.iter_batches(size, row_groups=[group], columns=columns):
-                yield pa.Table.from_batches([batch])
-
-
-def vector_length(path: str | Place) -> int:
-    """Of the first cell, where the column does not say it of all. Raises InputError for an empty vector."""
-    file = open_parquet(path)
-    kind = file.schema_arrow.field("embedding").type
-    if isinstance(file, ManyFiles) and pa.types.is_fixed_size_list(kind):
-        length = kind.list_size
-    else:
-        with reading(path):
-            length = read_vectors(next(row_groups(path, ["embedding"], 1)), path).shape[1]
-    if length < 1:
-        raise InputError(f"{path}: its first cell has an empty vector")
-    return length
-
-
 def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarray, list[str]]:
     """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
     column = table[name]
@@ -399,6 +320,11 @@ def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarra
     return renumber[codes], [names[code] for code in used]
 
 
+def level_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns level1_NAME, level2_NAME, ... of an atlas, coarse to fine."""
+    return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
+
+
 def fingerprint(path: str | Place) -> str:
     """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
     path = place(path)
@@ -409,3 +335,115 @@ def fingerprint(path: str | Place) -> str:
     for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):
         found.update(piece)
     return found.hexdigest()
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends rows to a Parquet file that `open_next` opens, or to the next one when one has `part` cells."""
+
+    def __init__(self, open_next: Callable[[], pq.ParquetWriter], schema: pa.Schema, part: float) -> None:
+        self.file, self.open_next, self.schema, self.part, self.cells = open_next(), open_next, schema, part, 0
+        self.dtype = schema.field("embedding").type.value_type.to_pandas_dtype()
+
+    def append(
+        self,
+        vectors: np.ndarray,
+        columns: Sequence[tuple[np.ndarray, list[str]]],
+        names: Sequence[str] | np.ndarray | None = None,
+    ) -> None:
+        """Write one row group of an atlas.
+
+        vectors (m, dim) of any float type; per text column its (m,) codes and what they stand for; names (m,) text
+        where the file has a column `cell_id`.
+        """
+        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts) for codes, texts in columns]
+        others = [name for name in self.schema.names if name not in (CELL_ID, "embedding")]
+        if names is not None:
+            arrays, others = [pa.array(names, pa.string()), *arrays], [CELL_ID, *others]
+        self.append_table(vectors, pa.table(arrays, names=others))
+
+    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
+        """Write one row group: vectors (m, dim) of any float type, and m rows of the other columns as they are."""
+        if self.cells and self.cells + len(vectors) > self.part:
+            self.file.close()
+            self.file, self.cells = self.open_next(), 0
+        columns = [vector_list(vectors, self.dtype) if n == "embedding" else others[n] for n in self.schema.names]
+        table = pa.table(columns, names=self.schema.names).cast(self.schema)
+        self.file.write_table(table, row_group_size=len(vectors))
+        self.cells += len(vectors)
+
+
+def vector_list(vectors: np.ndarray, dtype: Any = np.float32) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(vectors, dtype).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+@contextmanager
+def open_writer(
+    path: str | Place, dim: int, others: pa.Schema, metadata: Mapping[str, str], dtype: Any = np.float32
+) -> Iterator[Writer]:
+    """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
+
+    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest. A name with {} in it, such
+    as folder/part-{}.parquet, is one file for each million cells; they appear at the end, one after the other. Raises
+    InputError where files of another run would be taken for parts of this one.
+    """
+    field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
+    fields = sorted([field, *others], key=lambda f: (f.name != CELL_ID, f.name != "embedding"))
+    schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
+    names = [name for name in schema.names if name != "embedding"]
+    # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long to
+    # write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
+    new_file = partial(
+        pq.ParquetWriter,
+        schema=schema,
+        use_dictionary=[name for name in names if name != CELL_ID],  # no two cells share a name
+        write_statistics=names,
+        compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
+    )
+    path, numbers = place(path), count()
+    folder = path.parent
+    if in_parts(path) and folder.is_dir() and (there := [f for f in files_of(folder) if f.suffix in PARQUET]):
+        raise InputError(f"{folder}: holds {there[0].name} already; name another folder, or remove what is in it")
+    with ExitStack() as files:
+
+        def open_next() -> pq.ParquetWriter:
+            here = path.with_name(path.name.replace("{}", f"{next(numbers):05}"))
+            return files.enter_context(new_file(files.enter_context(atomic_stream(here))))
+
+        yield Writer(open_next, schema, PART if in_parts(path) else math.inf)
+
+
+def in_parts(path: Place) -> bool:
+    return "{}" in path.name
+
+
+def writing(
+    path: str | Place,
+    dim: int,
+    has_study: bool,
+    metadata: Mapping[str, str],
+    levels: Sequence[str] = LEVELS,
+    has_ids: bool = False,
+) -> AbstractContextManager[Writer]:
+    """Write an atlas with these levels to `path`, whole or not at all."""
+    text = pa.dictionary(pa.int32(), pa.string())
+    names = [*column_names(levels), *(["study"] if has_study else [])]
+    fields = [pa.field(CELL_ID, pa.string(), nullable=False)] if has_ids else []
+    return open_writer(path, dim, pa.schema([*fields, *(pa.field(n, text, nullable=False) for n in names)]), metadata)
+
+
+@contextmanager
+def table_writer(path: str | Place) -> Iterator[Callable[[pa.Table], None]]:
+    """Write tables to a Parquet file as they come; their columns are those of the first."""
+    with ExitStack() as stack:
+        opened = list[pq.ParquetWriter]()
+
+        def write(table: pa.Table) -> None:
+            if not opened:
+                opened.append(stack.enter_context(pq.ParquetWriter(path, table.schema)))
+            opened[0].write_table(table)
+
+        yield write

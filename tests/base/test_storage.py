@@ -328,9 +328,9 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: P
     pq.write_table(expected, whole)
     path = str(folder) if where == "local" else put(folder, "atlas")
 
-    file = Atlas.open(path).file
-    assert isinstance(file, ManyFiles)
-    assert (file.num_rows, file.num_row_groups > 10) == (600, True)
+    data = Atlas.open(path).data
+    assert isinstance(data.file, ManyFiles)
+    assert (data.num_rows, len(data.sizes) > 10) == (600, True)
     assert np.array_equal(every_vector(path), every_vector(whole))
     for name in ("study", "level4_subtype", "level1_system"):
         codes, names = Atlas.open(path).codes(name)
@@ -362,7 +362,7 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
     stratify.main([*flags, "--output", str(tmp_path / "one.parquet")])
     pattern = f"{folder}/part-{{}}.parquet"
 
-    append, calls = parquet.PartsWriter.append_table, []
+    append, calls = parquet.Writer.append_table, []
 
     def stop(*args: Any) -> None:
         calls.append(args)
@@ -371,7 +371,7 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
         append(*args)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(parquet.PartsWriter, "append_table", stop)
+        stopped.setattr(parquet.Writer, "append_table", stop)
         with pytest.raises(KeyboardInterrupt):
             stratify.main([*flags, "--output", pattern])
     assert not (tmp_path / "parts").exists() or not any((tmp_path / "parts").iterdir())

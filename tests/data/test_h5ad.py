@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import ingest
+from fractal.base.cli import InputError
 from fractal.commands import embed
 from fractal.data.atlas import Atlas
+from fractal.data.cells import Cells
+from fractal.data.h5ad import open_h5ad
 from fractal.model.adapter import FractalAdapter, save
 from tests.conftest import TYPES, clustered, write_h5ad
 
@@ -90,3 +94,40 @@ def test_scanpy_takes_the_vectors(tmp_path: Path, h5ad: Path):
     scanpy.pp.neighbors(data, use_rep="X_fractal", n_neighbors=5)
     assert data.obsp["connectivities"].shape == (60, 60)
     assert data.obsp["connectivities"].nnz > 0
+
+
+@pytest.mark.parametrize("kind", ["link", "external storage", "virtual"])
+def test_numbers_of_other_files_are_refused(tmp_path: Path, kind: str, fails):
+    x = clustered(TYPES * 10)
+    path = write_h5ad(tmp_path / "cells.h5ad", x, kind=TYPES * 10)
+    with h5py.File(tmp_path / "secret.h5", "w") as secret:
+        secret["x"] = x
+    x.tofile(tmp_path / "secret.bin")
+    with h5py.File(path, "r+") as file:
+        del file["obsm/X_pca"]
+        if kind == "link":
+            file["obsm/X_pca"] = h5py.ExternalLink("secret.h5", "/x")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(x.shape, x.dtype)
+            layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "x", x.shape)
+            file["obsm"].create_virtual_dataset("X_pca", layout)
+        else:
+            external = [(str(tmp_path / "secret.bin"), 0, x.nbytes)]
+            file["obsm"].create_dataset("X_pca", x.shape, x.dtype, external=external)
+    with (
+        pytest.raises(InputError, match="cells.h5ad: its obsm/X_pca .*secret.* write it again as one file"),
+        open_h5ad(path),
+    ):
+        pass
+    line = fails(ingest.main, "--h5ad", path, "--obsm", "X_pca", "--label-key", "kind", "--output", tmp_path / "o")
+    assert "secret" in line
+
+
+def test_another_number_of_vectors_than_of_cells(tmp_path: Path):
+    """h5py can write it; every command reads cells in this way."""
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
+    with h5py.File(path, "r+") as file:
+        del file["obsm/X_pca"]
+        file["obsm/X_pca"] = clustered(TYPES * 9)
+    with pytest.raises(InputError, match="54 vectors, and obs has 60 cells"), Cells.open(path, "X_pca"):
+        pass

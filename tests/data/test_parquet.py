@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fractal.base.cli import InputError, run
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import fingerprint, metadata_of, read_vectors, row_groups, writing
+from fractal.data.parquet import Parquet, fingerprint, metadata_of, read_vectors, writing
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
@@ -215,16 +215,16 @@ def test_vectors_of_any_kind_of_list(tmp_path: Path, kind: pa.DataType):
     vectors = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
     columns = {"name": ["a", "b", "c"], "embedding": pa.array([list(v.astype(np.float16)) for v in vectors], kind)}
     pq.write_table(pa.table(columns), tmp_path / "a", row_group_size=2)
-    read = [read_vectors(table, "a") for table in row_groups(tmp_path / "a", ["embedding"])]
+    read = [read_vectors(table, "a") for table in Parquet.open(tmp_path / "a").tables(["embedding"])]
     assert {part.dtype for part in read} == {np.dtype(np.float32)}
     assert np.array_equal(np.concatenate(read), vectors)
-    assert [table["name"].to_pylist() for table in row_groups(tmp_path / "a", size=1)] == [["a"], ["b"], ["c"]]
+    assert [table["name"].to_pylist() for table in Parquet.open(tmp_path / "a").tables(size=1)] == [["a"], ["b"], ["c"]]
 
 
 def test_vectors_of_different_lengths(tmp_path: Path):
     pq.write_table(pa.table({"embedding": pa.array([[1.0], [1, 2]])}), tmp_path / "a")
     with pytest.raises(InputError, match="different lengths, 1 to 2 numbers"):
-        read_vectors(next(row_groups(tmp_path / "a")), "a")
+        read_vectors(next(Parquet.open(tmp_path / "a").tables()), "a")
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=60), st.integers(0, 70), st.integers(0, 99))

@@ -17,8 +17,8 @@ import tiledb
 from fractal.base.cli import InputError
 from fractal.data.cells import Cells, names_of
 from fractal.data.h5ad import open_h5ad
-from fractal.data.outputs import truncate, writing_vectors
-from fractal.data.parquet import NOT_READ
+from fractal.data.outputs import truncate
+from fractal.data.parquet import NOT_READ, open_writer
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_parquet import write
 
@@ -125,9 +125,9 @@ def test_plain_parquet_needs_only_an_embedding(tmp_path: Path, make, kind: pa.Da
         ids = [name for columns, _ in source.chunks(7) for name in columns["cell_id"].to_pylist()]
         assert ids == names
         out = tmp_path / "out.parquet"
-        with writing_vectors(out, source, 16, np.dtype(np.float32), {}) as append:
+        with open_writer(out, 16, source.schema, {}) as writer:
             for columns, vectors in source.chunks():
-                append(columns, vectors)
+                writer.append_table(vectors, columns)
     assert pq.read_table(out).column_names == ["cell_id", "embedding", "n"]
     assert pq.read_table(out)["cell_id"].to_pylist() == names
 
