@@ -1,16 +1,26 @@
-// The tab "Group": what the cells in the lasso are, per level and column, against the whole map.
+// The tab "Group": what the selected cells are, per level and column, against the whole map.
 
-import { count, downloadCsv, percent } from "./format";
+import type { CellSet } from "./data";
+import { count, download, downloadCsv, percent } from "./format";
 import { type Page, textOf } from "./page";
-import { type Part, Parts } from "./widgets";
+import { type Mode, MODES, type Selection } from "./selection";
+import { type Part, Parts, Table } from "./widgets";
 
 export function Group({ page }: { page: Page }) {
-  const { about, cells, group, map, tree } = page;
-  if (!group) {
-    const what = "what they are, per level, against the whole map";
-    return <p class="empty">Hold Shift and draw around cells, or press Lasso: {what}.</p>;
+  const { about, cells, selection, ticked, tree } = page;
+  const ofTicked = ticked.size > 0 && <button onClick={() => page.selectTicked()}>Cells {page.ticks}</button>;
+  if (!selection) {
+    return (
+      <>
+        <p class="empty">
+          Hold Shift and draw around cells, or press Lasso: what they are, per level, against the whole map. Or tick types
+          in the legend.
+        </p>
+        <p class="buttons">{ofTicked}</p>
+      </>
+    );
   }
-  const yours = page.yours && map.lasso ? map.inside(1, map.lasso).length : 0;
+  const [group, yours] = selection.rows;
   const levels = about.levels.map((title, k) => {
     const kinds = tree.nodes.map(({ colour }, node) => ({ name: tree.name(node), colour }));
     return { title, parts: tally(kinds, cells.node, group, (node) => tree.at(node, k + 1)) };
@@ -20,21 +30,50 @@ export function Group({ page }: { page: Page }) {
     const kinds = names.map((name, code) => ({ name, colour: page.colourOf(column, code) }));
     return { title: column.name, parts: tally(kinds, column.codes, group, (code) => code) };
   });
-  const share = percent(group.length / about.cells);
+  const tables = [...levels, ...ofText];
+  const setMode = (event: Event) => page.nextMode((event.currentTarget as HTMLSelectElement).value as Mode);
   return (
     <>
       <h2>{count(group.length)} cells</h2>
       <p class="note">
-        {share} of the map{yours > 0 && `, and ${count(yours)} of your cells`}. Bars: share of the group; the line: share
-        of the whole map.
+        {percent(group.length / about.cells)} of the map{yours.length > 0 && `, and ${count(yours.length)} of your cells`}.
+        Bars: share of the group; the line: share of the whole map.
       </p>
       <p class="buttons">
         <button onClick={() => save(page, group)}>Download as CSV</button>
+        <button id="save-ids" onClick={() => saveIds(page, selection)}>Ids and rule</button>
         <button onClick={() => page.select(null)}>Clear</button>
       </p>
-      {group.length > 0 && [...levels, ...ofText].map((table) => <Parts {...table} size={group.length} all={about.cells} />)}
+      <p class="buttons">
+        <select id="mode" aria-label="the next selection" value={page.mode} onChange={setMode}>
+          {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
+        </select>
+        {ofTicked}
+      </p>
+      {group.length > 0 && <Enriched tables={tables} size={group.length} all={about.cells} />}
+      {group.length > 0 && tables.map((table) => <Parts {...table} size={group.length} all={about.cells} />)}
     </>
   );
+}
+
+/** What is more frequent in the group than on the whole map, by the ratio of the shares. */
+function Enriched({ tables, size, all }: { tables: { title: string; parts: Part[] }[]; size: number; all: number }) {
+  const rows = tables.flatMap(({ title, parts }) =>
+    parts.map((part) => ({ ...part, title, ratio: part.cells / size / (part.ofAll / all) })),
+  );
+  const enriched = rows.filter(({ cells, ratio }) => cells >= 5 && ratio >= 1.5).sort((a, b) => b.ratio - a.ratio);
+  const shown = enriched.filter(({ name }, i) => enriched.findIndex((other) => other.name === name) === i).slice(0, 6);
+  if (!shown.length) return null;
+  const cells = shown.map(({ name, title, cells, ratio }) => [<>{name} <small>{title}</small></>, count(cells), `${ratio.toFixed(1)}×`]);
+  return <Table kind="parts" caption="Enriched" head={["", "Cells", "Group / atlas"]} rows={cells} />;
+}
+
+const idOf = ({ names }: CellSet, row: number) => names?.[row] ?? String(row);
+
+/** One id a line; the first line, with a #, is the rule. */
+function saveIds(page: Page, { rows, rule }: Selection): void {
+  const ids = rows.flatMap((ofLayer, layer) => ofLayer.map((row) => idOf(page.set(layer), row)));
+  download("cells.txt", [`# ${page.about.title}: ${rule}`, ...ids, ""].join("\n"));
 }
 
 /** Count cells by kind, in the group and on the whole map; `kindOf` maps the code of a cell to its kind. */
@@ -52,7 +91,7 @@ function save({ about, cells, tree }: Page, group: number[]): void {
   const rows = group.map((row) => {
     const node = cells.node[row];
     const labels = about.levels.map((_, k) => (tree.depth(node) > k ? tree.name(tree.at(node, k + 1)) : ""));
-    return [cells.names ? cells.names[row] : row, ...labels, ...columns.map((column) => textOf(column, row))];
+    return [idOf(cells, row), ...labels, ...columns.map((column) => textOf(column, row))];
   });
   downloadCsv("group.csv", ["cell_id", ...about.levels, ...columns.map(({ name }) => name)], rows);
 }

@@ -1,6 +1,7 @@
 // The page: read its data, draw the map at once, and unpack the vectors after that.
 
 import { render } from "preact";
+import { restore } from "./address";
 import { CellPanel } from "./cell";
 import { readAbout, readArrays, readVectors } from "./data";
 import { find } from "./format";
@@ -13,7 +14,7 @@ import { YourCells } from "./yours";
 
 async function start(): Promise<void> {
   const about = readAbout();
-  const { hash } = location; // it follows the view from now on
+  const { hash, search } = location; // the hash follows the view from now on
   document.title = `${about.title} – Fractal explorer`;
   const page: Page = new Page(about, await readArrays(), () => draw(page));
   Object.assign(window, { explorer: page }); // for the browser's console, and the tests
@@ -23,10 +24,10 @@ async function start(): Promise<void> {
   const slider = find<HTMLInputElement>("#slider");
   slider.addEventListener("input", () => page.setPrefix(Number(slider.value), false));
   slider.addEventListener("change", () => page.setPrefix(Math.round(Number(slider.value))));
-  addEventListener("hashchange", () => page.restore(location.hash));
+  addEventListener("hashchange", () => restore(page, { hash: location.hash, search: "" }));
   draw(page);
   page.map.resize();
-  page.restore(hash);
+  restore(page, { hash, search });
   page.map.drawNow();
   performance.mark("map"); // the cells are drawn
   // Let the browser show the map before the vectors, which are a hundred times larger, are unpacked.
@@ -40,7 +41,8 @@ function draw(page: Page): void {
   render(<Stops page={page} />, find("#stops"));
   render(<Aside page={page} />, find("aside"));
   render(<Tip page={page} />, find("#tip"));
-  find("#points").className = page.map.isDrawing ? "lasso" : page.tip ? "over" : "";
+  render(<SecondStops page={page} />, find("#stops2"));
+  for (const id of ["#points", "#points2"]) find(id).className = page.map.isDrawing ? "lasso" : page.tip ? "over" : "";
 }
 
 function Aside({ page }: { page: Page }) {
@@ -83,6 +85,20 @@ function Stops({ page }: { page: Page }) {
   );
 }
 
+/** The prefix of the second map. */
+function SecondStops({ page }: { page: Page }) {
+  if (!page.second || !page.isSecondShown) return null;
+  const { blocks } = page.about;
+  return (
+    <label>
+      Beside it:{" "}
+      <select value={Math.round(page.second.prefix)} onChange={(event) => page.showSecond(Number(event.currentTarget.value))}>
+        {blocks.map((block, i) => <option value={i + 1}>{block}, {i + 1 === blocks.length ? "full" : `prefix ${i + 1}`}</option>)}
+      </select>
+    </label>
+  );
+}
+
 /** The cell that the pointer is at. */
 function Tip({ page }: { page: Page }) {
   if (!page.tip) return null;
@@ -90,7 +106,7 @@ function Tip({ page }: { page: Page }) {
   const { x, y } = page.tip;
   const move = (tip: HTMLElement | null) => {
     if (!tip) return;
-    const free = find("#view").clientWidth - tip.offsetWidth - 8;
+    const free = find("#views").clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(8, Math.min(x + 14, free))}px`;
     tip.style.top = `${Math.max(8, y - tip.offsetHeight - 10)}px`;
   };

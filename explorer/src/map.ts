@@ -169,6 +169,7 @@ export class MapView {
   drawNow(): void {
     cancelAnimationFrame(this.planned);
     this.planned = 0;
+    if (!this.canvas.clientWidth) return; // it is hidden
     const sizes = this.layers.map((_, layer) => (layer ? 1.5 * this.size() + 3 : this.size()));
     this.points.draw(this.camera.toScreen([0, 0]), this.camera.scale, sizes, this.ratio);
     this.drawOverlay();

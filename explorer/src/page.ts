@@ -1,5 +1,6 @@
 // The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
 
+import { addressOf } from "./address";
 import { answerColumns, type Vote } from "./annotator";
 import { category, paint, ramp } from "./colours";
 import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type Vectors } from "./data";
@@ -9,10 +10,13 @@ import { count, find } from "./format";
 import { apart, type Island, islands } from "./islands";
 import { type Hit, MapView } from "./map";
 import type { Bank, Neighbours } from "./neighbours";
+import { combine, type Mode, type Selection } from "./selection";
 import { Tree } from "./tree";
 
 const NEAREST = 15;
 export const TABS = { types: "Types", cell: "Cell", group: "Group", yours: "Your cells" };
+
+export const isTab = (tab: string | null): tab is string => tab !== null && Object.hasOwn(TABS, tab);
 
 export class Page {
   readonly tree: Tree;
@@ -21,7 +25,10 @@ export class Page {
   readonly map: MapView;
   vectors: Vectors | null = null; // null while they are unpacked
   cell: Hit | null = null;
-  group: number[] | null = null; // rows
+  selection: Selection | null = null;
+  mode: Mode = "new"; // of the next selection
+  second: MapView | null = null; // beside the map, at another prefix; made when it is first shown
+  isSecondShown = false;
   yours: Yours | null = null;
   reading: { note: string; share: number } | null = null; // of a file, and how much is done
   error = ""; // of the last file
@@ -42,20 +49,43 @@ export class Page {
     const tree = (this.tree = new Tree(about.nodes));
     this.cells = cellsOf(about, arrays);
     this.counts = tree.counts(this.cells.node);
-    this.map = new MapView(find("#points"), find("#overlay"), {
+    this.map = this.newMap("#points", "#overlay");
+    this.slider.max = String(about.widths.length);
+  }
+
+  private newMap(points: string, overlay: string): MapView {
+    const canvas = find<HTMLCanvasElement>(points);
+    const map: MapView = new MapView(canvas, find(overlay), {
       click: (hit) => this.choose(hit),
       hover: (hit, x, y) => {
-        this.tip = hit && { hit, x, y };
+        this.tip = hit && { hit, x: x + canvas.parentElement!.offsetLeft, y };
         this.show();
       },
-      lasso: (corners) => this.select(corners),
+      lasso: (corners) => this.select(corners, map),
       rest: () => this.remember(),
       names: (prefix) => this.islands(prefix),
-      nameOf: (node) => tree.name(node),
+      nameOf: (node) => this.tree.name(node),
       isLit: (hit) => this.isLit(hit),
     });
-    this.map.add(this.cells.layouts, this.colours(0));
-    this.slider.max = String(about.widths.length);
+    map.add(this.cells.layouts, this.colours(0));
+    if (this.yours) map.add(this.yours.layouts, this.colours(1));
+    return map;
+  }
+
+  private get maps(): MapView[] {
+    return this.second ? [this.map, this.second] : [this.map];
+  }
+
+  /** Show the same cells at another prefix beside the map; null: no longer. */
+  showSecond(prefix: number | null): void {
+    this.isSecondShown = prefix !== null;
+    find("#second").hidden = !this.isSecondShown;
+    if (prefix !== null) {
+      this.second ??= this.newMap("#points2", "#overlay2");
+      this.second.resize();
+      this.second.morph(prefix, true, () => this.show());
+    }
+    this.changed();
   }
 
   ready(vectors: Vectors): void {
@@ -65,16 +95,17 @@ export class Page {
   }
 
   changed(): void {
-    const { cell } = this;
-    this.painted([this.colour, this.level, this.ticked, this.hovered, this.group, this.tab, this.yours], () => {
-      this.map.setColours(0, this.colours(0));
-      if (this.yours) this.map.setColours(1, this.colours(1));
+    const { cell, cellNeighbours: neighbours } = this;
+    this.painted([this.colour, this.level, this.ticked, this.hovered, this.selection, this.tab, this.yours, this.second], () => {
+      const layers = [0, ...(this.yours ? [1] : [])].map((layer) => this.colours(layer));
+      for (const map of this.maps) layers.forEach((colours, layer) => map.setColours(layer, colours));
     });
     const links = (rows: number[], isDashed: boolean) => rows.map((row) => ({ from: cell!, to: { layer: 0, row }, isDashed }));
-    const neighbours = this.cellNeighbours;
-    this.map.links = neighbours ? [...links(neighbours.raw.rows, true), ...links(neighbours.fractal.rows, false)] : [];
-    this.map.chosen = cell;
-    this.map.draw();
+    for (const map of this.maps) {
+      map.links = neighbours ? [...links(neighbours.raw.rows, true), ...links(neighbours.fractal.rows, false)] : [];
+      map.chosen = cell;
+      map.draw();
+    }
     this.show();
     this.remember();
   }
@@ -138,7 +169,7 @@ export class Page {
     const { tree } = this;
     const { node: nodes, answers } = this.set(layer);
     const light = this.lightOf(layer);
-    const group = this.group && this.tab === "group" && !layer ? new Set(this.group) : null;
+    const group = this.selection && this.tab === "group" ? new Set(this.selection.rows[layer]) : null;
     const isLit = (row: number) => light(row) && (!group || group.has(row));
     const column = this.columnOf(layer);
     if (column) return paint(nodes.length, { isLit, isHollow: () => false, colourOf: (row) => this.colourOf(column, column.codes[row]) });
@@ -233,12 +264,12 @@ export class Page {
   }
 
   /** The prefix with the most islands that lie apart. */
-  private get firstPrefix(): number {
+  get firstPrefix(): number {
     const counts = this.about.widths.map((_, j) => apart(this.islands(j + 1)));
     return counts.indexOf(Math.max(...counts)) + 1;
   }
 
-  private openTree(): void {
+  openTree(): void {
     const { tree, unfolded, stop } = this;
     unfolded.clear();
     tree.nodes.forEach((_, node) => tree.depth(node) < this.levelOf(stop) && unfolded.add(node));
@@ -289,16 +320,65 @@ export class Page {
 
   // --- a group -----------------------------------------------------------------------------------------------------
 
-  select(corners: number[] | null): void {
-    this.map.setLasso(corners);
-    this.map.isDrawing = false;
-    this.group = corners && this.map.inside(0, corners);
-    if (corners) this.tab = "group";
+  get group(): number[] | null {
+    return this.selection && this.selection.rows[0];
+  }
+
+  /** Select the cells within corners, x and y in turn, on a map; null: none, and the selection is dropped. */
+  select(corners: number[] | null, map = this.map): void {
+    this.lassoMode(false);
+    for (const other of this.maps) other.setLasso(null);
+    if (corners) {
+      const isOnly = !this.selection || this.mode === "new";
+      const at = `in a lasso at prefix ${Number(map.prefix.toFixed(2))}: ${corners.join(" ")}`;
+      this.selectCells([map.inside(0, corners), this.yours ? map.inside(1, corners) : []], at);
+      if (isOnly) map.setLasso(corners);
+    } else {
+      this.selection = null;
+      this.mode = "new";
+    }
     this.changed();
   }
 
+  /** Select rows, by the mode; the rule says what they have in common. */
+  selectCells(rows: [number[], number[]], rule: string): void {
+    for (const map of this.maps) map.setLasso(null);
+    this.selection = combine(this.selection, { rows, rule }, this.mode);
+    this.tab = "group";
+    this.changed();
+  }
+
+  /** Select the cells that are ticked in the legend. */
+  selectTicked(): void {
+    const lit = (layer: number) => [...this.set(layer).node.keys()].filter(this.lightOf(layer));
+    this.selectCells([lit(0), this.yours ? lit(1) : []], this.ticks);
+  }
+
+  /** Select cells by name, or by row where the cells have no names. */
+  selectNamed(names: string[]): void {
+    const wanted = new Set(names);
+    const rows = [...this.cells.node.keys()].filter((row) => wanted.has(this.cells.names?.[row] ?? String(row)));
+    this.selectCells([rows, []], `named in the address: ${count(rows.length)} of ${count(wanted.size)} are here`);
+  }
+
+  /** How the next selection and the one before become one. */
+  nextMode(mode: Mode): void {
+    this.mode = mode;
+    this.show();
+  }
+
+  /** What is ticked, in words. */
+  get ticks(): string {
+    const { column, ticked } = this;
+    const names = [...ticked].map((value) => {
+      if (column) return value ? column.values![value - 1] : "missing";
+      return this.tree.name(value);
+    });
+    return `${column ? column.name : "labelled"} ${names.join(" or ")}`;
+  }
+
   lassoMode(isOn = !this.map.isDrawing): void {
-    this.map.isDrawing = isOn;
+    for (const map of this.maps) map.isDrawing = isOn;
     this.show();
   }
 
@@ -334,7 +414,7 @@ export class Page {
       const columns = answerColumns(result.answers, this.about.levels);
       const node = nodesOf(result.answers, config.paths);
       this.yours = { file: file.name, names, raw, ...result, node, layouts, columns };
-      this.map.add(layouts, this.colours(1));
+      for (const map of this.maps) map.add(layouts, this.colours(1));
     } catch (error) {
       if (this.reading !== reading) return;
       this.error = `${file.name}: ${error instanceof Error ? error.message : "can't be read"}`;
@@ -352,8 +432,9 @@ export class Page {
     if (this.cell?.layer) this.cell = null;
     this.tip = null;
     this.yours = null;
+    if (this.selection) this.selection = { ...this.selection, rows: [this.selection.rows[0], []] };
     this.changed();
-    this.map.removeFrom(1);
+    for (const map of this.maps) map.removeFrom(1);
   }
 
   // --- tabs, and the address ---------------------------------------------------------------------------------------
@@ -367,59 +448,14 @@ export class Page {
   clear(): void {
     if (this.map.isDrawing) this.lassoMode(false);
     else if (this.cell) this.choose(null);
-    else if (this.group) this.select(null);
+    else if (this.selection) this.select(null);
     else this.tick([]);
   }
 
-  /** The state in the part of the address behind #, which no server is ever sent. */
-  private get address(): string {
-    const { map, cell } = this;
-    const [zoom, x, y] = map.camera.view;
-    const list = (numbers: number[]) => numbers.map((value) => value.toFixed(3)).join(",");
-    const parts: Record<string, string | number | null> = {
-      prefix: Number(map.prefix.toFixed(2)),
-      colour: this.colour === "prefix" ? null : this.colour,
-      type: this.ticked.size ? [...this.ticked].join(",") : null,
-      cell: cell && !cell.layer ? cell.row : null,
-      view: zoom === 1 && Math.hypot(x, y) < 1e-3 ? null : list([zoom, x, y]),
-      lasso: map.lasso && this.group ? list([map.lassoAt, ...map.lasso]) : null,
-      tab: this.tab === "types" ? null : this.tab,
-    };
-    const set = Object.entries(parts).filter(([, value]) => value !== null);
-    return `#${new URLSearchParams(set as [string, string][])}`;
-  }
-
   private remember(): void {
-    if (location.hash !== this.address) history.replaceState(null, "", this.address);
-  }
-
-  /** Bring back the view of an address. What can't be read has its default: anybody may have written it. */
-  restore(hash: string): void {
-    if (hash === this.address) return;
-    const parts = new URLSearchParams(hash.slice(1));
-    const numbers = (name: string, isRight: (n: number) => boolean) => {
-      const values = (parts.get(name) ?? "").split(",").map(Number);
-      return parts.has(name) && values.every(Number.isFinite) && isRight(values.length) ? values : null;
-    };
-    const index = (name: string, below: number) => {
-      const [value] = numbers(name, (n) => n === 1) ?? [-1];
-      return Number.isInteger(value) && value >= 0 && value < below ? value : null;
-    };
-    const lasso = numbers("lasso", (n) => n >= 7 && n % 2 === 1 && n < 1000); // the prefix at which it was drawn, corners
-    if (lasso) this.setPrefix(lasso[0], false);
-    this.select(lasso && lasso.slice(1));
-    this.setPrefix(numbers("prefix", (n) => n === 1)?.[0] ?? this.firstPrefix, false);
-    this.openTree();
-    this.map.camera.look((numbers("view", (n) => n === 3) as [number, number, number] | null) ?? [1, 0, 0]);
-    this.colourBy(parts.get("colour") ?? "prefix");
-    const row = index("cell", this.about.cells);
-    this.choose(row === null ? null : { layer: 0, row });
-    const values = this.column ? (this.column.values?.length ?? 0) + 1 : this.tree.nodes.length;
-    const ticked = numbers("type", () => true)?.filter((value) => Number.isInteger(value) && value >= 0 && value < values) ?? [];
-    if (!this.column) for (const node of ticked) for (const above of this.tree.above(node)) this.unfolded.add(above);
-    const tab = parts.get("tab") ?? "types";
-    this.tab = Object.hasOwn(TABS, tab) ? tab : "types";
-    this.tick(ticked);
+    if (!this.map?.camera) return; // it is being made
+    const address = addressOf(this);
+    if (location.hash !== address) history.replaceState(null, "", address);
   }
 }
 

@@ -16,6 +16,7 @@ const ACTIONS: Action[] = [
   { key: "/", title: "find a type", act: findType },
   { key: "c", title: "colour by the next level or column", act: nextColour },
   { key: "l", title: "draw around cells; or Shift and drag", act: (page) => page.lassoMode(), tool: ["lasso", "Lasso"] },
+  { key: "v", title: "a second map, at another prefix", act: secondMap, tool: ["second", "Two maps"] },
   { key: "+", title: "closer", act: (page) => page.map.camera.zoomBy(1.5) },
   { key: "-", title: "farther", act: (page) => page.map.camera.zoomBy(1 / 1.5) },
   { key: "0", title: "the whole map", act: (page) => page.map.camera.look([1, 0, 0], true), tool: ["reset", "Whole map"] },
@@ -34,6 +35,11 @@ function findType(page: Page): void {
 function nextColour(page: Page): void {
   const ids = page.colourings.map(([id]) => id);
   page.colourBy(ids[(ids.indexOf(page.colour) + 1) % ids.length]);
+}
+
+function secondMap(page: Page): void {
+  const other = page.stop === page.about.widths.length ? 1 : page.about.widths.length;
+  page.showSecond(page.isSecondShown ? null : other);
 }
 
 async function copyLink(): Promise<void> {
@@ -79,7 +85,7 @@ export function Header({ page }: { page: Page }) {
         {ACTIONS.map(({ key, title, act, tool }) => tool && (
           <button
             id={`tool-${tool[0]}`} title={`${title} (${key})`} aria-label={title}
-            aria-pressed={key === "l" ? page.map.isDrawing : undefined} onClick={() => act(page)}
+            aria-pressed={{ l: page.map.isDrawing, v: page.isSecondShown }[key]} onClick={() => act(page)}
           >
             {tool[1]}
           </button>

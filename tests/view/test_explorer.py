@@ -466,7 +466,8 @@ def test_lasso_counts(shown):
     assert 20 < inside.sum() < shown.about["cells"] - 20
     assert page.inner_text("#group h2") == f"{inside.sum():,} cells"
     finest = pd.Series(shown.cells.labels)[inside].value_counts()
-    table = page.locator(f"#group table.parts:nth-of-type({len(shown.about['levels'])}) tr")
+    title = page.locator("caption", has_text=re.compile(f"^{shown.about['levels'][-1]}$"))
+    table = page.locator("#group table", has=title).locator("tr")
     first = table.nth(1).locator("td").all_inner_texts()
     assert first[0] == f"{finest.iloc[0]:,}"
     atlas = shown.cells.labels.count(table.nth(1).locator("th").inner_text().strip()) / shown.about["cells"]
@@ -476,6 +477,72 @@ def test_lasso_counts(shown):
     assert saved["cell_id"].tolist() == np.array(shown.cells.names)[inside].tolist()
     assert saved[shown.about["levels"][-1]].tolist() == np.array(shown.cells.labels)[inside].tolist()
     page.evaluate("explorer.select(null)")
+
+
+@pytest.mark.slow
+def test_selections_combine_and_are_saved_with_their_rule(shown):
+    page, labels, names = shown.page, np.array(shown.cells.labels), np.array(shown.cells.names)
+    page.evaluate("explorer.forget()")  # what another test has dropped
+    at = positions(shown, 4)
+    corners = [-0.5, -0.5, 0.2, -0.5, 0.2, 0.4, -0.5, 0.4]
+    inside = (at > [-0.5, -0.5]).all(1) & (at < [0.2, 0.4]).all(1)
+    wanted = np.isin(labels, ["mast cell", "fibroblast"])
+    nodes = [i for i, node in enumerate(shown.about["nodes"]) if node["name"] in ("mast cell", "fibroblast")]
+    page.evaluate("nodes => { explorer.colourBy('prefix'); explorer.tick(nodes); }", nodes)
+    for mode, word, expected in (
+        ("and", "and", inside & wanted), ("or", "or", inside | wanted), ("not", "but not", inside & ~wanted)
+    ):  # fmt: skip
+        page.evaluate("corners => { explorer.select(null); explorer.select(corners); }", corners)
+        page.select_option("#mode", mode)
+        page.locator("#group button", has_text="labelled").click()
+        assert page.evaluate("explorer.group") == np.flatnonzero(expected).tolist()
+        rule, *ids = shown.opened.download("#save-ids").decode().splitlines()
+        assert ids == names[expected].tolist()
+        assert re.fullmatch(rf"# cells.h5ad: \(in a lasso at prefix 4: .*\) {word} \(labelled .*mast cell.*\)", rule)
+    ratio = {}
+    for name in set(labels):
+        ratio[name] = (labels[expected] == name).mean() / (labels == name).mean()
+    rows = page.locator("#group table:first-of-type tr").all_inner_texts()[1:]
+    for row in rows:  # enriched: the finest types among them have the ratio of their shares
+        name, _, shown_ratio = row.split("\t")
+        if name.removesuffix(" subtype") in ratio:
+            assert float(shown_ratio.rstrip("×")) == pytest.approx(ratio[name.removesuffix(" subtype")], abs=0.051)
+    page.evaluate("explorer.select(null); explorer.tick([])")
+
+
+@pytest.mark.slow
+def test_cells_named_in_the_address_are_selected(shown, browser):
+    ids = [shown.cells.names[i] for i in (5, 2, 700)]
+    opened = Opened(browser, f"{shown.path.as_uri()}?cells={','.join([*ids, 'of another file'])}")
+    assert opened.page.evaluate("explorer.group") == [2, 5, 700]
+    assert "3 of 4 are here" in opened.page.evaluate("explorer.selection.rule")
+    again = Opened(browser, opened.page.url.replace("?cells=", "?other="))  # the part behind # holds them as well
+    assert again.page.evaluate("explorer.group") == [2, 5, 700]
+    again.check()
+    opened.check()
+
+
+@pytest.mark.slow
+def test_two_maps_share_a_selection(shown, browser):
+    opened = Opened(browser, shown.path.as_uri() + "#prefix=2")
+    page = opened.page
+    page.keyboard.press("v")
+    opened.wait("explorer.second?.prefix === 4")
+    second = "Array.from({ length: explorer.about.cells }, (_, row) => explorer.second.position({ layer: 0, row }))"
+    inside = (np.abs(page.evaluate(second)) < 0.3).all(1)
+    page.evaluate("explorer.select([-0.3, -0.3, 0.3, -0.3, 0.3, 0.3, -0.3, 0.3], explorer.second)")
+    assert page.evaluate("explorer.group") == np.flatnonzero(inside).tolist()
+    assert "at prefix 4" in page.evaluate("explorer.selection.rule")
+    page.select_option("#stops2 select", "3")
+    opened.wait("explorer.second.prefix === 3")
+    assert page.evaluate("explorer.map.prefix") == 2
+    again = Opened(browser, page.url)
+    again.wait("explorer.second?.prefix === 3")
+    assert again.page.is_visible("#points2")
+    page.keyboard.press("v")
+    assert page.is_hidden("#points2")
+    again.check()
+    opened.check()
 
 
 @pytest.mark.slow
@@ -492,7 +559,8 @@ def test_names_cover_no_cell_and_no_name_and_are_not_cut(shown):
             boxes = page.evaluate("explorer.map.nameBoxes")
             assert boxes or view[0] > 1
             for i, (left, top, right, bottom) in enumerate(boxes):
-                assert 0 <= left < right <= box["width"] and 0 <= top < bottom <= box["height"]
+                assert 0 <= left < right <= box["width"]
+                assert 0 <= top < bottom <= box["height"]
                 covered = (screen > [left, top]).all(1) & (screen < [right, bottom]).all(1)
                 assert not covered.any()
                 for other in boxes[:i]:
