@@ -34,6 +34,7 @@ from tqdm import tqdm
 import ingest
 import stratify
 import train
+from benchmarks.intervals import cluster_bootstrap
 from benchmarks.quality import summary, tonsil_and_blood
 from fractal.annotate.annotator import Annotator, path_names
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
@@ -46,7 +47,6 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
 from fractal.model.adapter import FractalAdapter, embed, load
 from fractal.model.split import Split
-from fractal.score.intervals import cluster_bootstrap
 from fractal.score.metrics import K, calibration_noise_floor, expected_calibration_error
 from fractal.search.exact import nearest
 

@@ -28,13 +28,13 @@ import ingest
 import stratify
 from benchmarks import simulate
 from benchmarks.controls import CONTROLS, train_recipe
+from benchmarks.intervals import bootstrap_interval, t_interval
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import open_writer, read_vectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.recipes import RECIPES
-from fractal.score.intervals import bootstrap_interval, t_interval
 
 # Both have about 1,500 training cells: 20 epochs of six steps, or stopping at the first noisy best of 290 validation
 # cells, leave the published recipe below the raw vectors.

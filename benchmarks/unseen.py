@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.intervals import cluster_bootstrap, t_interval
 from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
 from fractal.base.cli import non_negative_int, positive_int, run, table
 from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
-from fractal.score.intervals import cluster_bootstrap, t_interval
 
 RECIPES = ["fractal", "mrl", "hce", "published"]
 METHODS = ["raw", "LDA", "published", "mrl", "hce", "fractal"]  # of the tables in short

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
@@ -23,7 +22,6 @@ from fractal.data.atlas import Atlas
 from fractal.data.scimilarity import open_release
 from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS
 from fractal.model import training
-from fractal.score.intervals import bootstrap_interval
 from tests.conftest import TYPES, clustered, write_release
 
 ROOT = Path(__file__).parent.parent
@@ -358,9 +356,3 @@ def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_pat
     right = np.load(tmp_path / "cells.npz")
     for protocol in ("loo", "bank"):
         assert right[protocol].mean(1)[1].tolist() == pytest.approx(list(rows["full"][protocol].values()))
-
-
-def test_the_interval_equals_scipys_bootstrap():
-    right = (np.random.default_rng(0).random(400) < 0.9).astype(float)
-    expected = stats.bootstrap((right,), np.mean, method="percentile", random_state=0).confidence_interval
-    assert bootstrap_interval(right) == pytest.approx(tuple(expected), abs=0.004)

@@ -256,7 +256,7 @@ def unseen(s: Scored) -> Section | None:
         f"Types that training never saw: {cells}",
         "bank: are unseen types put into the right branch? A level counts where other types brought the class into "
         "training. loo: do unseen types stay together? With the shortest prefix that loses at most .01 to the best. "
-        f"95 % intervals: of unseen types over the types, resampled whole (none where one type counts); of seen ones "
+        f"95 % intervals: of unseen types over the types (none where one type counts); of seen ones "
         f"over {s.unit}.",
         [],
         ["Neighbours", "Level", "With", "Unseen types", "Seen types", "Unseen, raw vectors"],

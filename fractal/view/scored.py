@@ -74,7 +74,7 @@ class Scored:
         return (
             "cells (Wilson)"
             if self.truth.groups is None
-            else f"{len(np.unique(self.truth.groups))} studies, resampled whole"
+            else f"{len(np.unique(self.truth.groups))} studies"
         )
 
     @property

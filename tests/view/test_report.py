@@ -49,7 +49,7 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
     tags = check_page(out.read_text())
     assert "120 cells of new.h5ad" in tags.text
     assert "10 cells left out, neither the reference nor the ontology has: no such cell" in tags.text
-    assert "95 % intervals over 3 studies, resampled whole" in tags.text
+    assert "95 % intervals over 3 studies" in tags.text
     assert "30 cells of 1 unseen type" in tags.text
     assert "Types that were not: 30" in tags.text
     assert "90 cells of types that were trained on" in tags.text
