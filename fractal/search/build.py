@@ -215,13 +215,18 @@ def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:
     with open(names[1], "wb") as file:
         first = 0
         while first < len(sizes):  # several lists at a time, at least one
-            began = ends[first] - sizes[first]
-            last = max(first + 1, int(np.searchsorted(ends, began + most, "right")))
-            vectors, rows = spool.ordered(first, sizes[first:last])
-            for start, end in zip(ends[first:last] - sizes[first:last] - began, ends[first:last] - began, strict=True):
-                file.write(vectors[start:end].data)
-                file.write(rows[start:end].data)
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] - sizes[first] + most, "right")))
+            write_some(file, sizes[first:last], *spool.ordered(first, sizes[first:last]))
             first = last
+
+
+def write_some(file: IO[bytes], sizes: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> None:
+    """Lists of these sizes: of each its vectors, then its rows. A function, so that one buffer goes before the next."""
+    end = 0
+    for size in sizes.tolist():
+        start, end = end, end + size
+        file.write(vectors[start:end].data)
+        file.write(rows[start:end].data)
 
 
 def build(path: Path, source: Source, seed: int = 0) -> None:
