@@ -15,7 +15,7 @@ COMMANDS = {  # name -> what --help says of it
     "map": "a layout in the plane per prefix, on which islands split",
     "index": "a file of cells -> an index to search",
     "search": "the cells of an index that are most like yours",
-    "export": "an adapter as ONNX, vectors as int8, cells for a vector database",
+    "export": "an adapter as ONNX, or cells as Parquet for a vector database",
     "reference": "a trained adapter of train.py -> a reference",
     "cluster": "ingest, stratify, embed and annotate on many machines",
 }

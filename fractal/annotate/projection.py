@@ -13,49 +13,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fractal.base.errors import InputError, needs
+from fractal.base.errors import InputError
 from fractal.base.storage import Place, place
-from fractal.data.h5ad import obs_names, open_h5ad, reading_h5ad
+from fractal.data.expression import EXAMINED, KINDS, Expression, gene_names, in_memory, kind_of, on_disk
+from fractal.data.h5ad import obs_names, open_h5ad
 
 # How far X may be from giving the components, both as root mean squares: float32 alone makes 1e-6, a randomised SVD,
 # which is not exact, a few hundredths.
 MAX_RESIDUAL = 0.1
 MIN_WEIGHT = 0.5  # of the squared loadings: what the genes that new cells have must carry
 MAX_RATIO = 2.0  # of the mean expression, new cells' to the labelled ones', and the other way round
-NUMBERS = 2**24  # of a piece of expression: 64 MB where it is dense
-LOOKED_AT = 2_000  # new cells, to tell how they were normalised
-
-# What kind of numbers an expression matrix holds.
-KINDS = {
-    "counts": "whole numbers, as counts are",
-    "normalised": "numbers from 0 up that are not whole, as normalised ones are",
-    "scaled": "numbers below 0, as scaled ones are",
-}
-
-
-@dataclass(frozen=True)
-class Expression:
-    """Cells x genes, dense or sparse, read by rows."""
-
-    where: str  # the file and the matrix, for errors
-    path: Place  # as Cells has it
-    num_cells: int
-    names: Any  # of the cells: an array, or a function of a slice
-    var: Any  # pandas.DataFrame, a row per gene; its index are the names
-    rows: Callable[[slice], Any]  # -> (m, genes), numpy or scipy.sparse
-
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[slice, Any]]:
-        """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time."""
-        size = max(1, NUMBERS // max(1, len(self.var)))
-        for first in range(start, stop, size):
-            some = slice(first, min(first + size, stop))
-            yield some, self.rows(some)
 
 
 @dataclass(frozen=True)
@@ -119,7 +91,7 @@ class Projection:
 
     def check_kind(self, new: Expression, columns: list[int], found: np.ndarray, force: bool) -> str:
         """-> "" or what is odd about the numbers of the first cells. Raises InputError for another kind of them."""
-        some, x = next(new.chunks(0, min(LOOKED_AT, new.num_cells)))
+        some, x = next(new.chunks(0, min(EXAMINED, new.num_cells)))
         kind = kind_of(x)
         if kind != self.kind and not force:
             raise InputError(
@@ -132,85 +104,23 @@ class Projection:
         return ""
 
 
-def kind_of(x: Any) -> str:
-    """Which of KINDS a matrix holds."""
-    values = x.data if hasattr(x, "tocsr") else np.asarray(x)
-    if (values < 0).any():
-        return "scaled"
-    return "normalised" if (values % 1 != 0).any() else "counts"
-
-
 def sums(x: Any) -> np.ndarray:
     """(genes,) float64, of a dense or sparse matrix."""
     return np.asarray(x.sum(0, dtype=np.float64)).reshape(-1)
 
 
-def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
-    """The names of new cells' genes, and where they stand: "" for var_names, or the column of var that fits better.
-
-    CELLxGENE has Ensembl ids as var_names, and symbols as var 'feature_name'.
-    """
-    wanted = set(genes.tolist())
-    best, place = np.asarray(var.index).astype(str), ""
-    for key in var.columns:
-        if var[key].dtype.kind == "O":  # text, also as categories
-            names = np.asarray(var[key]).astype(str)
-            if len(wanted & set(names)) > len(wanted & set(best)):
-                best, place = names, f" by var '{key}'"
-    return best, place
-
-
-# --- what the cells bring --------------------------------------------------------------------------------------------
-
-
 @contextmanager
-def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
-    """An AnnData, or the path of an .h5ad -> what has obsm, varm and uns, and a function: layer -> expression.
+def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None], Any]]:
+    """An AnnData, or the path of an .h5ad -> what has obsm, varm and uns; layer ("" is X) -> expression; cells' names.
 
-    Layer "" is X; the function gives None for one that is not there.
+    There is no expression in a layer that is not there. The names are an array, or a function of a slice.
     """
     if isinstance(cells, str | Place):
         with open_h5ad(place(cells)) as file:
-            yield file, partial(on_disk, file, place(cells))
+            yield file, partial(on_disk, file, place(cells)), obs_names(file, place(cells))
     else:
         parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
-        yield parts, partial(in_memory, cells)
-
-
-def in_memory(adata: Any, layer: str) -> Expression | None:
-    matrix = adata.layers.get(layer) if layer else adata.X
-    if matrix is None:
-        return None
-    if hasattr(matrix, "tocsr") and getattr(matrix, "format", "") != "csr":
-        matrix = matrix.tocsr()
-    names = np.asarray(adata.obs_names).astype(str)
-    where = f"layer '{layer}'" if layer else "X"
-    return Expression(where, Path("adata"), adata.n_obs, names, adata.var, matrix.__getitem__)
-
-
-def on_disk(file: Any, path: Place, layer: str) -> Expression | None:
-    """Rows are read as they are asked for; of a CSC matrix, which has no rows, all at once."""
-    h5py, io = needs("h5py", "h5ad"), needs("anndata", "h5ad").io
-    matrix = file.get(f"layers/{layer}" if layer else "X")
-    sparse = isinstance(matrix, h5py.Group) and str(matrix.attrs.get("encoding-type", "")).endswith("_matrix")
-    if not sparse and not isinstance(matrix, h5py.Dataset):
-        return None
-    with reading_h5ad(path):
-        var, names = io.read_elem(file["var"]), obs_names(file, path)
-        if sparse:
-            matrix = io.sparse_dataset(matrix)
-            if matrix.format == "csc":
-                matrix = matrix.to_memory().tocsr()
-
-    def rows(batch: slice) -> Any:
-        with reading_h5ad(path):
-            return matrix[batch]
-
-    where = f"{path}: " + (f"layer '{layer}'" if layer else "X")
-    return Expression(where, path, matrix.shape[0], names, var, rows)
-
-
-# --- what a reference keeps ------------------------------------------------------------------------------------------
+        yield parts, partial(in_memory, cells), np.asarray(cells.obs_names).astype(str)
 
 
 def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
@@ -219,7 +129,7 @@ def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
     None where `use_rep` is no PCA of scanpy's, or one that X no longer gives. One pass over X.
     """
     loadings_key, told_key = ("PCs", "pca") if use_rep == "X_pca" else (use_rep, use_rep)
-    with opened(cells) as (parts, expression):
+    with opened(cells) as (parts, expression, _):
         empty: dict[str, Any] = {}
         varm, told = parts.get("varm", empty), parts.get("uns", empty).get(told_key)
         if use_rep not in parts.get("obsm", empty) or loadings_key not in varm:

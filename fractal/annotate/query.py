@@ -5,18 +5,23 @@ space. Else the cells are projected, if the reference can do that, and else they
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fractal.annotate.projection import Expression, Projection, opened
+from fractal.annotate.projection import Projection, opened
 from fractal.annotate.space import space_problem
 from fractal.base.errors import InputError
+from fractal.base.storage import place
 from fractal.data.cells import Cells, has_obsm, is_h5ad, names_column
+from fractal.data.expression import Expression
 from fractal.data.vectors import CHUNK, usable
+
+Rows = Callable[[slice], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Intake:
         with ExitStack() as stack:
             problem, expression = "", None
             if self.projection and key == self.use_rep and (in_memory or is_h5ad(cells)):
-                parts, matrix = stack.enter_context(opened(cells))
+                parts, matrix, names = stack.enter_context(opened(cells))
                 expression = matrix(self.projection.layer)
                 problem = lacking(parts.get("obsm", {}).get(key), key, self.dim) if expression else ""
             if not problem:
@@ -62,18 +67,18 @@ class Intake:
             if expression is None:
                 way = "use_rep, or go on with force=True" if in_memory else "--use-rep, or go on with --force"
                 raise InputError(f"{'adata' if in_memory else cells}: {problem}; name the right vectors with {way}")
-            yield self.projected(expression, problem, force)
+            rows, origin = self.projected(expression, problem, force)
+            path, shape = Path("adata") if in_memory else place(cells), (expression.num_cells, self.dim)
+            yield Cells.from_matrix(path, shape, np.float32, rows, names_column(names)), origin
 
-    def projected(self, expression: Expression, problem: str, force: bool) -> tuple[Cells, Origin]:
-        """Raises InputError where the expression does not fit either."""
+    def projected(self, expression: Expression, problem: str, force: bool) -> tuple[Rows, Origin]:
+        """-> slice of the cells -> their vectors. Raises InputError where the expression does not fit either."""
         assert self.projection is not None
         rows, line = self.projection.components(expression, force)
         odd, certain = self.problem(rows(slice(0, min(CHUNK, expression.num_cells))))
         if certain and not force:
             raise InputError(f"{problem}; {line}; but {odd}. Is the expression normalised as the reference's?")
-        shape = (expression.num_cells, self.dim)
-        cells = Cells.from_matrix(expression.path, shape, np.float32, rows, names_column(expression.names))
-        return cells, Origin(f"{problem}; {line}", odd, projected=True)
+        return rows, Origin(f"{problem}; {line}", odd, projected=True)
 
     def problem(self, vectors: np.ndarray) -> tuple[str, bool]:
         """Why vectors (n, dim) may not be of the reference's space, and whether that is certain; ("", False) if not."""

@@ -147,11 +147,11 @@ def exported(
 
     good = np.flatnonzero(usable(vectors))
     prefixes = embed(adapter, torch.from_numpy(vectors[good]))
-    table = columns.take(pa.array(good))
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # no database takes one
-            table = table.set_column(i, field.name, table[field.name].cast(field.type.value_type))
-    table = table.add_column(0, "row", pa.array(start + good))
+    arrays = {"row": pa.array(start + good)} | {name: columns[name].take(good) for name in columns.column_names}
+    for name, column in arrays.items():
+        if pa.types.is_dictionary(column.type):  # no database takes one
+            arrays[name] = column.cast(column.type.value_type)
+    table = pa.table(arrays)
     return table, {f"prefix_{prefix}": prefixes[prefix - 1].numpy(), "full": prefixes[-1].numpy()}
 
 

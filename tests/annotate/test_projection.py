@@ -12,10 +12,10 @@ import scipy.sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 
 import fractal
-from fractal.annotate import projection
-from fractal.annotate.projection import Projection, in_memory, learn
-from fractal.base.cli import InputError
+from fractal.annotate.projection import Projection, learn
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit, index, search
+from fractal.data.expression import in_memory
 from tests.conftest import TYPES
 
 GENES = 120
@@ -80,7 +80,7 @@ def test_the_training_cells_come_out_as_they_are(
     form: str, centred: bool, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Their own components are the oracle; of genes that were not used, and of a subset made after the PCA."""
-    monkeypatch.setattr(projection, "NUMBERS", 100 * GENES)  # several pieces
+    monkeypatch.setattr("fractal.data.expression.NUMBERS", 100 * GENES)  # several pieces
     x, labels = counts(500, 0)
     adata = with_pca(normalised(x), labels, centred, np.arange(GENES) % 3 > 0)[40:].copy()
     adata.X = FORMS[form](adata.X)
@@ -92,7 +92,7 @@ def test_the_training_cells_come_out_as_they_are(
     assert found is not None
     assert len(found.genes) == 80
     assert "80 genes" in line
-    expression = in_memory(adata, "")
+    expression = in_memory(adata)
     assert expression is not None
     rows, said = found.components(expression)
     assert np.allclose(rows(slice(0, 460)), adata.obsm["X_pca"], atol=1e-4)
@@ -211,7 +211,7 @@ def test_another_normalisation_is_refused_or_said(ref, capsys):
 def test_the_same_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Fit, annotate and embed from files; X is sparse and streamed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(projection, "NUMBERS", 100 * GENES)
+    monkeypatch.setattr("fractal.data.expression.NUMBERS", 100 * GENES)
     cells, new = labelled(), unseen()
     new.X = scipy.sparse.csr_matrix(new.X)
     cells.write_h5ad("cells.h5ad")

@@ -13,7 +13,6 @@ import anndata
 import h5py
 import networkx as nx
 import numpy as np
-import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -36,7 +35,7 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, match_names
 from fractal.hierarchy.tree import Tree
 from fractal.model import embedding
-from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed
+from fractal.model.adapter import FractalAdapter, embed
 from fractal.reference import VERSION, read_folder
 from fractal.score.metrics import expected_calibration_error
 from tests.conftest import TYPES, clustered, write_h5ad
@@ -337,24 +336,6 @@ def test_bundle_refuses(reference: Path, tmp_path: Path, fails):
     line = fails(bundle.main, *base, "--input", tmp_path / "other.parquet", "--output", tmp_path / "ref")
     assert "not the file that" in line
     assert not (tmp_path / "ref").exists()
-
-
-PATHS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
-
-
-@pytest.mark.parametrize("recipe", ["fractal", "published"])
-def test_onnx_equals_torch(tmp_path: Path, recipe: str):
-    torch.manual_seed(0)
-    adapter = FractalAdapter(16, 3, 5, PATHS) if recipe == "fractal" else PublishedAdapter(16, 3, 5, 2, 4)
-    assert export.export(adapter.eval(), tmp_path / "a.onnx") <= 1e-5
-    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    assert [output.name for output in session.get_outputs()] == ["prefix_1", "prefix_2", "full"]
-    for size in (1, 31):
-        x = 5 * torch.randn(size, 16)
-        found = session.run(None, {"x": x.numpy()})
-        for ours, theirs in zip(embed(adapter, x), found, strict=True):
-            assert np.allclose(ours, theirs, atol=1e-5)
-            assert np.allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
 
 
 def test_a_confidence_out_of_range(tmp_path: Path, fails):

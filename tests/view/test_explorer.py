@@ -575,7 +575,7 @@ def test_cells_that_lie_on_one_another_are_spread(browser, ref, tmp_path: Path):
     layouts = np.zeros((4, 300, 2), np.float32)
     layouts[:, :70], layouts[:, 299] = 0.5, 1  # 70 in one dot, 229 in another, and one alone
     shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
-    explorer.write_page(tmp_path / "page.html", ref.bundle, shown, layouts, "dots", "blood")
+    explorer.write_page(tmp_path / "page.html", ref, shown, layouts, "dots", "blood")
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
     at = positions(opened, 1)  # type: ignore[arg-type]
     assert len(np.unique((at[:70] / 0.018).round(), axis=0)) > 25  # discs that do not cover each other

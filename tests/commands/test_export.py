@@ -1,22 +1,23 @@
-"""fractal export --to: what is in each database, and the queries of docs/databases.md, held to fractal.search.exact."""
+"""fractal export: ONNX held to torch, the Parquet file, and the databases that load it as docs/databases.md says."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fractal.commands import export
-from fractal.model.adapter import FractalAdapter, embed, save
+from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed, save
 from fractal.search.exact import funnel
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.test_docs import ROOT, blocks
 
 CELLS = 360
-KINDS = ["duckdb", "lancedb", "qdrant", "parquet"]  # as the document has them
+KINDS = ["duckdb", "lancedb", "qdrant"]  # as the document has them
 BAD = 7  # a cell without a vector
 
 
@@ -37,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(folder: Path, kind: str, output: Path, *more: str) -> None:
+def exported(folder: Path, output: Path, *more: str) -> None:
     files = ["--reference", str(folder / "adapter.pt"), "--vectors", str(folder / "cells.h5ad"), "--use-rep", "X_pca"]
-    export.main([*files, "--to", kind, "--output", str(output), *more])
+    export.main([*files, "--to", "parquet", "--output", str(output), *more])
 
 
 def vectors(folder: Path) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
@@ -53,15 +54,17 @@ def vectors(folder: Path) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, i) for i, kind in enumerate(KINDS)])
 def test_the_documents_query_is_the_funnel(folder: Path, kind: str, place: int, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fractal.commands.databases.CHUNK", 100)  # of 360
-    exported(folder, kind, tmp_path / f"cells.{kind}")
+    monkeypatch.setattr("fractal.data.vectors.CHUNK", 100)  # of 360
+    exported(folder, tmp_path / "cells.parquet")
     code = blocks(ROOT / "docs" / "databases.md", "python")[place].replace("200", "50")
     good, prefix, full = vectors(folder)
     queries = [3, 100, 358]
     expected = good[funnel([prefix[queries], full[queries]], [prefix, full], [50, 10]).numpy()]
     for query, rows in zip(queries, expected, strict=True):
         names: dict[str, Any] = {"prefix": prefix[query].tolist(), "query": full[query].tolist()}
+        (tmp_path / str(query)).mkdir()
+        monkeypatch.chdir(tmp_path / str(query))  # a database each
+        Path("cells.parquet").hardlink_to(tmp_path / "cells.parquet")
         exec(compile(code, "docs/databases.md", "exec"), names)
         hits = names["hits"]
         if kind == "qdrant":
@@ -75,7 +78,7 @@ def test_the_documents_query_is_the_funnel(folder: Path, kind: str, place: int, 
 
 
 def test_a_file_of_vectors_keeps_its_columns(folder: Path, tmp_path: Path, capsys):
-    exported(folder, "parquet", tmp_path / "a.parquet", "--prefix", "1")
+    exported(folder, tmp_path / "a.parquet", "--prefix", "1")
     assert "left out 1 " in capsys.readouterr().out
     table = pq.read_table(tmp_path / "a.parquet")
     assert table.column_names[0] == "row"
@@ -89,35 +92,55 @@ def test_a_file_of_vectors_keeps_its_columns(folder: Path, tmp_path: Path, capsy
     assert pq.read_table(tmp_path / "b.parquet").column_names == ["row", "prefix_3", "full"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_left_of_a_run_that_fails(folder: Path, kind: str, tmp_path: Path, monkeypatch):
-    def broken(*_: object) -> None:
-        raise KeyboardInterrupt
+def test_nothing_is_left_of_a_run_that_fails(folder: Path, tmp_path: Path, monkeypatch):
+    chunks = list[int]()
 
-    monkeypatch.setattr("fractal.commands.databases.write", broken)
+    def broken(*args: Any) -> Any:
+        chunks.append(1)
+        if len(chunks) > 1:
+            raise KeyboardInterrupt
+        return chosen(*args)
+
+    chosen = export.exported
+    monkeypatch.setattr("fractal.data.vectors.CHUNK", 100)  # of 360
+    monkeypatch.setattr(export, "exported", broken)
     with pytest.raises(KeyboardInterrupt):
-        exported(folder, kind, tmp_path / f"cells.{kind}")
-    assert list(tmp_path.iterdir()) == []
+        exported(folder, tmp_path / "cells.parquet")
+    assert [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_column_of_that_name_is_not_lost(folder: Path, tmp_path: Path, fails):
     x = np.load(folder / "x.npy")[:BAD]
     table = pa.table({"embedding": list(x), "full": range(BAD)})
     pq.write_table(table, tmp_path / "cells.parquet")
-    argv = ["--reference", folder / "adapter.pt", "--vectors", tmp_path / "cells.parquet", "--to", "duckdb"]
-    assert "a column 'full'" in fails(export.main, *argv, "--output", tmp_path / "cells.duckdb")
-    assert not (tmp_path / "cells.duckdb").exists()
+    argv = ["--reference", folder / "adapter.pt", "--vectors", tmp_path / "cells.parquet", "--to", "parquet"]
+    assert "a column 'full'" in fails(export.main, *argv, "--output", tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_flags_that_do_not_go_together(folder: Path, tmp_path: Path, fails):
     model = ["--reference", folder / "adapter.pt"]
     cells = ["--vectors", folder / "cells.h5ad", "--use-rep", "X_pca"]
-    assert "--vectors" in fails(export.main, *model, "--to", "duckdb")
-    assert "neither" in fails(export.main, *model, *cells, "--to", "duckdb", "--int8-dir", tmp_path)
-    assert "at most 3" in fails(export.main, *model, *cells, "--to", "duckdb", "--prefix", "4")
-    assert "about --to" in fails(export.main, *model, "--prefix", "2")
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "thesis.tex").touch()
-    line = fails(export.main, *model, *cells, "--to", "lancedb", "--output", tmp_path / "there")
-    assert "would be lost" in line
-    assert "is the input" in fails(export.main, *model, *cells, "--to", "duckdb", "--output", folder / "cells.h5ad")
+    assert "go together" in fails(export.main, *model, "--to", "parquet")
+    assert "go together" in fails(export.main, *model, *cells)
+    assert "at most 3" in fails(export.main, *model, *cells, "--to", "parquet", "--prefix", "4")
+    assert "about --to parquet" in fails(export.main, *model, "--prefix", "2")
+    assert "is the input" in fails(export.main, *model, *cells, "--to", "parquet", "--output", folder / "cells.h5ad")
+
+
+PATHS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
+
+
+@pytest.mark.parametrize("recipe", ["fractal", "published"])
+def test_onnx_equals_torch(tmp_path: Path, recipe: str):
+    torch.manual_seed(0)
+    adapter = FractalAdapter(16, 3, 5, PATHS) if recipe == "fractal" else PublishedAdapter(16, 3, 5, 2, 4)
+    assert export.export(adapter.eval(), tmp_path / "a.onnx") <= 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert [output.name for output in session.get_outputs()] == ["prefix_1", "prefix_2", "full"]
+    for size in (1, 31):
+        x = 5 * torch.randn(size, 16)
+        found = session.run(None, {"x": x.numpy()})
+        for ours, theirs in zip(embed(adapter, x), found, strict=True):
+            assert np.allclose(ours, theirs, atol=1e-5)
+            assert np.allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
