@@ -30,7 +30,7 @@ from fractal.score.checkpoints import BANKS, Checkpoint, Evaluation
 from fractal.score.table import steer
 from fractal.view.page import check_output
 from fractal.view.page import write as write_report
-from fractal.view.scored import scored_checkpoint
+from fractal.view.report import scored_checkpoint
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -23,7 +23,8 @@ from fractal.data.atlas import LabelledVectors as Labelled
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import build_adapter
 from fractal.reference import Reference, make_reference
-from fractal.view.explorer import Cells, page
+from fractal.view.explorer import Page, html
+from fractal.view.shown import Shown
 
 DIM, TYPES = 128, 203
 PATHS = np.stack([np.arange(TYPES) // size for size in (29, 12, 2, 1)], axis=1)  # codes per level: 7, 17, 102, 203
@@ -98,9 +99,9 @@ def simulated_page(bundle: Reference, count: int, rng: np.random.Generator) -> s
     path = rng.integers(0, TYPES, count)
     places = rng.uniform(-0.9, 0.9, size=(4, TYPES, 2))
     layouts = [places[k][PATHS[path, k]] + rng.normal(scale=0.02, size=(count, 2)) for k in range(4)]
-    labels = [bundle.tree.paths[p][-1] for p in rng.integers(0, TYPES, count)]
-    cells = Cells(vectors_of(path, rng), count, labels=labels)
-    return page(bundle, cells, np.stack(layouts).astype(np.float32), f"{count:,} simulated cells", "untrained")
+    labels = [bundle.annotator.tree.paths[p][-1] for p in rng.integers(0, TYPES, count)]
+    page = Page(bundle.annotator, LEVELS, f"{count:,} simulated cells", "untrained", {})
+    return html(page, Shown(vectors_of(path, rng), count, labels=labels), np.stack(layouts).astype(np.float32))
 
 
 def wait(tab: Any, condition: str) -> None:

@@ -31,7 +31,7 @@ from fractal.view import maps
 
 Method = Callable[[list[np.ndarray]], Sequence[np.ndarray]]  # vectors of each prefix (N, dims) -> layouts (N, 2)
 MEASURED = 3_000  # cells
-STEPS = maps.SETTLE + maps.REFINE  # after the clusters have gathered, as many for all ways to use t-SNE
+STEPS = maps.LATE + maps.REFINE  # after the clusters have gathered, as many for all ways to use t-SNE
 UMAP = {"metric": "cosine", "n_neighbors": 15, "min_dist": 0.3, "random_state": 0}
 
 
@@ -41,7 +41,7 @@ def tsne(vectors: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         graph = maps.graph(vectors)
         if start is not None:
             return maps.lay_out(graph, start, maps.REFINE, bar)
-        start = maps.lay_out(graph, maps.start_layout(vectors, 0), maps.GATHER, bar, maps.EXAGGERATION, 0.5)
+        start = maps.lay_out(graph, maps.start_layout(vectors, 0), maps.EARLY, bar, maps.EXAGGERATION, 0.5)
         return maps.lay_out(graph, start, STEPS, bar)
 
 

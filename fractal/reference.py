@@ -33,13 +33,13 @@ from fractal.annotate.answers import CONFIDENCE, NOVELTY, answer_columns, as_obs
 from fractal.annotate.calibration import Calibration
 from fractal.annotate.card import model_card
 from fractal.annotate.projection import Projection
-from fractal.annotate.query import Intake
+from fractal.annotate.query import Intake, Origin
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
-from fractal.data.cells import Cells
+from fractal.data.cells import Cells, has_obs
 from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
@@ -47,7 +47,7 @@ from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree
 from fractal.model import adapter as checkpoints
 from fractal.model.adapter import Adapter, build_adapter, pick_device
-from fractal.model.embedding import Embedder, block_names, embed_matrix, weights, weights_sha256
+from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights, weights_sha256
 from fractal.score.answers import answer_table
 from fractal.view.maps import MAPS
 
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from fractal.search import Index
+    from fractal.view.explorer import Page
     from fractal.view.maps import Maps
+    from fractal.view.scored import Scored
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
 FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
@@ -77,14 +79,6 @@ class Reference:
     projection: Projection | None = None  # from expression to vectors
     name: str = ""
     folder: Path | None = None
-
-    def __getattr__(self, name: str) -> Any:  # until view takes arrays
-        moved = {"tree", "vectors", "path", "validation_vectors", "validation_path", "calibration", "answer"}
-        if name in moved:
-            return getattr(self.annotator, name)
-        if name in ("cl_ids", "counts"):
-            return getattr(self.annotator.tree, name)
-        raise AttributeError(name)
 
     @property
     def adapter(self) -> Adapter:
@@ -274,9 +268,11 @@ class Reference:
     @cached_property
     def maps(self) -> "Maps":
         """A layout of the reference's cells per prefix (fractal.view.maps), kept in its folder if it has one."""
-        from fractal.view.maps import maps_of
+        from fractal.view.maps import kept_maps
 
-        return maps_of(self, self.folder)
+        ends = [self.adapter.scale_dim * j for j in range(1, self.adapter.num_levels + 1)]
+        path = self.folder / MAPS if self.folder else None
+        return kept_maps(path, cut_matrix(self.adapter, self.annotator.vectors), ends)
 
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
         """Place the cells of `adata` on the reference's maps, in place, without refitting.
@@ -285,9 +281,9 @@ class Reference:
         whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
         for 20,000. Vectors are read, projected or refused as in `annotate`. Raises InputError for these.
         """
-        from fractal.view.maps import OBSM, fractal_vectors
+        from fractal.view.maps import OBSM
 
-        positions = self.maps.transform(fractal_vectors(self, self.vectors_of(adata, use_rep, force)[0]))
+        positions = self.maps.transform(cut_matrix(self.adapter, self.vectors_of(adata, use_rep, force)[0]))
         for j, layout in enumerate(positions, 1):
             adata.obsm[OBSM.format(j)] = layout
 
@@ -308,21 +304,92 @@ class Reference:
         are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
         Vectors are read or refused as in `annotate`. Raises InputError for these and for recipe `published`.
         """
-        from fractal.view.explorer import explore
+        from fractal.view.explorer import check_template, write_page
+        from fractal.view.shown import read_shown
 
-        vectors, _ = self.vectors_of(adata, use_rep, force)
-        maps, name = self.maps, self.name or "a reference"
-        explore(self, maps, adata, vectors, Path(path), labels, columns, max_cells, name)
+        check_template()
+        with self.intake.open(adata, use_rep, force) as (cells, origin):
+            shown = read_shown(cells, labels, columns, max_cells)
+        announce(origin, 3)
+        layouts = self.maps.transform(cut_matrix(self.adapter, shown.vectors))
+        write_page(Path(path), self.page("AnnData"), shown, layouts)
 
-    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Any]:
+    def page(self, title: str) -> "Page":
+        """What a page of the explorer shows beside its cells."""
+        from fractal.view.explorer import Page
+
+        facts = {
+            "Reference made of": str(self.facts.get("source") or self.facts.get("data", "")),
+            "Reference cells": f"{len(self.annotator.path):,} of {len(self.annotator.tree.paths)} types",
+            "Vectors": self.use_rep,
+            "Cell Ontology": str(self.facts.get("cl_release", "")),
+            "Adapter": self.sha256[:16],
+            "Fractal Cells": __version__,
+        }
+        return Page(self.annotator, self.embedder.levels, title, self.name or "a reference", facts)
+
+    def score(
+        self,
+        cells: "AnnData | str | Path | None" = None,
+        labels: str | None = None,
+        *,
+        levels: Sequence[str] = (),
+        study: str | None = None,
+        use_rep: str | None = None,
+        force: bool = False,
+        num_samples: int = 5_000,
+        obo: str | None = None,
+        seed: int = 0,
+    ) -> "Scored":
+        """How good the reference is, on labelled cells, for `report` to show.
+
+        Parameters
+        ----------
+        cells : AnnData, or path or URI of an .h5ad, .zarr or Parquet of ingest.py; by default the reference's held-out
+            cells. Of the file of training only the test cells count.
+        labels : str, column of obs with names or ids of the Cell Ontology, or the reference's finest names
+        levels : columns of obs, one a level, coarse to fine, in place of labels
+        study : str, column of obs: studies or donors; intervals are over these, not over cells
+        use_rep, force : as in `annotate`
+        num_samples : int, cells to draw
+        obo : path or URL of the Cell Ontology; by default the shipped one
+        seed : int, of the draw
+
+        Raises
+        ------
+        InputError : for cells without labels or usable vectors, and of another embedding.
+        """
+        from fractal.view.labelled import atlas_cells, obs_cells, validation_cells
+        from fractal.view.report import score_reference
+
+        graph, name = load_graph(obo or CL_SLIM), self.name or "the reference"
+        tree, own = self.annotator.tree, cells is None
+        if cells is None:
+            labelled = validation_cells(self.annotator, num_samples, seed)
+        else:
+            in_memory = hasattr(cells, "obsm")
+            with self.intake.open(cells if in_memory else place_of(cells), use_rep, force) as (opened, origin):
+                if in_memory or has_obs(cells):
+                    labelled = obs_cells(opened, tree, labels, levels, study, graph, num_samples, seed)
+                else:
+                    labelled = atlas_cells(opened.path, tree, self.facts, num_samples, seed)
+            labelled.notes.extend(line for line in (origin.vectors * origin.projected, origin.warning) if line)
+        return score_reference(self.annotator, self.facts, name, self.sha256, labelled, own, graph)
+
+    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
         """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
         with self.intake.open(adata, use_rep, force) as (cells, origin):
             (_, vectors), *_ = cells.chunks(cells.num_rows)
-        if origin.projected:
-            print(origin.vectors)
-        if origin.warning:
-            warnings.warn(f"{origin.vectors}: {origin.warning}", stacklevel=3)
+        announce(origin, 4)
         return vectors, origin
+
+
+def announce(origin: Origin, stacklevel: int) -> None:
+    """Print where vectors come from if it is not obsm, and warn of what is wrong with them."""
+    if origin.projected:
+        print(origin.vectors)
+    if origin.warning:
+        warnings.warn(f"{origin.vectors}: {origin.warning}", stacklevel=stacklevel)
 
 
 def check_answers(confidence: float, novelty: str) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fractal.data.cells import Cells
 from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import Adapter, truncate_blocks
+from fractal.model.adapter import Adapter, FractalAdapter, truncate_blocks
 
 BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
 
@@ -86,6 +86,15 @@ def embed_matrix(adapter: Adapter, vectors: np.ndarray, prefix: int | None = Non
         found[some] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
         all_blocks[some] = blocks.flatten(1).cpu()
     return found, all_blocks
+
+
+def cut_matrix(adapter: Adapter, vectors: np.ndarray) -> np.ndarray:
+    """(n, dim) float32 -> (n, num_levels * scale_dim) float32, whose first numbers are the prefixes, of any length.
+
+    These are the full vectors, or, for recipe `published`, whose full vectors can't be cut, the blocks behind them.
+    """
+    full, blocks = embed_matrix(adapter, vectors)
+    return full if isinstance(adapter, FractalAdapter) else blocks
 
 
 def embed_chunks(

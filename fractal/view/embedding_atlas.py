@@ -13,12 +13,15 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
+from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import answer_columns
 from fractal.annotate.neighbours import Neighbours
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
-from fractal.data.parquet import ROW_GROUP, table_writer
+from fractal.data.parquet import CELL_ID, ROW_GROUP, table_writer
 from fractal.data.vectors import usable
 from fractal.view.maps import Maps
+from fractal.view.shown import Shown
 
 NEIGHBORS = 15  # as many as the package itself computes
 NAMES = ("x_{}", "y_{}")  # of prefix 1, 2, ...
@@ -60,3 +63,18 @@ def neighbor_column(vectors: np.ndarray) -> pa.StructArray:
     offsets = pa.array(np.arange(0, len(ids) + 1, k, dtype=np.int32))
     lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, distances)]
     return pa.StructArray.from_arrays(lists, ["ids", "distances"])
+
+
+def atlas_columns(annotator: Annotator, shown: Shown) -> pa.Table:
+    """What Embedding Atlas shows of the cells beside the maps: names, a label per level, and their columns."""
+    tree = annotator.tree
+    if shown.labels is None:
+        answers = answer_columns(annotator.answer(shown.vectors), tree)
+        names = ("label", "status", *tree.levels)
+        labels = {name: answers[name].cast(pa.string()).fill_null("") for name in names}
+    else:
+        path_of = {path[-1]: path for path in tree.paths}
+        paths = [path_of.get(name, ("",) * len(tree.levels)) for name in shown.labels]
+        labels = dict(zip(tree.levels, map(pa.array, zip(*paths, strict=True)), strict=True))
+    columns = {name: pa.array(values, from_pandas=True) for name, values in shown.columns.items()}
+    return pa.table({**({} if shown.names is None else {CELL_ID: shown.names}), **labels, **columns})

@@ -7,66 +7,52 @@ What the page computes is what torch computes on the same numbers:
 
 - Vectors are whole numbers of 11 bits, each cell with a factor of its own, 2 bytes a number and 1.4 in the file. The
   cosines that the page ranks by are those of these numbers.
-- New cells pass through the adapter's own weights (float32). Their labels are voted for by at most BANK of the
-  reference's cells, balanced over the types, and calibrated anew on at most VALIDATION of its held-out cells, so the
-  probabilities hold for the page's own votes. A larger reference answers a little better: `fractal annotate`.
+- New cells pass through the adapter's weights (float32). Their labels are voted for by at most BANK of the reference's
+  cells, balanced over the types, and calibrated anew on at most VALIDATION of its held-out cells, so the probabilities
+  hold for the page's votes. A larger reference answers a little better: `fractal annotate`.
 """
-
-from __future__ import annotations
 
 import base64
 import gzip
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from fractal import __version__
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, CONFIDENCE, NOVEL
 from fractal.annotate.neighbours import Neighbours
 from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE, Voting
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.data.reorder import round_robin
-from fractal.data.vectors import usable
-from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CL_SLIM, SHIPPED, load_graph
-from fractal.hierarchy.tree import Tree
-from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, Adapter, FractalAdapter
-from fractal.model.embedding import block_names, embed_matrix
+from fractal.hierarchy.tree import Labels, Tree, nodes_of
+from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, FractalAdapter, embed
+from fractal.model.embedding import embed_matrix
 from fractal.view.colours import UNKNOWN, colours_of
-from fractal.view.maps import Maps, fractal_vectors
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from pandas import DataFrame, Series
-
-    from fractal.reference import Reference as Bundle
+from fractal.view.shown import Shown, encoded
 
 TEMPLATE = SHIPPED / "explorer.html"
-MAX_CELLS = 20_000  # shown by default; a page of 128-d vectors then stays under 15 MB
 BANK, VALIDATION = 8_000, 4_000
 LARGEST = 1_023  # of a vector's numbers: 11 bits with the sign
-MAX_VALUES = 200  # of a column that colours cells
-DEFAULT_COLUMNS, DEFAULT_VALUES = 8, 60
 FIRST, REST = "<!-- first -->", "<!-- vectors -->"  # where the template takes data: what the map needs, and the vectors
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The cells of a page, n of the `total` of their file."""
+class Page:
+    """What a page shows beside its cells."""
 
-    vectors: np.ndarray  # (n, dim) float32, usable
-    total: int
-    names: Sequence[str] | None = None
-    labels: Sequence[str] | None = None  # of the finest level; None: the reference's answers are shown
-    columns: Mapping[str, Series] = field(default_factory=dict)
+    annotator: Annotator  # a reference's
+    blocks: Sequence[str]  # the level that each block tells
+    title: str
+    reference: str  # its name
+    facts: Mapping[str, str]  # provenance, lines of "About"
 
 
 def check_template() -> None:
@@ -78,19 +64,18 @@ def check_template() -> None:
         )
 
 
-def write_page(path: Path, bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str) -> int:
-    """Write the page -> its size in bytes. Arguments as of `page`; raises InputError as it does."""
-    text = page(bundle, cells, layouts, title, reference).encode()
+def write_page(path: Path, page: Page, shown: Shown, layouts: np.ndarray) -> int:
+    """Write the page -> its size in bytes. layouts (prefixes, n, 2), in one frame. Raises InputError as `contents`."""
+    text = html(page, shown, layouts).encode()
     with atomic_write(path) as part:
         part.write_bytes(text)
     return len(text)
 
 
-def page(bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str) -> str:
-    """layouts (prefixes, n, 2), in one frame; title and reference are shown. Raises InputError as `contents` does."""
+def html(page: Page, shown: Shown, layouts: np.ndarray) -> str:
     check_template()
     template = TEMPLATE.read_text(encoding="utf-8")
-    about, arrays = contents(bundle, cells, layouts, title, reference)
+    about, arrays = contents(page, shown, layouts)
     facts = json.dumps(about, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")  # no tag can end here
     parts = [f'<script type="application/json" id="about">{facts}</script>']
     parts += [
@@ -122,31 +107,34 @@ def unit(whole: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-class PageVoting(Voting):
-    """The annotator whose bank is that of the page: `whole_numbers` of the full vectors."""
+class PageBank(Neighbours):
+    """The cells that vote in the page: `whole` (m, dim) int16, on paths (m,)."""
 
-    def __init__(self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree) -> None:
-        super().__init__(adapter, vectors, path, tree)
-        assert isinstance(self.neighbours, Neighbours)  # the reference's own cells vote here, not an index
-        self.bank = whole_numbers(self.neighbours.bank.cpu().numpy())
-        self.neighbours = Neighbours(torch.from_numpy(unit(self.bank)).to(self.device))
+    def __init__(self, whole: np.ndarray, path: np.ndarray, device: torch.device) -> None:
+        super().__init__(torch.from_numpy(unit(whole)).to(device))
+        self.whole, self.path = whole, path
+
+    def restricted(self, keep: np.ndarray) -> "PageBank":
+        rows = keep[self.path]
+        return PageBank(self.whole[rows], self.path[rows], self.bank.device)
 
 
-def page_reference(bundle: Bundle, seed: int = 0) -> tuple[Annotator, PageVoting]:
-    """The reference as the page holds it, see the module's text: fewer cells, calibrated on its own votes."""
-    rng = np.random.default_rng(seed)
-    rows = balanced(bundle.path, BANK, seed)
-    held_out = np.sort(rng.permutation(len(bundle.validation_path))[:VALIDATION])
+def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, PageBank]:
+    """The reference as the page holds it, see the module's text: fewer cells, calibrated on their votes."""
+    rows = balanced(annotator.path, BANK, seed)
+    held_out = np.random.default_rng(seed).permutation(len(annotator.validation_path))[:VALIDATION]
     small = replace(
-        bundle.annotator,
-        vectors=bundle.vectors[rows],
-        path=bundle.path[rows],
-        validation_vectors=bundle.validation_vectors[held_out],
-        validation_path=bundle.validation_path[held_out],
+        annotator,
+        vectors=annotator.vectors[rows],
+        path=annotator.path[rows],
+        validation_vectors=annotator.validation_vectors[np.sort(held_out)],
+        validation_path=annotator.validation_path[np.sort(held_out)],
     )
-    voting = PageVoting(small.adapter, small.vectors, small.path, small.tree)
-    small.__dict__["voting"] = voting  # the cached property
-    return small.calibrated(), voting
+    device = next(small.adapter.parameters()).device
+    full = embed(small.adapter, torch.from_numpy(small.vectors).to(device))[-1]
+    bank = PageBank(whole_numbers(full.cpu().numpy()), small.path, device)
+    small.voting = Voting(small.adapter, small.vectors, small.path, small.tree, bank)
+    return small.calibrated(), bank
 
 
 def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -154,156 +142,137 @@ def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(round_robin(path, seed)[:count])
 
 
-def nodes_of(tree: Tree) -> list[tuple[str, ...]]:
-    """The nodes of the tree, each before what is below it; the first, (), is the root."""
-    return sorted({path[:k] for path in tree.paths for k in range(len(path) + 1)})
-
-
-def contents(
-    bundle: Bundle, cells: Cells, layouts: np.ndarray, title: str, reference: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the page is told, and its arrays, in the order in which the page reads them.
+def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, Any], Arrays]:
+    """What the page is given as JSON, and its arrays, in the order in which the page reads them.
 
     Raises InputError for recipe `published` and for a column of too many values.
     """
-    adapter = bundle.adapter
+    adapter, tree = page.annotator.adapter, page.annotator.tree
     if not isinstance(adapter, FractalAdapter):
         raise InputError(
-            f"{reference}: of recipe {bundle.facts['recipe']}, whose prefixes are no cuts of the full vector; explore "
-            "takes a reference of another recipe"
+            f"{page.reference}: of recipe published, whose prefixes are no cuts of the full vector; explore takes a "
+            "reference of another recipe"
         )
-    full = embed_matrix(adapter, cells.vectors)[0]
-    widths = [j * adapter.scale_dim for j in range(1, adapter.num_levels + 1)]
-    nodes = nodes_of(bundle.tree)
+    nodes = [(), *nodes_of(tree.paths)]  # each before what is below it; the first is the root
     position = {node: i for i, node in enumerate(nodes)}
-    node, answers = node_of_cells(bundle, cells, position)
-    columns, column_arrays = encoded(cells.columns)
-    small, annotator = page_reference(bundle)
+    node, answers = node_of_cells(page.annotator, shown, position)
+    columns, column_arrays = encoded(shown.columns)
+    small, bank = page_annotator(page.annotator)
     about = {
-        "title": title,
-        "reference": reference,
-        "cells": len(cells.vectors),
-        "total": cells.total,
-        "levels": list(bundle.levels),
-        "blocks": list(block_names(bundle.facts["config"])),
-        "widths": widths,
-        "nodes": nodes_told(bundle, nodes),
+        "title": page.title,
+        "reference": page.reference,
+        "cells": len(shown.vectors),
+        "total": shown.total,
+        "levels": list(tree.levels),
+        "blocks": list(page.blocks),
+        "widths": [j * adapter.scale_dim for j in range(1, adapter.num_levels + 1)],
+        "nodes": node_table(tree, nodes),
         "unknown": UNKNOWN,
-        "known": cells.labels is not None,
+        "known": shown.labels is not None,
         "columns": columns,
-        "names": list(cells.names) if cells.names is not None else None,
-        "adapter": {
-            "levels": adapter.num_levels,
-            "scaleDim": adapter.scale_dim,
-            "classes": adapter.classes,
-            "tau": TAU,
-            "meansShare": MEANS_SHARE,
-            "meansTemperature": MEANS_TEMPERATURE,
-            "familiar": float(adapter.typical_distance),
-            "blockScale": adapter.block_scale[:, 0].tolist(),
-            "residualScale": adapter.residual_scale[:, 0].tolist(),
-            "sharpness": adapter.sharpness[:, 0].tolist(),
-        },
-        "annotator": {
-            "neighbours": NEIGHBOURS,
-            "temperature": TEMPERATURE,
-            "novel": NOVEL,
-            "caution": CAUTION,
-            "cautiousDepth": CAUTIOUS_DEPTH,
-            "confidence": CONFIDENCE,
-            "votes": small.calibration.votes,
-            "paths": [[position[path[:k]] for k in range(1, len(path) + 1)] for path in bundle.tree.paths],
-            "cells": len(bundle.path),
-            "heldOut": len(small.validation_path),
-        },
-        "facts": provenance(bundle),
+        "names": None if shown.names is None else list(shown.names),
+        "adapter": about_adapter(adapter),
+        "annotator": {**about_annotator(small, position), "cells": len(page.annotator.path)},
+        "facts": dict(page.facts),
     }
     arrays = {
         "maps": np.rint(layouts * (32_000 / np.abs(layouts).max())).astype(np.int16),
         "node": node.astype(np.uint16 if len(nodes) < 2**16 else np.uint32),
         **column_arrays,
         **answers,
-        "fractal": whole_numbers(full),
-        "raw": whole_numbers(cells.vectors),
+        "fractal": whole_numbers(embed_matrix(adapter, shown.vectors)[0]),
+        "raw": whole_numbers(shown.vectors),
         **weights(adapter),
-        "bank": annotator.bank,
-        "bank_path": small.path.astype(np.uint16 if len(bundle.tree.paths) < 2**16 else np.uint32),
-        "whiten": np.ascontiguousarray(annotator.whiten.T),
-        "whitened_means": annotator.means,
-        "signals": np.array([column for column, _ in small.calibration.signals]),
-        "signal_weights": np.array([weight for _, weight in small.calibration.signals]),
-        "ood_score": np.array(small.calibration.ood_score[0]),
-        "ood_weights": np.array(small.calibration.ood_score[1]),
+        **annotator_arrays(small, bank),
     }
     return about, arrays
 
 
-def node_of_cells(
-    bundle: Bundle, cells: Cells, position: Mapping[tuple[str, ...], int]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, int]) -> tuple[np.ndarray, Arrays]:
     """-> the deepest node (n,) that is known of each cell, and, where no labels are given, the reference's answers.
 
     A given label is the name of a type, at the finest level; others than the reference's are the root, "no label".
     The arrays of the answers: path (n,), depth (n,), probability (n, levels) in ten-thousandths, p-value (n,) and
     status (n,): 0 ok, 1 withheld, 2 novel.
     """
-    if cells.labels is not None:
-        path_of = {path[-1]: path for path in bundle.tree.paths}
-        return np.array([position[path_of.get(name, ())] for name in cells.labels]), {}
-    answer = bundle.answer(cells.vectors)
-    paths = [bundle.tree.paths[p][:d] for p, d in zip(answer.path, answer.depth, strict=True)]
-    arrays = {
-        "answer_path": answer.path.astype(np.uint16 if len(bundle.tree.paths) < 2**16 else np.uint32),
+    paths = annotator.tree.paths
+    if shown.labels is not None:
+        path_of = {path[-1]: path for path in paths}
+        return np.array([position[path_of.get(name, ())] for name in shown.labels]), {}
+    answer = annotator.answer(shown.vectors)
+    node = [position[paths[p][:d]] for p, d in zip(answer.path, answer.depth, strict=True)]
+    return np.array(node), {
+        "answer_path": answer.path.astype(np.uint16 if len(paths) < 2**16 else np.uint32),
         "answer_depth": answer.depth.astype(np.uint8),
         "answer_probability": np.rint(10_000 * answer.probability).astype(np.uint16),
         "answer_p_value": answer.p_value.astype(np.float32),
         "answer_status": np.where(answer.novel, 2, answer.depth < answer.confident_depth).astype(np.uint8),
     }
-    return np.array([position[path] for path in paths]), arrays
 
 
-def nodes_told(bundle: Bundle, nodes: Sequence[tuple[str, ...]]) -> list[dict[str, Any]]:
+def node_table(tree: Tree, nodes: Sequence[Labels]) -> list[dict[str, Any]]:
     """For the legend and the search box: names, parents (rows), colours, CL ids and synonyms."""
-    ids: dict[tuple[str, ...], str] = {}
-    for path, terms in zip(bundle.tree.paths, bundle.cl_ids.tolist(), strict=True):
+    ids: dict[Labels, str] = {}
+    for path, terms in zip(tree.paths, tree.cl_ids.tolist(), strict=True):
         ids |= {path[: k + 1]: term for k, term in enumerate(terms)}
     graph = load_graph(CL_SLIM) if any(ids.values()) else None
-    colours, position = colours_of(bundle.tree.paths), {node: i for i, node in enumerate(nodes)}
-    told = []
-    for node in nodes:
-        term = ids.get(node, "")
-        told.append(
-            {
-                "name": node[-1] if node else "",
-                "parent": position[node[:-1]] if node else -1,
-                "colour": colours.get(node, UNKNOWN),
-                "id": term,
-                "synonyms": list(graph.nodes[term]["synonyms"]) if graph is not None and term in graph else [],
-            }
-        )
-    return told
+    colours, position = colours_of(tree.paths), {node: i for i, node in enumerate(nodes)}
+    return [
+        {
+            "name": node[-1] if node else "",
+            "parent": position[node[:-1]] if node else -1,
+            "colour": colours.get(node, UNKNOWN),
+            "id": (term := ids.get(node, "")),
+            "synonyms": list(graph.nodes[term]["synonyms"]) if graph is not None and term in graph else [],
+        }
+        for node in nodes
+    ]
 
 
-def encoded(columns: Mapping[str, Series]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Columns of the file -> what the page is told of each, and the arrays: codes with 0 for missing, or float32."""
-    from pandas import Categorical
+def about_adapter(adapter: FractalAdapter) -> dict[str, Any]:
+    """The numbers of the page's forward pass; its arrays are `weights`."""
+    return {
+        "levels": adapter.num_levels,
+        "scaleDim": adapter.scale_dim,
+        "classes": adapter.classes,
+        "tau": TAU,
+        "meansShare": MEANS_SHARE,
+        "meansTemperature": MEANS_TEMPERATURE,
+        "familiar": float(adapter.typical_distance),
+        "blockScale": adapter.block_scale[:, 0].tolist(),
+        "residualScale": adapter.residual_scale[:, 0].tolist(),
+        "sharpness": adapter.sharpness[:, 0].tolist(),
+    }
 
-    told, arrays = [], dict[str, np.ndarray]()
-    for i, (name, values) in enumerate(columns.items()):
-        if values.dtype.kind in "iuf":
-            numbers = values.to_numpy(np.float32, na_value=np.nan)
-            known = numbers[np.isfinite(numbers)]
-            low, high = np.quantile(known, [0.01, 0.99]).tolist() if len(known) else (0.0, 1.0)
-            told.append({"name": name, "low": low, "high": high})
-            arrays[f"column_{i}"] = numbers
-            continue
-        text = values.astype(object).map(lambda value: None if value is None or is_missing(str(value)) else str(value))
-        codes = Categorical(text)
-        if len(codes.categories) > MAX_VALUES:
-            raise InputError(f"column '{name}' has {len(codes.categories)} values, at most {MAX_VALUES} can be shown")
-        told.append({"name": name, "values": list(codes.categories)})
-        arrays[f"column_{i}"] = (codes.codes + 1).astype(np.uint8 if len(codes.categories) < 256 else np.uint16)
-    return told, arrays
+
+def about_annotator(small: Annotator, position: Mapping[Labels, int]) -> dict[str, Any]:
+    """The numbers of the page's annotator, and the nodes of each path."""
+    return {
+        "neighbours": NEIGHBOURS,
+        "temperature": TEMPERATURE,
+        "novel": NOVEL,
+        "caution": CAUTION,
+        "cautiousDepth": CAUTIOUS_DEPTH,
+        "confidence": CONFIDENCE,
+        "votes": small.calibration.votes,
+        "paths": [[position[path[:k]] for k in range(1, len(path) + 1)] for path in small.tree.paths],
+        "heldOut": len(small.validation_path),
+    }
+
+
+def annotator_arrays(small: Annotator, bank: PageBank) -> Arrays:
+    """What the page's annotator holds of the reference, and its calibration."""
+    voting, calibration = small.voting, small.calibration
+    return {
+        "bank": bank.whole,
+        "bank_path": small.path.astype(np.uint16 if len(small.tree.paths) < 2**16 else np.uint32),
+        "whiten": np.ascontiguousarray(voting.whiten.T),
+        "whitened_means": voting.means,
+        "signals": np.array([column for column, _ in calibration.signals]),
+        "signal_weights": np.array([weight for _, weight in calibration.signals]),
+        "ood_score": np.array(calibration.ood_score[0]),
+        "ood_weights": np.array(calibration.ood_score[1]),
+    }
 
 
 def weights(adapter: FractalAdapter) -> dict[str, np.ndarray]:
@@ -322,58 +291,3 @@ def weights(adapter: FractalAdapter) -> dict[str, np.ndarray]:
         "log_prior": state["log_prior"],
         "paths": state["paths"].astype(np.uint16),
     }
-
-
-def provenance(bundle: Bundle) -> dict[str, str]:
-    """Lines for the page's "About"."""
-    return {
-        "Reference made of": str(bundle.facts.get("source") or bundle.facts.get("data", "")),
-        "Reference cells": f"{len(bundle.path):,} of {len(bundle.tree.paths)} types",
-        "Vectors": bundle.use_rep,
-        "Cell Ontology": str(bundle.facts.get("cl_release", "")),
-        "Adapter": bundle.sha256[:16],
-        "Fractal Cells": __version__,
-    }
-
-
-def choose(
-    frame: DataFrame, labels: str | None, columns: Sequence[str] | None, where: Path | str
-) -> tuple[list[str] | None, dict[str, Series]]:
-    """The table of the cells -> their labels, and the columns to colour by, see `fractal explore --help`.
-
-    Raises InputError for a column that is not there.
-    """
-    own = [name for name in sorted(map(str, frame.columns)) if re.match(r"level[1-9]_.", name)]  # of an atlas
-    labels = labels or (own[-1] if own else None)
-    if missing := [name for name in [*(columns or ()), *([labels] if labels else [])] if name not in frame]:
-        raise InputError(
-            f"{where}: has no column '{missing[0]}'; it has {', '.join(map(str, frame.columns)) or 'none'}"
-        )
-    if columns is None:
-        some = [name for name in frame if name not in (*own, labels) and frame[name].dtype.kind not in "iufM"]
-        columns = [name for name in some if 2 <= frame[name].nunique() <= DEFAULT_VALUES][:DEFAULT_COLUMNS]
-    types = None if labels is None else [clean(str(name)) for name in frame[labels]]
-    return types, {name: frame[name] for name in columns}
-
-
-def explore(
-    bundle: Bundle,
-    maps: Maps,
-    adata: AnnData,
-    vectors: np.ndarray,
-    path: Path,
-    labels: str | None,
-    columns: Sequence[str] | None,
-    max_cells: int,
-    reference: str,
-) -> int:
-    """`Reference.explore`: the page of an AnnData whose cells have these vectors (n, dim) float32 -> its bytes."""
-    check_template()
-    rows = np.random.default_rng(0).permutation(len(vectors))[:max_cells]
-    rows = np.sort(rows[usable(vectors[rows])])
-    if not len(rows):
-        raise InputError("none of the cells has a usable vector")
-    types, shown = choose(adata.obs.iloc[rows], labels, columns, "adata.obs")
-    cells = Cells(vectors[rows], len(vectors), adata.obs_names[rows].astype(str).tolist(), types, shown)
-    layouts = maps.transform(fractal_vectors(bundle, cells.vectors))
-    return write_page(path, bundle, cells, layouts, "AnnData", reference)

@@ -2,13 +2,11 @@
 
 Each prefix has its own graph of nearest neighbours, and t-SNE (van der Maaten and Hinton 2008) lays it out. Left to
 itself every layout would put its islands elsewhere. So first one layout is made of the mean of all graphs; in it each
-kind of cell has its place. From there every prefix is laid out by its own graph, and a weak spring pulls each cell to
-its place. benchmarks/maps.py compares this with UMAP, AlignedUMAP, and starting from the prefix before.
+kind of cell has its position. From there every prefix is laid out by its own graph, and a weak spring pulls each cell
+to its position. benchmarks/maps.py compares this with UMAP, AlignedUMAP, and starting from the prefix before.
 
 New cells are placed without refitting: amid their nearest neighbours, prefix by prefix.
 """
-
-from __future__ import annotations
 
 import errno
 import hashlib
@@ -17,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,24 +27,20 @@ from fractal import __version__
 from fractal.base.cli import InputError, needs
 from fractal.base.files import atomic_write
 from fractal.data.vectors import usable
-from fractal.model.embedding import embed_matrix
 from fractal.search.exact import Nearest
 
-if TYPE_CHECKING:
-    from fractal.reference import Reference as Bundle
-
-MAPS = "maps.safetensors"  # in a reference's folder; a reference that is made again loses them
+MAPS = "maps.safetensors"  # in the folder of a reference
 VERSION = 1  # of the file
 OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in an AnnData, and in Parquet
 MIN_CELLS = 20
 PERPLEXITY = 30  # how many neighbours a cell attends to; three times as many are looked up
-GATHER, SETTLE = 250, 250  # steps of the common layout: clusters gather, and find their shape
+EARLY, LATE = 250, 250  # steps of the common layout: clusters form, and then take their shape
 REFINE = 400  # steps of each prefix from there
-EXAGGERATION = 12  # of the attraction while clusters gather
-SPRING = 0.006  # of the force that pulls a cell to its place in the common layout
+EXAGGERATION = 12  # of the attraction in the early steps
+SPRING = 0.006  # of the force that pulls a cell to its position in the common layout
 FEW = 2_500  # cells: with fewer, Barnes-Hut's tree is faster than the grid of FIt-SNE
 PLACED_BY = 10  # neighbours of a new cell
-SAME = 1 - 1e-6  # cosine above which a new cell is one of the fitted ones, and takes its place
+SAME = 1 - 1e-6  # cosine above which a new cell is one of the fitted ones, and takes its position
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Maps:
     vectors: np.ndarray  # (N, D) float32, as given to `fit_maps`
     prefix_ends: tuple[int, ...]  # numbers in prefix 1, 2, ...; the last is D
     layouts: np.ndarray  # (P, N, 2) float32, prefix 1 first; all in one frame, within [-1, 1]
-    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance: seed, method, versions, adapter
+    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance: seed, method, versions
 
     def transform(self, vectors: np.ndarray) -> np.ndarray:
         """Place cells (M, D) float32 -> (P, M, 2) float32, without refitting.
@@ -66,14 +60,14 @@ class Maps:
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.prefix_ends[-1]:
             raise InputError(f"vectors of shape {vectors.shape}: the maps take (n, {self.prefix_ends[-1]})")
-        places = np.full((len(self.prefix_ends), len(vectors), 2), np.nan, np.float32)
+        positions = np.full((len(self.prefix_ends), len(vectors), 2), np.nan, np.float32)
         good = np.flatnonzero(usable(vectors))
         if len(good):
             for j, end in enumerate(self.prefix_ends):
                 similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
                 between = amid(self.layouts[j][rows])
-                places[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], between)
-        return places
+                positions[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], between)
+        return positions
 
     def save(self, path: str | Path) -> None:
         """Write the maps as one safetensors file, whole or not at all."""
@@ -83,20 +77,20 @@ class Maps:
             part.write_bytes(save(arrays, {"fractal_maps": json.dumps(facts)}))
 
     @staticmethod
-    def load(path: str | Path) -> Maps:
+    def load(path: str | Path) -> "Maps":
         """Raises InputError for a file that is missing, damaged, or of another version."""
         try:
             with safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["fractal_maps"])
                 arrays = {name: file.get_tensor(name) for name in ("vectors", "layouts")}
             maps = Maps(arrays["vectors"], tuple(map(int, facts.pop("prefix_ends"))), arrays["layouts"], facts)
-            version, told = facts.pop("version"), facts.pop("sha256")
+            version, sha256 = facts.pop("version"), facts.pop("sha256")
             shape = len(maps.prefix_ends), len(maps.vectors), 2
             whole = (
                 maps.layouts.shape == shape
                 and maps.vectors.shape[1:] == maps.prefix_ends[-1:]
                 and all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values())
-                and told == checksum(arrays)
+                and sha256 == checksum(arrays)
             )
         except (OSError, SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(f"{path}: no maps, or damaged; delete it, `fractal map` makes it again") from error
@@ -122,14 +116,12 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return sha256.hexdigest()
 
 
-def fit_maps(
-    vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0, facts: Mapping[str, Any] | None = None
-) -> Maps:
+def fit_maps(vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0) -> Maps:
     """Lay cells out at every prefix; the same input and seed give the same maps.
 
     vectors (N, D) float32: full fractal vectors, or blocks, whose first `prefix_ends[j]` numbers are prefix j + 1. Of
-    any length. facts: provenance, kept with the maps. Raises InputError for fewer than 20 cells, for rows that are zero
-    or not finite, and where openTSNE is missing.
+    any length. Raises InputError for fewer than 20 cells, for rows that are zero or not finite, and where openTSNE is
+    missing.
     """
     needs("openTSNE", "maps")
     ends = tuple(map(int, prefix_ends))
@@ -142,24 +134,23 @@ def fit_maps(
             f"the vector of cell {(~usable(vectors)).argmax()} is zero or not finite; leave such cells out"
         )
     vectors = np.ascontiguousarray(vectors, np.float32)
-    with tqdm(total=GATHER + SETTLE + REFINE * len(ends), unit="steps", desc="maps") as bar:
+    with tqdm(total=EARLY + LATE + REFINE * len(ends), unit="steps", desc="maps") as bar:
         graphs = [graph(vectors[:, :end]) for end in ends]
         common = start_layout(vectors[:, : ends[0]], seed)
         mean = sum(graphs) / len(graphs)
-        common = lay_out(mean, common, GATHER, bar, exaggeration=EXAGGERATION, momentum=0.5)
-        common = lay_out(mean, common, SETTLE, bar)
+        common = lay_out(mean, common, EARLY, bar, exaggeration=EXAGGERATION, momentum=0.5)
+        common = lay_out(mean, common, LATE, bar)
         layouts = np.stack([lay_out(g, common, REFINE, bar, home=common) for g in graphs])
     low, high = layouts.min((0, 1)), layouts.max((0, 1))
     layouts = (layouts - (low + high) / 2) / (max(high - low) / 2)
-    told = {"method": "t-SNE", "openTSNE": needs("openTSNE", "maps").__version__, "seed": seed}
-    return Maps(vectors, ends, layouts.astype(np.float32), {**told, "fractal_version": __version__, **(facts or {})})
+    about = {"method": "t-SNE", "openTSNE": needs("openTSNE", "maps").__version__, "seed": seed}
+    return Maps(vectors, ends, layouts.astype(np.float32), {**about, "fractal_version": __version__})
 
 
 def neighbours(queries: np.ndarray, bank: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest by cosine -> cosines and rows, both (n, k), nearest first. Without a bank: among the others."""
-    q = torch.from_numpy(np.ascontiguousarray(queries))
-    search = Nearest(q, k, leave_one_out=bank is None)
-    search.add(q if bank is None else torch.from_numpy(np.ascontiguousarray(bank)))
+    search = Nearest(torch.from_numpy(np.ascontiguousarray(queries)), k, leave_one_out=bank is None)
+    search.add(torch.from_numpy(np.ascontiguousarray(queries if bank is None else bank)))
     similarity, rows = search.result()
     return similarity.numpy(), rows.numpy()
 
@@ -220,35 +211,18 @@ def lay_out(
     return np.asarray(layout)
 
 
-# --- of a reference --------------------------------------------------------------------------------------------------
+def kept_maps(path: Path | None, vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0) -> Maps:
+    """The maps in a file, if they are of these vectors, else new ones, which are written there.
 
-
-def fractal_vectors(bundle: Bundle, vectors: np.ndarray) -> np.ndarray:
-    """Cells (n, dim) float32 as they go into the adapter -> (n, D), of which every prefix is a cut.
-
-    These are the full vectors, and the blocks behind them for recipe `published`, whose full vectors can't be cut.
+    path: of a reference's maps; None keeps nothing. Other arguments and errors are those of `fit_maps` and `Maps.load`.
     """
-    full, blocks = embed_matrix(bundle.adapter, vectors)
-    return blocks if bundle.facts["recipe"] == "published" else full
-
-
-def prefix_ends(bundle: Bundle) -> list[int]:
-    return [bundle.adapter.scale_dim * j for j in range(1, bundle.adapter.num_levels + 1)]
-
-
-def maps_of(bundle: Bundle, folder: Path | None = None, *, seed: int = 0) -> Maps:
-    """The maps of a reference's cells, in their order; kept in `folder`, the reference's, and made where missing.
-
-    Maps that belong to another adapter or other cells, as after the reference was made again, are replaced.
-    Raises InputError as `fit_maps` and `Maps.load` do.
-    """
-    facts = {"adapter_sha256": bundle.sha256, "cells_sha256": checksum({"vectors": bundle.vectors}), "seed": seed}
-    path = folder / MAPS if folder else None
     if path and path.exists():
         maps = Maps.load(path)
-        if all(maps.facts.get(name) == value for name, value in facts.items()):
+        same = maps.vectors.shape == vectors.shape and maps.prefix_ends == tuple(prefix_ends)
+        # other processors and numbers of threads round otherwise
+        if same and maps.facts.get("seed") == seed and np.allclose(maps.vectors, vectors, atol=1e-4):
             return maps
-    maps = fit_maps(fractal_vectors(bundle, bundle.vectors), prefix_ends(bundle), seed=seed, facts=facts)
+    maps = fit_maps(vectors, prefix_ends, seed=seed)
     if path:
         try:
             maps.save(path)

@@ -1,185 +1,52 @@
-"""A reference, scored: on its own held-out cells, or on labelled cells of a file."""
+"""What a report shows: a reference scored on labelled cells, or a checkpoint on the cells of eval.py.
 
-from __future__ import annotations
+Both by 5 neighbours among the reference's or training cells and among the scored ones, and by the answers.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
 
-from fractal.base.cli import InputError
+from fractal.annotate.annotator import Annotator
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
-from fractal.data.cells import Cells, is_h5ad
-from fractal.data.vectors import usable
-from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.ontology import build_hierarchy, match_names
-from fractal.model.split import Split
+from fractal.hierarchy.tree import Labels
+from fractal.model.embedding import weights_sha256
+from fractal.score.checkpoints import Checkpoint, Evaluation
 from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_rows, raw
 from fractal.score.table import score_table, truth_of
+from fractal.view.labelled import Labelled
 from fractal.view.scored import Scored, answers_of, provenance
 
-if TYPE_CHECKING:
-    from fractal.reference import Reference as Bundle
-
-Path_ = tuple[str, ...]  # the labels of a type, coarse to fine
+REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Cells with known labels: vectors (n, dim) float32, the path of each (n,), perhaps the study of each (n,)."""
-
-    vectors: np.ndarray
-    paths: list[Path_]
-    groups: np.ndarray | None
-    studies: Sequence[str]
-    said: str  # what they are
-    notes: list[str]
-
-
-def own_cells(bundle: Bundle, num_samples: int, seed: int) -> Labelled:
-    """The validation cells that a reference keeps."""
-    rows = drawn(len(bundle.validation_path), num_samples, seed)
-    paths = [bundle.tree.paths[i] for i in bundle.validation_path[rows]]
-    said = (
-        f"{len(rows):,} validation cells of the reference beside its {len(bundle.path):,} reference cells. The weights "
-        "were not fitted on them, but the epoch was chosen by them. They are balanced over the types and come from the "
-        "studies of training: expect less on another donor or tissue"
-    )
-    if bundle.facts["scores"].get("cells"):
-        said += f". Answers and probabilities: of {bundle.facts['scores']['cells']:,} test cells that nothing has seen"
-    return Labelled(bundle.validation_vectors[rows], paths, None, (), said + ".", [])
-
-
-def drawn(n: int, num_samples: int, seed: int) -> np.ndarray:
-    """At most num_samples of n row numbers, ascending."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[:num_samples])
-
-
-def of_atlas(bundle: Bundle, path: Path, num_samples: int, seed: int) -> Labelled:
-    """Cells of a Parquet file of ingest.py or stratify.py; of the file of training only the test cells."""
-    atlas = Atlas.open(path)
-    if atlas.levels != bundle.levels:
-        theirs, ours = ", ".join(atlas.levels), ", ".join(bundle.levels)
-        raise InputError(f"{path}: its levels are {theirs}, those of the reference {ours}; score a file of these")
-    rows, kind, by_study = np.arange(atlas.num_rows), "cells", atlas.has_studies
-    known = bundle.facts.get("split")
-    if isinstance(known, Mapping) and atlas.fingerprint == known.get("fingerprint"):
-        split = Split.of(bundle.facts, path)
-        rows, kind, by_study = split.rows(atlas)[2], "test cells", len(split.test_studies) > 1
-    rows = rows[drawn(len(rows), num_samples, seed)]
-    cells = atlas.read(rows) if len(rows) else None
-    if cells is None:
-        raise InputError(f"{path}: none of its cells was held out; score another file")
-    paths = [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]
-    groups, studies = atlas.studies if by_study else (None, [])
-    said = f"{len(rows):,} {kind} of {path.name}"
-    return Labelled(cells.vectors, paths, None if groups is None else groups[rows], studies, said, [])
-
-
-def of_h5ad(
-    bundle: Bundle,
-    path: Path,
-    labels: str | None,
-    levels: Sequence[str],
-    use_rep: str,
-    study: str | None,
-    graph: nx.DiGraph,
-    num_samples: int,
-    seed: int,
-) -> Labelled:
-    """Cells of an .h5ad with labels in obs: names of the Cell Ontology or of the reference, or a column per level."""
-    with Cells.open(path, use_rep) as cells:
-        found = cells.labels(labels or "", study, None, levels)
-        taken = np.flatnonzero(found.codes >= 0)
-        codes, groups, names = found.codes[taken], found.study_codes, found.names
-        tree = found.tree
-        known = [tree[name].levels for name in names] if tree else places(bundle, names, graph)
-        if tree and len(levels) != len(bundle.levels):
-            raise InputError(f"{path}: the reference has {len(bundle.levels)} levels; name as many with --levels")
-        placed = np.array([path is not None for path in known])[codes]
-        rows = np.flatnonzero(placed)
-        rows = rows[drawn(len(rows), num_samples, seed)]
-        groups = None if groups is None else groups[taken]
-        vectors, start = np.empty((len(rows), cells.dim), np.float32), 0
-        for _, chunk in cells.chunks():
-            inside = (taken[rows] >= start) & (taken[rows] < start + len(chunk))
-            vectors[inside] = chunk[taken[rows[inside]] - start]
-            start += len(chunk)
-        notes = list(found.notes)
-    if lost := int((~placed).sum()):
-        unknown = sorted({names[c] for c in np.unique(codes[~placed])})
-        notes.append(f"{lost:,} cells left out, neither the reference nor the ontology has: {'; '.join(unknown)}")
-    if not len(rows):
-        raise InputError(f"{path}: no cell has a label that the reference or the ontology has; {notes[-1]}")
-    paths = [known[c] or () for c in codes[rows]]
-    said = f"{len(rows):,} cells of {path.name}"
-    return Labelled(vectors, paths, None if groups is None else groups[rows], found.studies, said, notes)
-
-
-def places(bundle: Bundle, names: Sequence[str], graph: nx.DiGraph) -> list[Path_ | None]:
-    """The path of each name: the reference's own, by name or CL id, else the ontology's, else None."""
-    by_name = {path[-1]: path for path in bundle.tree.paths}
-    by_term = {term: path for term, path in zip(bundle.cl_ids[:, -1], bundle.tree.paths, strict=True) if term}
-    matches, rows = match_names(names, graph), build_hierarchy(names, graph, "other")
-    found: list[Path_ | None] = []
-    for name, row in zip(names, rows, strict=True):
-        term, how = matches[name]
-        from_ontology = row.levels if how != "unmapped" and by_term and bundle.levels == LEVELS else None
-        found.append(by_name.get(name) or by_term.get(term) or from_ontology)
-    return found
-
-
-def read_labelled(
-    bundle: Bundle,
-    path: Path,
-    labels: str | None,
-    levels: Sequence[str],
-    use_rep: str | None,
-    study: str | None,
-    graph: nx.DiGraph,
-    num_samples: int,
-    seed: int,
-    force: bool,
-) -> Labelled:
-    """Raises InputError for cells that can't be scored: without labels, or of another embedding."""
-    if is_h5ad(path):
-        key = use_rep or bundle.use_rep
-        cells = of_h5ad(bundle, path, labels, levels, key, study, graph, num_samples, seed)
-    else:
-        cells = of_atlas(bundle, path, num_samples, seed)
-    if cells.vectors.shape[1] != bundle.adapter.dim:
-        raise InputError(f"{path}: {cells.vectors.shape[1]} numbers a cell, the reference takes {bundle.adapter.dim}")
-    if not usable(cells.vectors).all():
-        raise InputError(f"{path}: some vectors are zero or not finite; leave such cells out")
-    odd, certain = bundle.intake.problem(cells.vectors)
-    if certain and not force:
-        raise InputError(f"{path}: {odd}; name the right vectors with --use-rep, or go on with --force")
-    return Labelled(**{**vars(cells), "notes": [*cells.notes, *([odd] if odd else [])]})
-
-
-def coded(paths: Sequence[Path_]) -> tuple[list[list[str]], np.ndarray]:
+def coded(paths: Sequence[Labels]) -> tuple[list[list[str]], np.ndarray]:
     """Paths (n,) -> the classes of each level, and labels (n, levels) int64 into them."""
     pairs = [np.unique(np.array(column, object), return_inverse=True) for column in zip(*paths, strict=True)]
     return [names.tolist() for names, _ in pairs], np.stack([codes for _, codes in pairs], axis=1)
 
 
-def kept_answers(bundle: Bundle, name: str) -> dict[str, dict[str, Any]]:
-    """How good the answers were on the test cells when the reference was made. Raises InputError for a damaged one."""
-    scores, split = bundle.facts["scores"], bundle.facts.get("split") or {}
+def kept_answers(facts: Mapping[str, Any], levels: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
+    """How good the answers were on the test cells when the reference was made. Raises InputError for damaged ones."""
+    scores, split = facts["scores"], facts.get("split") or {}
     try:
         if not scores["cells"]:
             return {}
-        for level in bundle.levels:
-            own = scores["levels"][level]
-            shares = [own["coverage"], own["accuracy_forced"], own["accuracy"] or 0.0, own["calibration_error"]]
-            bins = [(bin["probability"], bin["accuracy"], bin["cells"]) for bin in own["reliability"]]
-            if not all(0 <= x <= 1 for x in [*shares, *(x for p, r, _ in bins for x in (p, r))]) or not bins:
+        for level in levels:
+            figures = scores["levels"][level]
+            shares = [figures[key] for key in ("coverage", "accuracy_forced", "calibration_error")]
+            bins = [(bin["probability"], bin["accuracy"], bin["cells"]) for bin in figures["reliability"]]
+            every = [*shares, figures["accuracy"] or 0.0, *(x for p, r, _ in bins for x in (p, r))]
+            if not bins or not all(0 <= x <= 1 for x in every):
                 raise ValueError("no shares")
-            if not all(type(cells) is int and cells > 0 for *_, cells in bins) or own["calibration_noise_floor"] < 0:
+            if (
+                not all(type(cells) is int and cells > 0 for *_, cells in bins)
+                or figures["calibration_noise_floor"] < 0
+            ):
                 raise ValueError("no counts")
         types = len(split.get("test_types") or ())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -187,39 +54,46 @@ def kept_answers(bundle: Bundle, name: str) -> dict[str, dict[str, Any]]:
     return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}
 
 
-def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph: nx.DiGraph) -> Scored:
-    """Score cells by 5 neighbours among the reference cells (bank) and among themselves (loo), as eval.py does.
+def score_reference(
+    annotator: Annotator,
+    facts: Mapping[str, Any],
+    name: str,
+    weights: str,
+    cells: Labelled,
+    own: bool,
+    graph: nx.DiGraph,
+) -> Scored:
+    """Score labelled cells as eval.py does.
 
-    own: they are the reference's validation cells; then the answers are those of its test cells, as it keeps them.
-    Raises InputError for fewer than two cells.
+    facts: bundle.json; weights: their sha256; own: the cells are the validation cells that the reference keeps, and the
+    answers those of its test cells. Raises InputError for fewer than two cells, and for kept answers that are damaged.
     """
-    n, device = len(cells.paths), next(bundle.adapter.parameters()).device
+    n, device, tree = len(cells.paths), next(annotator.adapter.parameters()).device, annotator.tree
     if n < 2:
         raise InputError(f"{name}: {n} labelled cells are too few to score")
-    reference_paths = [bundle.tree.paths[i] for i in bundle.path]
+    reference_paths = [tree.paths[i] for i in annotator.path]
     classes, codes = coded([*cells.paths, *reference_paths])
     labels, bank_labels = torch.from_numpy(codes).to(device).split([n, len(reference_paths)])
-    trained = [sorted({path[k] for path in reference_paths}) for k in range(len(bundle.levels))]
-    unseen = sorted({path[-1] for path in cells.paths} - set(trained[-1]))
+    trained = [sorted({path[k] for path in reference_paths}) for k in range(len(tree.levels))]
+    new = sorted({path[-1] for path in cells.paths} - set(trained[-1]))
     groups = cells.groups if cells.groups is not None and len(np.unique(cells.groups)) > 1 else None
-    truth = truth_of(bundle.levels, labels, classes, trained, unseen, groups, graph)
-
-    queries, bank = (Subset(torch.from_numpy(x).to(device), np.arange(len(x))) for x in (cells.vectors, bundle.vectors))
-    count, width = bundle.adapter.num_levels, bundle.adapter.scale_dim
-    controls, failed = fit_controls(bank.vectors, bundle.path, [width * (j + 1) for j in range(count)])
-    encoders = [raw, adapter_encoder(bundle.adapter), controls]
+    truth = truth_of(tree.levels, labels, classes, trained, new, groups, graph)
+    queries, bank = (
+        Subset(torch.from_numpy(x).to(device), np.arange(len(x))) for x in (cells.vectors, annotator.vectors)
+    )
+    widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
+    controls, failed = fit_controls(bank.vectors, annotator.path, widths)
+    encoders = [raw, adapter_encoder(annotator.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
-    known = LabelledVectors(cells.vectors, codes[:n], classes, bundle.levels)
-    answers = kept_answers(bundle, name) if own else answers_of(bundle.annotator, known, truth.seen)
-    copies, same = scores.copies["the bank"], scores.copies["other test cells"]
-    copies_note = f"{copies:,} cells have an exact copy in the reference, which flatters all figures"
-    same_note = f"{same:,} cells have an exact copy among the others, which flatters loo"
-    notes = [note for number, note in ((copies, copies_note), (same, same_note)) if number]
+    if own:
+        answers, answered = kept_answers(facts, tree.levels, name), None
+    else:
+        known = LabelledVectors(cells.vectors, codes[:n], classes, tree.levels)
+        answers, answered = answers_of(annotator, known, truth.seen)
     return Scored(
         name=name,
-        cells=cells.said,
-        levels=bundle.levels,
-        blocks=bundle.facts["config"].get("block_levels", range(count)),
+        cells=cells.title,
+        levels=tree.levels,
         prefixes=scores.groups[1][::-1],
         raw=scores.rows[0],
         controls=scores.groups[2],
@@ -229,7 +103,63 @@ def score_reference(bundle: Bundle, name: str, cells: Labelled, own: bool, graph
         paths=np.unique(codes, axis=0),
         studies=cells.studies,
         answers=answers,
+        answered=answered,
         no_answers="" if answers else "the reference was made without test cells",
-        facts=[("reference", name), *provenance(bundle.facts, bundle.sha256)],
-        warnings=[*cells.notes, *notes, *failed],
+        facts=[("reference", name), *provenance(facts, weights)],
+        warnings=[*cells.notes, *copies(scores.copies), *failed],
+    )
+
+
+def copies(counts: Mapping[str, int]) -> list[str]:
+    """A line for each kind of exact copies that flatter the figures."""
+    where = {"the bank": "in the reference, which flatters all figures", "other test cells": "among the others, which "
+             "flatters loo"}  # fmt: skip
+    return [f"{n:,} cells have an exact copy {where[kind]}" for kind, n in counts.items() if n]
+
+
+def scored_checkpoint(
+    models: Sequence[Checkpoint],
+    i: int,
+    result: Evaluation,
+    atlas: Atlas,
+    protocols: dict[str, str],
+    about: list[str],
+    annotator: Annotator | None = None,
+) -> Scored:
+    """The i-th checkpoint of an evaluation on the cells of an atlas: its rows, and what its reference would answer.
+
+    about: what the cells are, and how they were drawn. protocols: see `Scored`. annotator: of a reference, for cells
+    that are all new; else the answers are those of what `fractal reference` would make of the checkpoint.
+    """
+    model, scores, cells = models[i], result.scores, result.cells
+    truth, new_cells = scores.truth, "bank" not in protocols
+    try:
+        if not new_cells:
+            annotator = Annotator.of_atlas(model.adapter, atlas, model.split, REFERENCE_CELLS)
+        elif annotator is None:
+            raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
+        (answers, answered), why = answers_of(annotator, cells.split(len(truth.seen))[0], truth.seen), ""
+    except InputError as error:
+        answers, answered, why = {}, None, str(error)
+    data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them
+    return Scored(
+        name=model.name,
+        cells="; ".join([str(model), *about]),
+        levels=truth.levels,
+        prefixes=scores.groups[1 + i][::-1],  # raw comes first
+        raw=scores.rows[0],
+        controls=[row for group in scores.groups[1 + len(models) :] for row in group],
+        protocols=protocols,
+        truth=truth,
+        classes=cells.classes,
+        paths=np.unique(cells.labels, axis=0),
+        studies=atlas.studies[1] if truth.groups is not None else (),
+        answers=answers,
+        answered=answered,
+        no_answers=why,
+        facts=[
+            ("model", model.path.name),
+            ("cells scored", f"{atlas.path.name}, sha256 {data}"),
+            *provenance(model.facts, weights_sha256(model.adapter)),
+        ],
     )

@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fractal.annotate.annotator import Annotator
-from fractal.base.errors import InputError
-from fractal.data.atlas import Atlas, LabelledVectors
-from fractal.model.embedding import weights_sha256
-from fractal.score.checkpoints import Checkpoint, Evaluation
+from fractal.annotate.annotator import Annotator, path_names
+from fractal.data.atlas import LabelledVectors
+from fractal.score.answers import answer_scores
 from fractal.score.table import Truth
-
-REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,6 @@ class Scored:
     name: str
     cells: str  # what the n cells are, in a few words
     levels: Sequence[str]  # names, coarse to fine
-    blocks: Sequence[int]  # which level, by number, each block tells
     prefixes: list[dict[str, Any]]  # rows of prefix 1, 2, ..., full
     raw: dict[str, Any]  # row of the raw vectors
     controls: list[dict[str, Any]]  # rows of PCA, LDA and raw cut short; may be empty
@@ -88,16 +83,16 @@ class Scored:
             return self
 
         def of_seen(row: dict[str, Any]) -> dict[str, Any]:
-            own = {protocol: row["seen"][protocol] for protocol in self.protocols}
-            return {**row, **own, **{f"{p}_interval": row["seen_interval"][p] for p in self.protocols}}
+            seen = {protocol: row["seen"][protocol] for protocol in self.protocols}
+            return {**row, **seen, **{f"{p}_interval": row["seen_interval"][p] for p in self.protocols}}
 
         prefixes, controls = ([of_seen(row) for row in rows] for rows in (self.prefixes, self.controls))
         return replace(self, prefixes=prefixes, controls=controls, raw=of_seen(self.raw))
 
     def counted(self, level: int) -> np.ndarray:
         """(n,) bool: the cells that the figures of `apart` are of, at a level of the first protocol."""
-        some = self.truth.counts[:, level] if self.main == "bank" else np.ones(len(self.truth.seen), bool)
-        return some & self.truth.seen if self.mixed else some
+        counts = self.truth.counts[:, level] if self.main == "bank" else np.ones(len(self.truth.seen), bool)
+        return counts & self.truth.seen if self.mixed else counts
 
     def compared(self) -> list[int]:
         """The levels, by number, that have more than one class, and an accuracy."""
@@ -107,65 +102,27 @@ class Scored:
         ]
 
 
-def answers_of(annotator: Annotator, cells: LabelledVectors, seen: np.ndarray) -> dict[str, dict[str, Any]]:
-    """What the reference answers of labelled cells, of the types that it knows (seen, (n,) bool) and of others."""
-    found = {}
-    for name, mask in ("seen", seen), ("unseen", ~seen):
-        part = LabelledVectors(cells.vectors[mask], cells.labels[mask], cells.classes, cells.levels)
-        if mask.any():
-            found[name] = annotator.scores(part)
-    return found
+def answers_of(
+    annotator: Annotator, cells: LabelledVectors, seen: np.ndarray
+) -> tuple[dict[str, dict[str, Any]], Answered]:
+    """The answers for n labelled cells, and their figures: of types that are known (seen, (n,) bool) and of others."""
+    answers, levels = annotator.answer(cells.vectors), annotator.tree.levels
+    names = np.array(annotator.tree.paths, object)[answers.path]  # by name: a type may be missing in the tree
+    right = names == np.array(path_names(cells), object)
+    reached = answers.depth[:, None] > np.arange(len(levels))
+    groups = {
+        name: {
+            "cells": int(mask.sum()),
+            "flagged": float(answers.novel[mask].mean()),
+            "levels": answer_scores(levels, right[mask], reached[mask], answers.probability[mask]),
+        }
+        for name, mask in (("seen", seen), ("unseen", ~seen))
+        if mask.any()
+    }
+    return groups, Answered(right, reached, answers.novel)
 
 
-def scored_checkpoint(
-    models: Sequence[Checkpoint],
-    i: int,
-    result: Evaluation,
-    atlas: Atlas,
-    protocols: dict[str, str],
-    about: list[str],
-    annotator: Annotator | None = None,
-) -> Scored:
-    """The i-th checkpoint of an evaluation on the cells of an atlas: its rows, and what its reference would answer.
-
-    about: what the cells are, and how they were drawn. protocols: see `Scored`. annotator: of a reference, for cells
-    that are all new; else the answers are those of what `fractal reference` would make of the checkpoint.
-    """
-    model, scores, cells = models[i], result.scores, result.cells
-    truth, new_cells = scores.truth, "bank" not in protocols
-    try:
-        if not new_cells:
-            annotator = Annotator.of_atlas(model.adapter, atlas, model.split, REFERENCE_CELLS)
-        elif annotator is None:
-            raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        answers, why = answers_of(annotator, cells.split(len(truth.seen))[0], truth.seen), ""
-    except InputError as error:
-        answers, why = {}, str(error)
-    data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them
-    return Scored(
-        name=model.name,
-        cells="; ".join([str(model), *about]),
-        levels=truth.levels,
-        blocks=[list(truth.levels).index(level) for level in model.blocks],
-        prefixes=scores.groups[1 + i][::-1],  # raw comes first
-        raw=scores.rows[0],
-        controls=[row for group in scores.groups[1 + len(models) :] for row in group],
-        protocols=protocols,
-        truth=truth,
-        classes=cells.classes,
-        paths=np.unique(cells.labels, axis=0),
-        studies=atlas.studies[1] if truth.groups is not None else (),
-        answers=answers,
-        no_answers=why,
-        facts=[
-            ("model", model.path.name),
-            ("cells scored", f"{atlas.path.name}, sha256 {data}"),
-            *provenance(model.facts, weights_sha256(model.adapter)),
-        ],
-    )
-
-
-def provenance(facts: dict[str, Any], weights: str) -> list[tuple[str, str]]:
+def provenance(facts: Mapping[str, Any], weights: str) -> list[tuple[str, str]]:
     """Of a checkpoint or a reference (bundle.json): what it is made of, in lines."""
     known = {key: facts.get(key) for key in ("split", "versions", "training")}
     split, versions, training = (value if isinstance(value, Mapping) else {} for value in known.values())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import build_adapter
 from fractal.reference import Reference, make_reference, write_folder
-from fractal.view.report import own_cells, score_reference
 from fractal.view.scored import Scored
 
 EVIL = "</text><script>alert(1)</script><img src=x onerror=alert(2)> & \"'`\x1b[31m"
@@ -57,7 +57,7 @@ def bundle() -> Reference:
 
 @pytest.fixture(scope="module")
 def scored(bundle: Reference) -> Scored:
-    return score_reference(bundle, "blood", own_cells(bundle, 5_000, 0), True, GRAPH)
+    return replace(bundle, name="blood").score()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +30,12 @@ from hypothesis.extra.numpy import arrays
 from torch.nn.functional import normalize
 
 import fractal
-from fractal.base.cli import InputError
 from fractal.commands import explore
 from fractal.model.embedding import embed_matrix
 from fractal.view import explorer
-from fractal.view.colours import colours_of, to_oklch
-from fractal.view.explorer import Cells, balanced, choose, nodes_of, page_reference, unit, whole_numbers
+from fractal.view.explorer import balanced, page_annotator, unit, whole_numbers
 from fractal.view.maps import Maps
+from fractal.view.shown import Shown, choose
 from tests.conftest import clustered
 from tests.conftest import columns as annotated
 
@@ -73,10 +73,11 @@ def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
     return np.stack([part - part.mean(0) for part in parts])
 
 
-def write(path: Path, ref: fractal.Reference, adata: anndata.AnnData, labels: str | None, title: str) -> Cells:
+def write(path: Path, ref: fractal.Reference, adata: anndata.AnnData, labels: str | None, title: str) -> Shown:
     types, columns = choose(adata.obs, labels, ["donor", "genes"], title)
-    some = Cells(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns)
-    explorer.write_page(path, ref, some, layouts_of(ref, some.vectors), title, "blood")
+    some = Shown(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns)
+    page = replace(ref.page(title), reference="blood")
+    explorer.write_page(path, page, some, layouts_of(ref, some.vectors))
     return some
 
 
@@ -161,19 +162,6 @@ def test_balanced_rows_are_as_even_as_can_be(path, count):
     assert not short.any() or taken.max() <= taken[short].min() + 1
 
 
-def test_shades_of_a_family_have_its_hue():
-    paths = [("Immune", "Lymphoid", f"T{i}") for i in range(5)] + [
-        ("Immune", "Myeloid", "M"),
-        ("Muscle", "Smooth", "S"),
-    ]
-    colours = colours_of(paths)
-    assert colours["Muscle",] == colours["Muscle", "Smooth", "S"]
-    hues = [to_oklch(colours[path])[2] for path in paths if path[0] == "Immune"]
-    assert max(hues) - min(hues) < 60
-    assert len({colours[path] for path in paths}) == len(paths)
-    assert colours_of([p for p in paths if p[0] == "Immune"])["Immune", "Myeloid"] != colours["Immune", "Myeloid"]
-
-
 def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch):
     ref.save(tmp_path / "blood")
     cells(80, seed=1).write_h5ad(tmp_path / "new.h5ad")
@@ -181,9 +169,6 @@ def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch:
     assert "no column 'nothing'" in fails(explore.main, *there, "--labels", "nothing")
     assert "only an .h5ad" in fails(explore.main, tmp_path / "x.npy", "--use-rep", "X", *there[1:])
     assert "name another output" in fails(explore.main, *there[:3], "--output", tmp_path / "new.h5ad")
-    many = pd.DataFrame({"id": [f"x{i}" for i in range(300)]})
-    with pytest.raises(InputError, match="300 values"):
-        explorer.encoded({"id": many["id"]})
     monkeypatch.setattr(explorer, "TEMPLATE", tmp_path / "nothing.html")
     assert "is not built" in fails(explore.main, *there)
     assert not (tmp_path / "page.html").exists()
@@ -362,7 +347,7 @@ def test_dropped_files_get_the_labels_and_probabilities_of_torch(shown, ref):
         ("new.npy", as_npy(x), None),
         ("columns.npy", as_npy(np.asfortranarray(x.astype(np.float64))), None),
     ]
-    small, annotator = page_reference(ref)
+    small, _ = page_annotator(ref.annotator)
     told = annotated(small, x)
     full = embed_matrix(ref.adapter, x)[0]
     maps = Maps(unit(shown.arrays["fractal"]), tuple(shown.about["widths"]), shown.arrays["maps"] / np.float32(32_000))
@@ -749,8 +734,8 @@ def test_the_first_view_has_the_most_islands(browser, ref, tmp_path: Path):
     ring = np.stack([np.cos(angle), np.sin(angle)], 1) + 0.01 * np.random.default_rng(0).normal(size=(300, 2))
     layouts = np.stack([0.01 * ring, 0.01 * ring, ring, 0.01 * ring]).astype(np.float32)
     layouts[[0, 1, 3], 0] = 1
-    shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
-    explorer.write_page(tmp_path / "page.html", ref, shown, layouts, "rings", "blood")
+    shown = Shown(adata.obsm["X_scVI"], 300, None, types, columns)
+    explorer.write_page(tmp_path / "page.html", ref.page("rings"), shown, layouts)
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
     assert opened.page.evaluate("explorer.map.prefix") == 3
     opened.check()
@@ -827,9 +812,3 @@ def test_the_typescript_is_sound(tmp_path: Path):
         pytest.skip(f"npm could not install: {installed.stderr[-200:]}")
     checked = subprocess.run([npm, "run", "check"], cwd=place, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-
-
-def test_nodes_stand_before_what_is_below_them(ref):
-    nodes = nodes_of(ref.tree)
-    assert nodes[0] == ()
-    assert all(node[:-1] in nodes[:i] for i, node in enumerate(nodes) if node)

@@ -1,8 +1,6 @@
-"""Maps that belong together: layouts, new cells, the file, the reference's cache, the command, the hand-over."""
+"""Maps that belong together: layouts, new cells, the file, the reference's cache, the command."""
 
-import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +16,10 @@ from sklearn.metrics import silhouette_score
 import fractal
 from fractal.base.cli import InputError
 from fractal.commands.map import main
+from fractal.model.embedding import cut_matrix
 from fractal.reference import write_folder
 from fractal.view import maps as module
-from fractal.view.embedding_atlas import write_embedding_atlas
-from fractal.view.maps import MAPS, Maps, amid, fit_maps, fractal_vectors, maps_of
+from fractal.view.maps import MAPS, Maps, amid, fit_maps, kept_maps
 from tests.conftest import clustered
 
 KINDS = ["B cell", "fibroblast", "regulatory T cell"] * 120
@@ -167,7 +165,7 @@ def cells() -> anndata.AnnData:
 def folder(cells: anndata.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("maps") / "reference"
     fractal.fit(cells, labels="kind", use_rep="X_pca", epochs=2).save(path)
-    maps_of(fractal.load(path), path)
+    assert fractal.load(path).maps.prefix_ends
     return path
 
 
@@ -178,33 +176,55 @@ def not_again(*_: object, **__: object) -> Maps:
 def test_maps_are_made_once(folder: Path, cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "fit_maps", not_again)
     reference, new = fractal.load(folder), cells.copy()
-    assert len(reference.maps.vectors) == len(reference.vectors)
+    assert len(reference.maps.vectors) == len(reference.annotator.vectors)
     reference.map(new)
     keys = [key for key in new.obsm if key.startswith("X_fractal_umap")]
     assert keys == [f"X_fractal_umap_{j + 1}" for j in range(len(reference.maps.layouts))]
-    own = reference.maps.transform(fractal_vectors(reference, new.obsm["X_pca"]))
+    own = reference.maps.transform(cut_matrix(reference.adapter, new.obsm["X_pca"]))
     assert np.array_equal(new.obsm["X_fractal_umap_1"], own[0])
 
 
 def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bundle = fractal.load(folder)
-    keep = np.array([path[-1] != "fibroblast" for path in bundle.tree.paths])
+    keep = np.array([path[-1] != "fibroblast" for path in bundle.annotator.tree.paths])
     other = replace(bundle, annotator=bundle.annotator.restricted(keep))
     write_folder(tmp_path / "other", other)
     shutil.copy(folder / MAPS, tmp_path / "other" / MAPS)
     made: list[int] = []
 
-    def counted(vectors: np.ndarray, ends: list[int], *, seed: int, facts: dict) -> Maps:
+    def counted(vectors: np.ndarray, ends: list[int], *, seed: int) -> Maps:
         made.append(len(vectors))
-        return Maps(vectors, tuple(ends), np.zeros((len(ends), len(vectors), 2), np.float32), facts)
+        return Maps(vectors, tuple(ends), np.zeros((len(ends), len(vectors), 2), np.float32), {"seed": seed})
 
     monkeypatch.setattr(module, "fit_maps", counted)
     for _ in range(2):
-        maps = maps_of(fractal.load(tmp_path / "other"), tmp_path / "other")
-        assert len(maps.vectors) == len(other.vectors)
-    assert made == [len(other.vectors)]
+        assert len(fractal.load(tmp_path / "other").maps.vectors) == len(other.annotator.vectors)
+    assert made == [len(other.annotator.vectors)]
     write_folder(tmp_path / "other", bundle)  # a reference that is made again has no maps of the one before
     assert not (tmp_path / "other" / MAPS).exists()
+
+
+def test_kept_maps_are_those_of_the_vectors_the_prefixes_and_the_seed(fitted: Maps, tmp_path: Path, monkeypatch):
+    path = tmp_path / "maps.safetensors"
+    fitted.save(path)
+    made: list[int] = []
+
+    def counted(*_: object, seed: int) -> Maps:
+        made.append(seed)
+        return fitted
+
+    monkeypatch.setattr(module, "fit_maps", counted)
+    rounded = fitted.vectors + np.float32(1e-6)  # as another processor may round
+    assert np.array_equal(kept_maps(path, rounded, [8, 16]).layouts, fitted.layouts)
+    assert not made
+    for vectors, ends, seed in (
+        (fitted.vectors + np.float32(0.01), [8, 16], 0),
+        (fitted.vectors[1:], [8, 16], 0),
+        (fitted.vectors, [4, 16], 0),
+        (fitted.vectors, [8, 16], 1),
+    ):
+        assert kept_maps(path, vectors, ends, seed=seed) is fitted
+    assert made == [0, 0, 0, 1]
 
 
 def test_a_folder_that_can_not_be_written_is_no_obstacle(
@@ -215,7 +235,7 @@ def test_a_folder_that_can_not_be_written_is_no_obstacle(
 
     monkeypatch.setattr(Maps, "save", refused)
     monkeypatch.setattr(module, "fit_maps", lambda *_, **__: fitted)
-    assert maps_of(fractal.load(folder), folder, seed=5) is fitted
+    assert kept_maps(folder / MAPS, fitted.vectors, fitted.prefix_ends) is fitted
     assert "can't be written" in capsys.readouterr().err
 
 
@@ -272,42 +292,3 @@ def test_help_names_the_columns(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "X_fractal_umap_1" in capsys.readouterr().out
-
-
-# --- Embedding Atlas -------------------------------------------------------------------------------------------------
-
-
-def test_the_hand_over_has_maps_and_neighbours(fitted: Maps, tmp_path: Path):
-    vectors, path = nested(40, seed=4)[0], tmp_path / "atlas.parquet"
-    vectors[5] = vectors[6]  # equal cells are each other's neighbours, not their own
-    write_embedding_atlas(path, fitted, vectors, pa.table({"x_1": range(40), "kind": ["<b>"] * 40}))
-    table = pq.read_table(path)
-    assert table.column_names == ["kind", "x_1", "y_1", "x_2", "y_2", "neighbors"]
-    places = np.stack([[table[f"{axis}_{j}"] for axis in "xy"] for j in (1, 2)]).transpose(0, 2, 1)
-    assert np.array_equal(places, fitted.transform(vectors))
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -2)
-    for i, found in enumerate(table["neighbors"].to_pylist()):
-        assert len(found["ids"]) == len(set(found["ids"])) == 15
-        assert i not in found["ids"]
-        assert np.allclose(cosine[i][found["ids"]], np.sort(cosine[i])[::-1][:15], atol=1e-6)
-        assert np.allclose(found["distances"], 1 - cosine[i][found["ids"]], atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("embedding-atlas") is None, reason="the program embedding-atlas is not installed")
-def test_embedding_atlas_opens_it(fitted: Maps, tmp_path: Path):
-    """The package itself, a program of its own: it takes pandas 3, and anndata does not yet."""
-    vectors, path, out = nested(60, seed=5)[0], tmp_path / "atlas.parquet", tmp_path / "page"
-    write_embedding_atlas(path, fitted, vectors, pa.table({"kind": ["<b>a", "b"] * 30}))
-    flags = ["--x", "x_2", "--y", "y_2", "--neighbors", "neighbors", "--export-application", str(out)]
-    done = subprocess.run(
-        ["embedding-atlas", str(path), *flags], capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    shown = json.loads((out / "data" / "metadata.json").read_text())["props"]["data"]
-    assert (shown["projection"], shown["neighbors"]) == ({"x": "x_2", "y": "y_2"}, "neighbors")
-    ours, theirs = pq.read_table(path), pq.read_table(out / "data" / "dataset.parquet")
-    for name in ours.column_names:
-        assert theirs[name].to_pylist() == ours[name].to_pylist()

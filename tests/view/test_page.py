@@ -17,10 +17,9 @@ from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.view import findings, page
 from fractal.view.draw import share
-from fractal.view.report import own_cells, score_reference
 from fractal.view.scored import Scored
 from tests.conftest import clustered
-from tests.view.conftest import EVIL, GRAPH, check_page, made
+from tests.view.conftest import EVIL, check_page, made
 
 
 def names_of(s: Scored) -> set[str]:
@@ -64,7 +63,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
 def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
     blocks = [k for k in range(len(levels)) if len({path[k] for path in paths}) > 1]
     bundle = made(paths, levels, test=0, blocks=blocks)
-    s = score_reference(bundle, "x", own_cells(bundle, 5_000, 0), True, GRAPH)
+    s = bundle.score()
     assert s.names[-1] == "full"
     assert len(s.prefixes) == len(blocks)
     assert not {"answers", "unseen"} & names_of(s)

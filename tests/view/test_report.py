@@ -14,7 +14,8 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.model.split import Split
 from fractal.reference import Reference
 from fractal.score.table import truth_of
-from fractal.view.report import kept_answers, of_atlas
+from fractal.view.labelled import atlas_cells
+from fractal.view.report import kept_answers
 from fractal.view.scored import Scored, provenance
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.view.conftest import FOUR, GRAPH, check_page
@@ -24,7 +25,7 @@ from tests.view.conftest import FOUR, GRAPH, check_page
 def test_damaged_scores_are_refused(bundle: Reference, damage: object):
     own = replace(bundle, facts={**bundle.facts, "scores": damage, "split": "x", "versions": 1, "training": []})
     with pytest.raises(InputError, match=r"blood: the scores in bundle\.json are damaged"):
-        kept_answers(own, "blood")
+        kept_answers(own.facts, own.levels, "blood")
     assert provenance(own.facts, "x")
 
 
@@ -57,18 +58,19 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
 
 
 def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Reference, stratified: Path):
-    split = Split.draw(Atlas.open(stratified))
+    atlas = Atlas.open(stratified)
+    split = Split.draw(atlas)
     own = replace(bundle, facts={**bundle.facts, "split": asdict(split)})
-    cells, tests = of_atlas(own, stratified, 5_000, 0), split.rows(Atlas.open(stratified))[2]
-    assert np.array_equal(cells.vectors, Atlas.open(stratified).read(tests).vectors)
-    assert cells.said == f"{len(tests)} test cells of {stratified.name}"
+    tree = own.annotator.tree
+    cells, tests = atlas_cells(stratified, tree, own.facts, 5_000, 0), split.rows(atlas)[2]
+    assert np.array_equal(cells.vectors, atlas.read(tests).vectors)
+    assert cells.title == f"{len(tests)} test cells of {stratified.name}"
     assert cells.groups is None  # cells were held out, not studies
-    other = of_atlas(bundle, stratified, 5_000, 0)  # all of it
+    other = atlas_cells(stratified, tree, bundle.facts, 5_000, 0)  # all of it
     assert len(other.vectors) == 600
     assert other.groups is not None
-    other_levels = replace(bundle.annotator, tree=replace(bundle.annotator.tree, levels=("a", "b")))
     with pytest.raises(InputError, match="its levels are"):
-        of_atlas(replace(bundle, annotator=other_levels), stratified, 5_000, 0)
+        atlas_cells(stratified, replace(tree, levels=("a", "b")), bundle.facts, 5_000, 0)
 
 
 def test_what_can_t_be_done_is_said_in_a_line(fails, folder: Path, new: Path, tmp_path: Path):

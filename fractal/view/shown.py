@@ -1,0 +1,101 @@
+"""The cells of a page: drawn at random from those of a file or an AnnData, with labels and columns to colour by."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from fractal.base.errors import InputError
+from fractal.data.cells import Cells, names_of
+from fractal.data.parquet import CELL_ID
+from fractal.data.vectors import CHUNK, usable
+from fractal.hierarchy.names import clean, is_missing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+MAX_CELLS = 20_000  # shown by default; a page of 128-d vectors then stays under 15 MB
+MAX_VALUES = 200  # of a column that colours cells
+DEFAULT_COLUMNS, DEFAULT_VALUES = 8, 60
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The cells of a page, n of the `total` of their file."""
+
+    vectors: np.ndarray  # (n, dim) float32, usable
+    total: int
+    names: Sequence[str] | None = None
+    labels: Sequence[str] | None = None  # of the finest level; None: the reference's answers are shown
+    columns: Mapping[str, "Series"] = field(default_factory=dict)
+
+
+def read_shown(
+    cells: Cells, labels: str | None = None, columns: Sequence[str] | None = None, max_cells: int | None = MAX_CELLS
+) -> Shown:
+    """At most max_cells of the usable cells, drawn at random, in the order of the file.
+
+    labels: column of types, by default an atlas's finest level; columns: others to colour by, by default those of text
+    with 2 to 60 values. Raises InputError for a column that is not there, and without any usable cell.
+    """
+    drawn = np.zeros(cells.num_rows, bool)
+    drawn[np.random.default_rng(0).permutation(cells.num_rows)[:max_cells]] = True
+    vectors, tables, start = [], list[pa.Table](), 0
+    with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
+        for table, chunk in cells.chunks(CHUNK, obs=True):
+            rows = np.flatnonzero(drawn[start : start + len(chunk)] & usable(chunk))
+            vectors.append(chunk[rows])
+            tables += [table.take(rows)] if table.num_columns else []
+            start += len(chunk)
+            bar.update(len(chunk))
+    x = np.concatenate(vectors)
+    if not len(x):
+        raise InputError(f"{cells.path}: none of the cells drawn has a usable vector")
+    drawn_table = pa.concat_tables(tables) if tables else pa.table({})
+    names = names_of(drawn_table)
+    types, shown = choose(drawn_table.to_pandas(), labels, columns, cells.path)
+    return Shown(x, cells.num_rows, None if names is None else names.tolist(), types, shown)
+
+
+def choose(
+    frame: "DataFrame", labels: str | None, columns: Sequence[str] | None, where: object
+) -> tuple[list[str] | None, dict[str, "Series"]]:
+    """The table of the cells -> their labels, and the columns to colour by; see `read_shown`."""
+    levels = [name for name in sorted(map(str, frame.columns)) if re.match(r"level[1-9]_.", name)]  # of an atlas
+    labels = labels or (levels[-1] if levels else None)
+    if missing := [name for name in [*(columns or ()), *([labels] if labels else [])] if name not in frame]:
+        raise InputError(
+            f"{where}: has no column '{missing[0]}'; it has {', '.join(map(str, frame.columns)) or 'none'}"
+        )
+    if columns is None:
+        others = [name for name in frame if name not in (*levels, labels, CELL_ID)]
+        text = [name for name in others if frame[name].dtype.kind not in "iufM"]
+        columns = [name for name in text if 2 <= frame[name].nunique() <= DEFAULT_VALUES][:DEFAULT_COLUMNS]
+    types = None if labels is None else [clean(str(name)) for name in frame[labels]]
+    return types, {name: frame[name] for name in columns}
+
+
+def encoded(columns: Mapping[str, "Series"]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """-> what the page says of each column, and the arrays: codes with 0 for missing, or float32."""
+    from pandas import Categorical
+
+    about, arrays = [], dict[str, np.ndarray]()
+    for i, (name, values) in enumerate(columns.items()):
+        if values.dtype.kind in "iuf":
+            numbers = values.to_numpy(np.float32, na_value=np.nan)
+            known = numbers[np.isfinite(numbers)]
+            low, high = np.quantile(known, [0.01, 0.99]).tolist() if len(known) else (0.0, 1.0)
+            about.append({"name": name, "low": low, "high": high})
+            arrays[f"column_{i}"] = numbers
+            continue
+        text = values.astype(object).map(lambda value: None if value is None or is_missing(str(value)) else str(value))
+        codes = Categorical(text)
+        if len(codes.categories) > MAX_VALUES:
+            raise InputError(f"column '{name}' has {len(codes.categories)} values, at most {MAX_VALUES} can be shown")
+        about.append({"name": name, "values": list(codes.categories)})
+        arrays[f"column_{i}"] = (codes.codes + 1).astype(np.uint8 if len(codes.categories) < 256 else np.uint16)
+    return about, arrays
