@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from fractal.search import Index
     from fractal.view.explorer import Page
     from fractal.view.maps import Maps
+    from fractal.view.notebook import InlinePage
     from fractal.view.scored import Scored
 
 VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
@@ -290,21 +291,31 @@ class Reference:
     def explore(
         self,
         adata: "AnnData",
-        path: str | Path,
+        path: str | Path | None = None,
         labels: str | None = None,
         *,
         columns: Sequence[str] | None = None,
         use_rep: str | None = None,
         max_cells: int = 20_000,
         force: bool = False,
-    ) -> None:
-        """Write one HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
+    ) -> "InlinePage | None":
+        """One HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
 
-        labels: column of obs with the cells' types, named as the reference's finest; without it the reference's answers
-        are shown. columns: other columns to colour by; by default text of 2 to 60 values. max_cells: drawn at random.
-        Vectors are read or refused as in `annotate`. Raises InputError for these and for recipe `published`.
+        Parameters
+        ----------
+        adata : AnnData
+        path : of the page to write; without one the page is returned, and a notebook shows it
+        labels : str, column of obs with the cells' types, named as the reference's finest; by default its answers
+        columns : other columns to colour by; by default those of text with 2 to 60 values
+        use_rep, force : as in `annotate`
+        max_cells : int, drawn at random
+
+        Raises
+        ------
+        InputError : for a column that is not there, for vectors as in `annotate`, and for recipe `published`.
         """
-        from fractal.view.explorer import check_template, write_page
+        from fractal.view.explorer import check_template, html, write_page
+        from fractal.view.notebook import InlinePage
         from fractal.view.shown import read_shown
 
         check_template()
@@ -312,7 +323,10 @@ class Reference:
             shown = read_shown(cells, labels, columns, max_cells)
         announce(origin, 3)
         layouts = self.maps.transform(cut_matrix(self.adapter, shown.vectors))
+        if path is None:
+            return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")
         write_page(Path(path), self.page("AnnData"), shown, layouts)
+        return None
 
     def page(self, title: str) -> "Page":
         """What a page of the explorer shows beside its cells."""
@@ -327,6 +341,30 @@ class Reference:
             "Fractal Cells": __version__,
         }
         return Page(self.annotator, self.embedder.levels, title, self.name or "a reference", facts)
+
+    def report(
+        self,
+        path: str | Path | None = None,
+        cells: "AnnData | str | Path | None" = None,
+        labels: str | None = None,
+        *,
+        figures: str | Path | None = None,
+        **options: Any,
+    ) -> "InlinePage | None":
+        """One HTML page that says how good the reference is: docs/report.md.
+
+        path : of the page to write; without one the page is returned, and a notebook shows it. figures : folder to
+        write the figures to, as .svg and .png. cells, labels, options : as in `score`, which says what it raises.
+        """
+        from fractal.view.page import check_output, inline, write
+
+        out, folder = (None if name is None else Path(name) for name in (path, figures))
+        check_output(out, folder)
+        scored = self.score(cells, labels, **options)
+        title = f"How good {scored.name} is"
+        if out or folder:
+            write(title, [scored], out, folder)
+        return None if out else inline(title, [scored])
 
     def score(
         self,

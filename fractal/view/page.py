@@ -12,6 +12,7 @@ from fractal.base.files import atomic_write
 from fractal.view import draw, findings
 from fractal.view.draw import short
 from fractal.view.findings import Section
+from fractal.view.notebook import InlinePage
 from fractal.view.scored import Scored
 
 MAX_FACT = 300  # letters of one line of provenance
@@ -59,6 +60,16 @@ def render(title: str, scored: Sequence[Scored], sections: Sequence[list[Section
     )
 
 
+def prepared(scored: Sequence[Scored]) -> tuple[list[Scored], list[list[Section]]]:
+    apart = [s.apart() for s in scored]
+    return apart, [findings.sections(s) for s in apart]
+
+
+def inline(title: str, scored: Sequence[Scored]) -> InlinePage:
+    """The page for a notebook."""
+    return InlinePage(render(title, *prepared(scored)), title)
+
+
 def check_output(report: Path | None, folder: Path | None) -> None:
     """Raises InputError, before any work, for outputs that can't be made."""
     if report and report.suffix.lower() not in (".html", ".htm"):
@@ -69,8 +80,7 @@ def check_output(report: Path | None, folder: Path | None) -> None:
 
 def write(title: str, scored: Sequence[Scored], report: Path | None, folder: Path | None) -> None:
     """The page to `report`, and each figure as .svg and .png to `folder`; each file whole or not at all."""
-    scored = [s.apart() for s in scored]
-    sections = [findings.sections(s) for s in scored]
+    scored, sections = prepared(scored)
     for i, each in enumerate(sections) if folder else ():
         for section in each:
             if section.panels:

@@ -134,6 +134,16 @@ def test_answers_of_the_reference_are_shown_as_deep_as_they_can_be_trusted(ref, 
     assert len({*answers["level"]}) > 1
 
 
+def test_without_a_path_a_notebook_gets_the_page_of_the_file(ref, bare_template, tmp_path: Path, monkeypatch):
+    maps = SimpleNamespace(transform=lambda full: np.stack([full[:, :2]] * ref.adapter.num_levels))
+    monkeypatch.setitem(ref.__dict__, "maps", maps)
+    adata = cells(60, seed=1)
+    page = ref.explore(adata, labels="cell_type")
+    assert page
+    assert ref.explore(adata, tmp_path / "page.html", labels="cell_type") is None
+    assert page.text == (tmp_path / "page.html").read_text()
+
+
 def test_no_text_of_the_data_ends_a_script(ref, bare_template, tmp_path: Path):
     adata = cells(60, seed=1)
     adata.obs["donor"] = "</script><script>alert(1)</script><!--"
