@@ -142,6 +142,7 @@ def train_reference(
         raise fitted.stopped
     drawn = np.sort(np.random.default_rng(settings.seed).permutation(test_rows)[:TEST_CELLS])
     test = atlas.read(drawn) if len(drawn) else None
+    studies = atlas.study_names(drawn) if split.test_studies else None
     facts = {
         **facts,
         "cl_release": graph.graph["release"],
@@ -152,7 +153,7 @@ def train_reference(
         "versions": versions(),
     }
     annotator = Annotator.of(fitted.adapter, training, validation, counts, graph)
-    return make_reference(annotator, fitted.config, fitted.classes, test, facts, projection)
+    return make_reference(annotator, fitted.config, fitted.classes, test, facts, projection, studies)
 
 
 def hold_out(atlas: Atlas, by_study: bool, max_cells: int, seed: int) -> Split:

@@ -454,11 +454,12 @@ def make_reference(
     test: Any = None,
     facts: Mapping[str, Any] | None = None,
     projection: Projection | None = None,
+    studies: Sequence[str] | None = None,
 ) -> Reference:
-    """An annotator -> a reference, scored on test cells (LabelledVectors) that nothing has seen.
+    """An annotator -> a reference, scored on n test cells (LabelledVectors) that nothing has seen.
 
     config, classes: those of the checkpoint. facts: provenance, for bundle.json and the card. projection: where the
-    vectors are those of a PCA.
+    vectors are those of a PCA. studies: (n,) that of each test cell, where whole studies are held out.
     """
     about: dict[str, Any] = {
         "config": config,
@@ -469,7 +470,7 @@ def make_reference(
         "reference_types": len(np.unique(annotator.path)),
         "training_cells": int(annotator.tree.counts.sum()),
         **({"projection": projection.facts()} if projection else {}),
-        "scores": annotator.scores(test),
+        "scores": annotator.scores(test, studies),
     }
     return Reference(annotator, {**NOTHING_KNOWN, **(facts or {}), **about}, projection)
 

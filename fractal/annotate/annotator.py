@@ -6,7 +6,7 @@ probability is below the confidence asked for (answers.py).
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from fractal.data.vectors import usable
 from fractal.hierarchy.tree import Labels, Tree, terms_of
 from fractal.model.adapter import Adapter
 from fractal.model.split import MIN_VALIDATION, Split
-from fractal.score.answers import answer_scores
+from fractal.score.answers import answer_counts, answer_scores
 
 MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
 
@@ -137,16 +137,21 @@ class Annotator:
             excluded = ~np.isin(self.whole.voting(x).path, self.path)
         return found.spread(valid, excluded)
 
-    def scores(self, test: LabelledVectors | None) -> dict[str, Any]:
-        """How good the answers are on test cells: per level accuracy, coverage, calibration error and its curve."""
+    def scores(self, test: LabelledVectors | None, studies: Sequence[str] | None = None) -> dict[str, Any]:
+        """How good the answers are on n test cells: per level accuracy, coverage, calibration error and its curve.
+
+        studies: (n,) that of each cell, where whole ones are held out; `classes` counts by them, see `answer_counts`.
+        """
         if test is None or not len(test.vectors):
             return {"cells": 0}
         found = self.answer(test.vectors)
         names = np.array(self.tree.paths, object)[found.path]  # by name: a test type may be missing in the tree
-        right = names == np.array(path_names(test), object)
+        paths = path_names(test)
+        right = names == np.array(paths, object)
         answered = found.depth[:, None] > np.arange(len(self.tree.levels))
         levels = answer_scores(self.tree.levels, right, answered, found.probability)
-        return {"cells": len(right), "flagged": float(found.novel.mean()), "levels": levels}
+        classes = answer_counts(paths, studies, right, answered, found.novel)
+        return {"cells": len(right), "flagged": float(found.novel.mean()), "levels": levels, "classes": classes}
 
 
 def check_validation(cells: int) -> None:

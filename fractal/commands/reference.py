@@ -73,8 +73,10 @@ def main(argv: list[str] | None = None) -> None:
         "obsm": metadata.get("obsm", ""),
         "versions": versions() | checkpoint["versions"],
     }
-    test = atlas.read(np.sort(test_rows)) if len(test_rows) else None
-    reference = make_reference(annotator, checkpoint["config"], checkpoint["classes"], test, facts)
+    test_rows = np.sort(test_rows)
+    test = atlas.read(test_rows) if len(test_rows) else None
+    studies = atlas.study_names(test_rows) if split.test_studies else None
+    reference = make_reference(annotator, checkpoint["config"], checkpoint["classes"], test, facts, studies=studies)
     reference.save(args.output)
     about, scores = reference.facts, reference.facts["scores"]
     print(f"{about['reference_cells']:,} reference cells of {about['reference_types']} types: {args.output}\n")

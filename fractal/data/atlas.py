@@ -140,6 +140,11 @@ class Atlas:
             return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
         return self.data.read([name])[name].unify_dictionaries()
 
+    def study_names(self, rows: np.ndarray) -> list[str]:
+        """The study of each of the rows (n,)."""
+        codes, names = self.studies
+        return [names[code] for code in codes[rows]]
+
     @property
     def is_stratified(self) -> bool:
         """Does it say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""

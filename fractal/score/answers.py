@@ -39,6 +39,35 @@ def answer_scores(
     return scores
 
 
+def answer_counts(
+    paths: Sequence[tuple[str, ...]],
+    studies: Sequence[str] | None,
+    right: np.ndarray,
+    answered: np.ndarray,
+    novel: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A row per path of labels and study, sorted, of n cells with these true paths and studies.
+
+    right, answered: (n, levels) bool, as in `answer_scores`; novel: (n,) bool, flagged as of an unknown type.
+    -> `path`, `study` ("" without studies), `cells`, `right` (if all were answered), `answered` and `right_answered`
+    (lists, a count per level), and `novel`.
+    """
+    groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    for i, key in enumerate(zip(paths, studies or [""] * len(paths), strict=True)):
+        groups.setdefault(key, []).append(i)
+    counts = {"right": right, "answered": answered, "right_answered": right & answered}
+    return [
+        {
+            "path": list(path),
+            "study": study,
+            "cells": len(rows),
+            **{name: values[rows].sum(0).tolist() for name, values in counts.items()},
+            "novel": int(novel[rows].sum()),
+        }
+        for (path, study), rows in sorted(groups.items())
+    ]
+
+
 def answer_table(scores: Mapping[str, Mapping[str, Any]], columns: int = len(COLUMNS)) -> str:
     """Markdown of what `answer_scores` returns: a row per level, and the first of COLUMNS."""
     keys = list(COLUMNS)[:columns]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from fractal.score.answers import answer_counts
 from fractal.score.intervals import wilson_interval
 from fractal.view import draw
 from fractal.view.draw import BAD, GOOD, NONE, WIDTH, Box, Panel, share, short
@@ -23,6 +24,7 @@ BINS = 10  # of a calibration curve
 FEW = 20  # cells: fewer are no reason to warn of a type
 GROUPS = {"seen": "types that were trained on", "unseen": "types that were not"}
 Row = list[str]
+Counts = dict[str, Any]  # a row of fractal.score.answers.answer_counts
 
 
 @dataclass(frozen=True)
@@ -160,29 +162,32 @@ def types(s: Scored) -> Section | None:
     if not s.compared():
         return None
     *_, (level, _, name) = compared(s)
-    labels, use = s.truth.labels[:, level].cpu().numpy(), s.counted(level)
-    each = [(outcome(s, use & (labels == code), level), s.classes[level][code]) for code in np.unique(labels[use])]
-    each.sort(key=lambda row: (row[0][0], row[0][1]))
-    rows = by_study(s, use, level, "all classes")
-    for _, kind in each:
-        rows += by_study(s, use & (labels == s.classes[level].index(kind)), level, short(kind))
-    few = [f"{short(kind)} ({n})" for (_, n, _), kind in each if n < FEW]
-    weak = [(short(kind), value, n) for (value, n, _), kind in each if value < WEAK and n >= FEW]
-    columns = ["Right (5-NN)"] if s.answered is None else ["Right if all were answered", "Answered", "Right", "Novel"]
+    counts, answered = (s.counts, True) if s.counts else (neighbour_counts(s), False)
+    by_class: dict[str, list[Counts]] = {}
+    for row in counts:
+        by_class.setdefault(row["path"][level], []).append(row)
+    each = sorted(by_class.items(), key=lambda item: outcome(item[1], level)[:2])
+    several = len({row["study"] for row in counts}) > 1
+    rows = by_study(counts, level, "all classes", several, answered)
+    weak, few = list[str](), list[str]()
+    for kind, own in each:
+        value, n, _ = outcome(own, level)
+        rows += by_study(own, level, short(kind), several, answered)
+        few += [f"{short(kind)} ({n})"] if n < FEW else []
+        weak += [f"{short(kind)} ({share(value)} of {n:,} cells)"] if value < WEAK and n >= FEW else []
+    columns = ["Right if all were answered", "Answered", "Right", "Novel"] if answered else ["Right (5-NN)"]
     return Section(
         "types",
         f"Every class at {name}, worst first",
-        f"Of {cells_counted(s)}. Right: of the labels given; novel: flagged as a type that the reference lacks. "
-        "Brackets: 95 % intervals over cells (Wilson). The tree: the share that is right if all cells are answered; "
-        "the darker, the more are wrong; grey: no cells.",
-        [tree_panel(s)],
-        [name.capitalize(), *(["Study"] if s.truth.groups is not None else []), "Cells", *columns],
+        f"Of {sum(row['cells'] for row in counts):,} cells. Right: of the labels given; novel: flagged as a type that "
+        "the reference lacks. Brackets: 95 % intervals over cells (Wilson). The tree: the share that is right if all "
+        "cells are answered; the darker, the more are wrong; grey: no cells.",
+        [tree_panel(s, counts)],
+        [name.capitalize(), *(["Study"] if several else []), "Cells", *columns],
         rows,
         cautions=broken(
             {
-                f"Classes that are right for less than {share(WEAK, 1)}": [
-                    f"{kind} ({share(value)} of {n:,} cells)" for kind, value, n in weak
-                ],
+                f"Classes that are right for less than {share(WEAK, 1)}": weak,
                 f"Classes with fewer than {FEW} cells, too few to judge": few,
             }
         ),
@@ -194,39 +199,48 @@ def cells_counted(s: Scored) -> str:
     return f"{n:,} cells of types that were trained on" if s.mixed else f"{n:,} cells"
 
 
-def outcome(s: Scored, cells: np.ndarray, level: int) -> tuple[float, int, Row]:
-    """-> accuracy if all were answered, number and columns of the table, of the cells (n,) bool."""
-    right, n = s.right[cells, level], int(cells.sum())
-    columns = [f"{n:,}", with_interval(float(right.mean()), wilson_interval(int(right.sum()), n))]
-    if s.answered is not None:
-        reached = s.answered.reached[cells, level]
-        accuracy = share(float(right[reached].mean())) if reached.any() else "–"
-        columns += [share(float(reached.mean())), accuracy, share(float(s.answered.novel[cells].mean()))]
-    return float(right.mean()), n, columns
+def neighbour_counts(s: Scored) -> list[Counts]:
+    """Where there are no answers: what 5 neighbours say, in the same form."""
+    cells = np.flatnonzero(s.counted(len(s.levels) - 1))
+    labels, right = s.truth.labels.cpu().numpy()[cells], s.prefixes[-1][f"{s.main}_right"][cells]
+    paths = [tuple(s.classes[k][code] for k, code in enumerate(row)) for row in labels.tolist()]
+    studies = None if s.truth.groups is None else [s.studies[code] for code in s.truth.groups[cells]]
+    return answer_counts(paths, studies, right, right | True, np.zeros(len(cells), bool))
 
 
-def by_study(s: Scored, cells: np.ndarray, level: int, name: str) -> list[Row]:
-    """A row of the cells (n,) bool, and one per study that has any of them, worst first."""
-    groups = s.truth.groups
-    if groups is None:
-        return [[name, *outcome(s, cells, level)[2]]]
-    each = [(outcome(s, cells & (groups == code), level), code) for code in np.unique(groups[cells])]
-    studies = [["", short(s.studies[code]), *columns] for (_, _, columns), code in sorted(each, key=lambda e: e[0][0])]
-    return [[name, "all", *outcome(s, cells, level)[2]], *studies]
+def outcome(counts: list[Counts], level: int) -> tuple[float, int, Row]:
+    """-> accuracy if all were answered, number and columns of the table."""
+    n, novel = (sum(row[key] for row in counts) for key in ("cells", "novel"))
+    right, answered, both = (sum(row[key][level] for row in counts) for key in ("right", "answered", "right_answered"))
+    accuracy = share(both / answered) if answered else "–"
+    interval = with_interval(right / n, wilson_interval(right, n))
+    return right / n, n, [f"{n:,}", interval, share(answered / n), accuracy, share(novel / n)]
 
 
-def tree_panel(s: Scored) -> Panel:
+def by_study(counts: list[Counts], level: int, name: str, several: bool, answered: bool) -> list[Row]:
+    """A row of all these cells, and one per study that has any of them, worst first."""
+    columns = slice(None) if answered else slice(2)
+    if not several:
+        return [[name, *outcome(counts, level)[2][columns]]]
+    studies = {study: [row for row in counts if row["study"] == study] for study in {row["study"] for row in counts}}
+    each = sorted((*outcome(rows, level), study) for study, rows in studies.items())
+    rows = [["", short(study), *row[columns]] for _, _, row, study in each]
+    return [[name, "all", *outcome(counts, level)[2][columns]], *rows]
+
+
+def tree_panel(s: Scored, counts: list[Counts]) -> Panel:
     """The hierarchy of the scored cells and the reference: a column per level, the darker the more cells are wrong."""
-    labels, paths = s.truth.labels.cpu().numpy(), [tuple(row) for row in s.paths.tolist()]
+    named = (tuple(s.classes[k][code] for k, code in enumerate(row)) for row in s.paths.tolist())
+    paths = sorted({*named, *(tuple(row["path"]) for row in counts)})
     size, letters = max(5.0, min(18.0, 900 / len(paths))), 96 // len(s.levels)
     boxes = []
     for level in range(len(s.levels)):
         for node in dict.fromkeys(path[: level + 1] for path in paths):
             leaves = [i for i, path in enumerate(paths) if path[: level + 1] == node]
-            cells = s.counted(level) & (labels[:, : level + 1] == node).all(1)
-            value = float(s.right[cells, level].mean()) if cells.any() else None
+            below = [row for row in counts if tuple(row["path"][: level + 1]) == node]
+            value = outcome(below, level)[0] if below else None
             colour, opacity = (NONE, 0.5) if value is None else (BAD, 0.07 + 0.93 * (1 - value))
-            text = f"{short(s.classes[level][node[-1]], letters)}  {share(value, 2)}"
+            text = f"{short(node[-1], letters)}  {share(value, 2)}"
             boxes.append(Box(level, leaves[0], text, colour, opacity, height=len(leaves)))
     names = [short(level, 20) for level in s.levels]
     return draw.boxes("Right if all were answered", boxes, [], names, 720, size)

@@ -22,6 +22,7 @@ from fractal.view.labelled import Labelled
 from fractal.view.scored import Scored, answers_of, provenance
 
 REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
+COUNTS = "right", "answered", "right_answered"  # per level, in `answer_counts`
 
 
 def coded(paths: Sequence[Labels]) -> tuple[list[list[str]], np.ndarray]:
@@ -30,12 +31,17 @@ def coded(paths: Sequence[Labels]) -> tuple[list[list[str]], np.ndarray]:
     return [names.tolist() for names, _ in pairs], np.stack([codes for _, codes in pairs], axis=1)
 
 
-def kept_answers(facts: Mapping[str, Any], levels: Sequence[str], name: str) -> dict[str, dict[str, Any]]:
-    """How good the answers were on the test cells when the reference was made. Raises InputError for damaged ones."""
+def kept_answers(
+    facts: Mapping[str, Any], levels: Sequence[str], name: str
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """How good the answers were on the test cells when the reference was made, and their counts by class.
+
+    Raises InputError for damaged ones.
+    """
     scores, split = facts["scores"], facts.get("split") or {}
     try:
         if not scores["cells"]:
-            return {}
+            return {}, []
         for level in levels:
             figures = scores["levels"][level]
             shares = [figures[key] for key in ("coverage", "accuracy_forced", "calibration_error")]
@@ -48,10 +54,15 @@ def kept_answers(facts: Mapping[str, Any], levels: Sequence[str], name: str) -> 
                 or figures["calibration_noise_floor"] < 0
             ):
                 raise ValueError("no counts")
+        counts = scores.get("classes", [])  # older references have none
+        for row in counts:
+            numbers = [row["novel"], *(row[key][k] for key in COUNTS for k in range(len(levels)))]
+            if len(row["path"]) != len(levels) or not all(0 <= x <= row["cells"] for x in numbers) or not row["cells"]:
+                raise ValueError("no counts")
         types = len(split.get("test_types") or ())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{name}: the scores in bundle.json are damaged; make the reference again") from error
-    return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}
+    return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}, counts
 
 
 def score_reference(
@@ -86,10 +97,11 @@ def score_reference(
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
     if own:
-        answers, answered = kept_answers(facts, tree.levels, name), None
+        answers, counts = kept_answers(facts, tree.levels, name)
     else:
         known = LabelledVectors(cells.vectors, codes[:n], classes, tree.levels)
-        answers, answered = answers_of(annotator, known, truth.seen)
+        named = None if groups is None else [cells.studies[code] for code in groups]
+        answers, counts = answers_of(annotator, known, truth.seen, named)
     return Scored(
         name=name,
         cells=cells.title,
@@ -103,7 +115,7 @@ def score_reference(
         paths=np.unique(codes, axis=0),
         studies=cells.studies,
         answers=answers,
-        answered=answered,
+        counts=counts,
         no_answers="" if answers else "the reference was made without test cells",
         facts=[("reference", name), *provenance(facts, weights)],
         warnings=[*cells.notes, *copies(scores.copies), *failed],
@@ -138,9 +150,12 @@ def scored_checkpoint(
             annotator = Annotator.of_atlas(model.adapter, atlas, model.split, REFERENCE_CELLS)
         elif annotator is None:
             raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        (answers, answered), why = answers_of(annotator, cells.split(len(truth.seen))[0], truth.seen), ""
+        queries, named = cells.split(len(truth.seen))[0], None
+        if truth.groups is not None:
+            named = [atlas.studies[1][code] for code in truth.groups]
+        (answers, counts), why = answers_of(annotator, queries, truth.seen, named), ""
     except InputError as error:
-        answers, answered, why = {}, None, str(error)
+        answers, counts, why = {}, [], str(error)
     data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them
     return Scored(
         name=model.name,
@@ -155,7 +170,7 @@ def scored_checkpoint(
         paths=np.unique(cells.labels, axis=0),
         studies=atlas.studies[1] if truth.groups is not None else (),
         answers=answers,
-        answered=answered,
+        counts=counts,
         no_answers=why,
         facts=[
             ("model", model.path.name),

@@ -8,17 +8,8 @@ import numpy as np
 
 from fractal.annotate.annotator import Annotator, path_names
 from fractal.data.atlas import LabelledVectors
-from fractal.score.answers import answer_scores
+from fractal.score.answers import answer_counts, answer_scores
 from fractal.score.table import Truth
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What the reference answered of n cells."""
-
-    right: np.ndarray  # (n, levels) bool, if all were answered
-    reached: np.ndarray  # (n, levels) bool: levels that are answered
-    novel: np.ndarray  # (n,) bool: flagged
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class Scored:
     paths: np.ndarray  # (P, levels) int64, the hierarchy in these codes
     studies: Sequence[str] = ()  # names of truth.groups, where there are groups
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)  # whose cells -> what `scores_of` says of them
-    answered: "Answered | None" = None  # each of the n cells
+    counts: list[dict[str, Any]] = field(default_factory=list)  # of the same cells by class, see `answer_counts`
     no_answers: str = ""  # why there are none
     facts: list[tuple[str, str]] = field(default_factory=list)  # provenance
     warnings: list[str] = field(default_factory=list)
@@ -51,12 +42,6 @@ class Scored:
     def vectors(self) -> list[tuple[str, dict[str, Any]]]:
         """A title and a row of figures each: the prefixes, and the raw vectors."""
         return [*zip(self.names, self.prefixes, strict=True), ("raw", self.raw)]
-
-    @property
-    def right(self) -> np.ndarray:
-        """(n, levels) bool: which cells are right if all are answered, by 5 neighbours where there are no answers."""
-        right: np.ndarray = self.prefixes[-1][f"{self.main}_right"] if self.answered is None else self.answered.right
-        return right
 
     @property
     def main(self) -> str:
@@ -103,23 +88,26 @@ class Scored:
 
 
 def answers_of(
-    annotator: Annotator, cells: LabelledVectors, seen: np.ndarray
-) -> tuple[dict[str, dict[str, Any]], Answered]:
-    """The answers for n labelled cells, and their figures: of types that are known (seen, (n,) bool) and of others."""
-    answers, levels = annotator.answer(cells.vectors), annotator.tree.levels
-    names = np.array(annotator.tree.paths, object)[answers.path]  # by name: a type may be missing in the tree
-    right = names == np.array(path_names(cells), object)
-    reached = answers.depth[:, None] > np.arange(len(levels))
+    annotator: Annotator, cells: LabelledVectors, seen: np.ndarray, studies: Sequence[str] | None
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The answers for n labelled cells -> their figures, of types that are known (seen, (n,) bool) and of others, and
+    the counts of the known ones by class and study (n,)."""
+    answer, levels, paths = annotator.answer(cells.vectors), annotator.tree.levels, path_names(cells)
+    names = np.array(annotator.tree.paths, object)[answer.path]  # by name: a type may be missing in the tree
+    right, answered = names == np.array(paths, object), answer.depth[:, None] > np.arange(len(levels))
     groups = {
         name: {
             "cells": int(mask.sum()),
-            "flagged": float(answers.novel[mask].mean()),
-            "levels": answer_scores(levels, right[mask], reached[mask], answers.probability[mask]),
+            "flagged": float(answer.novel[mask].mean()),
+            "levels": answer_scores(levels, right[mask], answered[mask], answer.probability[mask]),
         }
         for name, mask in (("seen", seen), ("unseen", ~seen))
         if mask.any()
     }
-    return groups, Answered(right, reached, answers.novel)
+    known = np.flatnonzero(seen).tolist()
+    of_known = None if studies is None else [studies[i] for i in known]
+    named = [paths[i] for i in known]
+    return groups, answer_counts(named, of_known, right[known], answered[known], answer.novel[known])
 
 
 def provenance(facts: Mapping[str, Any], weights: str) -> list[tuple[str, str]]:

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.hierarchy.levels import LEVELS
+from fractal.score.answers import answer_counts
 from fractal.score.intervals import wilson_interval
 from fractal.score.metrics import reliability
 from fractal.view import findings, page
 from fractal.view.draw import share, short
 from fractal.view.findings import Section
-from fractal.view.scored import Answered, Scored
+from fractal.view.scored import Scored
 from tests.view.conftest import FOUR, check_page
 
 
@@ -115,7 +116,9 @@ def test_weak_types_come_first_and_few_cells_are_not_judged(scored: Scored):
     labels, right = scored.truth.labels[:, 3].numpy(), np.ones((120, 4), bool)
     weak = np.flatnonzero(labels == 1)
     right[weak[: len(weak) // 2], 3] = False
-    section = findings.types(replace(scored, prefixes=[{**row, "bank_right": right} for row in scored.prefixes]))
+    section = findings.types(
+        replace(scored, counts=[], prefixes=[{**row, "bank_right": right} for row in scored.prefixes])
+    )
     assert section
     hits, n, name = len(weak) - len(weak) // 2, len(weak), short(scored.classes[3][1])
     low, high = wilson_interval(hits, n)
@@ -124,32 +127,33 @@ def test_weak_types_come_first_and_few_cells_are_not_judged(scored: Scored):
     assert cautions_of(section) == {
         "Classes that are right for less than .8": f"{name} ({share(hits / n)} of {n} cells)"
     }
-    fine = findings.types(replace(scored, prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes]))
+    fine = findings.types(
+        replace(scored, counts=[], prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes])
+    )
     assert not cautions_of(fine)
-    few = replace(scored, truth=replace(scored.truth, counts=np.arange(120)[:, None].repeat(4, 1) < 8))
+    few = replace(scored, counts=[], truth=replace(scored.truth, counts=np.arange(120)[:, None].repeat(4, 1) < 8))
     assert "too few to judge" in findings.types(few).cautions[-1][0]  # type: ignore[union-attr]
 
 
 def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
     """Against a slow count of cells."""
     rng = np.random.default_rng(0)
-    answered = Answered(rng.random((120, 4)) < 0.7, rng.random((120, 4)) < 0.6, rng.random(120) < 0.1)
-    groups = np.arange(120) % 3
-    s = replace(scored, answered=answered, studies=["x", "y", "z"], truth=replace(scored.truth, groups=groups))
-    section = findings.types(s)
+    right, answered, novel = rng.random((120, 4)) < 0.7, rng.random((120, 4)) < 0.6, rng.random(120) < 0.1
+    paths, studies = [FOUR[i] for i in rng.integers(0, 4, 120)], rng.choice(["x", "y", "z"], 120).tolist()
+    section = findings.types(replace(scored, counts=answer_counts(paths, studies, right, answered, novel)))
     assert section
-    label, name = scored.truth.labels[:, 3].numpy(), ""
+    name = ""
     for row in section.rows:
         name = row[0] or name
-        kinds = [("all classes", short(s.classes[3][code])) for code in label]
-        cells = [i for i in range(120) if name in kinds[i] and row[1] in ("all", "xyz"[groups[i]])]
-        right, reached = answered.right[cells, 3], answered.reached[cells, 3]
+        kinds = [("all classes", short(path[3])) for path in paths]
+        cells = [i for i in range(120) if name in kinds[i] and row[1] in ("all", studies[i])]
+        hits, given = right[cells, 3], answered[cells, 3]
         assert row[2:] == [
             str(len(cells)),
-            findings.with_interval(right.mean(), wilson_interval(right.sum(), len(cells))),
-            share(reached.mean()),
-            share(right[reached].mean()) if reached.any() else "–",
-            share(answered.novel[cells].mean()),
+            findings.with_interval(hits.mean(), wilson_interval(hits.sum(), len(cells))),
+            share(given.mean()),
+            share(hits[given].mean()) if given.any() else "–",
+            share(novel[cells].mean()),
         ]
     shares = [float(row[3].split(" ")[0]) for row in section.rows if row[1] == "all"]
     assert shares[1:] == sorted(shares[1:])
