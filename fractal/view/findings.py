@@ -72,7 +72,7 @@ def compared(s: Scored) -> Iterator[tuple[int, str, str]]:
 
 
 def answers(s: Scored) -> Section | None:
-    """How many cells are answered at each level, right and wrong, and whether the probabilities hold."""
+    """How many cells are answered at each level, right and wrong."""
     if not s.answers:
         return None
     panels, rows = [], []
@@ -87,8 +87,7 @@ def answers(s: Scored) -> Section | None:
             for colour, start, part in zip((GOOD, BAD, NONE), starts, np.diff([*starts, 1.0]).tolist(), strict=True):
                 boxes.append(Box(start, k, f"{100 * part:.0f} %" if part >= 0.1 else "", colour, 1.0, part))
             numbers = answered, accuracy, score["accuracy_forced"]
-            errors = score["calibration_error"], score["calibration_noise_floor"]
-            rows.append([cells, name, *map(share, numbers), verdict, *map(share, errors)])
+            rows.append([cells, name, *map(share, numbers), verdict])
             if group == "unseen":
                 wrong += [f"{name}, {share(answered - right)} of the cells"] if answered - right > TOLERANCE else []
                 continue
@@ -103,12 +102,9 @@ def answers(s: Scored) -> Section | None:
         "answers",
         "What annotating answers",
         "Each cell is labelled as deep as its probability is .8 or more; finer labels are held back. Answered: the "
-        "share of cells with a label at that level. Right: of these labels. A probability holds if its mean error is "
-        "at most .02, or twice what perfect probabilities would show by chance. The curves: how often answers with a "
-        "probability are right, with 95 % intervals over cells (Wilson), and how many cells got it. Flagged as novel: "
-        f"{first(flagged)}.",
-        [*panels, bars, *reliability_panels(s)],
-        ["Cells", "Level", "Answered", "Right", "Right if all were answered", "Probability", "Mean error", "By chance"],
+        f"share of cells with a label at that level. Right: of these labels. Flagged as novel: {first(flagged)}.",
+        [*panels, bars],
+        ["Cells", "Level", "Answered", "Right", "Right if all were answered", "Probability"],
         rows,
         cautions=broken(
             {
@@ -121,13 +117,28 @@ def answers(s: Scored) -> Section | None:
     )
 
 
-def reliability_panels(s: Scored) -> list[Panel]:
-    panels = []
-    for _, level, name in compared(s):
-        curves = [tenths(scores["levels"][level]["reliability"]) for scores in s.answers.values()]
-        panels.append(draw.calibration(f"Probability, {name}", curves))
+def calibration(s: Scored) -> Section | None:
+    """Reliability curves, a panel per level."""
+    panels, rows = [], []
+    for _, level, name in compared(s) if s.answers else ():
+        scores = [group["levels"][level] for group in s.answers.values()]
+        panels.append(draw.calibration(name, [tenths(score["reliability"]) for score in scores]))
+        for group, score in zip(s.answers, scores, strict=True):
+            errors = score["calibration_error"], score["calibration_noise_floor"]
+            rows.append([GROUPS.get(group, group), name, calibrated(score), *map(share, errors)])
+    if not panels:
+        return None
     entries = [(GROUPS.get(group, group), i) for i, group in enumerate(s.answers)]
-    return [*panels, draw.legend([*entries, ("perfect", ":")])] if panels else []
+    return Section(
+        "calibration",
+        "Can the probabilities be believed",
+        "Across: the probability that an answer gets; up: how often such answers are right. On the dotted line both "
+        "agree, below it the probability is too high. Upright bars: 95 % intervals over cells (Wilson); below: how "
+        "many cells got it. It holds if its mean error is at most .02, or twice what perfect ones would show by chance.",
+        [*panels, draw.legend([*entries, ("perfect", ":")])],
+        ["Cells", "Level", "Probability", "Mean error", "By chance"],
+        rows,
+    )
 
 
 def calibrated(score: dict[str, Any]) -> str:
@@ -448,6 +459,7 @@ def sections(s: Scored) -> list[Section]:
     every = [
         answers(s),
         types(s),
+        calibration(s),
         unseen(s),
         *(mistakes(s, level) for level in reversed(s.compared())),
         prefixes(s),

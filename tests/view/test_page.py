@@ -34,7 +34,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
     assert tags.names.count("h1") == 1
     assert "<script>alert(1)</script>" in tags.text  # as text
     sections = findings.sections(scored.apart())
-    assert {"answers", "types", "mistakes_4", "mistakes_1", "prefixes"} <= names_of(scored)
+    assert {"answers", "types", "calibration", "mistakes_4", "mistakes_1", "prefixes"} <= names_of(scored)
     for section in sections:
         assert all(" ".join(cell.split()) in tags.text for row in section.rows for cell in row)
     assert "120 validation cells of the reference" in tags.text
@@ -66,7 +66,7 @@ def test_other_trees(paths: list[tuple[str, ...]], levels: tuple[str, ...]):
     s = bundle.score()
     assert s.names[-1] == "full"
     assert len(s.prefixes) == len(blocks)
-    assert not {"answers", "unseen"} & names_of(s)
+    assert not {"answers", "calibration", "unseen"} & names_of(s)
     tags = check_page(page.render("x", [s], [findings.sections(s)]))
     assert "No probabilities: the reference was made without test cells" in tags.text
     assert "No type was held out" in tags.text
