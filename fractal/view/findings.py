@@ -134,7 +134,7 @@ def calibration(s: Scored) -> Section | None:
         "Can the probabilities be believed",
         "Across: the probability that an answer gets; up: how often such answers are right. On the dotted line both "
         "agree, below it the probability is too high. Upright bars: 95 % intervals over cells (Wilson); below: how "
-        "many cells got it. It holds if its mean error is at most .02, or twice what perfect ones would show by chance.",
+        "many cells got it. It holds if its mean error is at most .02, or twice what perfect ones show by chance.",
         [*panels, draw.legend([*entries, ("perfect", ":")])],
         ["Cells", "Level", "Probability", "Mean error", "By chance"],
         rows,

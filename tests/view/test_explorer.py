@@ -569,8 +569,8 @@ def test_cells_that_lie_on_one_another_are_spread(browser, ref, tmp_path: Path):
     types, columns = choose(adata.obs, "cell_type", ["donor"], "x")
     layouts = np.zeros((4, 300, 2), np.float32)
     layouts[:, :70], layouts[:, 299] = 0.5, 1  # 70 in one dot, 229 in another, and one alone
-    shown = Cells(adata.obsm["X_scVI"], 300, None, types, columns)
-    explorer.write_page(tmp_path / "page.html", ref, shown, layouts, "dots", "blood")
+    shown = Shown(adata.obsm["X_scVI"], 300, None, types, columns)
+    explorer.write_page(tmp_path / "page.html", ref.page("dots"), shown, layouts)
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
     at = positions(opened, 1)  # type: ignore[arg-type]
     assert len(np.unique((at[:70] / 0.018).round(), axis=0)) > 25  # discs that do not cover each other
