@@ -8,7 +8,7 @@ const CATEGORIES = [
   "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
   "#b8a000", "#8c6bb1", "#7f5539", "#2a9d8f", "#e76f51", "#8ab17d",
 ];
-const OPACITY = { shown: 225, hollow: 140 }; // of 255; points.ts draws cells of the second as rings
+const OPACITY = { disc: 225, ring: 140, diamond: 190 }; // of 255; points.ts tells the shapes by it
 const GREYED = [128, 128, 128, 26];
 
 export const category = (i: number) => CATEGORIES[i % CATEGORIES.length];
@@ -17,12 +17,12 @@ export const ramp = (share: number) => piecewise(RAMP)(Math.min(1, Math.max(0, s
 
 export interface Look {
   isLit: (row: number) => boolean;
-  isHollow: (row: number) => boolean;
+  shapeOf: (row: number) => keyof typeof OPACITY;
   colourOf: (row: number) => string;
 }
 
 /** Red, green, blue and opacity of n cells, (n, 4). */
-export function paint(n: number, { isLit, isHollow, colourOf }: Look): Uint8Array {
+export function paint(n: number, { isLit, shapeOf, colourOf }: Look): Uint8Array {
   const parsed = new Map<string, RGBColor>();
   const colours = new Uint8Array(4 * n);
   for (let row = 0; row < n; row++) {
@@ -33,7 +33,7 @@ export function paint(n: number, { isLit, isHollow, colourOf }: Look): Uint8Arra
     const text = colourOf(row);
     const colour = parsed.get(text) ?? rgb(text);
     parsed.set(text, colour);
-    colours.set([colour.r, colour.g, colour.b, isHollow(row) ? OPACITY.hollow : OPACITY.shown], 4 * row);
+    colours.set([colour.r, colour.g, colour.b, OPACITY[shapeOf(row)]], 4 * row);
   }
   return colours;
 }

@@ -9,9 +9,29 @@ import type { Tree } from "./tree";
 
 export interface Yours extends CellSet {
   file: string;
+  what: string; // was read of it
+  problems: Problem[];
   raw: Float32Array; // (n, dim) as they came
   full: Float32Array; // (n, width) fractal vectors
   answers: Answers;
+}
+
+/** Cells that get no answer, and why. */
+export interface Problem {
+  why: string;
+  cells: number;
+}
+
+/** vectors (n, dim) */
+export function problemsOf(vectors: Float32Array, dim: number): Problem[] {
+  const cells = { "missing numbers": 0, "infinite numbers": 0, "zeros alone": 0 };
+  for (let start = 0; start < vectors.length; start += dim) {
+    const cell = vectors.subarray(start, start + dim);
+    if (cell.some(Number.isNaN)) cells["missing numbers"]++;
+    else if (!cell.every(Number.isFinite)) cells["infinite numbers"]++;
+    else if (!cell.some(Boolean)) cells["zeros alone"]++;
+  }
+  return Object.entries(cells).flatMap(([why, n]) => (n ? [{ why, cells: n }] : []));
 }
 
 /** The deepest node that is answered for each cell, 0 for none. */

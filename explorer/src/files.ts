@@ -8,6 +8,7 @@ import Papa from "papaparse";
 export interface Dropped {
   vectors: Float32Array; // (n, dim), NaN for missing numbers
   names: string[] | null; // of the cells
+  what: string; // was read, and what was not
 }
 
 const NAMES = ["cell_id", "obs_names", "index", "__index_level_0__"]; // columns that name the cells
@@ -66,8 +67,16 @@ function readText(text: string, dim: number): Dropped {
     });
   });
   const named = isIndexed ? 0 : sample.findIndex((value) => !isNumber(value));
-  return { vectors, names: named < 0 ? null : rows.map((row) => row[named]) };
+  const others = sample.map((_, k) => k).filter((k) => k !== named && !columns.includes(k));
+  const title = (k: number) => (hasHeader && data[0][k].trim() ? `'${data[0][k]}'` : `number ${k + 1}`);
+  const what = `${dim} columns of numbers${named < 0 ? "" : `, names from column ${title(named)}`}${left(others.map(title))}`;
+  return { vectors, names: named < 0 ? null : rows.map((row) => row[named]), what };
 }
+
+const left = (columns: string[]) => {
+  const shown = [...columns.slice(0, 3), ...(columns.length > 3 ? [`${columns.length - 3} more`] : [])].join(", ");
+  return columns.length ? `; not read: ${columns.length === 1 ? "column" : "columns"} ${shown}` : "";
+};
 
 /** Format version 1 to 3; floats of 2, 4 or 8 bytes, rows or columns first. */
 function readNpy(buffer: ArrayBuffer, dim: number): Dropped {
@@ -94,7 +103,7 @@ function readNpy(buffer: ArrayBuffer, dim: number): Dropped {
   for (let i = 0; i < n; i++) {
     for (let k = 0; k < dim; k++) vectors[i * dim + k] = read(start + length + size * (i * rowStep + k * columnStep));
   }
-  return { vectors, names: null };
+  return { vectors, names: null, what: `a matrix of ${n} x ${dim} numbers` };
 }
 
 function float16(bits: number): number {
@@ -127,5 +136,11 @@ async function readParquet(file: ArrayBuffer, dim: number): Promise<Dropped> {
     if (values && values.length !== dim) throw mismatch(values.length, dim);
     for (let k = 0; values && k < dim; k++) vectors[i * dim + k] = values[k] ?? NaN;
   });
-  return { vectors, names: named ? rows.map((row) => String(row[named])) : null };
+  const others = fields.map(({ name }) => name).filter((name) => !columns.includes(name));
+  const what = `${isList ? "column 'embedding'" : `${dim} columns of floats`}${named ? `, names from column '${named}'` : ""}`;
+  return {
+    vectors,
+    names: named ? rows.map((row) => String(row[named])) : null,
+    what: what + left(others.map((name) => `'${name}'`)),
+  };
 }

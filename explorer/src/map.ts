@@ -151,11 +151,11 @@ export class MapView {
     return null;
   }
 
-  /** Look at most of these cells of layer 0. */
-  frame(rows: number[]): void {
-    if (!rows.length) return;
-    const ends = (axis: number) => [0.05, 0.95].map((q) => quantile(rows, q, (row) => this.position({ layer: 0, row })[axis])!);
+  /** Look at most of these cells. */
+  frame(layer: number, rows: number[]): void {
+    const ends = (axis: number) => [0.05, 0.95].map((q) => quantile(rows, q, (row) => this.position({ layer, row })[axis])!);
     const [[left, right], [low, high]] = [ends(0), ends(1)];
+    if (left === undefined) return; // none has a position
     const zoom = Math.min(8, 1.1 / Math.max(right - left, high - low, 0.05));
     this.camera.look(zoom <= 1.2 ? [1, 0, 0] : [zoom, (left + right) / 2, (low + high) / 2], true);
   }

@@ -1,10 +1,10 @@
 // The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
 
 import { addressOf } from "./address";
-import { answerColumns, type Vote } from "./annotator";
+import { answerColumns, STATUSES, type Vote } from "./annotator";
 import { category, paint, ramp } from "./colours";
 import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type Vectors } from "./data";
-import { nodesOf, positions, type Yours } from "./dropped";
+import { nodesOf, positions, problemsOf, type Yours } from "./dropped";
 import { readFile } from "./files";
 import { count, find } from "./format";
 import { apart, type Island, islands } from "./islands";
@@ -172,10 +172,15 @@ export class Page {
     const group = this.selection && this.tab === "group" ? new Set(this.selection.rows[layer]) : null;
     const isLit = (row: number) => light(row) && (!group || group.has(row));
     const column = this.columnOf(layer);
-    if (column) return paint(nodes.length, { isLit, isHollow: () => false, colourOf: (row) => this.colourOf(column, column.codes[row]) });
     const level = this.level ?? this.about.levels.length;
-    const isHollow = (row: number) => answers !== null && nodes[row] > 0 && tree.depth(nodes[row]) < level; // its answer stops above
-    return paint(nodes.length, { isLit, isHollow, colourOf: (row) => tree.nodes[tree.at(nodes[row], level)].colour });
+    const shapeOf = (row: number) => {
+      if (answers && STATUSES[answers.status[row]] === "novel") return "diamond";
+      const stopsAbove = answers && !column && nodes[row] > 0 && tree.depth(nodes[row]) < level;
+      return stopsAbove ? "ring" : "disc";
+    };
+    const ofNode = (row: number) => tree.nodes[tree.at(nodes[row], level)].colour;
+    const colourOf = column ? (row: number) => this.colourOf(column, column.codes[row]) : ofNode;
+    return paint(nodes.length, { isLit, shapeOf, colourOf });
   }
 
   get colourings(): [string, string][] {
@@ -230,7 +235,7 @@ export class Page {
     this.tick([node]);
     document.querySelector("#tree .ticked")?.scrollIntoView({ block: "nearest" });
     const { node: nodes } = this.cells;
-    this.map.frame([...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
+    this.map.frame(0, [...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
   }
 
   private islands(prefix: number): Island[] {
@@ -401,7 +406,7 @@ export class Page {
       return this.reading === reading; // else it was stopped, or another file was dropped
     };
     try {
-      const { vectors: raw, names } = await readFile(file, annotator.adapter.dim, this.about.facts.Vectors);
+      const { vectors: raw, names, what } = await readFile(file, annotator.adapter.dim, this.about.facts.Vectors);
       const n = raw.length / annotator.adapter.dim;
       reading.note = `Labelling ${count(n)} cells of ${file.name} …`;
       const result = await annotator.answer(raw, (done) => rest((0.5 * done) / n));
@@ -413,8 +418,12 @@ export class Page {
       this.forget();
       const columns = answerColumns(result.answers, this.about.levels);
       const node = nodesOf(result.answers, config.paths);
-      this.yours = { file: file.name, names, raw, ...result, node, layouts, columns };
-      for (const map of this.maps) map.add(layouts, this.colours(1));
+      const problems = problemsOf(raw, annotator.adapter.dim);
+      this.yours = { file: file.name, what, problems, names, raw, ...result, node, layouts, columns };
+      for (const map of this.maps) {
+        map.add(layouts, this.colours(1));
+        map.frame(1, [...node.keys()]);
+      }
     } catch (error) {
       if (this.reading !== reading) return;
       this.error = `${file.name}: ${error instanceof Error ? error.message : "can't be read"}`;

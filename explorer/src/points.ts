@@ -8,17 +8,19 @@ uniform vec2 scale; uniform vec2 shift; uniform float size;
 out vec4 tint;
 void main() {
   gl_Position = vec4(position * scale + shift, 0.0, 1.0);
-  gl_PointSize = size * (colour.a < 0.3 ? 0.8 : 1.0);
+  gl_PointSize = size * (colour.a < 0.3 ? 0.8 : colour.a > 0.7 && colour.a < 0.8 ? 1.6 : 1.0);
   tint = colour;
 }`;
 const FRAGMENT = `#version 300 es
 precision highp float;
 in vec4 tint; uniform float size; uniform bool ring; out vec4 result;
 void main() {
-  float distance = length(gl_PointCoord - 0.5) * 2.0;
-  float edge = 2.0 / size;
-  float alpha = tint.a * (1.0 - smoothstep(1.0 - edge, 1.0, distance));
-  if (tint.a > 0.3 && tint.a < 0.7) alpha = distance < 0.55 ? 0.15 * alpha : 1.6 * alpha; // hollow
+  vec2 offset = (gl_PointCoord - 0.5) * 2.0;
+  bool diamond = tint.a > 0.7 && tint.a < 0.8; // opacities as in colours.ts
+  bool hollow = tint.a > 0.3 && tint.a < 0.7;
+  float distance = diamond ? abs(offset.x) + abs(offset.y) : length(offset);
+  float alpha = (tint.a > 0.3 ? 0.88 : tint.a) * (1.0 - smoothstep(1.0 - 2.0 / size, 1.0, distance));
+  if (hollow && distance < 0.55) alpha *= 0.1;
   vec3 shown = ring && distance > 0.62 ? vec3(distance > 0.8 ? 0.0 : 1.0) : tint.rgb;
   result = vec4(shown * alpha, alpha);
 }`;

@@ -1,10 +1,11 @@
 // The tab "Your cells": a file to choose, and the answers for its cells.
 
+import { mean } from "d3-array";
 import { STATUSES } from "./annotator";
 import { save, type Yours } from "./dropped";
 import { count, percent } from "./format";
 import type { Page } from "./page";
-import { Swatch, Table } from "./widgets";
+import { Bar, Swatch, Table } from "./widgets";
 
 const SHOWN = 25; // labels
 
@@ -43,6 +44,7 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
   const counts = STATUSES.map((status, i) => ({ status, n: answers.status.filter((other) => other === i).length }));
   const [, , novel, invalid] = counts;
   const shareNovel = novel.n / Math.max(1, nodes.length - invalid.n);
+  const problems = yours.problems.map(({ why, cells }) => `${count(cells)} with ${why}`).join(", ");
   const [voters, all] = [page.vectors!.annotator.voters.n, about.annotator.cells];
   return (
     <>
@@ -52,11 +54,15 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
           {percent(shareNovel)} of the cells are like nothing in the reference. Are they vectors of the same embedding?
         </p>
       )}
+      <p class="note">
+        Read: {yours.what}. {problems && `Left out: ${problems}.`}
+      </p>
       <p class="note">{counts.filter(({ n }) => n).map(({ status, n }) => `${count(n)} ${status}`).join(", ")}</p>
       <p class="buttons">
         <button id="save-yours" onClick={() => save(yours, about, tree)}>Download as CSV</button>
         <button onClick={() => page.forget()}>Remove</button>
       </p>
+      <Levels page={page} yours={yours} />
       <Labels page={page} yours={yours} />
       <p class="note">
         Each label is answered as deep as its probability is at least {about.annotator.confidence}.{" "}
@@ -66,6 +72,20 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
       </p>
     </>
   );
+}
+
+/** How many cells are answered at each level. */
+function Levels({ page, yours }: { page: Page; yours: Yours }) {
+  const { levels } = page.about;
+  const { depth, probability, path } = yours.answers;
+  const usable = Math.max(1, path.filter((p) => p >= 0).length);
+  const rows = levels.map((level, k) => {
+    const answered = [...depth.keys()].filter((row) => depth[row] > k);
+    const bar = <Bar share={answered.length / usable} colour="var(--accent)" />;
+    const sure = mean(answered, (row) => probability[row * levels.length + k]);
+    return [<>{level}{bar}</>, count(answered.length), percent(answered.length / usable), sure === undefined ? "–" : percent(sure)];
+  });
+  return <Table kind="parts" caption="Answered" head={["", "Cells", "Share", "Mean prob."]} rows={rows} />;
 }
 
 /** The deepest answers with their counts and mean probabilities. */

@@ -428,6 +428,54 @@ def test_missing_numbers_are_invalid_in_every_format(shown):
 
 
 @pytest.mark.slow
+def test_the_page_tells_what_it_read_and_what_it_left_out(shown, ref):
+    x = cells(40, seed=5).obsm["X_scVI"]
+    x[0, 1], x[1], x[2, 2], x[3] = np.nan, np.nan, np.inf, 0
+    names = [f"new {i}" for i in range(len(x))]
+    frame = pd.DataFrame(x, pd.Index(names, name="cell_id"), [f"v{k}" for k in range(DIM)])
+    frame["donor"] = "a"
+    parquet = io.BytesIO()
+    frame.assign(cell_id=names).to_parquet(parquet, index=False)
+    others = "names from column 'cell_id'; not read: column 'donor'"
+    for name, content, text in (
+        ("x.csv", frame.to_csv().encode(), f"{DIM} columns of numbers, {others}"),
+        ("x.parquet", parquet.getvalue(), f"{DIM} columns of floats, {others}"),
+        ("x.npy", as_npy(x), f"a matrix of 40 x {DIM} numbers"),
+    ):
+        shown.opened.drop(name, content)
+        left_out = "Left out: 2 with missing numbers, 1 with infinite numbers, 1 with zeros alone."
+        assert f"Read: {text}. {left_out}" in shown.page.inner_text("#yours")
+    depth = np.array(shown.page.evaluate("Array.from(explorer.yours.answers.depth)"))
+    table = shown.page.locator("#yours table", has=shown.page.locator("caption", has_text=re.compile("^Answered$")))
+    for k, row in enumerate(table.locator("tr").all()[1:]):
+        cells_, share, _ = row.locator("td").all_inner_texts()
+        assert int(cells_) == (depth > k).sum()
+        assert float(share.rstrip("%")) == pytest.approx(100 * (depth > k).sum() / 36, abs=0.51)
+
+
+@pytest.mark.slow
+def test_the_view_moves_to_dropped_cells_and_novel_ones_are_diamonds(shown):
+    page = shown.page
+    page.evaluate("explorer.map.camera.look([1, 0, 0]); explorer.colourBy('prefix')")
+    adata = cells(200, seed=7)
+    rng = np.random.default_rng(0)
+    near = adata.obsm["X_scVI"][:1] + 0.01 * rng.normal(size=(60, DIM))
+    x = np.concatenate([near, rng.normal(size=(2, DIM))]).astype(np.float32)
+    shown.opened.drop("neurons.npy", as_npy(x))
+    shown.opened.wait("explorer.map.camera.zoom > 3")
+    time.sleep(0.5)  # the flight
+    to_screen = "explorer.map.camera.toScreen(explorer.map.position({ layer: 1, row }))"
+    screen = np.array(page.evaluate(f"Array.from({{ length: {len(near)} }}, (_, row) => {to_screen})"))
+    box = page.locator("#points").bounding_box()
+    assert ((screen > 0) & (screen < [box["width"], box["height"]])).all(1).mean() > 0.8
+    status = np.array(page.evaluate("Array.from(explorer.yours.answers.status)"))
+    opacity = np.array(page.evaluate("Array.from(explorer.colours(1))")).reshape(-1, 4)[:, 3]
+    assert (status == 2).any()
+    assert ((opacity == 190) == (status == 2)).all()
+    page.evaluate("explorer.forget(); explorer.map.camera.look([1, 0, 0])")
+
+
+@pytest.mark.slow
 def test_the_command_for_an_h5ad_makes_a_file_that_is_read(shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     adata = cells(20, seed=6)
     adata.write_h5ad(tmp_path / "new's.h5ad")
