@@ -84,6 +84,7 @@ class Cells:
     column_names: tuple[str, ...]
     read: Callable[[int], Iterator[Chunk]]  # what `chunks` does
     read_columns: Callable[[Sequence[str]], pa.Table]  # what `table` does
+    read_names: Callable[[], pa.Table] | None = None  # what `names` does
     facts: Callable[[], Mapping[str, Any]] = dict
 
     @staticmethod
@@ -125,31 +126,42 @@ class Cells:
     @property
     def names(self) -> np.ndarray | None:
         """The cells' names, (num_rows,) str; None where they have none."""
-        return names_of(self.table([CELL_ID])) if self.has_names else None
+        return names_of(self.read_names()) if self.has_names and self.read_names else None
 
     def chunks(self, size: int = ROW_GROUP, strict: bool = False, obs: bool = False) -> Iterator[Chunk]:
         """Yield (columns, vectors) of at most `size` rows, in the order of the file.
 
         vectors (m, dim) float32; columns is a table of m rows, without columns where the format has none. `strict`
         raises InputError for vectors that are not `usable`. `obs` brings all columns, also those of an AnnData's obs,
-        which are read at once.
+        which are read at once; one that is called `cell_id`, as the cells' names are here, becomes `obs_cell_id`,
+        unless it repeats the names.
         """
-        more = [name for name in self.column_names if name not in self.schema.names] if obs else []
-        table = self.table(more) if more else None
+        more = self.obs_beside_names() if obs and not set(self.column_names) <= set(self.schema.names) else {}
         start = 0
         for columns, vectors in self.read(size):
             if strict:
                 refuse(~usable(vectors), start, self.path)
-            if table is not None:
-                for name in more:
-                    columns = columns.append_column(name, table[name].slice(start, len(vectors)))
+            for name, column in more.items():
+                columns = columns.append_column(name, column.slice(start, len(vectors)))
             yield columns, vectors
             start += len(vectors)
+
+    def obs_beside_names(self) -> dict[str, pa.ChunkedArray]:
+        """The columns of obs, under names that none of them shares with the cells' names."""
+        table = self.table()
+        found = dict(zip(table.column_names, table.columns, strict=True))
+        if CELL_ID in found and self.names is not None:
+            column = found.pop(CELL_ID)
+            if as_text(column).to_pylist() != self.names.tolist():
+                if f"obs_{CELL_ID}" in found:
+                    raise InputError(f"{self.path}: obs has both {CELL_ID} and obs_{CELL_ID}; rename one")
+                found[f"obs_{CELL_ID}"] = column
+        return found
 
     def table(self, names: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all but the cells' names, of all rows. Raises InputError for one that is not there."""
         names = self.column_names if names is None else names
-        if unknown := [name for name in names if name not in (*self.column_names, *self.schema.names)]:
+        if unknown := [name for name in names if name not in self.column_names]:
             what = "it" if set(self.column_names) & set(self.schema.names) else "obs"
             there = ", ".join(self.column_names) or "none"
             raise InputError(f"{self.path}: {what} has no column '{unknown[0]}'; it has {there}")
@@ -208,7 +220,7 @@ class Cells:
 
         schema = brings(slice(0, 1)).schema
         others = tuple(name for name in schema.names if name != CELL_ID)
-        return Cells(path, *shape, schema, others, chunks, all_rows)
+        return Cells(path, *shape, schema, others, chunks, all_rows, lambda: all_rows([CELL_ID]))
 
 
 def names_of(columns: pa.Table) -> np.ndarray | None:
@@ -274,11 +286,7 @@ def with_obs(
     """Cells whose chunks bring their names, with the columns of obs, which has `num_rows` rows."""
     if num_rows != cells.num_rows:
         raise InputError(f"{cells.path}: damaged, {cells.num_rows:,} vectors, and obs has {num_rows:,} cells")
-
-    def columns(names: Sequence[str]) -> pa.Table:
-        return cells.read_columns(names) if list(names) == [CELL_ID] else read(names)
-
-    return replace(cells, column_names=keys, read_columns=columns, facts=facts)
+    return replace(cells, column_names=keys, read_columns=read, facts=facts)
 
 
 @contextmanager
@@ -313,10 +321,10 @@ def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
                 raise InputError(f"{path}: its vectors have different lengths, {lengths} numbers")
             yield named(table), vectors
 
-    def columns(names: Sequence[str]) -> pa.Table:
-        return named(file.read([ids if name == CELL_ID else name for name in names])).select(names)
+    def names() -> pa.Table:
+        return named(file.read([ids]))
 
-    return Cells(path, num_rows, file.dim, schema, tuple(others), chunks, columns, lambda: metadata_of(schema))
+    return Cells(path, num_rows, file.dim, schema, tuple(others), chunks, file.read, names, lambda: metadata_of(schema))
 
 
 def npy_cells(path: Place) -> Cells:

@@ -7,12 +7,13 @@ import numpy as np
 from fractal.base.cli import InputError
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
+MIN_LENGTH = 1e-12  # what torch divides a shorter vector by, so that it would not get length 1
 
 
 def usable(vectors: np.ndarray) -> np.ndarray:
-    """(n,) bool: finite and not zero, and so is the square of the length."""
-    norm = np.einsum("ij,ij->i", vectors, vectors)
-    return np.isfinite(norm) & (norm > 0)
+    """(n,) bool: finite, and of a length that can be made 1 in float32: MIN_LENGTH or more, its square no overflow."""
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    return np.isfinite(squares) & (squares >= MIN_LENGTH**2)
 
 
 def refuse(bad: np.ndarray, start: int, path: Any) -> None:

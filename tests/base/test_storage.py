@@ -33,7 +33,7 @@ from fractal.data.cells import Cells
 from fractal.data.parquet import ManyFiles, fingerprint
 from fractal.data.reorder import round_robin
 from tests.conftest import TYPES, clustered, write_h5ad
-from tests.data.test_vectors import write_tiledb
+from tests.data.test_cells import write_tiledb
 from tests.store import Store, client, serve
 
 
@@ -101,11 +101,11 @@ def put(path: Path, key: str) -> str:
 
 # The table of docs/questions.md: what is read, and the tests that show it.
 TAKEN = {
-    "`.h5ad`": "data/test_vectors.py test_all_files_give_the_same_vectors",
+    "`.h5ad`": "data/test_cells.py test_all_files_give_the_same_vectors",
     "`.zarr` of AnnData": "test_ingest.py test_a_zarr_of_anndata_is_read_like_its_h5ad",
-    "Parquet with a column `embedding`": "data/test_vectors.py test_all_files_give_the_same_vectors",
+    "Parquet with a column `embedding`": "data/test_cells.py test_all_files_give_the_same_vectors",
     "a folder of Parquet files, `study=s1/...` too": "base/test_storage.py test_a_folder_of_parquet_is_one_atlas",
-    "`.npy`": "data/test_vectors.py test_all_files_give_the_same_vectors",
+    "`.npy`": "data/test_cells.py test_all_files_give_the_same_vectors",
     "SCimilarity's `cellsearch`, a dense TileDB array": (
         "data/test_tiledb.py test_the_frame_of_cellsearch_becomes_columns"
     ),

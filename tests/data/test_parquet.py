@@ -256,3 +256,40 @@ def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]])
         write_rows(Path(folder) / "a", np.array(pairs, np.float32), ["x"] * len(pairs))
         found = Atlas.open(Path(folder) / "a").first_copies
     assert found.tolist() == [pairs.index(pair) for pair in pairs]  # 0. == -0.
+
+
+def parts(folder: Path, **second: pa.Array) -> Path:
+    """Two parts of an atlas; `second`: columns of the second one, None to leave one out."""
+    first = pa.table({
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.ones(6), pa.float32()), 3),
+        "study": ["a", "b"],
+        "age": pa.array([1, 2]),
+    })  # fmt: skip
+    columns = {**dict(zip(first.column_names, first.columns, strict=True)), **second}
+    folder.mkdir()
+    pq.write_table(first, folder / "part-0.parquet")
+    pq.write_table(
+        pa.table({name: column for name, column in columns.items() if column is not None}), folder / "part-1.parquet"
+    )
+    return folder
+
+
+def test_parts_of_a_folder_with_other_columns_are_refused_by_name(tmp_path: Path):
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8), pa.float32()), 4)
+    for i, (second, words) in enumerate(
+        [
+            ({"study": None}, "part-1.parquet: lacks the column study"),
+            ({"tissue": pa.array(["x", "y"])}, "part-0.parquet: lacks the column tissue, which .*part-1.parquet has"),
+            ({"embedding": wide}, r"part-1.parquet: its embedding is fixed_size_list<\w+: float>\[4\]"),
+            ({"age": pa.array(["x", "y"])}, "part-1.parquet: has columns of other types than .*part-0.parquet"),
+        ]
+    ):
+        with pytest.raises(InputError, match=words):
+            Parquet.open(parts(tmp_path / str(i), **second))
+
+
+def test_numbers_of_several_types_become_the_widest(tmp_path: Path):
+    file = Parquet.open(parts(tmp_path / "a", age=pa.array([1.5, None])))
+    assert pa.concat_tables(file.tables())["age"].to_pylist() == [1, 2, 1.5, None]
+    empty = Parquet.open(parts(tmp_path / "b", study=pa.nulls(2)))
+    assert empty.read(["study"])["study"].to_pylist() == ["a", "b", None, None]

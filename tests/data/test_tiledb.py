@@ -17,7 +17,7 @@ from fractal.commands import annotate, embed, fit, index
 from fractal.data.cells import Cells
 from fractal.search.index import open_index
 from tests.conftest import TYPES, clustered
-from tests.data.test_vectors import write_tiledb
+from tests.data.test_cells import write_tiledb
 
 LABELS = TYPES * 40
 
