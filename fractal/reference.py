@@ -241,30 +241,47 @@ class Reference:
         index: "Index | str | Path",
         k: int = 10,
         *,
+        prefix: int | None = None,
+        where: str | None = None,
+        only: Sequence[str] = (),
         group_by: str | None = None,
+        columns: Sequence[str] | None = None,
         use_rep: str | None = None,
         force: bool = False,
-        **options: Any,
     ) -> "DataFrame":
-        """The k nearest cells of an index (`fractal.open_index`, or its path) for each cell -> a row per hit.
+        """The k nearest cells of an index for each cell -> a row per hit: query, rank, id, row, source, similarity, ...
 
-        group_by: a column of obs; one query per group, by up to 8 representatives of its cells. options: prefix, where,
-        only and columns, as `fractal search` has them. Raises InputError for an index of another adapter.
+        Parameters
+        ----------
+        adata : AnnData, whose vectors are read, projected or refused as in `annotate`
+        index : of `fractal.open_index`, or its path
+        k : int, default 10
+        prefix : int, default all; compare so many first blocks only
+        where : str, default none; a condition that cells must meet, as "tissue == 'lung'"
+        only : str, default all; labels of any level, or CL ids, that cells must have
+        group_by : str, default none; a column of obs: one query per group, by up to 8 representatives of its cells
+        columns : str, default all; the index's, that the hits get
+        use_rep, force : see `annotate`
+
+        Raises
+        ------
+        InputError : for an index of another adapter, and for filters and columns that don't fit.
         """
-        from fractal.search.query import search_vectors
+        from pyarrow import concat_tables
 
-        vectors, _ = self.vectors_of(adata, use_rep, force)
-        if not usable(vectors).all():
-            bad = int((~usable(vectors)).argmax())
-            raise InputError(f"the vector of cell {bad} is zero or not finite; leave it out")
-        names = adata.obs_names.astype(str).tolist()
-        groups = None
-        if group_by is not None:
-            if group_by not in adata.obs:
-                raise InputError(f"obs has no column '{group_by}'; it has {', '.join(map(str, adata.obs))}")
-            groups = adata.obs[group_by].tolist()
-        embedded = embed_matrix(self.adapter, vectors)[0]
-        return search_vectors(index, self.sha256, embedded, names, groups, k, **options)
+        from fractal.search import Index, open_index
+        from fractal.search.filters import mask_of
+        from fractal.search.query import search
+        from fractal.search.source import Source, space_of
+
+        index = index if isinstance(index, Index) else open_index(index)
+        index.check_adapter([self.sha256], "the reference")
+        keep = mask_of(index, where, only)
+        with self.intake.open(adata, use_rep, force) as (cells, origin):
+            announce(origin, 3)
+            source = Source(cells, space_of(self.embedder), self.embedder)
+            found = search(source, index, k, group_by, prefix=prefix, keep=keep)
+            return concat_tables([index.table(hits, names, columns) for names, hits in found]).to_pandas()
 
     @cached_property
     def maps(self) -> "Maps":

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.search import Hits, open_index
     from fractal.search.enrichment import enrichment, summary
     from fractal.search.filters import mask_of
-    from fractal.search.query import search_file
+    from fractal.search.query import search
     from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{args.index}: holds vectors as they came, made by no adapter; drop --reference")
         index.check_adapter(space_of(embedder).adapters, str(args.reference))
     keep = mask_of(index, args.where, args.only, args.obo or CL_SLIM)
+    options = {"prefix": args.prefix, "keep": keep, "probes": args.lists}
     k, names, found, tables = args.k or (100 if args.group_by else 10), list[str](), list[Hits](), list[pa.Table]()
     to_h5ad = args.output is not None and args.output.suffix.casefold() == ".h5ad"
     with open_cells(args.query, embedder, args.use_rep, args.embedded, args.force) as source:
@@ -90,9 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         num_rows = source.cells.num_rows
         bar = tqdm(total=num_rows, unit="cells", unit_scale=True, desc="search")
         with bar, open_output(args.output) as write:
-            for batch, hits in search_file(
-                source, args.group_by, index, k, prefix=args.prefix, keep=keep, probes=args.lists
-            ):
+            for batch, hits in search(source, index, k, args.group_by, **options):
                 tables.append(index.table(hits, batch, args.columns))
                 if not to_h5ad:
                     write(tables.pop())

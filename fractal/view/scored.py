@@ -51,11 +51,7 @@ class Scored:
     @property
     def unit(self) -> str:
         """What the intervals are over."""
-        return (
-            "cells (Wilson)"
-            if self.truth.groups is None
-            else f"{len(np.unique(self.truth.groups))} studies"
-        )
+        return "cells (Wilson)" if self.truth.groups is None else f"{len(np.unique(self.truth.groups))} studies"
 
     @property
     def mixed(self) -> bool:

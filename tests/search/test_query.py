@@ -1,7 +1,9 @@
 """Queries that are groups, and those from Python."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -13,11 +15,19 @@ import fractal
 from fractal.base.errors import InputError
 from fractal.reference import open_embedder
 from fractal.search import build, open_index
-from fractal.search.index import Index
-from fractal.search.query import search_groups
+from fractal.search.index import Hits, Index
+from fractal.search.query import search
 from fractal.search.source import open_cells
 from tests.conftest import TYPES, clustered
 from tests.search.conftest import DIM, cells_of
+
+
+def grouped(
+    vectors: np.ndarray, groups: Sequence[str | None], index: Index, k: int, **options: Any
+) -> tuple[list[str], Hits]:
+    source = cells_of(vectors.astype(np.float32), pa.table({"group": pa.array(groups, pa.string())}))
+    ((names, hits),) = search(source, index, k, "group", **options)
+    return names, hits
 
 
 def test_a_group_of_unlike_cells_finds_what_each_of_them_is_like(index: Index):
@@ -30,7 +40,7 @@ def test_a_group_of_unlike_cells_finds_what_each_of_them_is_like(index: Index):
     build.build(index.folder.path, cells_of(vectors.astype(np.float32), pa.table({"kind": names.tolist()})))
     group = np.stack([a] * 30 + [b] * 10) + 0.05 * rng.standard_normal((40, DIM))
     opened = open_index(index.folder.path)
-    found, hits = search_groups([(group, ["mixed"] * 40)], "cells", opened, 100, probes=10**6)
+    found, hits = grouped(group, ["mixed"] * 40, opened, 100, probes=10**6)
     assert found == ["mixed"]
     kinds_found = Counter(opened.table(hits)["kind"].to_pylist())
     assert set(kinds_found) == {"fibroblast", "T cell"}
@@ -41,11 +51,11 @@ def test_a_group_of_unlike_cells_finds_what_each_of_them_is_like(index: Index):
     assert "between" in opened.table(mean)["kind"].to_pylist()  # what was said before
     # few cells; fewer cells of the index than hits; two groups; a cell without one
     keep = np.arange(600) < 7
-    found, hits = search_groups([(group[25:35], ["x", "y", None, "x", ""] * 2)], "cells", opened, 10, keep=keep)
+    found, hits = grouped(group[25:35], ["x", "y", None, "x", ""] * 2, opened, 10, keep=keep)
     assert found == ["x", "y"]
     assert (np.sort(hits.cells, axis=1)[:, 3:] == np.arange(7)).all()
     with pytest.raises(InputError, match="no cell has a group"):
-        search_groups([(group, [None] * 40)], "cells", opened, 10)
+        grouped(group, [None] * 40, opened, 10)
 
 
 def test_from_python(tmp_path: Path):
