@@ -50,8 +50,8 @@ def write_model(folder: Path, genes: list[str]) -> None:
     network = Network([len(genes), *WIDTHS[1:]]).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
+            state = {name: torch.rand_like(tensor.float()) + 0.5 for name, tensor in module.state_dict().items()}
+            module.load_state_dict(state)
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()
     torch.save({"state_dict": state}, folder / "encoder.ckpt")

@@ -5,8 +5,8 @@ stay in memory.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from fractal.base.storage import Place
 from fractal.base.storage import place as place_of
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
+from fractal.data.encoder import Encoder, open_encoded, read_encoder
 from fractal.data.ingestion import atlas_in_memory, place_cells, write_atlas
 from fractal.data.labels import read_map
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
@@ -54,6 +55,7 @@ def fit(
     epochs: int = 20,
     seed: int = 0,
     device: str = "auto",
+    model: str | Path | None = None,
 ) -> Reference:
     """Labelled cells -> a reference. The cells are not changed.
 
@@ -72,6 +74,8 @@ def fit(
     recipe : "fractal" or "published"
     max_cells : int, to train and calibrate on, balanced over the finest level
     epochs, seed, device : of the training
+    model : path of SCimilarity's encoder (the folder model_v1.1), which makes the vectors from counts, in place of
+        obsm; the reference then encodes new cells itself
 
     Raises
     ------
@@ -81,8 +85,9 @@ def fit(
     if isinstance(label_map, str | Place):
         label_map = read_map(place_of(label_map))
     settings, graph = Settings(find_recipe(recipe), epochs=epochs, seed=seed), load_graph(CL_SLIM)
+    encoder = read_encoder(model, pick_device(device)) if model else None
     with ExitStack() as stack:
-        with Cells.open(cells, use_rep) as opened:
+        with open_labelled(cells, use_rep, encoder) as opened:
             read = opened.labels(labels or "", study, label_map, levels)
             plan = place_cells(read, graph, opened.path, place_of(hierarchy) if hierarchy else None, unmapped)
             if isinstance(cells, str | Place):  # streamed, so that memory does not grow with the file
@@ -95,8 +100,27 @@ def fit(
             print(line)
         split = hold_out(atlas, study is not None, max_cells, seed)
         name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
-        facts = {"obsm": use_rep, "data": name, "source": name}
-        return train_reference(atlas, split, settings, device, graph, facts, learned(cells, use_rep))
+        facts = {
+            "obsm": use_rep,
+            "data": name,
+            "source": name,
+            **({"encoder": asdict(encoder.link)} if encoder else {}),
+        }
+        return train_reference(
+            atlas, split, settings, device, graph, facts, None if encoder else learned(cells, use_rep)
+        )
+
+
+@contextmanager
+def open_labelled(cells: Any, use_rep: str, encoder: Encoder | None) -> Iterator[Cells]:
+    """The cells with vectors of obsm, or of an encoder, whose message is printed."""
+    if encoder is None:
+        with Cells.open(cells, use_rep) as opened:
+            yield opened
+        return
+    with open_encoded(cells, encoder) as (opened, line):
+        print(line)
+        yield opened
 
 
 def check_labels(

@@ -18,7 +18,7 @@ import json
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from fractal.base.files import atomic_folder, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
 from fractal.data.cells import Cells, has_obs
+from fractal.data.encoder import EncoderLink
 from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
@@ -80,6 +81,7 @@ class Reference:
     projection: Projection | None = None  # from expression to vectors
     name: str = ""
     folder: Path | None = None
+    model: Path | None = None  # where the encoder of its cells lies now, if it has moved
 
     @property
     def adapter(self) -> Adapter:
@@ -103,7 +105,10 @@ class Reference:
     @property
     def intake(self) -> Intake:
         """What reads new cells for it."""
-        return Intake(self.use_rep, self.adapter.dim, self.annotator.vectors, self.projection)
+        encoder = EncoderLink(**self.facts["encoder"]) if self.facts.get("encoder") else None
+        if encoder and self.model:
+            encoder = replace(encoder, folder=str(self.model))
+        return Intake(self.use_rep, self.adapter.dim, self.annotator.vectors, self.projection or encoder)
 
     @property
     def embedder(self) -> Embedder:
@@ -119,6 +124,8 @@ class Reference:
         )
         if self.projection:
             text += f"\nIt projects cells without such vectors itself, by {len(self.projection.genes):,} genes"
+        if encoder := self.facts.get("encoder"):
+            text += f"\nIt encodes cells without such vectors itself, by the encoder of {encoder['folder']}"
         if not scores["cells"]:
             return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
         kind = self.facts.get("held_out", "cells drawn at random")
@@ -495,15 +502,25 @@ def make_reference(
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: str | Path, device: str = "auto") -> Reference:
-    """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged."""
-    return read_folder(place_of(folder), pick_device(device))
+def load(folder: str | Path, device: str = "auto", model: str | Path | None = None) -> Reference:
+    """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged.
+
+    model: where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it.
+    """
+    reference = read_folder(place_of(folder), pick_device(device))
+    reference.model = Path(model) if model else None
+    return reference
 
 
-def open_embedder(path: Place, device: torch.device | str = "cpu") -> Embedder:
-    """Of a checkpoint of train.py, which knows no cells, or a reference's folder. Raises InputError for neither."""
+def open_embedder(path: Place, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
+    """Of a checkpoint of train.py, which knows no cells, or a reference's folder; model as in `load`.
+
+    Raises InputError for neither.
+    """
     if path.is_dir():
-        return read_folder(path, device).embedder
+        reference = read_folder(path, device)
+        reference.model = model
+        return reference.embedder
     (adapter, checkpoint), sha256 = read_whole(path, lambda path: (checkpoints.load(path, device), fingerprint(path)))
     config = checkpoint["config"]
 
@@ -592,6 +609,8 @@ def read_files(path: Path, device: torch.device | str) -> Reference:
         projection = None
         if facts.get("projection"):
             projection = Projection.of(read_arrays(path / PROJECTION), facts["projection"], adapter.dim)
+        if "encoder" in facts:
+            EncoderLink(**facts["encoder"])
         check_consistent(annotator)
         model_card(facts, VERSION)  # fails where a fact is missing that saving it again takes
     except Exception as error:  # whatever damaged files make torch, json and numpy raise

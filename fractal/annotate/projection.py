@@ -9,19 +9,15 @@ were left out since. Where it differs between cells, X is no longer what the PCA
 New cells must be normalised as the labelled ones were. That is the user's part; what the numbers tell of it is checked.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, place
-from fractal.data.expression import EXAMINED, KINDS, Expression, gene_names, in_memory, kind_of, on_disk
-from fractal.data.h5ad import obs_names, open_h5ad
+from fractal.data.expression import EXAMINED, KINDS, Expression, gene_names, kind_of, open_expression
 
 # How far X may be from giving the components, both as root mean squares: float32 alone makes 1e-6, a randomised SVD,
 # which is not exact, a few hundredths.
@@ -45,6 +41,10 @@ class Projection:
         """What is saved: the genes as UTF-8 text, one a line."""
         genes = np.frombuffer("\n".join(self.genes.tolist()).encode(), np.uint8).copy()
         return {"genes": genes, "loadings": self.loadings, "means": self.means, "offset": self.offset}
+
+    def find(self, matrix: Callable[[str], Expression | None]) -> Expression | None:
+        """The expression that it projects, of those of `open_expression`."""
+        return matrix(self.layer)
 
     def facts(self) -> dict[str, Any]:
         """What bundle.json says of it."""
@@ -109,18 +109,7 @@ def sums(x: Any) -> np.ndarray:
     return np.asarray(x.sum(0, dtype=np.float64)).reshape(-1)
 
 
-@contextmanager
-def opened(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None], Any]]:
-    """An AnnData, or the path of an .h5ad -> what has obsm, varm and uns; layer ("" is X) -> expression; cells' names.
-
-    There is no expression in a layer that is not there. The names are an array, or a function of a slice.
-    """
-    if isinstance(cells, str | Place):
-        with open_h5ad(place(cells)) as file:
-            yield file, partial(on_disk, file, place(cells)), obs_names(file, place(cells))
-    else:
-        parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
-        yield parts, partial(in_memory, cells), np.asarray(cells.obs_names).astype(str)
+# --- what a reference keeps ------------------------------------------------------------------------------------------
 
 
 def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
@@ -129,7 +118,7 @@ def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
     None where `use_rep` is no PCA of scanpy's, or one that X no longer gives. One pass over X.
     """
     loadings_key, told_key = ("PCs", "pca") if use_rep == "X_pca" else (use_rep, use_rep)
-    with opened(cells) as (parts, expression, _):
+    with open_expression(cells) as (parts, expression):
         empty: dict[str, Any] = {}
         varm, told = parts.get("varm", empty), parts.get("uns", empty).get(told_key)
         if use_rep not in parts.get("obsm", empty) or loadings_key not in varm:

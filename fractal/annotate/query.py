@@ -1,27 +1,24 @@
-"""New cells for a reference: their vectors in obsm, or, where it keeps a PCA, projected from expression.
+"""New cells for a reference: their vectors in obsm, or, where it keeps a PCA or knows an encoder, made from expression.
 
 One rule for an AnnData in memory and for files: obsm is taken where it is there and can come from the reference's
-space. Else the cells are projected, if the reference can do that, and else they are refused.
+space. Else the cells are projected or encoded, if the reference can do that, and else they are refused.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fractal.annotate.projection import Projection, opened
+from fractal.annotate.projection import Projection
 from fractal.annotate.space import space_problem
 from fractal.base.errors import InputError
-from fractal.base.storage import place
-from fractal.data.cells import Cells, has_obsm, is_h5ad, names_column
-from fractal.data.expression import Expression
+from fractal.data.cells import Cells, cells_of_anndata, cells_of_file, has_obs, has_obsm
+from fractal.data.encoder import EncoderLink
+from fractal.data.expression import Expression, open_expression
 from fractal.data.vectors import CHUNK, usable
-
-Rows = Callable[[slice], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Intake:
     use_rep: str
     dim: int
     vectors: np.ndarray  # (m, dim) float32, of the reference's cells
-    projection: Projection | None = None
+    projection: Projection | EncoderLink | None = None
 
     @contextmanager
     def open(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
@@ -51,12 +48,12 @@ class Intake:
         key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
         several = in_memory or has_obsm(cells)
         with ExitStack() as stack:
-            problem, expression = "", None
-            if self.projection and key == self.use_rep and (in_memory or is_h5ad(cells)):
-                parts, matrix, names = stack.enter_context(opened(cells))
-                expression = matrix(self.projection.layer)
-                problem = lacking(parts.get("obsm", {}).get(key), key, self.dim) if expression else ""
-            if not problem:
+            problem, expression, parts, matrix = "", None, None, None
+            if self.projection and key == self.use_rep and (in_memory or has_obs(cells)):
+                parts, matrix = stack.enter_context(open_expression(cells))
+                if problem := lacking(parts.get("obsm", {}).get(key), key, self.dim):
+                    expression = self.projection.find(matrix)
+            if expression is None:
                 source = stack.enter_context(Cells.open(cells, key, self.dim))
                 _, chunk = next(iter(source.chunks(CHUNK)))
                 odd, certain = self.problem(chunk)
@@ -64,15 +61,21 @@ class Intake:
                     yield source, Origin(f"obsm '{key}'" if several else "", odd)
                     return
                 problem = f"obsm '{key}': {odd}" if several else odd
+                if self.projection and matrix:
+                    with suppress(InputError):  # no counts: then the first problem is the one to tell
+                        expression = self.projection.find(matrix)
             if expression is None:
                 way = "use_rep, or go on with force=True" if in_memory else "--use-rep, or go on with --force"
                 raise InputError(f"{'adata' if in_memory else cells}: {problem}; name the right vectors with {way}")
             rows, origin = self.projected(expression, problem, force)
-            path, shape = Path("adata") if in_memory else place(cells), (expression.num_cells, self.dim)
-            yield Cells.from_matrix(path, shape, np.float32, rows, names_column(names)), origin
+            shape = (expression.num_cells, self.dim)
+            made = cells_of_anndata if in_memory else cells_of_file
+            yield made(cells if in_memory else parts, expression.path, shape, np.float32, rows), origin
 
-    def projected(self, expression: Expression, problem: str, force: bool) -> tuple[Rows, Origin]:
-        """-> slice of the cells -> their vectors. Raises InputError where the expression does not fit either."""
+    def projected(
+        self, expression: Expression, problem: str, force: bool
+    ) -> tuple[Callable[[slice], np.ndarray], Origin]:
+        """-> a function: rows -> vectors (m, dim). Raises InputError where the expression does not fit either."""
         assert self.projection is not None
         rows, line = self.projection.components(expression, force)
         odd, certain = self.problem(rows(slice(0, min(CHUNK, expression.num_cells))))

@@ -58,7 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="with --index: its column of labels, named as the reference's finest (default: its columns of levels)",
     )
-    add(files, "--use-rep")
+    add(files, "--use-rep", "--model")
     add(files, "--output", required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
     add(files, "--obo")
     answers = parser.add_argument_group("answers")
@@ -155,6 +155,7 @@ def annotate(args: argparse.Namespace) -> None:
     from fractal.reference import read_folder
 
     reference = read_folder(args.reference, pick_device(args.device))
+    reference.model = args.model
     annotator = reference.annotator
     if args.index:
         annotator = reference.asking(args.index, args.index_labels)

@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     add(files, "input")
     add(files, "--reference", default=CHECKPOINT, help="folder of `fractal fit`, or checkpoint (default: %(default)s)")
-    add(files, "--use-rep")
+    add(files, "--use-rep", "--model")
     add(
         files,
         "--output",
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
 
-    embedder = open_embedder(args.reference, pick_device(args.device))
+    embedder = open_embedder(args.reference, pick_device(args.device), args.model)
     levels = embedder.adapter.num_levels
     prefix = args.prefix or levels
     with locked(args.output), open_cells(embedder, args) as cells:  # the output may be the input

@@ -9,7 +9,6 @@ their symbols, in var_names or a column of var. A cell without counts gets NaN. 
 
 from fractal.base.errors import run
 from fractal.base.files import check_paths, locked
-from fractal.base.storage import place
 from fractal.commands.options import add, check_suffix, command, one_input
 
 EXAMPLE = "fractal encode new.h5ad --model FOLDER --output new_encoded.h5ad"
@@ -18,7 +17,7 @@ EXAMPLE = "fractal encode new.h5ad --model FOLDER --output new_encoded.h5ad"
 def main(argv: list[str] | None = None) -> None:
     parser = command("encode", __doc__)
     add(parser, "input", help="cells with counts: .h5ad or .zarr")
-    add(parser, "--model", required=True)
+    add(parser, "--model", required=True, help="folder model_v1.1 of SCimilarity's release, with its encoder")
     add(parser, "--output", required=True, help="the .h5ad to write")
     parser.add_argument("--key-added", metavar="KEY", default="X_scimilarity", help="of obsm (default: %(default)s)")
     add(parser, "--force", help="go on with fewer than 5,000 of the model's genes; match genes of mouse by upper case")
@@ -27,20 +26,19 @@ def main(argv: list[str] | None = None) -> None:
     args.input = one_input(args, EXAMPLE)
     check_suffix("--output", args.output, (".h5ad",))
     check_paths({"input": args.input, "--model": args.model}, {"--output": args.output}, [("--output", "input")])
-    from fractal.data.encoder import encode_chunks, open_counts, read_encoder
+    from fractal.data.encoder import encoded_chunks, open_encoded, read_encoder
     from fractal.data.outputs import add_obsm, h5ad_copy
     from fractal.model.adapter import pick_device
 
     encoder = read_encoder(args.model, pick_device(args.device))
-    with locked(args.output), open_counts(place(args.input)) as (expression, scale):
-        message, chunks = encode_chunks(expression, scale, encoder, args.force)
-        print(message)
+    with locked(args.output), open_encoded(args.input, encoder, args.force) as (cells, line):
+        print(line)
         with h5ad_copy(args.input, args.output) as file:
-            start, array = 0, add_obsm(file, args.key_added, expression.num_cells, encoder.dim)
-            for vectors in chunks:
+            start, array = 0, add_obsm(file, args.key_added, cells.num_rows, cells.dim)
+            for vectors in encoded_chunks(cells):
                 array[start : start + len(vectors)] = vectors
                 start += len(vectors)
-    print(f"{expression.num_cells:,} cells, obsm '{args.key_added}' of {encoder.dim} numbers, written to {args.output}")
+    print(f"{cells.num_rows:,} cells, obsm '{args.key_added}' of {cells.dim} numbers, written to {args.output}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="TSV",
         help="write a template for --label-map, with the best guess for each name in --labels, and stop",
     )
-    add(files, "--use-rep", required=True, help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity")
+    vectors = files.add_mutually_exclusive_group(required=True)
+    add(vectors, "--use-rep", help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity")
+    add(
+        vectors, "--model", help="folder model_v1.1 of SCimilarity's release: its encoder makes the vectors from counts"
+    )
     add(files, "--study")
     labels = parser.add_argument_group("labels")
     add(labels.add_mutually_exclusive_group(required=True), "--labels", "--levels")
@@ -57,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_label_map:
         propose_labels(args, parser)
         return
+    from fractal.data.encoder import OBSM
     from fractal.fitting import fit
     from fractal.reference import check_folder
 
@@ -67,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         args.input,
         labels=args.labels,
         levels=args.levels,
-        use_rep=args.use_rep,
+        use_rep=args.use_rep or OBSM,
+        model=args.model,
         study=args.study,
         label_map=args.label_map,
         unmapped=args.unmapped,
@@ -84,16 +90,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Write the template of --write-label-map. Raises InputError for flags that would have no effect beside it."""
-    from fractal.data.cells import Cells
+    from fractal.data.encoder import OBSM, read_encoder
+    from fractal.fitting import open_labelled
     from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_label_map
 
-    used = ("input", "write_label_map", "use_rep", "labels")
+    used = ("input", "write_label_map", "use_rep", "model", "labels")
     others = [name for name, value in vars(args).items() if name not in used and value != parser.get_default(name)]
     if others:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise InputError(f"--write-label-map: takes --labels and --use-rep only; leave out {flags}")
     check_paths({"input": args.input}, {"--write-label-map": args.write_label_map})
-    with Cells.open(args.input, args.use_rep) as cells:
+    encoder = read_encoder(args.model) if args.model else None
+    with open_labelled(args.input, args.use_rep or OBSM, encoder) as cells:
         labels = cells.labels(args.labels)
     print(write_label_map(args.write_label_map, labels.names, labels.codes, load_graph(CL_SLIM)))
 

@@ -65,7 +65,8 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--model": {
         "type": place,
         "metavar": "FOLDER",
-        "help": "SCimilarity's encoder: the folder model_v1.1 of its release, with encoder.ckpt and two more",
+        "help": "folder model_v1.1 of SCimilarity's release: its encoder makes vectors from counts (default, for a "
+        "reference that was made so: where it lay then)",
     },
     "--use-rep": {
         "metavar": "KEY",

@@ -234,9 +234,16 @@ def names_of(columns: pa.Table) -> np.ndarray | None:
 def anndata_cells(adata: Any, path: Place, use_rep: str) -> Cells:
     """The cells of an AnnData in memory."""
     array = find_embedding(adata.obsm, adata.X, path, use_rep)
+    return cells_of_anndata(adata, path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]))
+
+
+def cells_of_anndata(
+    adata: Any, path: Place, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
+) -> Cells:
+    """The cells of an AnnData in memory with these vectors, of its obsm or made for them; see `from_matrix`."""
     names, uns = np.asarray(adata.obs_names).astype(str), adata.uns.get("fractal", {})
     return with_obs(
-        Cells.from_matrix(path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]), names_column(names)),
+        Cells.from_matrix(path, shape, dtype, rows, names_column(names)),
         len(names),
         tuple(map(str, adata.obs)),
         lambda keys: obs_table(adata.obs, path, keys),

@@ -14,11 +14,11 @@ instead of multiplying a matrix of zeros.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -28,21 +28,15 @@ from torch.nn.functional import embedding_bag, normalize
 from tqdm import tqdm
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Place, place
-from fractal.data.expression import (
-    Expression,
-    Scale,
-    as_counts,
-    counts_in_memory,
-    counts_on_disk,
-    gene_names,
-)
-from fractal.data.h5ad import open_h5ad
+from fractal.base.storage import Place
+from fractal.data.cells import Cells, cells_of_anndata, cells_of_file
+from fractal.data.expression import Expression, as_counts, choose_counts, gene_names, open_expression
 
 CHECKPOINT, SIZES, GENES = "encoder.ckpt", "layer_sizes.json", "gene_order.tsv"
 MIN_GENES = 5_000  # of the model's that the cells must have; SCimilarity's limit
 TARGET_SUM = 1e4  # counts of a cell after scaling
 CELLS = 1_024  # encoded at a time: 4 MB per hidden layer, which stay in the cache
+CHUNK = 4_096  # cells between two steps of the progress bar
 OBSM = "X_scimilarity"
 
 
@@ -59,6 +53,13 @@ class Network(nn.Module):
         pairs = list(zip(widths, widths[1:], strict=False))
         hidden = [nn.Sequential(nn.Dropout(), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU()) for a, b in pairs[:-1]]
         self.network = nn.ModuleList([*hidden, nn.Linear(*pairs[-1])])
+        self.dim = widths[-1]
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The first one, whose weights multiply the genes."""
+        start = self.network[0]
+        return cast(nn.Linear, start[1] if isinstance(start, nn.Sequential) else start)
 
     def forward(self, genes: Tensor, first: Tensor, values: Tensor, weights: Tensor) -> Tensor:
         """Cells as CSR -> (m, 128), length 1.
@@ -68,9 +69,8 @@ class Network(nn.Module):
         genes, first, values : column of each number (nnz,), first number of each cell (m,), both int64; (nnz,) float32
         weights : the first layer's, a row per gene (genes, width)
         """
-        start, *others = self.network
-        linear = start[1] if isinstance(start, nn.Sequential) else start
-        x = embedding_bag(genes, weights, first, mode="sum", per_sample_weights=values) + linear.bias
+        start, *others = list(self.network)
+        x = embedding_bag(genes, weights, first, mode="sum", per_sample_weights=values) + self.linear.bias
         if isinstance(start, nn.Sequential):
             x = start[3](start[2](x))
         for layer in others:
@@ -91,11 +91,12 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Numbers per cell, 128."""
-        return int(self.network.network[-1].out_features)
+        return self.network.dim
 
-    def facts(self) -> dict[str, Any]:
+    @property
+    def link(self) -> "EncoderLink":
         """What a reference keeps of it."""
-        return {"sha256": self.sha256, "genes": len(self.genes), "folder": str(self.folder)}
+        return EncoderLink(self.sha256, len(self.genes), str(self.folder.resolve()))
 
     @torch.inference_mode()
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
@@ -139,8 +140,7 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         raise InputError(f"{path}: holds weights that are not finite")
     network = network.float().eval().to(device)
-    start = network.network[0]
-    weights = (start[1] if isinstance(start, nn.Sequential) else start).weight.detach().t().contiguous()
+    weights = network.linear.weight.detach().t().contiguous()
     with open(path, "rb") as file:
         return Encoder(network, weights, genes, hashlib.file_digest(file, "sha256").hexdigest(), folder)
 
@@ -219,47 +219,75 @@ def align(expression: Expression, encoder: Encoder, force: bool = False) -> Alig
     return Alignment(to_model, message + (f", {repeated:,} columns of the same symbol summed" if repeated else ""))
 
 
-def encode_chunks(
-    expression: Expression, scale: Scale, encoder: Encoder, force: bool = False, quiet: bool = False
-) -> tuple[str, Iterator[np.ndarray]]:
-    """All cells, in their order -> a line on what was read, and vectors (m, 128) float32, some hundred at a time.
+def encode_rows(
+    expression: Expression, encoder: Encoder, force: bool = False
+) -> tuple[Callable[[slice], np.ndarray], str]:
+    """-> a function: rows -> their vectors (m, 128) float32, and a line on what was read.
 
     Parameters
     ----------
-    expression, scale : of `fractal.data.expression.counts_in_memory` or `counts_on_disk`
+    expression : of `fractal.data.expression.choose_counts`
     encoder : of `read_encoder`
     force : as in `align`
-    quiet : no progress bar
 
     Raises
     ------
     InputError
-        as `align` does; while it runs, for values that are no counts
+        as `align` does; where it reads rows, for values that are no counts
 
     Memory: a chunk of the expression, and 8 MB.
     """
-    alignment = align(expression, encoder, force)
+    alignment, scale = align(expression, encoder, force), expression.scale
+    assert scale is not None
 
-    def vectors() -> Iterator[np.ndarray]:
-        with tqdm(total=expression.num_cells, unit="cells", unit_scale=True, desc="encode", disable=quiet) as bar:
-            for rows, x in expression.chunks(0, expression.num_cells):
-                aligned = sp.csr_matrix(as_counts(x, scale, expression.where, rows.start) @ alignment.to_model)
-                for start in range(0, aligned.shape[0], CELLS):
-                    yield encoder.encode(aligned[start : start + CELLS])
-                    bar.update(min(CELLS, aligned.shape[0] - start))
+    def rows(batch: slice) -> np.ndarray:
+        vectors = []
+        for part, x in expression.chunks(batch.start, batch.stop):
+            aligned = sp.csr_matrix(as_counts(x, scale, expression.where, part.start) @ alignment.to_model)
+            vectors += [encoder.encode(aligned[i : i + CELLS]) for i in range(0, aligned.shape[0], CELLS)]
+        return np.concatenate(vectors)
 
-    return f"{expression.where}: {scale.message}, {alignment.message}", vectors()
+    return rows, f"{expression.where}: {scale.message}, {alignment.message}"
 
 
 @contextmanager
-def open_counts(cells: Any) -> Iterator[tuple[Expression, Scale]]:
-    """The counts of an AnnData in memory, or of an .h5ad or .zarr by its path. Raises InputError as `choose_counts`."""
-    if isinstance(cells, str | Place):
-        path = place(cells)
-        with open_h5ad(path) as file:
-            yield counts_on_disk(file, path)
-    else:
-        yield counts_in_memory(cells)
+def open_encoded(cells: Any, encoder: Encoder, force: bool = False) -> Iterator[tuple[Cells, str]]:
+    """An AnnData, or the path of an .h5ad or .zarr -> its cells with the vectors that the encoder makes of them.
+
+    The string says which counts were read. Raises InputError as `choose_counts` and `encode_rows` do.
+    """
+    with open_expression(cells) as (file, matrix):
+        expression = choose_counts(matrix, cells if isinstance(cells, str | Place) else "adata")
+        rows, line = encode_rows(expression, encoder, force)
+        shape = (expression.num_cells, encoder.dim)
+        if isinstance(cells, str | Place):
+            yield cells_of_file(file, expression.path, shape, np.float32, rows), line
+        else:
+            yield cells_of_anndata(cells, expression.path, shape, np.float32, rows), line
+
+
+@dataclass(frozen=True)
+class EncoderLink:
+    """Which encoder made the vectors of a reference's cells, and where it lay: what the reference keeps of it."""
+
+    sha256: str
+    genes: int
+    folder: str
+
+    def find(self, matrix: Callable[[str], Expression | None]) -> Expression:
+        """The counts, of the expression of `open_expression`. Raises InputError where there are none."""
+        return choose_counts(matrix, "new cells")
+
+    def components(self, new: Expression, force: bool = False) -> tuple[Callable[[slice], np.ndarray], str]:
+        """As `encode_rows`. Raises InputError where another encoder, or none, lies in the folder."""
+        encoder = read_encoder(self.folder)
+        if encoder.sha256 != self.sha256:
+            raise InputError(
+                f"{self.folder}: another encoder than that of the reference (sha256 {self.sha256[:12]}...); name the "
+                "folder of the right one with --model, or fractal.load(..., model=...)"
+            )
+        rows, line = encode_rows(new, encoder, force)
+        return rows, f"encoded from {line}"
 
 
 def encode(
@@ -289,7 +317,14 @@ def encode(
     >>> fractal.encode(adata, "data/models/scimilarity/model_v1.1")
     >>> fractal.fit(adata, labels="cell_type", use_rep="X_scimilarity")
     """
-    encoder = read_encoder(model, device)
-    message, chunks = encode_chunks(*counts_in_memory(adata), encoder, force)
-    adata.obsm[key_added] = np.concatenate(list(chunks))
-    print(message)
+    with open_encoded(adata, read_encoder(model, device), force) as (cells, line):
+        adata.obsm[key_added] = np.concatenate(list(encoded_chunks(cells)))
+        print(line)
+
+
+def encoded_chunks(cells: Cells) -> Iterator[np.ndarray]:
+    """The vectors of cells of `open_encoded`, in their order, with a progress bar."""
+    with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="encode") as bar:
+        for _, vectors in cells.chunks(CHUNK):
+            yield vectors
+            bar.update(len(vectors))

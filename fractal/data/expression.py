@@ -1,20 +1,24 @@
 """Expression, cells x genes, as a file or an AnnData holds it: read by rows, as counts or what was made of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from fractal.base.errors import InputError, needs
-from fractal.base.storage import Place
-from fractal.data.h5ad import reading_h5ad
+from fractal.base.storage import Place, place
+from fractal.data.h5ad import open_h5ad, reading_h5ad
 
 NUMBERS = 2**24  # of a piece of expression: 64 MB where it is dense
+CSC_ROWS = 32_768  # of a matrix stored by genes, read in one pass over it; 500 MB at 2,000 numbers a cell
 EXAMINED = 2_000  # first cells, to see what kind of numbers a matrix holds
 SAME_SUM = 0.01  # relative: sums of expm1(x) that differ by less are one total that all cells were scaled to
-COUNTS = ("counts", "X", "raw")  # where counts are looked for, in this order
+COUNTS = ("counts", "", "raw")  # layers where counts are looked for, in this order; "" is X
 
 # What kind of numbers an expression matrix holds.
 KINDS = {
@@ -25,18 +29,27 @@ KINDS = {
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How numbers give counts, up to a factor per cell: as they are, or by expm1."""
+
+    logged: bool
+    message: str
+
+
+@dataclass(frozen=True)
 class Expression:
     """Cells x genes, dense or sparse, read by rows."""
 
     where: str  # the file and the matrix, for errors
+    path: Place  # as Cells has it
     num_cells: int
     var: Any  # pandas.DataFrame, a row per gene; its index are the names
     rows: Callable[[slice], Any]  # -> (m, genes), numpy or scipy.sparse
-    by_column: bool = False  # stored by genes: reading rows passes over the whole matrix
+    scale: Scale | None = None  # of counts, see `choose_counts`
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[slice, Any]]:
-        """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time, 16 times as many of a matrix by genes."""
-        size = max(1, NUMBERS * (16 if self.by_column else 1) // max(1, len(self.var)))
+        """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time."""
+        size = max(1, NUMBERS // max(1, len(self.var)))
         for first in range(start, stop, size):
             batch = slice(first, min(first + size, stop))
             yield batch, self.rows(batch)
@@ -66,14 +79,6 @@ def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 # --- counts ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How numbers give counts, up to a factor per cell: as they are, or by expm1."""
-
-    logged: bool
-    message: str
 
 
 def scale_of(x: Any) -> Scale | None:
@@ -106,33 +111,45 @@ def as_counts(x: Any, scale: Scale, where: str, first: int) -> sp.csr_matrix:
     return x.expm1() if scale.logged else x
 
 
-def choose_counts(candidates: list[Expression], where: str) -> tuple[Expression, Scale]:
-    """Of layers['counts'], X and raw the first that holds counts, else the first that holds log-normalised ones.
+def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> Expression:
+    """Of layers['counts'], X and raw the first that holds counts, else the first of log-normalised ones.
 
-    Raises InputError where none does.
+    The result has its scale. matrix: of `open_expression`. Raises InputError where none does.
     """
-    known: list[tuple[Expression, Scale]] = []
-    others: list[str] = []
-    for expression in candidates:
+    known, others = list[Expression](), list[str]()
+    for expression in filter(None, map(matrix, COUNTS)):
         x = next((part for _, part in expression.chunks(0, min(EXAMINED, expression.num_cells))), None)
         if x is None or not (x.nnz if sp.issparse(x) else np.any(x)):
             others.append(f"{expression.where} is empty")
         elif scale := scale_of(x):
-            known.append((expression, scale))
+            known.append(replace(expression, scale=scale))
         else:
             others.append(f"{expression.where} holds {KINDS[kind_of(x)]}, of another total in each cell")
     if not known:
-        raise InputError(
-            f"{where}: has no counts: {'; '.join(others) or 'no X, no raw'}; bring counts in layers['counts']"
-        )
-    return min(known, key=lambda pair: pair[1].logged)
+        reasons = "; ".join(others) or "no X, no raw"
+        raise InputError(f"{where}: has no counts: {reasons}; bring counts in layers['counts']")
+    return min(known, key=lambda expression: expression.scale is not None and expression.scale.logged)
 
 
 # --- where it lies ---------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def open_expression(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
+    """An AnnData, or the path of an .h5ad or .zarr -> what has obsm, varm and uns, and a function: layer -> expression.
+
+    Layer "" is X, "raw" that of AnnData.raw; the function gives None for one that is not there.
+    """
+    if isinstance(cells, str | Place):
+        with open_h5ad(place(cells)) as file:
+            yield file, partial(on_disk, file, place(cells))
+    else:
+        parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
+        yield parts, partial(in_memory, cells)
+
+
 def in_memory(adata: Any, layer: str = "") -> Expression | None:
-    """X, a layer, or "raw" of an AnnData, which may be backed; None where it has none."""
+    """Of an AnnData, which may be backed."""
     holder = adata.raw if layer == "raw" else adata
     matrix = None if holder is None else holder.X if layer in ("", "raw") else adata.layers.get(layer)
     if matrix is None:
@@ -140,57 +157,60 @@ def in_memory(adata: Any, layer: str = "") -> Expression | None:
     if sp.issparse(matrix):
         matrix = matrix.tocsr()
     where = "raw" if layer == "raw" else f"layer '{layer}'" if layer else "X"
-    return Expression(where, adata.n_obs, holder.var, matrix.__getitem__)
+    return Expression(where, Path("adata"), adata.n_obs, holder.var, matrix.__getitem__)
 
 
-def on_disk(file: Any, path: Place, layer: str = "") -> Expression | None:
-    """X, a layer, or "raw" of an open .h5ad or .zarr; None where it has none. Rows are read as they are asked for."""
+def on_disk(file: Any, path: Place, layer: str) -> Expression | None:
+    """Of an open .h5ad or .zarr; rows are read as they are asked for."""
     io = needs("anndata", "h5ad").io
-    name = {"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
-    matrix = file.get(name)
+    matrix = file.get({"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}"))
     if matrix is None:
         return None
+    where = f"{path}: " + ("raw" if layer == "raw" else f"layer '{layer}'" if layer else "X")
     encoding = str(matrix.attrs.get("encoding-type", ""))
     with reading_h5ad(path):
         var = io.read_elem(file["raw/var" if layer == "raw" else "var"])
         if encoding == "csc_matrix":
             shape = tuple(int(n) for n in matrix.attrs["shape"])
-            where = f"{path}: {name}"
-            return Expression(where, shape[0], var, lambda rows: csc_rows(matrix, shape, rows, path), by_column=True)
+            return Expression(where, path, shape[0], var, ColumnStore(matrix, shape, path))
         if encoding.endswith("_matrix"):
             matrix = io.sparse_dataset(matrix)
         elif not hasattr(matrix, "shape"):
             return None
 
-    def read(rows: slice) -> Any:
+    def rows(batch: slice) -> Any:
         with reading_h5ad(path):
-            return matrix[rows]
+            return matrix[batch]
 
-    return Expression(f"{path}: {name}", matrix.shape[0], var, read)
-
-
-def csc_rows(group: Any, shape: tuple[int, ...], rows: slice, path: Place) -> sp.csr_matrix:
-    """Rows of a matrix that is stored by columns -> CSR; one pass over it, in pieces of NUMBERS numbers."""
-    with reading_h5ad(path):
-        indptr = group["indptr"][:]
-        found = []
-        for start in range(0, int(indptr[-1]), NUMBERS):
-            piece = slice(start, min(start + NUMBERS, int(indptr[-1])))
-            index = group["indices"][piece]
-            keep = np.flatnonzero((index >= rows.start) & (index < rows.stop))
-            column = np.searchsorted(indptr, start + keep, "right") - 1
-            found.append((group["data"][piece][keep], index[keep] - rows.start, column))
-    data, row, column = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else ([], [], [])
-    return sp.coo_matrix((data, (row, column)), shape=(rows.stop - rows.start, shape[1])).tocsr()
+    return Expression(where, path, matrix.shape[0], var, rows)
 
 
-def counts_in_memory(adata: Any, where: str = "adata") -> tuple[Expression, Scale]:
-    """The counts of an AnnData. Raises InputError where it has none, see `choose_counts`."""
-    found = [in_memory(adata, layer) for layer in ("counts", "", "raw")]
-    return choose_counts([expression for expression in found if expression], where)
+class ColumnStore:
+    """Rows of a matrix stored by genes: a pass over it gives CSC_ROWS rows, which are kept for the next calls."""
 
+    def __init__(self, group: Any, shape: tuple[int, ...], path: Place) -> None:
+        self.group, self.shape, self.path = group, shape, path
+        self.first, self.block = -1, sp.csr_matrix((0, shape[1]))
 
-def counts_on_disk(file: Any, path: Place) -> tuple[Expression, Scale]:
-    """The counts of an open .h5ad or .zarr. Raises InputError where it has none, see `choose_counts`."""
-    found = [on_disk(file, path, layer) for layer in ("counts", "", "raw")]
-    return choose_counts([expression for expression in found if expression], str(path))
+    def __call__(self, rows: slice) -> sp.csr_matrix:
+        parts = []
+        for first in range(rows.start // CSC_ROWS * CSC_ROWS, rows.stop, CSC_ROWS):
+            if first != self.first:
+                self.first, self.block = first, self.read(first, min(first + CSC_ROWS, self.shape[0]))
+            parts.append(self.block[max(0, rows.start - first) : rows.stop - first])
+        return sp.vstack(parts, format="csr")
+
+    def read(self, start: int, stop: int) -> sp.csr_matrix:
+        with reading_h5ad(self.path):
+            indptr, parts = self.group["indptr"][:], []
+            for at in range(0, int(indptr[-1]), NUMBERS):
+                piece = slice(at, min(at + NUMBERS, int(indptr[-1])))
+                index = self.group["indices"][piece]
+                keep = np.flatnonzero((index >= start) & (index < stop))
+                of_gene = np.searchsorted(indptr, at + keep, "right") - 1
+                parts.append((self.group["data"][piece][keep], index[keep] - start, of_gene))
+        shape = (stop - start, self.shape[1])
+        if not parts:
+            return sp.csr_matrix(shape)
+        data, row, column = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return sp.coo_matrix((data, (row, column)), shape=shape).tocsr()

@@ -14,35 +14,41 @@ from torch import nn
 
 import fractal
 from fractal.base.errors import InputError
+from fractal.commands import annotate as annotate_command
+from fractal.commands import embed as embed_command
 from fractal.commands import encode as encode_command
-from fractal.data.encoder import encode_chunks, open_counts, read_encoder
-from fractal.data.expression import counts_in_memory
+from fractal.commands import fit as fit_command
+from fractal.data.encoder import encoded_chunks, open_encoded, read_encoder
+from fractal.data.expression import choose_counts, open_expression
 
 GENES = [f"GENE{i}" for i in range(300)]
 
 
-def plain_network(widths: list[int]) -> nn.Module:
+class PlainNetwork(nn.Module):
     """As SCimilarity's package builds it; batch norms and PReLUs of random numbers, so that each of them counts."""
-    torch.manual_seed(0)
-    layers = [
-        nn.Sequential(nn.Dropout(0.5), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU())
-        for a, b in zip(widths[:-2], widths[1:-1], strict=True)
-    ]
-    module = nn.Module()
-    module.network = nn.ModuleList([*layers, nn.Linear(widths[-2], widths[-1])])
-    for layer in layers:
-        layer[2].running_mean.normal_()
-        layer[2].running_var.uniform_(0.5, 2)
-        nn.init.uniform_(layer[2].weight, 0.5, 2)
-        nn.init.normal_(layer[2].bias)
-        nn.init.uniform_(layer[3].weight, -0.5, 0.5)
-    return module.eval()
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.ModuleList()
+        for a, b in zip(widths[:-2], widths[1:-1], strict=True):
+            norm, relu = nn.BatchNorm1d(b), nn.PReLU()
+            norm.load_state_dict({name: torch.rand_like(t.float()) + 0.5 for name, t in norm.state_dict().items()})
+            nn.init.uniform_(relu.weight, -0.5, 0.5)
+            self.network.append(nn.Sequential(nn.Dropout(0.5), nn.Linear(a, b), norm, relu))
+        self.network.append(nn.Linear(widths[-2], widths[-1]))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.network:
+            x = layer(x)
+        return nn.functional.normalize(x, dim=1)
 
 
 def write_model(folder: Path, widths: tuple[int, ...] = (300, 64, 32, 16)) -> nn.Module:
     """The three files of an encoder -> the network behind them."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = plain_network(list(widths))
+    network = PlainNetwork(list(widths))
     state = network.state_dict()
     torch.save({"state_dict": state}, folder / "encoder.ckpt")
     (folder / "layer_sizes.json").write_text(json.dumps({name: list(tensor.shape) for name, tensor in state.items()}))
@@ -54,9 +60,7 @@ def expected(network: nn.Module, aligned: np.ndarray) -> np.ndarray:
     """aligned (n, genes): counts in the order of the model's genes."""
     x = torch.from_numpy(np.log1p(aligned / aligned.sum(1, keepdims=True) * 1e4).astype(np.float32))
     with torch.inference_mode():
-        for layer in network.network:
-            x = layer(x)
-    return nn.functional.normalize(x, dim=1).numpy()
+        return network(x).numpy()
 
 
 def counts(n: int = 40, genes: int = 300, seed: int = 0) -> np.ndarray:
@@ -65,8 +69,8 @@ def counts(n: int = 40, genes: int = 300, seed: int = 0) -> np.ndarray:
 
 
 def encoded(adata: anndata.AnnData, folder: Path, force: bool = False) -> tuple[str, np.ndarray]:
-    line, chunks = encode_chunks(*counts_in_memory(adata), read_encoder(folder), force, quiet=True)
-    return line, np.concatenate(list(chunks))
+    with open_encoded(adata, read_encoder(folder), force) as (found, line):
+        return line, np.concatenate(list(encoded_chunks(found)))
 
 
 def cells(x: Any, names: list[str] | None = None) -> anndata.AnnData:
@@ -206,11 +210,13 @@ def test_damaged_models_are_refused(tmp_path: Path, capsys):
 def test_files_give_the_same_vectors(tmp_path: Path, monkeypatch, kind, suffix: str):
     network, x = write_model(tmp_path / "model"), counts(200)
     monkeypatch.setattr("fractal.data.expression.NUMBERS", 300 * 23)  # pieces of 23 rows, or of 6,900 stored numbers
+    monkeypatch.setattr("fractal.data.expression.CSC_ROWS", 30)
     adata, path = cells(kind(x)), tmp_path / f"cells{suffix}"
     adata.write_h5ad(path) if suffix == ".h5ad" else adata.write_zarr(path)
-    with open_counts(path) as (expression, scale):
-        _, chunks = encode_chunks(expression, scale, read_encoder(tmp_path / "model"), quiet=True)
-        assert np.abs(np.concatenate(list(chunks)) - expected(network, x)).max() < 1e-5
+    with open_encoded(path, read_encoder(tmp_path / "model")) as (found, _):
+        assert np.abs(np.concatenate(list(encoded_chunks(found))) - expected(network, x)).max() < 1e-5
+        assert found.names is not None
+        assert found.names.tolist() == adata.obs_names.tolist()
 
 
 def test_backed_and_raw_on_disk(tmp_path: Path):
@@ -221,8 +227,8 @@ def test_backed_and_raw_on_disk(tmp_path: Path):
     scaled = cells(x - 1)
     scaled.raw = cells(x)
     scaled.write_h5ad(tmp_path / "raw.h5ad")
-    with open_counts(str(tmp_path / "raw.h5ad")) as (expression, _):
-        assert expression.where.endswith("raw/X")
+    with open_expression(str(tmp_path / "raw.h5ad")) as (_, matrix):
+        assert choose_counts(matrix, "raw.h5ad").where.endswith(": raw")
 
 
 def test_the_command_and_python_agree(tmp_path: Path, capsys):
@@ -247,3 +253,51 @@ def test_a_failed_encode_leaves_the_input_as_it_was(tmp_path: Path):
         encode_command.main([str(path), "--model", str(tmp_path / "model"), "--output", str(path), "--device", "cpu"])
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["cells.h5ad", "model"]
+
+
+# --- from counts to labels -------------------------------------------------------------------------------------------
+
+
+def labelled(n: int, seed: int) -> anndata.AnnData:
+    """Cells of four types, each with 60 genes of its own."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 4, n)
+    mean = np.full((4, 300), 0.3)
+    for i in range(4):
+        mean[i, 60 * i : 60 * i + 60] = 6
+    adata = cells(sp.csr_matrix(rng.poisson(mean[kind]).astype(np.float32)))
+    adata.obs["cell_type"] = np.array(["B cell", "T cell", "neuron", "fibroblast"])[kind]
+    return adata
+
+
+def test_from_counts_to_labels(tmp_path: Path, monkeypatch, capsys):
+    """The reference encodes new cells itself, in Python and in the shell, and says when its encoder has gone."""
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("model"))
+    adata, new = labelled(600, 0), labelled(80, 1)
+    ref = fractal.fit(adata, labels="cell_type", model="model", epochs=2, device="cpu")
+    assert "X_scimilarity" not in adata.obsm
+    ref.annotate(new)
+    assert (new.obs["fractal_subtype"].astype(str) == new.obs["cell_type"]).mean() > 0.9
+    ref.save("ref")
+    labelled(600, 0).write_h5ad("cells.h5ad")
+    labelled(80, 1).write_h5ad("new.h5ad")
+    flags = ["--epochs", "2", "--device", "cpu", "--output", "ref2"]
+    fit_command.main(["cells.h5ad", "--labels", "cell_type", "--model", "model", *flags])
+    flags = ["--output", "labels.h5ad", "--truth", "cell_type", "--device", "cpu"]
+    annotate_command.main(["new.h5ad", "--reference", "ref2", *flags])
+    assert "encoded from new.h5ad: X: counts, 300 of the model's 300 genes" in capsys.readouterr().out
+    there = anndata.read_h5ad("labels.h5ad")
+    assert there.obs["fractal_label"].astype(str).tolist() == new.obs["fractal_label"].astype(str).tolist()
+
+    Path("model").rename("moved")
+    with pytest.raises(InputError, match="model: lacks encoder.ckpt"):
+        fractal.load("ref").annotate(labelled(80, 1))
+    fractal.load("ref", model="moved").annotate(again := labelled(80, 1))
+    assert again.obs["fractal_label"].astype(str).tolist() == new.obs["fractal_label"].astype(str).tolist()
+    embed_command.main(["new.h5ad", "--reference", "ref2", "--model", "moved", "--output", "v.npy", "--device", "cpu"])
+    assert np.load("v.npy").shape[0] == 80
+    torch.manual_seed(5)
+    write_model(Path("other"), (300, 32, 32, 16))
+    with pytest.raises(InputError, match="another encoder than that of the reference"):
+        fractal.load("ref", model="other").annotate(labelled(80, 1))
