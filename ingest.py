@@ -23,7 +23,7 @@ from fractal.base.files import check_paths
 from fractal.base.storage import Place, place, scratch
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.ingestion import Plan, place_cells, write_atlas
+from fractal.data.ingestion import Plan, order_warning, place_cells, write_atlas
 from fractal.data.labels import Labels, read_map
 from fractal.data.parquet import in_parts
 from fractal.data.scimilarity import open_release
@@ -169,9 +169,12 @@ def report_cells(output: Place, dim: int, plan: Plan) -> None:
     sizes = np.bincount(plan.classes[plan.classes >= 0], minlength=len(classes))
     for row, count in zip(classes, sizes.tolist(), strict=True):
         cells[row.levels[0]] += count
-    n, first = cells.total(), Atlas.open(output.parent if in_parts(output) else output).first_copies
+    atlas = Atlas.open(output.parent if in_parts(output) else output)
+    n, first = cells.total(), atlas.first_copies
     if copies := int((first != np.arange(len(first))).sum()):
         print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
+    if warning := order_warning(atlas):
+        print(warning)
     print(f"\n{n:,} cells, {dim} numbers each, written to {output}\n")
     shares = [[label, f"{count:,}", f"{100 * count / n:.1f}"] for label, count in cells.most_common() if count]
     print(table([plan.hierarchy.levels[0].capitalize(), "Cells", "%"], shares))

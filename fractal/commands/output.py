@@ -16,7 +16,7 @@ import pyarrow as pa
 from fractal.base.errors import needs
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place
-from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, npy_writer
+from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
 from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer, vector_list
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def new_h5ad(path: Place) -> Iterator[Write]:
 
     with atomic_write(path) as part:
         yield write
-        obs = pa.concat_tables(tables).to_pandas()
+        obs = obs_of(pa.concat_tables(tables)).to_pandas()
         text = obs.select_dtypes("object").columns
         obs[text] = obs[text].fillna("").astype(str)  # HDF5 has no text that is missing
         obs.index = obs.iloc[:, 0].astype(str) + "-" + obs.iloc[:, 1].astype(str)

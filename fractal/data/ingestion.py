@@ -24,6 +24,9 @@ from fractal.data.parquet import ROW_GROUP, Writer, writing
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
 
+LOOKED_AT, GROUPS, FEW = 2_000, 32, 100  # cells and row groups that are drawn; fewer cells say nothing
+MIN_AGREEMENT = 0.1  # of the way from chance to 1; real atlases reach .6 and more
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -133,6 +136,28 @@ def atlas_in_memory(cells: Cells, plan: Plan) -> Atlas:
     keep = plan.classes >= 0
     refuse(keep & ~usable(vectors), 0, cells.path)
     return Atlas.of_arrays(vectors[keep], plan.columns(slice(None)), plan.hierarchy.levels, plan.metadata)
+
+
+def order_warning(atlas: Atlas) -> str:
+    """A line if a cell's nearest neighbour has its finest label hardly more often than any cell; "" if it does.
+
+    Then vectors and labels are most likely in different orders. LOOKED_AT cells of at most GROUPS row groups are drawn.
+    """
+    rng, starts = np.random.default_rng(0), np.cumsum([0, *atlas.data.sizes])
+    groups = rng.permutation(len(atlas.data.sizes))[:GROUPS]
+    rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in groups])
+    cells = atlas.read(np.sort(rng.permutation(rows)[:LOOKED_AT]))
+    labels, n = cells.labels[:, -1], len(cells.labels)
+    vectors = cells.vectors / np.linalg.norm(cells.vectors, axis=1, keepdims=True)
+    products = vectors @ vectors.T
+    np.fill_diagonal(products, -np.inf)
+    agree, chance = (labels[products.argmax(1)] == labels).mean(), ((np.bincount(labels) / n) ** 2).sum()
+    if n < FEW or agree >= chance + MIN_AGREEMENT * (1 - chance):
+        return ""
+    return (
+        f"warning: the nearest of {n:,} cells has the same {cells.levels[-1]} in {agree:.1%}, and any two have in "
+        f"{chance:.1%}: are the vectors in the order of the labels, and made of these cells?"
+    )
 
 
 def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:

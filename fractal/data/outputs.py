@@ -13,15 +13,18 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fractal.base.cli import InputError, needs
 from fractal.base.files import FULL, atomic_stream, atomic_write
 from fractal.base.storage import Place, download
 from fractal.data.h5ad import open_h5ad
+from fractal.data.parquet import is_text
 from fractal.hierarchy.levels import LEVELS
 
 
@@ -95,6 +98,20 @@ def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:
     obsm.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})  # as AnnData itself marks arrays
     return array
+
+
+def obs_of(table: pa.Table) -> pa.Table:
+    """A table as AnnData can write it: dates, durations, bytes and lists as text, names that HDF5 can hold."""
+    arrays, names = [], list[str]()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (is_text(kind) or pa.types.is_primitive(kind) or pa.types.is_null(kind)) or pa.types.is_temporal(kind):
+            values = (value.hex() if isinstance(value, bytes) else value for value in column.to_pylist())
+            column = pa.array([None if value is None else str(value) for value in values], pa.string())
+        arrays.append(column)
+        name = name.replace("/", "|").replace("_index", "index") or "unnamed"
+        names.append(next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in names))
+    return pa.table(arrays, names=names)
 
 
 def add_obs(file: Any, columns: Mapping[str, Any], replaces: Callable[[str], bool] = lambda name: False) -> None:

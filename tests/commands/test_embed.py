@@ -23,8 +23,8 @@ from fractal.model import adapter as adapters
 from fractal.model import embedding
 from fractal.model.adapter import load
 from tests.conftest import TYPES, clustered, write_h5ad
+from tests.data.test_cells import write_tiledb
 from tests.data.test_parquet import write
-from tests.data.test_vectors import write_tiledb
 
 
 @pytest.fixture(params=["fractal", "published"])

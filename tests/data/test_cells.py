@@ -18,7 +18,6 @@ import tiledb
 from fractal.base.cli import InputError
 from fractal.data.cells import Cells, names_of
 from fractal.data.h5ad import open_h5ad
-from fractal.data.outputs import truncate
 from fractal.data.parquet import NOT_READ, open_writer
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_parquet import write
@@ -233,23 +232,6 @@ def test_a_file_that_another_program_writes(tmp_path: Path):
         with pytest.raises(InputError, match=r"x\.h5ad: locked, another program has it open"), open_h5ad(path):
             pass
         other.communicate(b"\n")
-
-
-def test_truncate_cuts_and_normalises(tmp_path: Path):
-    x = clustered(TYPES, 8)
-    facts = {"recipe": "fractal", "prefix_ends": np.array([2, 4, 8])}
-    for j, end in enumerate((2, 4, 8), 1):
-        cut = truncate(x, facts, j)
-        assert cut.shape == (6, end)
-        assert np.allclose(cut, [row[:end] / np.sqrt((row[:end] ** 2).sum()) for row in x])
-    published = {**facts, "recipe": "published"}
-    with pytest.raises(InputError, match="give its blocks"):
-        truncate(x, published, 1)
-    assert np.allclose(truncate(x, published, 1, blocks=-x), truncate(-x, facts, 1))
-    assert np.allclose(truncate(x, published, 3), truncate(x, facts, 3))
-    for vectors, j, words in ((x, 0, "prefix 0 of 3"), (x, 4, "prefix 4 of 3"), (x[:, :4], 1, "not yet cut")):
-        with pytest.raises(InputError, match=words):
-            truncate(vectors, facts, j)
 
 
 def test_a_npy_that_was_cut_short_is_refused_wherever_it_lies(tmp_path: Path):
