@@ -27,7 +27,7 @@ from fractal.base.files import check_paths
 from fractal.base.storage import place
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
-from fractal.model.adapter import save
+from fractal.model.checkpoint import save
 from fractal.model.distributed import Group, joined
 from fractal.model.recipes import RECIPES, Counts, Recipe, Settings, find_recipe
 from fractal.model.split import HOLDOUTS, VAL_RATIO, Split

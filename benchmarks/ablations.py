@@ -66,7 +66,7 @@ def adapter(**arguments: Any) -> Patches:
     class Changed(FractalAdapter):  # a class, since loading a checkpoint asks it for its sizes
         __init__ = partialmethod(FractalAdapter.__init__, **arguments)
 
-    return lambda: {"fractal.model.adapter.FractalAdapter": Changed}
+    return lambda: {"fractal.model.checkpoint.FractalAdapter": Changed}
 
 
 ABLATIONS: dict[str, tuple[list[str], Patches]] = {

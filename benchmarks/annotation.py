@@ -45,7 +45,8 @@ from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
-from fractal.model.adapter import FractalAdapter, embed, load
+from fractal.model.adapter import FractalAdapter, embed
+from fractal.model.checkpoint import load
 from fractal.model.split import Split
 from fractal.score.metrics import K, calibration_noise_floor, expected_calibration_error
 from fractal.search.exact import nearest

@@ -31,7 +31,8 @@ import train
 from fractal.base.cli import non_negative_int, positive_int, run, table
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, match_names
-from fractal.model.adapter import TAU, FractalAdapter, embed, load
+from fractal.model.adapter import TAU, FractalAdapter, embed
+from fractal.model.checkpoint import load
 from fractal.model.objective import PrefixObjective, TrainingRows, log_ratio
 from fractal.model.recipes import Recipe
 from fractal.model.split import Split

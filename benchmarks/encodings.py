@@ -29,7 +29,8 @@ from benchmarks.simulate import SimulatedAtlas
 from fractal.base.cli import positive_int, run, table
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP
-from fractal.model.adapter import embed, load
+from fractal.model.adapter import embed
+from fractal.model.checkpoint import load
 from fractal.score.metrics import knn_accuracy
 from fractal.search.exact import nearest
 

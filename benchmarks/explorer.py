@@ -21,7 +21,7 @@ from fractal.annotate.annotator import Annotator
 from fractal.base.cli import positive_int, run, table
 from fractal.data.atlas import LabelledVectors as Labelled
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import build_adapter
+from fractal.model.checkpoint import build_adapter
 from fractal.reference import Reference, make_reference
 from fractal.view.explorer import Page, html
 from fractal.view.shown import Shown

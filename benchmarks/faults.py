@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
 from fractal.base.files import recover
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 
 # What is run: module, and its flags. {in} holds the outputs of the lines before, made with seed {seed}.
 SCRIPTS = {

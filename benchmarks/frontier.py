@@ -29,7 +29,8 @@ from benchmarks.unseen import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
 from fractal.base.cli import InputError, run, table
 from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
-from fractal.model.adapter import FractalAdapter, embed, load
+from fractal.model.adapter import FractalAdapter, embed
+from fractal.model.checkpoint import load
 from fractal.score.metrics import knn_predict, silhouette
 
 MULTIPLIERS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0]

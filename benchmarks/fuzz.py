@@ -46,7 +46,7 @@ from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells, npy_cells
 from fractal.data.labels import Labels, read_map
 from fractal.hierarchy import levels, ontology
-from fractal.model.adapter import build_adapter, load, save
+from fractal.model.checkpoint import build_adapter, load, save
 from fractal.model.split import MIN_VALIDATION, Split
 from fractal.reference import make_reference, read_folder, write_folder
 

@@ -25,7 +25,7 @@ import train
 from benchmarks.quality import add_data, prepare
 from fractal.base.cli import needs, positive_int, run, table
 from fractal.data.atlas import Atlas
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 from fractal.model.embedding import embed_matrix
 from fractal.view import maps
 

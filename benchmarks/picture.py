@@ -28,7 +28,7 @@ from tqdm import tqdm
 from fractal.base.cli import needs, positive_int, run
 from fractal.base.files import atomic_write
 from fractal.data.atlas import Atlas
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 from fractal.model.embedding import embed_matrix
 from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.view.colours import colours_of

@@ -37,7 +37,7 @@ from fractal.annotate.neighbours import Neighbours
 from fractal.base.cli import positive_int, run, table
 from fractal.commands import annotate, embed
 from fractal.data.cells import Cells
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 from fractal.reference import read_folder
 from fractal.score.metrics import silhouette
 from fractal.search.exact import nearest

@@ -26,7 +26,7 @@ from fractal.data.h5ad import open_h5ad
 from fractal.data.outputs import add_obsm
 from fractal.data.vectors import CHUNK
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import build_adapter, save
+from fractal.model.checkpoint import build_adapter, save
 
 DIM, SUBTYPES = 128, 203
 

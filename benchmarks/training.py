@@ -28,7 +28,8 @@ import eval as evaluate
 import train
 from fractal.base.cli import positive_int, run, table
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import FractalAdapter, load
+from fractal.model.adapter import FractalAdapter
+from fractal.model.checkpoint import load
 from fractal.model.recipes import RECIPES
 
 ROWS = 117_647  # less 15 % for validation: 100,000 to train on

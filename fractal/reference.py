@@ -46,8 +46,9 @@ from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree
-from fractal.model import adapter as checkpoints
-from fractal.model.adapter import Adapter, build_adapter, pick_device
+from fractal.model import checkpoint as checkpoints
+from fractal.model.adapter import Adapter, pick_device
+from fractal.model.checkpoint import build_adapter
 from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights, weights_sha256
 from fractal.score.answers import answer_table
 from fractal.view.maps import MAPS

@@ -21,7 +21,7 @@ from fractal.data.parquet import text_codes
 from fractal.data.scimilarity import open_index, open_release, read_labels, read_types
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 from tests.conftest import TYPES, clustered, write_release
 
 LONG = "x" * 100_000

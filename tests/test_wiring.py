@@ -33,7 +33,7 @@ from fractal.data.parquet import writing
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
 from fractal.hierarchy.tree import Tree
-from fractal.model.adapter import PublishedAdapter
+from fractal.model.published import PublishedAdapter
 from fractal.model.split import Split
 from fractal.score.embeddings import Subset, fit_controls
 from fractal.score.table import score, truth_of

@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.annotate.annotator import Annotator
     from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
-    from fractal.model.adapter import load, pick_device
+    from fractal.model.adapter import pick_device
+    from fractal.model.checkpoint import load
     from fractal.model.split import TEST_CELLS, Split
     from fractal.reference import check_folder, make_reference, versions
     from fractal.score.answers import answer_table

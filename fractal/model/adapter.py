@@ -1,7 +1,7 @@
 """The adapters: a cell's vector in, a vector of `num_levels` blocks out that can be cut after any block.
 
-`FractalAdapter` is ours: prefix j is the full vector, cut after j blocks and normalised again.
-`PublishedAdapter` is the published reference, kept for comparison.
+`FractalAdapter` is ours: prefix j is the full vector, cut after j blocks and normalised again. The published one, kept
+for comparison, is in published.py; checkpoint.py builds, saves and loads both.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from fractal.base.cli import InputError
-from fractal.base.files import atomic_write
-from fractal.base.storage import Place, fetch, place
-from fractal.hierarchy.levels import MAX_LEVELS, MIN_LEVELS
 
-MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
 QUERY_DIM = 128
 
 
@@ -222,82 +218,6 @@ class FractalAdapter(Adapter):
         return Output(logits, probability, blocks)
 
 
-class PublishedAdapter(Adapter):
-    """One pre-norm transformer block, shared by the scales and applied to a sequence of one token.
-
-    Its full vector passes a LayerNorm that its prefixes do not, so a prefix is not a cut of the full vector.
-    """
-
-    def __init__(self, dim: int, num_levels: int, scale_dim: int, num_top: int, num_leaf: int) -> None:
-        super().__init__(dim, num_levels, scale_dim)
-        total = num_levels * scale_dim
-        self.heads = 8 if dim % 8 == 0 else 1
-        self.input = nn.Linear(dim, dim)
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        # Attention over one token: the softmax over one key is 1, so only the value and output projections are
-        # left, and dropout on the attention weights drops whole heads.
-        self.value, self.attended = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        bound = (6 / (4 * dim)) ** 0.5  # as nn.MultiheadAttention starts its (3 dim, dim) input projection
-        nn.init.uniform_(self.value.weight, -bound, bound)
-        nn.init.zeros_(self.value.bias)
-        nn.init.zeros_(self.attended.bias)
-        self.drop_heads = nn.Dropout1d(0.1)
-        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * dim, dim))
-        self.scales = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, scale_dim)) for _ in range(num_levels)
-        )
-        self.norm_full = nn.LayerNorm(total)
-        self.top = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_top))
-        self.leaf = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_leaf))
-
-    @staticmethod
-    def shapes(config: dict[str, Any], classes: list[list[str]]) -> dict[str, tuple[int, ...]]:
-        """The shapes of the weights that decide how much memory an adapter of this config takes."""
-        dim, total = config["dim"], config["num_levels"] * config["scale_dim"]
-        top, leaf = config["block_levels"][0], config["block_levels"][-1]
-        return {
-            "input.weight": (dim, dim),
-            "norm_full.weight": (total,),
-            "top.1.weight": (len(classes[top]), total),
-            "leaf.1.weight": (len(classes[leaf]), total),
-        }
-
-    def blocks(self, x: Tensor) -> Tensor:
-        first = h = self.input(x)
-        blocks = []
-        for i, scale in enumerate(self.scales):
-            values = self.value(self.norm1(h)).unflatten(1, (self.heads, -1))  # (n, heads, dim / heads)
-            h = h + self.attended(self.drop_heads(values).flatten(1))
-            h = h + self.ffn(self.norm2(h)) + first * (0.1 / (1 + 0.3 * i))
-            blocks.append(scale(h))
-        return torch.stack(blocks, 1)
-
-    def forward(self, x: Tensor) -> Output:
-        blocks = self.blocks(x)
-        logits = self.leaf(self.full(blocks))
-        return Output(logits, logits.softmax(1), blocks)
-
-    def full(self, blocks: Tensor) -> Tensor:
-        return normalize(self.norm_full(blocks.flatten(1)), dim=1)
-
-    def padded_prefix(self, blocks: Tensor, j: int) -> Tensor:
-        """The first j blocks, of length 1, with zeros behind: what the heads are given in training."""
-        return normalize(pad(blocks[:, :j].flatten(1), (0, (self.num_levels - j) * self.scale_dim)), dim=1)
-
-
-def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
-    """A new adapter for a checkpoint's config and its class names per level of the file.
-
-    config: recipe, dim, num_levels, scale_dim, block_levels (the level of the file that each block stands for) and,
-    but for `published`, paths (num_paths, num_levels).
-    """
-    shape = config["dim"], config["num_levels"], config["scale_dim"]
-    if config["recipe"] == "published":
-        top, leaf = config["block_levels"][0], config["block_levels"][-1]
-        return PublishedAdapter(*shape, len(classes[top]), len(classes[leaf]))
-    return FractalAdapter(*shape, torch.tensor(config["paths"]))
-
-
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA, else Apple's MPS, else the CPU. Raises InputError for a device that is not there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -317,69 +237,3 @@ def embed(adapter: Adapter, vectors: Tensor, batch: int = 2_048) -> list[Tensor]
         blocks = adapter.blocks(x)
         parts.append([*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)])
     return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def save(path: str | Place, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any) -> None:
-    """Write a checkpoint of plain containers and tensors, so that `torch.load(weights_only=True)` reads it.
-
-    `facts`: what else belongs to the run (split, versions, validation scores).
-    """
-    state = {name: tensor.detach().cpu().clone() for name, tensor in adapter.state_dict().items()}
-    with atomic_write(path) as part, open(part, "wb") as file:
-        torch.save({"config": config, "classes": classes, "state": state, **facts}, file)
-
-
-def check(checkpoint: dict[str, Any]) -> None:
-    """Raise ValueError or KeyError for a checkpoint that is not train.py's, before any memory is taken for it.
-
-    A damaged or hostile config may ask for gigabytes, so all that it asks for must be there in the weights.
-    """
-    config, classes, state = checkpoint["config"], checkpoint["classes"], checkpoint["state"]
-    levels, block_levels = config["levels"], config["block_levels"]
-    if not config["recipe"].isidentifier():  # it is shown
-        raise ValueError("the recipe's name is not a word")
-    if not all(isinstance(checkpoint[name], dict) for name in ("training", "versions", "split")):
-        raise ValueError("no training, versions or split")
-    if not isinstance(checkpoint["validation"], dict | None):
-        raise ValueError("validation is not a table of scores")
-    if not all(isinstance(names, list) for names in (levels, block_levels, classes, *classes)):
-        raise ValueError("levels and classes are not lists")
-    if not all(isinstance(name, str) for names in (levels, *classes) for name in names):
-        raise ValueError("names are not text")
-    if not MIN_LEVELS <= len(levels) == len(classes) <= MAX_LEVELS:
-        raise ValueError("levels are not 2 to 6, each with its classes")
-    if not MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS:
-        raise ValueError("blocks are not 2 to 6")
-    if not {*block_levels} <= {*range(len(levels))}:
-        raise ValueError("a block is of no level")
-    for tensor in state.values():  # a view of one number may claim any shape
-        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise ValueError("a weight is not all there")
-    published = config["recipe"] == "published"
-    shapes = PublishedAdapter.shapes(config, classes) if published else FractalAdapter.shapes(config)
-    if other := [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]:
-        raise ValueError(f"sizes of {', '.join(other)} are not those of the config")
-    if not published:
-        matrix = 4 * len(config["paths"]) * shapes["anchors"][0]  # bytes of path_to_class
-        if matrix > MAX_GROWTH * sum(tensor.nbytes for tensor in state.values()):
-            raise ValueError("too many paths and classes for so few weights")
-
-
-def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
-    """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
-
-    Raises InputError for a file that is missing or is not a checkpoint of this version's train.py.
-    """
-    if not place(path).is_file():
-        raise InputError(f"{path}: no such checkpoint; make one with train.py")
-    try:
-        checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
-        check(checkpoint)
-        with torch.random.fork_rng([]):  # new weights are drawn; the caller's random numbers go on as they would
-            adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
-        adapter.load_state_dict(checkpoint["state"])
-    except Exception as error:  # whatever a damaged file makes torch and its modules raise
-        raise InputError(
-            f"{path}: not a checkpoint of train.py, or damaged, or of an older version; train it again"
-        ) from error
-    return adapter.to(device).eval(), checkpoint

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
-from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter, build_adapter
+from fractal.model.adapter import STATISTICS_ROWS, Adapter, FractalAdapter
+from fractal.model.checkpoint import build_adapter
 from fractal.model.distributed import ALONE, Group
 from fractal.model.objective import TrainingRows
 from fractal.model.published import KEEP

@@ -1,21 +1,86 @@
-"""The loss of the published recipe, kept faithfully for comparison.
+"""The published reference, kept faithfully for comparison: its adapter, and its loss.
 
 Two paths through `PublishedAdapter`. The full path sees the whole vector with blocks dropped at random, on the leaf
 labels. The prefix path draws a length per cell, and then the whole batch follows the most frequent one: length 1 in
 97 of 100 steps, so longer prefixes are hardly trained. That is how the published code does it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy, normalize, pad, relu
 
-from fractal.model.adapter import TAU, PublishedAdapter
+from fractal.model.adapter import TAU, Adapter, Output
 from fractal.model.objective import TrainingRows
 
 MARGIN, MARGIN_WEIGHT = 0.2, 0.5
 PREFIX_WEIGHT = 0.6
 KEEP = {2: (0.95, 0.7), 3: (0.95, 0.85, 0.7), 4: (0.95, 0.9, 0.8, 0.7)}  # a block is kept with this probability
 LENGTH = {2: (0.6, 0.4), 3: (0.45, 0.35, 0.2), 4: (0.4, 0.3, 0.2, 0.1)}  # a prefix length is drawn with this one
+
+
+class PublishedAdapter(Adapter):
+    """One pre-norm transformer block, shared by the scales and applied to a sequence of one token.
+
+    Its full vector passes a LayerNorm that its prefixes do not, so a prefix is not a cut of the full vector.
+    """
+
+    def __init__(self, dim: int, num_levels: int, scale_dim: int, num_top: int, num_leaf: int) -> None:
+        super().__init__(dim, num_levels, scale_dim)
+        total = num_levels * scale_dim
+        self.heads = 8 if dim % 8 == 0 else 1
+        self.input = nn.Linear(dim, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        # Attention over one token: the softmax over one key is 1, so only the value and output projections are
+        # left, and dropout on the attention weights drops whole heads.
+        self.value, self.attended = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        bound = (6 / (4 * dim)) ** 0.5  # as nn.MultiheadAttention starts its (3 dim, dim) input projection
+        nn.init.uniform_(self.value.weight, -bound, bound)
+        nn.init.zeros_(self.value.bias)
+        nn.init.zeros_(self.attended.bias)
+        self.drop_heads = nn.Dropout1d(0.1)
+        self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * dim, dim))
+        self.scales = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, scale_dim)) for _ in range(num_levels)
+        )
+        self.norm_full = nn.LayerNorm(total)
+        self.top = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_top))
+        self.leaf = nn.Sequential(nn.LayerNorm(total), nn.Linear(total, num_leaf))
+
+    @staticmethod
+    def shapes(config: dict[str, Any], classes: list[list[str]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights that decide how much memory an adapter of this config takes."""
+        dim, total = config["dim"], config["num_levels"] * config["scale_dim"]
+        top, leaf = config["block_levels"][0], config["block_levels"][-1]
+        return {
+            "input.weight": (dim, dim),
+            "norm_full.weight": (total,),
+            "top.1.weight": (len(classes[top]), total),
+            "leaf.1.weight": (len(classes[leaf]), total),
+        }
+
+    def blocks(self, x: Tensor) -> Tensor:
+        first = h = self.input(x)
+        blocks = []
+        for i, scale in enumerate(self.scales):
+            values = self.value(self.norm1(h)).unflatten(1, (self.heads, -1))  # (n, heads, dim / heads)
+            h = h + self.attended(self.drop_heads(values).flatten(1))
+            h = h + self.ffn(self.norm2(h)) + first * (0.1 / (1 + 0.3 * i))
+            blocks.append(scale(h))
+        return torch.stack(blocks, 1)
+
+    def forward(self, x: Tensor) -> Output:
+        blocks = self.blocks(x)
+        logits = self.leaf(self.full(blocks))
+        return Output(logits, logits.softmax(1), blocks)
+
+    def full(self, blocks: Tensor) -> Tensor:
+        return normalize(self.norm_full(blocks.flatten(1)), dim=1)
+
+    def padded_prefix(self, blocks: Tensor, j: int) -> Tensor:
+        """The first j blocks, of length 1, with zeros behind: what the heads are given in training."""
+        return normalize(pad(blocks[:, :j].flatten(1), (0, (self.num_levels - j) * self.scale_dim)), dim=1)
 
 
 class PublishedObjective(nn.Module):

@@ -22,7 +22,7 @@ from fractal.base.cli import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.tree import Tree
-from fractal.model.adapter import build_adapter
+from fractal.model.checkpoint import build_adapter
 from fractal.reference import Reference, load_adapter, make_reference, read_folder, write_folder
 from tests.conftest import columns
 

@@ -25,7 +25,8 @@ from fractal.annotate.answers import Answer, depths
 from fractal.base.cli import InputError
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import FractalAdapter, build_adapter, load, save
+from fractal.model.adapter import FractalAdapter
+from fractal.model.checkpoint import build_adapter, load, save
 from tests.conftest import TYPES, clustered, write_release
 
 FOUR = {"recipe": "fractal", "num_levels": 4}

@@ -14,7 +14,8 @@ import eval as evaluate
 from benchmarks import controls
 from benchmarks.controls import HierarchicalObjective, ancestor_matrix, shuffled_tree
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import TAU, FractalAdapter, load
+from fractal.model.adapter import TAU, FractalAdapter
+from fractal.model.checkpoint import load
 from fractal.model.objective import TrainingRows
 
 LABELS = torch.tensor(

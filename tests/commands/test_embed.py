@@ -21,7 +21,7 @@ from fractal.data.outputs import truncate
 from fractal.data.parquet import fingerprint
 from fractal.model import adapter as adapters
 from fractal.model import embedding
-from fractal.model.adapter import load
+from fractal.model.checkpoint import build_adapter, load, save
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_cells import write_tiledb
 from tests.data.test_parquet import write
@@ -42,7 +42,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     classes = [["a"], ["b", "c"], ["d", "e"], ["f", "g"]]
     path = tmp_path / f"{request.param}.pt"
     about: dict[str, Any] = {"split": {}, "training": {}, "versions": {}, "validation": None}
-    adapters.save(path, adapters.build_adapter(config, classes), config, classes, **about)
+    save(path, build_adapter(config, classes), config, classes, **about)
     return path
 
 

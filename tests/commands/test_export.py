@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from fractal.commands import export
-from fractal.model.adapter import FractalAdapter, PublishedAdapter, embed, save
+from fractal.model.adapter import FractalAdapter, embed
+from fractal.model.checkpoint import save
+from fractal.model.published import PublishedAdapter
 from fractal.search.exact import funnel
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.test_docs import ROOT, blocks
@@ -45,7 +47,7 @@ def exported(folder: Path, output: Path, *more: str) -> None:
 
 def vectors(folder: Path) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """-> the rows that are exported, their prefix 3 and full vectors."""
-    from fractal.model.adapter import load
+    from fractal.model.checkpoint import load
 
     good = np.delete(np.arange(CELLS), BAD)
     found = embed(load(folder / "adapter.pt")[0], torch.from_numpy(np.load(folder / "x.npy")[good]))

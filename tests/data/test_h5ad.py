@@ -14,7 +14,8 @@ from fractal.commands import embed
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.h5ad import open_h5ad
-from fractal.model.adapter import FractalAdapter, save
+from fractal.model.adapter import FractalAdapter
+from fractal.model.checkpoint import save
 from tests.conftest import TYPES, clustered, write_h5ad
 
 

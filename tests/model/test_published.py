@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from fractal.model import published
-from fractal.model.adapter import PublishedAdapter
 from fractal.model.objective import TrainingRows
-from fractal.model.published import PublishedObjective, published_loss
+from fractal.model.published import PublishedAdapter, PublishedObjective, published_loss
 from tests.model.test_objective import LABELS, training_rows
 
 
@@ -128,3 +127,38 @@ def test_published_objective_runs_and_has_gradients():
     objective = PublishedObjective(adapter, published_rows(3))
     objective(adapter, torch.arange(7)).backward()
     assert all(p.grad is not None for name, p in adapter.named_parameters() if not name.startswith(("top", "leaf")))
+
+
+def test_a_published_prefix_is_cut_before_the_last_norm():
+    adapter = PublishedAdapter(24, 4, 5, 2, 4).eval()
+    x = torch.randn(7, 24)
+    blocks = adapter.blocks(x)
+    for j in range(1, 5):
+        expected = normalize(torch.cat([blocks[:, i] for i in range(j)], 1), dim=1)
+        assert torch.allclose(adapter.prefix(x, j), expected, atol=1e-6)
+        assert torch.allclose(adapter.padded_prefix(blocks, j)[:, : 5 * j], adapter.prefix(x, j), atol=1e-6)
+        assert not adapter.padded_prefix(blocks, j)[:, 5 * j :].any()
+    assert not torch.allclose(normalize(adapter.encode(x)[:, :5], dim=1), adapter.prefix(x, 1), atol=1e-2)
+
+
+@pytest.mark.parametrize("dim", [24, 22])  # 8 heads, 1 head
+def test_folded_attention_equals_multihead_attention(dim: int):
+    adapter = PublishedAdapter(dim, 2, 3, 2, 2).eval()
+    heads = 8 if dim % 8 == 0 else 1
+    attention = nn.MultiheadAttention(dim, heads, dropout=0.1, batch_first=True).eval()
+    with torch.no_grad():
+        attention.in_proj_weight[2 * dim :] = adapter.value.weight
+        attention.in_proj_bias[2 * dim :] = torch.randn(dim)
+        adapter.value.bias.copy_(attention.in_proj_bias[2 * dim :])
+        attention.out_proj.load_state_dict(adapter.attended.state_dict())
+    x = torch.randn(6, dim)
+    expected = attention(x[:, None], x[:, None], x[:, None], need_weights=False)[0][:, 0]
+    values = adapter.value(x).unflatten(1, (adapter.heads, -1))
+    assert torch.allclose(adapter.attended(adapter.drop_heads(values).flatten(1)), expected, atol=1e-6)
+
+
+def test_head_dropout_drops_whole_heads():
+    adapter = PublishedAdapter(24, 2, 3, 2, 2).train()
+    kept = adapter.drop_heads(torch.ones(2000, 8, 3))
+    assert torch.all((kept == 0).all(2) | (kept == 1 / 0.9).all(2))
+    assert (kept == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)

@@ -19,7 +19,7 @@ from fractal.data.atlas import LabelledVectors
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
-from fractal.model.adapter import load
+from fractal.model.checkpoint import load
 from fractal.model.objective import PrefixObjective
 from fractal.model.recipes import FRACTAL, PUBLISHED, RECIPES, Counts, Settings
 from fractal.model.training import EMA_DECAY, Validator

@@ -16,7 +16,7 @@ from fractal.annotate.annotator import Annotator
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import build_adapter
+from fractal.model.checkpoint import build_adapter
 from fractal.reference import Reference, make_reference, write_folder
 from fractal.view.scored import Scored
 
