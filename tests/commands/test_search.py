@@ -1,10 +1,12 @@
 """fractal index and fractal search, from files to hits."""
 
+import datetime as dt
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +15,7 @@ from fractal.commands import embed
 from fractal.commands import index as index_command
 from fractal.commands import search as search_command
 from fractal.search import open_index
+from fractal.search.index import hit_name
 from tests.conftest import write_h5ad
 from tests.search.conftest import vectors_of
 
@@ -106,3 +109,43 @@ def test_raw_vectors_and_numbers_without_columns(tmp_path: Path, fails):
     message = fails(index_command.main, tmp_path / "bad.npy", "--output", tmp_path / "index")
     assert "cell 7" in message
     assert len(open_index(tmp_path / "index")) == 300
+
+
+NAMES = ["cell_id", "id", "row", "source", "none", "query", "atlas_query", "rank", "similarity", "Query", "embedding"]
+
+
+def test_columns_of_any_name_and_type_come_out_of_every_output(tmp_path: Path):
+    """Names that the index or the hits use themselves; types that AnnData lacks come as text in .h5ad."""
+    obs = pd.DataFrame({name: [f"{name} {i}" for i in range(40)] for name in NAMES}, index=[f"c{i}" for i in range(40)])
+    cells = anndata.AnnData(obs=obs, obsm={"X_fractal": vectors_of(40)})
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    run_index(tmp_path / "cells.h5ad", "--output", tmp_path / "a")
+    values = {
+        "when": [dt.datetime(2020, 1, 2, i % 24) for i in range(40)],
+        "day": [dt.date(2020, 1, 1 + i % 28) for i in range(40)],
+        "long": [dt.timedelta(hours=i) for i in range(40)],
+        "bytes": [b"\xff%d" % i for i in range(40)],
+        "list": [[i, i] for i in range(40)],
+        "nothing": pa.nulls(40),
+    }
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(40).ravel()), vectors_of(40).shape[1])
+    pq.write_table(pa.table({"embedding": embedding, **values}), tmp_path / "cells.parquet")
+    run_index(tmp_path / "cells.parquet", "--output", tmp_path / "b")
+    own = {"query", "rank", "id", "row", "source", "similarity"}
+    for index, query, columns in (("a", "cells.h5ad", obs), ("b", "cells.parquet", pa.table(values).to_pandas())):
+        for suffix in ("parquet", "tsv", "h5ad"):
+            out = tmp_path / f"hits.{suffix}"
+            run_search("--query", tmp_path / query, "--index", tmp_path / index, "--output", out, "-k", 1)
+            read = {"parquet": pd.read_parquet, "tsv": lambda path: pd.read_csv(path, sep="\t")}
+            frame = anndata.read_h5ad(out).obs if suffix == "h5ad" else read[suffix](out)
+            assert frame["row"].astype(int).tolist() == list(range(40))
+            assert len(set(frame.columns)) == len(own) + columns.shape[1]
+            if index == "a":
+                for name in NAMES:
+                    found = "obs_cell_id" if name == "cell_id" else hit_name(name, NAMES)
+                    assert frame[found].astype(str).tolist() == columns[name].tolist(), name
+    frame = anndata.read_h5ad(tmp_path / "hits.h5ad").obs
+    assert frame["when"].iloc[1] == "2020-01-02 01:00:00"
+    assert frame["day"].iloc[1] == "2020-01-02"
+    assert frame["long"].iloc[1] == "1:00:00"
+    assert frame["bytes"].iloc[1] == "b'\\xff1'"
