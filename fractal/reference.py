@@ -36,7 +36,7 @@ from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake, Origin
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError
-from fractal.base.files import atomic_folder, read_whole, recover
+from fractal.base.files import atomic_folder, check_header, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
 from fractal.data.cells import Cells, has_obs
@@ -620,6 +620,7 @@ def read_files(path: Path, device: torch.device | str) -> Reference:
 
 
 def read_adapter(path: Path, facts: dict[str, Any]) -> Adapter:
+    check_header(path / "adapter.safetensors")
     state = load_file(path / "adapter.safetensors")
     checkpoints.check({**facts, "state": state})
     adapter = build_adapter(facts["config"], facts["classes"])
@@ -639,6 +640,7 @@ def read_tree(path: Path, facts: dict[str, Any]) -> Tree:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_header(path)
     return {name: tensor.numpy() for name, tensor in load_file(path).items()}
 
 

@@ -19,6 +19,7 @@ from fractal.base.storage import Place, Remote, check_output, place, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without them
+MAX_HEADER = 1 << 20  # bytes; of some thousand arrays
 READS = 5  # attempts to read a folder that is being replaced
 T = TypeVar("T")
 P = TypeVar("P", bound=Place)
@@ -118,6 +119,14 @@ def read_whole(path: P, read: Callable[[P], T]) -> T:
                 return result
         time.sleep(0.1)
     raise InputError(f"{path}: is being replaced again and again; read it when that has ended")
+
+
+def check_header(path: Path) -> None:
+    """Raises ValueError for a safetensors file whose table of contents alone would take gigabytes to read."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its table of contents takes {length:,} bytes")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """AnnData on disk, .h5ad and .zarr: opened, checked, and read by rows and by columns. No torch, it takes seconds."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from fractal.base.cli import InputError, needs, reason
 from fractal.base.storage import Place, open_random, zarr_store
 from fractal.data.parquet import check_format
 
+MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
+MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
 
@@ -55,6 +58,7 @@ def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
             else:
                 file = stack.enter_context(h5py.File(open_random(path), mode))
                 refuse_other_files(file, path)
+            check_sizes(file, path)
             obs = file.get("obs")
             if not hasattr(obs, "keys") or "column-order" not in obs.attrs:
                 raise InputError(
@@ -80,6 +84,22 @@ def refuse_other_files(file: Any, path: Place) -> None:
 
     if problem := file.visititems_links(link) or file.visititems(storage):
         raise InputError(f"{path}: its {problem}; write it again as one file")
+
+
+def check_sizes(file: Any, path: Place) -> None:
+    """Raise InputError for an array that asks for far more memory than it takes on the disk."""
+    items = [(name, file[name]) for name in ("X", "obs", "obsm") if name in file]
+    for name, item in items:
+        if hasattr(item, "keys"):
+            items += [(f"{name}/{key}", item[key]) for key in item]
+            continue
+        chunk, size = (math.prod(shape) * item.dtype.itemsize for shape in (item.chunks or (0,), item.shape or ()))
+        if chunk > MAX_CHUNK:
+            raise InputError(f"{path}: {name} lies in chunks of {chunk:,} bytes; write it again in smaller ones")
+        if size > MAX_CHUNK:
+            stored = item.id.get_storage_size() if hasattr(item, "id") else item.nbytes_stored()
+            if size > MAX_CHUNK + MAX_DEFLATED * stored:
+                raise InputError(f"{path}: damaged, {name} asks for {size:,} bytes and holds {stored:,}; make it again")
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------

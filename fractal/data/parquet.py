@@ -36,6 +36,7 @@ PARQUET = (".parquet", ".pq")
 CELL_ID = "cell_id"  # the column of the cells' names, text
 PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
+LARGE = 4 * ROW_GROUP  # rows of a row group that is read a piece at a time: a few bytes may hold millions of equal ones
 
 # Formats that people bring, and the way from there.
 AS_NPY = "read it with pandas and write the numbers as .npy with numpy.save"
@@ -114,6 +115,20 @@ class ManyFiles:
 
     def read_row_group(self, i: int, columns: list[str] | None = None) -> pa.Table:
         return self.groups[i].to_table(schema=self.schema_arrow, columns=columns)
+
+    def batches(self, i: int, columns: list[str] | None, size: int) -> Iterator[pa.Table]:
+        """A row group, `size` rows at a time; Arrow's datasets would decode all of it at once."""
+        import pyarrow.dataset as ds
+
+        group, names = self.groups[i], columns or self.schema_arrow.names
+        values = ds.get_partition_keys(group.partition_expression)
+        inside = [name for name in names if name not in values]
+        with group.open() as source:
+            for batch in pq.ParquetFile(source).iter_batches(size, [group.row_groups[0].id], inside):
+                columns_of = {name: batch[name] for name in inside}
+                for name in values.keys() & set(names):
+                    columns_of[name] = pa.DictionaryArray.from_arrays(np.zeros(len(batch), np.int32), [values[name]])
+                yield pa.table({name: columns_of[name] for name in names})
 
     def read(self, columns: list[str]) -> pa.Table:
         return self.data.to_table(columns=columns)
@@ -243,7 +258,7 @@ class Parquet:
         groups: only these row groups, by number (None: all).
         """
         numbers = range(len(self.sizes)) if groups is None else groups
-        if not isinstance(self.file, pq.ParquetFile):
+        if not isinstance(self.file, pq.ParquetFile) and max(self.sizes) <= LARGE:
             for table in self.groups(numbers, columns):
                 yield from (table.slice(start, size) for start in range(0, len(table), size))
             return
@@ -251,6 +266,10 @@ class Parquet:
             yield from self.checked(self.batches(columns, size, numbers), sum(self.sizes[i] for i in numbers))
 
     def batches(self, columns: list[str] | None, size: int, numbers: Iterable[int]) -> Iterator[pa.Table]:
+        if isinstance(self.file, ManyFiles):
+            for number in numbers:
+                yield from self.file.batches(number, columns, size)
+            return
         # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map for
         # each row group lets go of it, and is no burden where a foreign file is one huge row group.
         for number in numbers:

@@ -1,6 +1,7 @@
 """Checkpoints: an adapter of either kind built from its config, saved, checked and loaded."""
 
 from typing import Any
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 
@@ -81,6 +82,9 @@ def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter
     if not place(path).is_file():
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
+        with ZipFile(fetch(place(path))) as parts:  # torch compresses nothing
+            if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
+                raise ValueError("compressed, so that it may be of any size")
         checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
         check(checkpoint)
         with torch.random.fork_rng([]):  # new weights are drawn; the caller's random numbers go on as they would

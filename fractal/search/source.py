@@ -90,5 +90,5 @@ def space_in(path: Place, use_rep: str) -> Space | None:
             blocks = [int(width) for width in json.loads(facts["block_widths"])[: int(facts["prefix"])]]
         levels = tuple(map(str, facts.get("levels", ())))
         return Space(sum(blocks), str(facts["recipe"]), tuple(blocks), levels, tuple(dict.fromkeys(hashes)))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: what it says of its vectors' blocks can't be read; embed it again") from error

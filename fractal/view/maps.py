@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from fractal import __version__
 from fractal.base.cli import InputError, needs
-from fractal.base.files import atomic_write
+from fractal.base.files import atomic_write, check_header
 from fractal.data.vectors import usable
 from fractal.search.exact import Nearest
 
@@ -80,6 +80,7 @@ class Maps:
     def load(path: str | Path) -> "Maps":
         """Raises InputError for a file that is missing, damaged, or of another version."""
         try:
+            check_header(Path(path))
             with safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["fractal_maps"])
                 arrays = {name: file.get_tensor(name) for name in ("vectors", "layouts")}
@@ -92,7 +93,16 @@ class Maps:
                 and all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values())
                 and sha256 == checksum(arrays)
             )
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise InputError(f"{path}: no maps, or damaged; delete it, `fractal map` makes it again") from error
         if version != VERSION or not whole:
             raise InputError(f"{path}: damaged, or of another version; delete it, `fractal map` makes it again")

@@ -17,9 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from fractal.base.cli import InputError, run
-from fractal.base.files import atomic_folder, atomic_write, check_paths, locked, read_whole, recover
+from fractal.base.files import (
+    atomic_folder,
+    atomic_write,
+    check_header,
+    check_paths,
+    locked,
+    read_whole,
+    recover,
+)
 from fractal.data.outputs import h5ad_copy
 from fractal.data.parquet import writing
 from tests.conftest import write_h5ad
@@ -462,3 +471,12 @@ def test_a_full_disk_under_a_copy_of_an_h5ad(small_disk: None, tmp_path: Path, f
     ):
         fill(file)
     assert names(tmp_path) == ["x.h5ad"]
+
+
+def test_a_table_of_contents_that_would_take_gigabytes(tmp_path: Path):
+    """Of a safetensors file: its length stands in the first eight bytes."""
+    save_file({"a": np.zeros(3)}, tmp_path / "whole")
+    check_header(tmp_path / "whole")
+    (tmp_path / "huge").write_bytes((10**8).to_bytes(8, "little") + b"{" + b" " * 1_000)
+    with pytest.raises(ValueError, match="its table of contents takes 100,000,000 bytes"):
+        check_header(tmp_path / "huge")

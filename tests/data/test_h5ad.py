@@ -1,12 +1,16 @@
 """ingest.py on an .h5ad, and what scanpy makes of embedded ones. How they are embedded: test_embed.py."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import zarr
 
 import ingest
 from fractal.base.cli import InputError
@@ -131,4 +135,39 @@ def test_another_number_of_vectors_than_of_cells(tmp_path: Path):
         del file["obsm/X_pca"]
         file["obsm/X_pca"] = clustered(TYPES * 9)
     with pytest.raises(InputError, match="54 vectors, and obs has 60 cells"), Cells.open(path, "X_pca"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("obsm/X_pca", {"shape": (60, 16), "chunks": (60_000_000, 16)}, "lies in chunks of 3,840,000,000 bytes"),
+        ("obs/number", {"shape": (10**9,), "chunks": (10**5,)}, "asks for 4,000,000,000 bytes and holds "),
+        ("obsm/X_pca", {"shape": (10**9, 16), "chunks": (4_096, 16)}, "asks for 64,000,000,000 bytes and holds "),
+    ],
+)
+def test_a_small_file_that_asks_for_much_is_refused(
+    tmp_path: Path, kind: str, name: str, options: dict[str, Any], says: str
+):
+    """Chunks that are read whole, and numbers that were never written; of some kB each."""
+    cells = anndata.AnnData(np.zeros((60, 1), np.float32), obsm={"X_pca": clustered(TYPES * 10)})
+    path = tmp_path / f"cells.{kind}"
+    (cells.write_h5ad if kind == "h5ad" else cells.write_zarr)(path)
+    with (
+        h5py.File(path, "r+")
+        if kind == "h5ad"
+        else nullcontext(zarr.open_group(path, mode="r+", use_consolidated=False)) as file
+    ):
+        if name in file:
+            del file[name]
+        if kind == "h5ad":
+            array = file.create_dataset(name, dtype="f4", maxshape=(None,) * len(options["shape"]), **options)
+        else:
+            array = file.create_array(name, dtype="f4", **options)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file["obs"].attrs["column-order"] = np.array(["number"], object) if kind == "h5ad" else ["number"]
+    if kind == "zarr":
+        zarr.consolidate_metadata(path)
+    with pytest.raises(InputError, match=says), Cells.open(path, "X_pca"):
         pass

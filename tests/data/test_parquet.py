@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.base.cli import InputError, run
+from fractal.data import parquet
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import Parquet, fingerprint, metadata_of, read_vectors, writing
 from fractal.hierarchy.levels import LEVEL_COLUMNS
@@ -293,3 +294,19 @@ def test_numbers_of_several_types_become_the_widest(tmp_path: Path):
     assert pa.concat_tables(file.tables())["age"].to_pylist() == [1, 2, 1.5, None]
     empty = Parquet.open(parts(tmp_path / "b", study=pa.nulls(2)))
     assert empty.read(["study"])["study"].to_pylist() == ["a", "b", None, None]
+
+
+def test_a_large_row_group_of_a_folder_is_read_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of equal rows, 15 kB hold millions: neither is one decoded at once, nor are others read ahead."""
+    for study in "ab":
+        (tmp_path / f"study={study}").mkdir()
+        write(tmp_path / f"study={study}" / "x.parquet", [100, 150], seed=ord(study))
+    whole = pa.concat_tables(Parquet.open(tmp_path).tables()).unify_dictionaries()
+    monkeypatch.setattr(parquet, "LARGE", 99)
+    monkeypatch.delattr(parquet.ManyFiles, "read_row_group")
+    tables = list(Parquet.open(tmp_path).tables(size=40))
+    assert [len(table) for table in tables] == [40, 40, 20, 40, 40, 40, 30] * 2
+    pieces = pa.concat_tables(tables).unify_dictionaries()
+    assert pieces.column_names == whole.column_names
+    assert pieces.to_pylist() == whole.to_pylist()
+    assert [table.column_names for table in Parquet.open(tmp_path).tables(["study"], 200)] == [["study"]] * 4

@@ -1,6 +1,7 @@
 """A checkpoint gives back what was saved, and asks for no more memory than its weights."""
 
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ def test_a_checkpoint_gives_back_the_adapter(tmp_path: Path, recipe: str):
     assert all(torch.equal(a, b) for a, b in zip(embed(adapter, x), embed(loaded, x), strict=True))
     assert (checkpoint["classes"], checkpoint["split"]) == (CLASSES, {"seed": 3})
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_checkpoint_that_is_compressed_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """15 MB of it may be 15 GB of zeros; torch itself compresses nothing."""
+    save(tmp_path / "a.pt", build_adapter(config("fractal"), CLASSES), config("fractal"), CLASSES, **FACTS)
+    with ZipFile(tmp_path / "a.pt") as whole, ZipFile(tmp_path / "b.pt", "w", ZIP_DEFLATED) as packed:
+        for part in whole.namelist():
+            packed.writestr(part, whole.read(part))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(InputError, match=r"b\.pt: not a checkpoint"):
+        load(tmp_path / "b.pt")
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Maps that belong together: layouts, new cells, the file, the reference's cache, the command."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save
 from sklearn.metrics import silhouette_score
 
 import fractal
@@ -143,7 +145,10 @@ def test_damaged_maps_are_refused(fitted: Maps, tmp_path: Path):
     fitted.save(path)
     whole = path.read_bytes()
     newer = whole.replace(b'version\\": 1', b'version\\": 9')
-    for damaged in (b"", whole[:-9], whole[:-1] + bytes([whole[-1] ^ 1]), newer):
+    nested = save({"vectors": np.zeros(3)}, {"fractal_maps": "[" * 100_000 + "]" * 100_000})
+    many = json.dumps({f"{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}).encode()
+    tensors = len(many).to_bytes(8, "little") + many
+    for damaged in (b"", whole[:-9], whole[:-1] + bytes([whole[-1] ^ 1]), newer, nested, tensors):
         assert damaged != whole
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"maps\.safetensors: .* delete it"):
