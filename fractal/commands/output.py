@@ -179,7 +179,7 @@ def new_h5ad(path: Place) -> Iterator[Write]:
     tables, arrays = list[pa.Table](), dict[str, list[np.ndarray]]()
 
     def write(table: pa.Table, vectors: Mapping[str, np.ndarray] = NO_VECTORS) -> None:
-        tables.append(pa.table([h5ad_column(column) for column in table.columns], names=table.column_names))
+        tables.append(table)
         for name, values in vectors.items():
             arrays.setdefault(name, []).append(values)
 
@@ -191,11 +191,3 @@ def new_h5ad(path: Place) -> Iterator[Write]:
         obs.index = obs.iloc[:, 0].astype(str) + "-" + obs.iloc[:, 1].astype(str)
         obsm = {name: np.concatenate(parts) for name, parts in arrays.items()}
         anndata.AnnData(obs=obs, obsm=obsm).write_h5ad(part)
-
-
-def h5ad_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As it is, or as text where AnnData has no such type: times, durations, bytes, lists."""
-    kinds = pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_null
-    if any(is_kind(column.type) for is_kind in kinds):
-        return column
-    return pa.chunked_array([[None if value is None else str(value) for value in column.to_pylist()]], pa.string())
