@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fractal.base.cli import InputError
 from fractal.base.storage import Place, fetch
-from fractal.hierarchy.names import clean, is_missing
+from fractal.hierarchy.names import clean, is_missing, is_no_type
 from fractal.hierarchy.ontology import CellType, tree_of_columns
 
 Codes = tuple[np.ndarray, list[str]]  # (n,) int64, -1 where there is none; and the names
@@ -42,6 +42,15 @@ class Labels:
         if unused := sorted(set(label_map) - set(self.names)):
             notes.append(f"warning: the label map has names that no cell has: {'; '.join(unused)}")
         return replace(self, names=types, codes=codes, notes=notes)
+
+    def of_types(self) -> "Labels":
+        """The same without the cells whose label is no type, such as "cell" or "native cell"."""
+        no_types = [name for name in self.names if is_no_type(name)]
+        codes = renumbered(self.codes, self.names, names := [name for name in self.names if name not in no_types])
+        if not (lost := int((codes < 0).sum() - (self.codes < 0).sum())):
+            return self
+        note = f"{lost:,} of {len(codes):,} cells left out: {', '.join(no_types)} is no type"
+        return replace(self, names=names, codes=codes, notes=[*self.notes, note])
 
 
 def coded(column: pa.ChunkedArray) -> Codes:
@@ -109,6 +118,7 @@ def read_labels(
         notes.insert(0, f"{int((codes < 0).sum()):,} of {len(codes):,} cells left out: {reasons}")
     labels = Labels(names, codes, studies, study_codes, tree, own_levels, notes)
     labels = labels if label_map is None else labels.mapped(label_map, f"{where}: obs '{label_key}'")
+    labels = labels if levels else labels.of_types()
     keep = labels.codes >= 0
     if not keep.any():
         raise InputError(f"{where}: no cell is left: {'; '.join(labels.notes)}")

@@ -138,10 +138,15 @@ def open_release(model_dir: str | Place) -> Release:
         label_codes = np.pad(label_codes, (0, short), constant_values=-1)
         study_codes = None if study_codes is None else np.pad(study_codes, (0, short), constant_values=-1)
     if len(records) != len(label_codes):
-        raise InputError(
-            f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; "
-            "the two files belong to different releases, or one is cut short"
-        )
+        cause = "the two files belong to different releases, or one is cut short"
+        deleted = int(deleted_cells(index_path, records).sum())
+        if len(records) - deleted == len(label_codes):
+            cause = (
+                f"the lines of its {deleted:,} cells that are marked as deleted are missing, but line i must name cell i: "
+                "put them back, or build the index without these cells"
+            )
+        counts = f"holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines"
+        raise InputError(f"{index_path}: {counts}; {cause}")
     type_codes = np.array([*(position[name] for name in names), -1], np.int32)[label_codes]
     if not studies:
         study_codes = None

@@ -11,3 +11,13 @@ def clean(name: str) -> str:
 def is_missing(name: str | float | None) -> bool:
     """Does a label or study say that there is none? None, NaN, "", "nan", "NA", "unknown" and such, in any case."""
     return not isinstance(name, str) or clean(name).lower() in MISSING
+
+
+# Terms above all types, as CELLxGENE writes them for cells of no known type; by name and by id.
+NO_TYPES = {"cell", "native cell", "eukaryotic cell", "animal cell"}
+NO_TYPES |= {"cl:0000000", "cl:0000003", "cl:0000255", "cl:0000548"}
+
+
+def is_no_type(name: str) -> bool:
+    """Whether a label of a user's cells names no type at all. In a SCimilarity release, two of these are types."""
+    return name.casefold().replace("_", ":") in NO_TYPES

@@ -308,10 +308,14 @@ def tree_of_columns(
     With `graph`, rows whose finest label CL knows carry its id. Raises InputError unless there are 2 to 6 columns.
     """
     if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:
-        raise InputError(f"--levels takes 2 to 6 columns, from coarse to fine, not {len(columns)}")
+        way = "flat labels have no tree: add a coarser column (scanpy.tl.dendrogram shows what belongs together)"
+        raise InputError(
+            f"levels: takes {MIN_LEVELS} to {MAX_LEVELS} columns, from coarse to fine, not {len(columns)}"
+            + (f"; {way}, or give names of the Cell Ontology as labels" if len(columns) == 1 else "")
+        )
     levels = tuple(re.sub(r"\W+", "_", column).strip("_") for column in columns)
     if len(set(levels)) < len(levels) or "" in levels:
-        raise InputError(f"--levels: every level needs a name of its own, not {', '.join(columns)}")
+        raise InputError(f"levels: every level needs a name of its own, not {', '.join(columns)}")
     given = list(dict.fromkeys(labels))
     filled = {}
     for path in given:

@@ -188,6 +188,22 @@ def test_cells_that_are_marked_as_deleted(tmp_path: Path):
     assert np.array_equal(all_vectors(release)[rows], np.array(index.get_items(rows), np.float32))
 
 
+def test_a_label_file_without_the_deleted_cells_is_explained(tmp_path: Path):
+    labels = TYPES * 4
+    index = write_release(tmp_path / "m", clustered(labels), labels)
+    for cell in (3, 17):
+        index.mark_deleted(cell)
+    index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
+    path = tmp_path / "m" / "annotation" / "reference_labels.tsv"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for i, line in enumerate(lines) if i not in (3, 17)), encoding="utf-8")
+    with pytest.raises(InputError, match="2 cells that are marked as deleted are missing, but line i must name cell i"):
+        open_release(tmp_path / "m")
+    path.write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(InputError, match="different releases, or one is cut short"):
+        open_release(tmp_path / "m")
+
+
 def test_cells_without_a_label_or_a_study(tmp_path: Path):
     labels = [*TYPES, "unknown", "", "NaN", "B\u00a0 cell "]
     studies = ["s1", "s1 ", "s2", "nan", "s2", "s1", "s1", "s2", "na", "s1"]

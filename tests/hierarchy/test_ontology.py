@@ -331,3 +331,8 @@ def test_agreement_of_markers():
     assert not agree("CD4+ T", "T cell")
     assert not agree("CD4+ T", "CD4-negative T cell")
     assert not agree("CD4+ T", "CD4-positive, CD25-positive T cell")
+
+
+def test_flat_labels_are_explained():
+    with pytest.raises(InputError, match="not 1; flat labels have no tree.*dendrogram.*Cell Ontology"):
+        tree_of_columns(["leiden"], [("0",), ("1",)])
