@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.base.cli import non_negative_int, num_bytes, run
 from fractal.base.files import check_paths

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError
 from fractal.data.expression import EXAMINED, KINDS, Expression, gene_names, kind_of, open_expression

@@ -116,7 +116,7 @@ def answers(
 ) -> Iterator[pa.Table]:
     """The columns of each chunk, `cell_id` first where the cells have names; with `groups`, of all cells at once."""
     import pyarrow as pa
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from fractal.annotate.answers import answer_columns, join, vote
     from fractal.annotate.votes import BATCH

@@ -95,7 +95,7 @@ def ray_engine(address: str | None, workers: int | None) -> Iterator["Engine"]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     def each(task: "Task", count: int, name: str) -> Iterator[int]:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         results = data.range(count, override_num_blocks=count).map(partial(task_result, task))
         try:

@@ -111,7 +111,7 @@ def export(adapter: "Adapter", path: Path) -> float:
 
 def write_cells(embedder: "Embedder", args: argparse.Namespace, prefix: int) -> tuple[int, int]:
     """Write the Parquet file -> how many cells, and how many were left out."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from fractal.commands.output import open_output
     from fractal.data.vectors import CHUNK

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     import pyarrow as pa
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from fractal.commands.output import open_output
     from fractal.hierarchy.ontology import CL_SLIM

@@ -25,7 +25,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Place

@@ -12,7 +12,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.base.cli import InputError
 from fractal.base.prefetch import prefetch

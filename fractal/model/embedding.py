@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.data.cells import Cells
 from fractal.data.vectors import usable

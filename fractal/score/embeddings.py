@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Place

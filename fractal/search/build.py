@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal import __version__
 from fractal.base.errors import InputError

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fractal import __version__
 from fractal.base.cli import InputError, needs

@@ -262,7 +262,7 @@ def shown(ref, browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     about, found = contents(path.read_text())
     opened = Opened(browser, path.as_uri())
     yield SimpleNamespace(
-        opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found, tree=ref.tree
+        opened=opened, page=opened.page, path=path, cells=some, about=about, arrays=found, tree=ref.annotator.tree
     )
     opened.check()
 
