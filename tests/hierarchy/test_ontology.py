@@ -20,6 +20,7 @@ from fractal.hierarchy.ontology import (
     match_names,
     place,
     term_distances,
+    tree_of_columns,
 )
 
 DATA = Path(__file__).parents[2] / "data"
