@@ -103,13 +103,14 @@ def read_whole(path: P, read: Callable[[P], T]) -> T:
     """What `read` makes of a folder, all of whose files it opens, or of a file that it opens more than once.
 
     Where another run has replaced `path` meanwhile, `read` is called again. Raises what `read` does, and InputError
-    where it never sees the same files from first to last.
+    for links that leave the folder, and where it never sees the same files from first to last.
     """
     for _ in range(READS):
         recover(path)
         before = state(path)
         between_renames = before is None and isinstance(path, Path) and any(leftovers(path))
         try:
+            refuse_links(path)
             result = read(path)
         except (InputError, OSError):
             if state(path) == before and not between_renames:
@@ -119,6 +120,14 @@ def read_whole(path: P, read: Callable[[P], T]) -> T:
                 return result
         time.sleep(0.1)
     raise InputError(f"{path}: is being replaced again and again; read it when that has ended")
+
+
+def refuse_links(folder: Place) -> None:
+    """Raises InputError for a link to another file of this machine, which would be shown as a part of the folder."""
+    if isinstance(folder, Path) and folder.is_dir():
+        for file in folder.iterdir():
+            if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"{file}: is a link that leaves its folder; put the file itself there")
 
 
 def check_header(path: Path) -> None:

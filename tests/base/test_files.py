@@ -109,6 +109,18 @@ def test_two_threads_that_change_one_file_take_turns(tmp_path: Path):
     assert sorted((tmp_path / "a").read_text()) == sorted("0123" * 5)
 
 
+def test_a_link_that_leaves_a_folder_is_not_read(tmp_path: Path):
+    (tmp_path / "secret").write_text("of this machine")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("x")
+    (tmp_path / "a" / "y").symlink_to("x")
+    (tmp_path / "link").symlink_to(tmp_path / "a")  # what a folder is called is the user's own affair
+    assert read_whole(tmp_path / "link", lambda folder: (folder / "y").read_text()) == "x"
+    (tmp_path / "a" / "z").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="a/z: is a link that leaves its folder"):
+        read_whole(tmp_path / "a", lambda _: pytest.fail("it is read"))
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_another_program_changes_meanwhile_stays(tmp_path: Path, kind: str):
     """One that knows no lock, as a notebook that writes the same .h5ad; and on a file system without locks."""
