@@ -29,11 +29,22 @@ from safetensors.torch import load_file, save
 
 from fractal import __version__
 from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import CONFIDENCE, NOVELTY, answer_columns, as_obs
+from fractal.annotate.answers import (
+    CONFIDENCE,
+    NOVELTY,
+    annotation_columns,
+    answer_columns,
+    as_obs,
+    group_columns,
+    one_type_warning,
+    real_groups,
+    vote,
+)
 from fractal.annotate.calibration import Calibration
 from fractal.annotate.card import model_card
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake, Origin
+from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, check_header, read_whole, recover
@@ -41,6 +52,8 @@ from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
+from fractal.data.h5ad import obs_table
+from fractal.data.labels import coded
 from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
@@ -51,6 +64,7 @@ from fractal.model.adapter import Adapter, pick_device
 from fractal.model.checkpoint import build_adapter
 from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights, weights_sha256
 from fractal.score.answers import answer_table
+from fractal.view.colours import label_colours
 from fractal.view.maps import MAPS
 
 if TYPE_CHECKING:
@@ -148,12 +162,18 @@ class Reference:
         force: bool = False,
         index: "Index | str | Path | None" = None,
         index_labels: str | None = None,
+        over: str | None = None,
+        truth: str | None = None,
+        only: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
     ) -> None:
         """Label the cells of `adata` in place, each as deep in the hierarchy as it can be trusted.
 
-        obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, invalid)
-        and for every level its name, CL id and probability, also below the answer; text as categories, numbers as
-        float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning.
+        obs gets `{key_added}_label`, `_level`, `_cl_id` (the deepest answer), `_status` (ok, novel, withheld, excluded,
+        invalid) and for every level its name, CL id and probability, also below the answer; text as categories, numbers
+        as float32. uns[key_added]["annotation"] gets the reference's name, the versions, the confidence and a warning,
+        and uns[f"{key_added}_label_colors"] colours that follow the tree. Columns of an earlier annotation with this
+        key go.
 
         Parameters
         ----------
@@ -165,6 +185,12 @@ class Reference:
         force : bool; take vectors of another embedding
         index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
         index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels
+        over : str, column of obs of a clustering: all cells of a cluster get one label, and uns[key_added]["groups"] is
+            a table of these: the probability of the label, the share of the cells that agree, why it is not deeper;
+            cells with a missing value or -1 are in no cluster
+        truth : str, column of obs of known labels, named as the reference's finest: prints how good the answers are
+        only, exclude : str or sequence of labels of the reference or terms of the Cell Ontology, as "T cell" or
+            "CL:0000084": only these types and what is below them, or none of them
 
         Raises
         ------
@@ -172,26 +198,41 @@ class Reference:
             embedding, and the reference can't project the cells from X instead (it says so where it does).
         """
         check_answers(confidence, novelty)
+        only, exclude = ([terms] if isinstance(terms, str) else terms for terms in (only, exclude))
+        groups, known = (None if key is None else obs_codes(adata, key) for key in (over, truth))
         vectors, origin = self.vectors_of(adata, use_rep, force)
         annotator = self.annotator if index is None else self.asking(index, index_labels)
-        answers = answer_columns(annotator.answer(vectors, confidence, novelty), annotator.tree)
-        for name, values in as_obs(answers).items():
+        annotator = annotator.restricted(self.choose(None, only, exclude))
+        tree, found, results = annotator.tree, annotator.answer(vectors, confidence, novelty), dict[str, Any]()
+        if groups is not None:
+            codes, names = real_groups(*groups)
+            after = vote(found, codes, tree, confidence, novelty)
+            results["groups"] = group_columns(found, after, codes, names, tree).to_pandas().set_index("group")
+            found = after
+        columns = answer_columns(found, tree)
+        if line := one_type_warning(columns, tree):
+            warnings.warn(line, stacklevel=2)
+        warning = "; ".join(filter(None, (origin.warning, line)))
+        results["annotation"] = self.about(annotator, confidence, novelty, origin.vectors, warning)
+        for name in annotation_columns(adata.obs, key_added):
+            del adata.obs[name]
+        for name, values in as_obs(columns).items():
             adata.obs[f"{key_added}_{name}"] = values
-        about = self.about(annotator, confidence, novelty, origin.vectors, origin.warning)
-        adata.uns[key_added] = {**adata.uns.get(key_added, {}), "annotation": about}
+        labels = adata.obs[f"{key_added}_label"].cat.categories
+        adata.uns[f"{key_added}_label_colors"] = label_colours(tree.paths, labels)
+        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **results}
+        if known is not None:
+            print(report(columns, *known, tree, truth or ""))
 
     def choose(self, obo: Any, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
         """The mask of paths for `Annotator.restricted`, by terms of the ontology `obo` (None: the shipped one).
 
         Raises InputError where that ontology lacks terms of the reference, and for terms where it has none.
         """
-        tree, where = self.annotator.tree, self.name or "the reference"
-        if not tree.cl_ids.any():
-            if only or exclude:
-                raise InputError(f"{where}: has no CL ids, so --only and --exclude can't be applied")
-            return None
-        graph = load_graph(obo or CL_SLIM)
-        tree.check_terms(graph, where, obo or CL_SLIM, self.facts.get("cl_release", "unknown"))
+        tree, where, graph = self.annotator.tree, self.name or "the reference", None
+        if tree.cl_ids.any():
+            graph = load_graph(obo or CL_SLIM)
+            tree.check_terms(graph, where, obo or CL_SLIM, self.facts.get("cl_release", "unknown"))
         return tree.choose(graph, only, exclude)
 
     def asking(self, index: "Index | str | Path", labels: str | None) -> Annotator:
@@ -453,6 +494,13 @@ def announce(origin: Origin, stacklevel: int) -> None:
         print(origin.vectors)
     if origin.warning:
         warnings.warn(f"{origin.vectors}: {origin.warning}", stacklevel=stacklevel)
+
+
+def obs_codes(adata: "AnnData", key: str) -> tuple[np.ndarray, list[str]]:
+    """A column of obs -> its (n,) codes, -1 where a value is missing, and their names. Raises InputError for none."""
+    if key not in adata.obs:
+        raise InputError(f"obs has no column '{key}'; it has {', '.join(map(str, adata.obs))}")
+    return coded(obs_table(adata.obs, Path("adata"), [key])[key])
 
 
 def check_answers(confidence: float, novelty: str) -> None:

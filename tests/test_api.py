@@ -109,6 +109,52 @@ def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, ca
     assert {"fractal_version", "reference_format", "cl_release"} <= set(new.uns["fractal"]["annotation"])
 
 
+def test_annotate_takes_what_the_command_takes(ref, tmp_path: Path, capsys):
+    """Groups, known labels, and types by any spelling; and the command writes the same into a file."""
+    new = cells(200, seed=1)
+    new.obs["leiden"] = pd.Categorical(
+        [TYPES.index(kind) if i % 50 else -1 for i, kind in enumerate(new.obs.cell_type)]
+    )
+    new.obs["more"] = "mine"
+    new.write_h5ad(tmp_path / "new.h5ad")
+    ref.save(tmp_path / "blood")
+    ref.annotate(new, over="leiden", truth="cell_type", only=["CL_0000542", "fibroblast"], exclude="T-cell")
+    assert "cells whose cell_type the reference has" in capsys.readouterr().out
+    flags = ["--over", "leiden", "--truth", "cell_type", "--only", "cl:0000542", "fibroblast", "--exclude", "T cell"]
+    files = [str(tmp_path / "new.h5ad"), "--reference", str(tmp_path / "blood"), "--output", str(tmp_path / "out.h5ad")]
+    annotate.main([*files, *flags, "--device", "cpu"])
+    assert "| leiden" in capsys.readouterr().out
+    out = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(out.obs) == list(new.obs)
+    for name in new.obs:
+        assert out.obs[name].astype(str).tolist() == new.obs[name].astype(str).tolist(), name
+    assert out.uns["fractal_label_colors"].tolist() == list(new.uns["fractal_label_colors"])
+    assert out.uns["fractal"]["annotation"] == new.uns["fractal"]["annotation"]
+    groups = new.uns["fractal"]["groups"]
+    assert set(groups["label"].dropna()) <= {"B cell", "natural killer cell", "fibroblast", "Immune", "Lymphoid"}
+    assert groups["cells"].sum() < 200  # neither excluded cells nor group -1
+    for name, cells_of in new.obs[new.obs["fractal_status"].isin(["ok", "withheld"])].groupby("leiden", observed=True):
+        assert cells_of["fractal_label"].nunique(dropna=False) == 1 or name == -1
+    with pytest.raises(InputError, match="obs has no column 'kind'; it has cell_type, donor"):
+        ref.annotate(new, truth="kind")
+
+
+def test_a_second_annotation_takes_the_place_of_the_first(ref):
+    new = cells(60, seed=1)
+    new.obs["fractal_umap"] = 1.0
+    ref.annotate(new, only=["fibroblast", "B cell"])
+    new.obs["fractal_old_level_probability"] = 0.5  # of a reference with another level
+    new.obs["fractal_old_level"] = "x"
+    ref.annotate(new)
+    assert not any("old_level" in name for name in new.obs)
+    assert "fractal_umap" in new.obs
+    labels = new.obs["fractal_label"]
+    assert len(new.uns["fractal_label_colors"]) == len(labels.cat.categories)
+    assert all(colour.startswith("#") for colour in new.uns["fractal_label_colors"])
+    assert new.obs["fractal_level"].cat.ordered
+    assert not (labels == "").any()
+
+
 def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     adata = cells(300)

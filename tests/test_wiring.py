@@ -1,6 +1,5 @@
 """What mutants of the code showed to be untested, and one rule in the places that it holds for: small, by hand."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import networkx as nx
@@ -20,10 +19,8 @@ from benchmarks.annotation import off_path
 from benchmarks.simulate import STUDIES, SimulatedAtlas
 from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
-from fractal.annotate.answers import Answer, join, vote
 from fractal.annotate.card import model_card
 from fractal.annotate.space import Comparison
-from fractal.annotate.truth import report
 from fractal.base.cli import InputError, reason
 from fractal.base.files import check_folder, real_paths
 from fractal.commands import annotate, embed, fit, reference
@@ -32,7 +29,6 @@ from fractal.data.cells import Cells
 from fractal.data.parquet import writing
 from fractal.hierarchy.matching import match_names, singular
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, read_hierarchy, tree_of_columns
-from fractal.hierarchy.tree import Tree
 from fractal.model.published import PublishedAdapter
 from fractal.model.split import Split
 from fractal.score.embeddings import Subset, fit_controls
@@ -235,22 +231,6 @@ def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
     assert "| `k`   |        - |" in card
 
 
-def test_what_a_report_calls_its_columns():
-    """One cell answered wrongly from the second level on, and at the finest not at all."""
-    answered = {
-        "k": np.array(["I"], object), "m": np.array(["v"], object), "t": np.array(["y"], object),
-        "level": np.array(["m"], object), "status": np.array(["ok"], object),
-    }  # fmt: skip
-    paths = [("I", "u", "x"), ("I", "v", "y")]
-    text = report(answered, np.array([0]), ["x"], paths, ("k", "m", "t"), "kind")
-    assert "| Level | Accuracy, all cells | Answered | Accuracy, answered |" in text
-    assert "| k     |               1.000 |    1.000 |              1.000 |" in text
-    assert "| t     |               0.000 |    0.000 |                  - |" in text
-    assert "| Type              | Precision | Recall |    F1 | Cells |" in text
-    assert "| Confusion (true -> answered) | Cells | Share of the type |" in text
-    assert "| x -> y                       |     1 |             1.000 |" in text
-
-
 @pytest.mark.parametrize("levels", [["a"], ["a", "a"], [*"abcdefg"]])
 def test_a_hierarchy_of_another_number_of_levels_is_refused(tmp_path: Path, levels: list[str]):
     text = "\t".join(["cl_id", *levels, "path"]) + "\n" + "\t".join(["", *(f"x{i}" for i in range(len(levels))), ""])
@@ -312,26 +292,6 @@ def test_when_turned_signs_are_certain(z: float, vary: float, repaired: float, r
 )  # fmt: skip
 def test_when_another_space_is_certain(cells: int, agreement: float, related: float | None, expected: bool):
     assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
-
-
-def answer_of(path: list[int], probability: list[list[float]], valid: list[bool]) -> Answer:
-    """Cells that are not odd, with these paths and probabilities."""
-    n = len(path)
-    values = {field.name: np.zeros(n) for field in fields(Answer)}
-    values |= {"path": np.array(path), "probability": np.array(probability), "p_value": np.full(n, 0.5)}
-    return Answer(**values | {"valid": np.array(valid)})
-
-
-def test_a_cluster_that_lies_in_two_chunks_gets_one_answer():
-    """Cluster 0: a cell of I, x (.9, .8), one of S, y (.6, .5), and one without a vector; cluster 1: two of S, y."""
-    first = answer_of([0, 0, 1], [[0.9, 0.8], [np.nan, np.nan], [0.9, 0.9]], [True, False, True])
-    second = answer_of([1, 1], [[0.6, 0.5], [0.7, 0.7]], [True, True])
-    found = vote(join([first, second]), np.array([0, 0, 1, 0, 1]), Tree.of([("I", "x"), ("S", "y")]), 0.8, "on")
-    good = found.valid
-    assert good.tolist() == [True, False, True, True, True]
-    assert found.path[good].tolist() == [0, 1, 0, 1]
-    assert np.allclose(found.probability[good], [[0.45, 0.4], [0.8, 0.8]] * 2)
-    assert found.depth[good].tolist() == found.confident_depth[good].tolist() == [0, 2, 0, 2]
 
 
 def test_the_command_line_names_its_commands(monkeypatch, capsys):

@@ -14,7 +14,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from fractal.annotate.answers import CONFIDENCE, Answer, answer
+from fractal.annotate.answers import CONFIDENCE, Answer, answer, unforced
 from fractal.annotate.calibration import Calibration, calibrate
 from fractal.annotate.votes import Voters, Voting
 from fractal.base.errors import InputError
@@ -131,11 +131,13 @@ class Annotator:
         """vectors (n, dim) float32, of any kind -> the answer of each; see `fractal.annotate.answers.answer`."""
         valid = usable(vectors)
         x = vectors[valid]
-        found = answer(self.voting(x), self.calibration, confidence, novelty)
-        excluded = np.zeros(len(x), bool)
+        raw = self.voting(x)
+        found = answer(raw, self.calibration, confidence, novelty)
         if self.whole is not None:
-            excluded = ~np.isin(self.whole.voting(x).path, self.path)
-        return found.spread(valid, excluded)
+            path = self.whole.voting(x).path
+            shared = (self.tree.nodes[raw.path] == self.tree.nodes[path]).cumprod(1).sum(1)
+            found = unforced(replace(found, excluded=~np.isin(path, self.path)), shared)
+        return found.spread(valid)
 
     def scores(self, test: LabelledVectors | None, studies: Sequence[str] | None = None) -> dict[str, Any]:
         """How good the answers are on n test cells: per level accuracy, coverage, calibration error and its curve.

@@ -1,6 +1,6 @@
 """The answer for each cell: the labels of all levels, and how many of them can be trusted; as a table of columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
 CONFIDENCE = 0.8  # the default, and what the model card reports
 NOVELTY = ("on", "flag", "off")
+COLUMNS = ("level", "label", "cl_id", "distance", "ood_score", "p_value", "status", "withheld_by")
+ONE_TYPE, ENOUGH = 0.9, 50  # share of the cells, of at least so many, that look like one type
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
 
@@ -36,7 +38,7 @@ class Answer:
     excluded: np.ndarray  # (n,) bool: without --only and --exclude it would be a type that these leave out
     valid: np.ndarray  # (n,) bool: the vector is finite and not zero; elsewhere there is no answer
 
-    def spread(self, valid: np.ndarray, excluded: np.ndarray) -> "Answer":
+    def spread(self, valid: np.ndarray) -> "Answer":
         """The answers of the valid cells -> of all (n,), with codes 0 and numbers NaN elsewhere."""
 
         def fill(values: np.ndarray) -> np.ndarray:
@@ -45,8 +47,7 @@ class Answer:
             out[valid] = values
             return out
 
-        whole = {field.name: fill(getattr(self, field.name)) for field in fields(self)}
-        return Answer(**whole | {"valid": valid, "excluded": fill(excluded)})
+        return Answer(**{field.name: fill(getattr(self, field.name)) for field in fields(self)})
 
 
 def join(answers: Sequence[Answer]) -> Answer:
@@ -76,16 +77,22 @@ def depths(
     return confident, np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
 
 
+def unforced(answer: Answer, shared: np.ndarray) -> Answer:
+    """Excluded cells keep only the labels that they would have without the restriction, the first `shared` (n,)."""
+    forced = answer.excluded[:, None] & (np.arange(answer.probability.shape[1]) >= shared[:, None])
+    depth = np.where(answer.excluded, np.minimum(answer.depth, shared), answer.depth)
+    return replace(answer, depth=depth, probability=np.where(forced, np.nan, answer.probability))
+
+
 def vote(answer: Answer, groups: np.ndarray, tree: Tree, confidence: float, novelty: str) -> Answer:
     """One answer for all cells of a group: per level, down the tree, the label with most probability in it.
 
-    groups (n,) codes, -1 for cells without one, which keep their answer. A cell gives each of its labels that label's
-    probability; the group's probability of a label is the mean over its cells.
+    groups (n,) codes, -1 for cells without one, which keep their answer, as excluded cells do. A cell gives each of its
+    labels that label's probability; the group's probability of a label is the mean over its cells. Its fine labels are
+    withheld where those of half of its cells would be.
     """
-    path, probability = answer.path.copy(), answer.probability.copy()
-    in_group = np.where(answer.valid, groups, -1)
-    for group in np.unique(in_group[in_group >= 0]):
-        rows = np.flatnonzero(in_group == group)
+    path, probability, p_value = answer.path.copy(), answer.probability.copy(), answer.p_value.copy()
+    for rows in members(answer, groups).values():
         allowed, mass = np.ones(len(tree.paths), bool), []
         for k, level in enumerate(tree.nodes.T):
             sums = np.bincount(level[path[rows]], probability[rows, k], minlength=level.max() + 1)
@@ -94,8 +101,66 @@ def vote(answer: Answer, groups: np.ndarray, tree: Tree, confidence: float, nove
             allowed &= level == chosen
             mass.append(sums[chosen] / len(rows))
         path[rows], probability[rows] = allowed.argmax(), np.minimum.accumulate(mass)
-    confident, depth = depths(probability, answer.p_value, confidence, novelty)
+        p_value[rows] = np.median(p_value[rows])
+    confident, depth = depths(probability, p_value, confidence, novelty)
     return replace(answer, path=path, probability=probability, confident_depth=confident, depth=depth)
+
+
+def real_groups(codes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
+    """Codes (n,) of groups and their names; "-1", as clusterings call what they leave out, is none."""
+    left_out = np.array([*(name in ("-1", "-1.0") for name in names), True])
+    return np.where(left_out[codes], -1, codes), names
+
+
+def members(answer: Answer, groups: np.ndarray) -> dict[int, np.ndarray]:
+    """groups (n,) codes, -1 for none -> code -> the rows of its cells that have an answer."""
+    voting = np.where(answer.valid & ~answer.excluded, groups, -1)
+    return {int(group): np.flatnonzero(voting == group) for group in np.unique(voting[voting >= 0])}
+
+
+def group_columns(cells: Answer, voted: Answer, groups: np.ndarray, names: Sequence[str], tree: Tree) -> pa.Table:
+    """A row per group: its label, the probability of that, the share of its cells that agree, why it is not deeper.
+
+    cells, voted: the answers before and after `vote`; a cell agrees if its most likely label at that level is the same.
+    """
+    rows = members(voted, groups)
+    first = np.array([cells_of[0] for cells_of in rows.values()], np.int64)
+    one = Answer(*(getattr(voted, field.name)[first] for field in fields(Answer)))
+    level = np.maximum(one.depth - 1, 0)
+    agree = [
+        (tree.nodes[cells.path[cells_of], k] == tree.nodes[path, k]).mean() if depth else np.nan
+        for cells_of, k, path, depth in zip(rows.values(), level, one.path, one.depth, strict=True)
+    ]
+    columns = answer_columns(one, tree)
+    confidence = np.where(one.depth > 0, one.probability[np.arange(len(first)), level], np.nan)
+    return pa.table(
+        {
+            "group": [names[code] for code in rows],
+            "cells": [len(cells_of) for cells_of in rows.values()],
+            "label": columns["label"],
+            "level": columns["level"],
+            "confidence": confidence,
+            "agreement": np.array(agree, np.float64),
+            "withheld_by": columns["withheld_by"],
+        }
+    )
+
+
+def one_type_warning(answered: pa.Table, tree: Tree) -> str:
+    """A line if nearly all cells share a label that is far from common in the reference; "" else.
+
+    answered: columns of the tree's levels. The deepest such label counts.
+    """
+    for k, level in reversed(list(enumerate(tree.levels))):
+        counts = answered[level].to_pandas().value_counts()
+        label, n, total = counts.index[0], counts.iloc[0], counts.sum()
+        of_reference = tree.counts[[path[k] == label for path in tree.paths]].sum()
+        if total >= ENOUGH and n >= ONE_TYPE * total and of_reference <= tree.counts.sum() / 2:
+            return (
+                f"{n / total:.0%} of the cells look like '{label}', few of the reference's do: probabilities hold for "
+                "its mix of types, and those of finer labels may be too high here"
+            )
+    return ""
 
 
 def answer_columns(answer: Answer, tree: Tree) -> pa.Table:
@@ -105,7 +170,7 @@ def answer_columns(answer: Answer, tree: Tree) -> pa.Table:
     status and withheld_by.
     """
     names, ids = np.array(tree.paths, object), tree.cl_ids.astype(object)
-    levels = len(tree.levels)
+    levels, known = len(tree.levels), ~np.isnan(answer.probability)
     deepest = answer.path * levels + np.maximum(answer.depth - 1, 0)
     columns = {
         "level": codes(answer.depth, ["none", *tree.levels], ordered=True),
@@ -113,17 +178,25 @@ def answer_columns(answer: Answer, tree: Tree) -> pa.Table:
         "cl_id": text(ids.reshape(-1), deepest, answer.depth > 0),
     }
     for k, level in enumerate(tree.levels):
-        columns[level] = text(names[:, k], answer.path, answer.valid)
-        columns[f"{level}_cl_id"] = text(ids[:, k], answer.path, answer.valid)
+        columns[level] = text(names[:, k], answer.path, known[:, k])
+        columns[f"{level}_cl_id"] = text(ids[:, k], answer.path, known[:, k])
         columns[f"{level}_probability"] = pa.array(answer.probability[:, k].astype(np.float32))
     for name in ("distance", "ood_score", "p_value"):
         columns[name] = pa.array(getattr(answer, name).astype(np.float32))
-    withheld = answer.depth < answer.confident_depth
+    withheld = (answer.depth < answer.confident_depth) & ~answer.excluded
     status = np.select([~answer.valid, answer.novel, answer.excluded, withheld], [4, 2, 3, 1], 0)
     columns["status"] = codes(status, STATUSES)
-    unsure = answer.valid & (answer.confident_depth < levels)
+    unsure = answer.valid & ~answer.excluded & (answer.confident_depth < levels)
     columns["withheld_by"] = codes(np.select([withheld, unsure], [0, 1], -1), ["novelty", "confidence"])
     return pa.table(columns)
+
+
+def annotation_columns(names: Iterable[str], key: str) -> set[str]:
+    """Which columns of obs are of an earlier annotation with this key."""
+    there, fixed = {name.removeprefix(f"{key}_") for name in names if name.startswith(f"{key}_")}, set(COLUMNS)
+    levels = {name.removesuffix("_probability") for name in there if name.endswith("_probability")}
+    found = there & fixed | {level + end for level in levels for end in ("", "_cl_id", "_probability")} & there
+    return {f"{key}_{name}" for name in found}
 
 
 def codes(values: np.ndarray, names: Sequence[str], ordered: bool = False) -> pa.DictionaryArray:

@@ -4,107 +4,94 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from fractal.base.cli import table
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.hierarchy.tree import Tree, nodes_of
 from fractal.score.metrics import hierarchical_f1
 
 CONFUSIONS = 15  # rows of the table
 
 
-def report(
-    answered: dict[str, np.ndarray],
-    codes: np.ndarray,
-    names: Sequence[str],
-    paths: Sequence[tuple[str, ...]],
-    levels: Sequence[str],
-    column: str,
-) -> str:
-    """Markdown tables. answered: columns of the output, (n,) each; codes (n,) of the true `names`, -1 for none.
+def known_cells(
+    answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which cells (n,) have an answer and a label that the reference has -> the mask; true and answered paths of these.
 
-    A true label is one of the reference's finest names; the labels above it are those of its path. Other cells are
-    counted, and stand in no figure but that of how many of them are flagged as novel.
+    answered: columns of the output; codes (n,) of the true `names`, -1 for none, which are finest labels of the tree.
     """
-    path_of = {path[-1]: path for path in paths}
-    listed = has_label(codes, names, paths)
-    known = listed & (answered["status"] != "invalid")
-    strange = (codes >= 0) & ~listed
+    position = {path[-1]: i for i, path in enumerate(tree.paths)}
+    true = np.array([*(position.get(name, -1) for name in names), -1])[codes]
+    given = answered[tree.levels[-1]].to_pandas().map(position).astype(float).fillna(-1).to_numpy(int)
+    known = (true >= 0) & (given >= 0)
+    return known, true[known], given[known]
+
+
+def report(answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree, column: str) -> str:
+    """Markdown tables; arguments as of `known_cells`, and what the true labels are called.
+
+    Cells of types that the reference lacks are counted, and stand in no figure but that of how many are flagged.
+    """
+    known, true, given = known_cells(answered, codes, names, tree)
+    finest = [path[-1] for path in tree.paths]
+    unseen = np.array([*(name not in finest for name in names), False])[codes]
     lines = [f"{known.sum():,} cells whose {column} the reference has"]
-    if strange.any():
-        flagged = (answered["status"][strange] == "novel").mean()
-        lines[0] += f"; {strange.sum():,} of other types, {flagged:.1%} of them flagged as novel"
+    if unseen.any():
+        flagged = (answered["status"].to_pandas().to_numpy(object)[unseen] == "novel").mean()
+        lines[0] += f"; {unseen.sum():,} of other types, {flagged:.1%} of them flagged as novel"
     if not known.any():
         return lines[0]
-    true = np.array([path_of.get(name, ("",) * len(levels)) for name in names], object)[codes[known]]
-    said = np.stack([answered[level][known] for level in levels], axis=1)
-    position = {name: i for i, name in enumerate(("none", *levels))}
-    depth = np.array([position[level] for level in answered["level"][known]])
-    right = said == true
-    share = lambda hits: f"{hits.mean():.3f}" if len(hits) else "-"  # noqa: E731
-    rows = [[level, share(right[:, k]), share(depth > k), share(right[depth > k, k])] for k, level in enumerate(levels)]
+    level = answered["level"].to_pandas().to_numpy(object)[known]
+    depth = np.array([["none", *tree.levels].index(name) for name in level])
+    rows = []
+    for k, name in enumerate(tree.levels):
+        label = tree.names(k)[0]
+        right, reached = label[given] == label[true], depth > k
+        accuracy = f"{right[reached].mean():.3f}" if reached.any() else "-"
+        rows.append([name, f"{right.mean():.3f}", f"{reached.mean():.3f}", accuracy])
     lines.append(table(["Level", "Accuracy, all cells", "Answered", "Accuracy, answered"], rows))
-    score = tree_f1(said[:, -1], true[:, -1], paths)
-    lines.append(f"hierarchical F1 of the finest labels: {score:.3f}")
+    above = np.array([[path[: len(node)] == node for node in nodes_of(tree.paths)] for path in tree.paths])
+    lines.append(f"hierarchical F1 of the finest labels: {hierarchical_f1(given, true, above) or 0.0:.3f}")
+    return "\n\n".join([*lines, *type_tables(true, given, finest)])
 
-    types = sorted(set(true[:, -1]))
-    figures = precision_recall_fscore_support(true[:, -1], said[:, -1], labels=types, zero_division=0)
-    rows = [[name, *(f"{v:.3f}" for v in row[:3]), f"{row[3]:,}"] for name, *row in zip(types, *figures, strict=True)]
+
+def type_tables(true: np.ndarray, given: np.ndarray, types: Sequence[str]) -> list[str]:
+    """Precision and recall of each type, and the commonest confusions, of paths (n,)."""
+    present = sorted(set(true), key=types.__getitem__)
+    figures = precision_recall_fscore_support(true, given, labels=present, zero_division=0)
+    rows = [
+        [types[path], *(f"{value:.3f}" for value in row[:3]), f"{row[3]:,}"]
+        for path, *row in zip(present, *figures, strict=True)
+    ]
     mean = [f"{figure.mean():.3f}" for figure in figures[:3]]
-    lines.append(table(["Type", "Precision", "Recall", "F1", "Cells"], [*rows, ["mean of the types", *mean, ""]]))
-
-    wrong = ~right[:, -1]
-    if wrong.any():
-        pairs, count = np.unique(
-            np.stack([true[wrong, -1], said[wrong, -1]], 1).astype(str), axis=0, return_counts=True
-        )
-        cells = dict(zip(types, figures[3], strict=True))
-        best = np.argsort(-count, kind="stable")[:CONFUSIONS]
-        rows = [
-            [f"{a} -> {b}", f"{n:,}", f"{n / cells[a]:.3f}"]
-            for (a, b), n in zip(pairs[best].tolist(), count[best].tolist(), strict=True)
-        ]
-        lines.append(table(["Confusion (true -> answered)", "Cells", "Share of the type"], rows))
-    return "\n\n".join(lines)
-
-
-def has_label(codes: np.ndarray, names: Sequence[str], paths: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Codes (n,) of `names`, -1 for none -> (n,) bool: whether the reference has that label."""
-    finest = {path[-1] for path in paths}
-    return np.array([*(name in finest for name in names), False])[codes]
-
-
-def tree_f1(said: np.ndarray, true: np.ndarray, paths: Sequence[tuple[str, ...]]) -> float:
-    """Hierarchical F1 of finest labels (n,), over the nodes of the reference's own tree."""
-    nodes = sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})
-    position = {path[-1]: i for i, path in enumerate(paths)}
-    above = np.array([[path[: len(node)] == node for node in nodes] for path in paths])
-    code = lambda labels: np.array([position[name] for name in labels])  # noqa: E731
-    return hierarchical_f1(code(said), code(true), above) or 0.0
+    tables = [table(["Type", "Precision", "Recall", "F1", "Cells"], [*rows, ["mean of the types", *mean, ""]])]
+    pairs, count = np.unique(np.stack([true, given], 1)[true != given], axis=0, return_counts=True)
+    cells = np.bincount(true, minlength=len(types))
+    confused = [(n, types[a], types[b], n / cells[a]) for (a, b), n in zip(pairs, count, strict=True)]
+    rows = [
+        [f"{a} -> {b}", f"{n:,}", f"{share:.3f}"]
+        for n, a, b, share in sorted(confused, key=lambda row: (-row[0], row[1], row[2]))[:CONFUSIONS]
+    ]
+    return [*tables, table(["Confusion (true -> answered)", "Cells", "Share of the type"], rows)] if rows else tables
 
 
 def draw_confusions(
-    file: Path,
-    answered: dict[str, np.ndarray],
-    codes: np.ndarray,
-    names: Sequence[str],
-    paths: Sequence[tuple[str, ...]],
-    levels: Sequence[str],
-    column: str,
+    file: Path, answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree, column: str
 ) -> None:
     """Write a picture: the share of each true type's cells by the finest label that they were given.
 
     Types stand in the order of the tree, with a line where the second level changes: mistakes within a lineage lie near
     the diagonal. Arguments are those of `report`; nothing is written where no cell has a label that the reference has.
     """
-    known = has_label(codes, names, paths) & (answered["status"] != "invalid")
+    known, true, given = known_cells(answered, codes, names, tree)
     if not known.any():
         return
-    true, said = np.array(names, object)[codes[known]], answered[levels[-1]][known]
-    present = {*true, *said}
-    shown = sorted({path for path in paths if path[-1] in present})
+    order = sorted({*true, *given}, key=tree.paths.__getitem__)
+    shown = [tree.paths[i] for i in order]
     types = [path[-1] for path in shown]
-    share = confusion_matrix(true.astype(str), said.astype(str), labels=types, normalize="true")
+    share = confusion_matrix(true, given, labels=order, normalize="true")
     side = 1.5 + 0.25 * len(types) + 0.07 * max(map(len, types))  # inches: a type takes .25, a letter of 8 points .07
     from matplotlib.figure import Figure  # half a second to load
 

@@ -11,10 +11,12 @@ One row per cell, or columns of obs that begin with fractal_:
     distance                                  cosine distance to the nearest reference cell, fractal vectors
     ood_score                                 how odd the cell is among those of its type; 0 is ordinary
     p_value                                   share of ordinary cells with as high an ood_score, or a higher one
-    status                                    ok; novel (unlike anything in the reference); withheld (odd, so no label
-                                              below the second level); excluded (without --only and --exclude it would
-                                              be a type that they leave out); invalid (NaN, inf or zero vector)
+    status                                    ok; novel (unlike anything in the reference); withheld (unusual, so no
+                                              label below the second level); excluded (without --only and --exclude it
+                                              would be a type that they leave out); invalid (NaN, inf or zero vector)
     withheld_by                               why the answer is not deeper: confidence, novelty, or empty
+
+What is not answered is missing. Other columns that begin so and are of an earlier run go.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths, locked
@@ -66,8 +68,8 @@ def get_parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--over",
         metavar="COLUMN",
-        help="obs column of a clustering, as leiden: the cells of a cluster take the label that most of its "
-        "probability says, per level; needs an .h5ad --input",
+        help="obs column of a clustering, as leiden: all cells of a cluster get the label with most of their "
+        "probability, and a table says how sure each is; needs an .h5ad --input",
     )
     answers.add_argument(
         "--truth",
@@ -111,14 +113,10 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def answers(
-    annotator: Annotator, cells: Cells, groups: np.ndarray | None, args: argparse.Namespace
-) -> Iterator[pa.Table]:
-    """The columns of each chunk, `cell_id` first where the cells have names; with `groups`, of all cells at once."""
-    import pyarrow as pa
+def answers(annotator: Annotator, cells: Cells, args: argparse.Namespace) -> Iterator[tuple[pa.Table, Answer]]:
+    """The names of each chunk of cells, a table without columns where they have none, and their answers."""
     from tqdm.auto import tqdm
 
-    from fractal.annotate.answers import answer_columns, join, vote
     from fractal.annotate.votes import BATCH
     from fractal.base.prefetch import prefetch
     from fractal.data.parquet import CELL_ID
@@ -130,13 +128,14 @@ def answers(
                 yield names, annotator.answer(vectors, args.confidence, args.novelty)
                 bar.update(len(vectors))
 
-    parts: Iterable[tuple[pa.Table, Answer]] = prefetch(chunks())
-    if groups is not None:
-        names, found = zip(*parts, strict=True)
-        parts = [(pa.concat_tables(names), vote(join(found), groups, annotator.tree, args.confidence, args.novelty))]
-    for names, answer in parts:
-        table = answer_columns(answer, annotator.tree)
-        yield table.add_column(0, CELL_ID, names[CELL_ID]) if cells.has_names else table
+    return prefetch(chunks())
+
+
+def with_names(names: pa.Table, answers: pa.Table) -> pa.Table:
+    """The columns of the answers, after the names of the cells."""
+    for name in names.column_names:
+        answers = answers.add_column(0, name, names[name])
+    return answers
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -149,10 +148,12 @@ def main(argv: list[str] | None = None) -> None:
 def annotate(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
-    from fractal.annotate.query import tell
+    from fractal.annotate.answers import annotation_columns, answer_columns, one_type_warning
+    from fractal.annotate.query import Origin, tell
     from fractal.commands.output import open_output
     from fractal.model.adapter import pick_device
     from fractal.reference import read_folder
+    from fractal.view.colours import label_colours
 
     reference = read_folder(args.reference, pick_device(args.device))
     reference.model = args.model
@@ -161,20 +162,56 @@ def annotate(args: argparse.Namespace) -> None:
         annotator = reference.asking(args.index, args.index_labels)
         print(f"{annotator.voters} vote; probabilities by {len(annotator.validation_path):,} validation cells")
     annotator = annotator.restricted(reference.choose(args.obo, args.only, args.exclude))
-    kept: list[pa.Table] = []
+    tree, kept, groups = annotator.tree, list[pa.Table](), None
     with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
-        groups, truth = (cells.codes(key) if key else None for key in (args.over, args.truth))
+        truth = cells.codes(args.truth) if args.truth else None
         tell(origin, args.input)
         about = reference.about(annotator, args.confidence, args.novelty, origin.vectors, origin.warning)
+        results: dict[str, Any] = {"annotation": about}
+        uns = {"fractal": results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
         copied = cells if args.output.suffix == ".h5ad" else None
-        with open_output(args.output, copied, uns={"annotation": about}, prefix="fractal_") as write:
-            for table in answers(annotator, cells, groups and groups[0], args):
-                write(table)
-                kept.append(table.select(["level", "label", "status", *(reference.levels if truth else [])]))
-    answered = pa.concat_tables(kept)
-    print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(answered, reference.levels)}")
+        old = annotation_columns(cells.column_names, "fractal")
+        with open_output(args.output, copied, uns=uns, prefix="fractal_", replaces=old.__contains__) as write:
+            parts: Iterable[tuple[pa.Table, Answer]] = answers(annotator, cells, args)
+            if args.over:
+                part, groups = voted(parts, cells, tree, args)
+                parts, results["groups"] = [part], groups.to_pandas().set_index("group")
+            for names, answer in parts:
+                columns = answer_columns(answer, tree)
+                write(with_names(names, columns))
+                kept.append(columns.select(["level", "label", "status", *tree.levels]))
+            answered = pa.concat_tables(kept)
+            if line := one_type_warning(answered, tree):
+                tell(Origin("", line), args.input)
+                about["warning"] = "; ".join(filter(None, (origin.warning, line)))
+    print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(answered, tree.levels)}")
+    if groups is not None:
+        print(f"\n{group_summary(groups, args.over)}")
     if truth:
-        score(answered, truth, annotator.tree, args)
+        score(answered, truth, tree, args)
+
+
+def voted(
+    parts: Iterable[tuple[pa.Table, Answer]], cells: Cells, tree: Tree, args: argparse.Namespace
+) -> tuple[tuple[pa.Table, Answer], pa.Table]:
+    """One answer for the cells of a group of --over -> all names and answers, and a table of the groups."""
+    import pyarrow as pa
+
+    from fractal.annotate.answers import group_columns, join, real_groups, vote
+
+    codes, labels = real_groups(*cells.codes(args.over))
+    names, found = zip(*parts, strict=True)
+    before = join(found)
+    after = vote(before, codes, tree, args.confidence, args.novelty)
+    return (pa.concat_tables(names), after), group_columns(before, after, codes, labels, tree)
+
+
+def group_summary(groups: pa.Table, column: str) -> str:
+    """A row for each group of cells, as the output's uns has them."""
+    frame = groups.to_pandas().astype(object)
+    frame[["confidence", "agreement"]] = frame[["confidence", "agreement"]].map(lambda value: f"{value:.3f}")
+    rows = [[str(value) for value in row] for row in frame.fillna("").to_numpy().tolist()]
+    return table([column, "Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by"], rows)
 
 
 def summary(answered: pa.Table, levels: Sequence[str]) -> str:
@@ -193,10 +230,9 @@ def score(answered: pa.Table, truth: tuple[np.ndarray, list[str]], tree: Tree, a
     """Print how good the answers are, and draw what is taken for what."""
     from fractal.annotate.truth import draw_confusions, report
 
-    columns = {name: answered[name].to_pandas().to_numpy(object) for name in answered.column_names}
-    print("\n" + report(columns, *truth, tree.paths, tree.levels, args.truth))
+    print("\n" + report(answered, *truth, tree, args.truth))
     if args.confusions:
-        draw_confusions(args.confusions, columns, *truth, tree.paths, tree.levels, args.truth)
+        draw_confusions(args.confusions, answered, *truth, tree, args.truth)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Place, prefix: int
         output,
         cells,
         metadata=embedder.metadata(prefix),
-        uns=facts(embedder.adapter, embedder.recipe, embedder.sha256, embedder.levels),
+        uns={"fractal": facts(embedder.adapter, embedder.recipe, embedder.sha256, embedder.levels)},
         replaces=("X_fractal", "X_fractal_blocks").__contains__,
         dtype=dtype,
     ) as write:

@@ -50,7 +50,8 @@ def open_output(
         written.
     source : the cells that were read; an .h5ad is a copy of theirs, a .npy has as many rows.
     metadata : of Parquet, beside that of the source.
-    uns : of a copied .h5ad: entries of uns["fractal"], beside those that are there.
+    uns : of a copied .h5ad: entries of uns; a dict's go beside those that are there. A function makes `X_colors` of the
+        categories of column X of obs.
     prefix : of a copied .h5ad: what the names of columns begin with in obs.
     replaces : of a copied .h5ad: which names in obs and obsm are results of an earlier run, and go.
     dtype : of the vectors in Parquet and .npy, float32 or float16.
@@ -155,13 +156,19 @@ def copied_h5ad(
             frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
             for name in frame.select_dtypes("category"):
                 if not frame[name].cat.ordered:
-                    frame[name] = frame[name].cat.reorder_categories(sorted(frame[name].cat.categories))
-            add_obs(file, {f"{prefix}{name}": column.values for name, column in frame.items()}, replaces)
+                    used = frame[name].cat.remove_unused_categories().cat
+                    frame[name] = used.reorder_categories(sorted(used.categories))
+            columns = {f"{prefix}{name}": column.values for name, column in frame.items()}
+            add_obs(file, columns, replaces)
         if "uns" not in file:
             file.create_group("uns").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-        known = io.read_elem(file["uns/fractal"]) if "fractal" in file["uns"] else {}
-        if uns:
-            io.write_elem(file["uns"], "fractal", {**(known if isinstance(known, dict) else {}), **uns})
+        for key, value in uns.items():
+            if callable(value):
+                value = np.array(value(columns[key.removesuffix("_colors")].categories.tolist()), object)
+            elif key in file["uns"]:
+                known = io.read_elem(file["uns"][key])
+                value = {**(known if isinstance(known, dict) else {}), **value}
+            io.write_elem(file["uns"], key, value)
 
 
 def compact(table: pa.Table) -> pa.Table:

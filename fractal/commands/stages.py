@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.annotate.annotator import Annotator
+from fractal.annotate.answers import answer_columns
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
-from fractal.commands.annotate import answers
+from fractal.commands.annotate import answers, with_names
 from fractal.commands.embed import embed_cells, open_cells
 from fractal.commands.output import open_output
 from fractal.data.atlas import Atlas
@@ -138,8 +139,9 @@ def annotate(args: argparse.Namespace, engine: Engine) -> int:
 def annotate_part(pieces: Pieces, folder: Path, choice: tuple[Any, ...], args: argparse.Namespace, number: int) -> int:
     cells = pieces.cells(number)
     with open_output(part(folder, number)) as write:
-        for table in answers(annotator_of(*choice), cells, None, args):
-            write(table)
+        annotator = annotator_of(*choice)
+        for names, answer in answers(annotator, cells, args):
+            write(with_names(names, answer_columns(answer, annotator.tree)))
     return cells.num_rows
 
 

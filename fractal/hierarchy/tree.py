@@ -8,7 +8,8 @@ import numpy as np
 
 from fractal.base.errors import InputError
 from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.ontology import MANUAL, build_hierarchy, level_terms
+from fractal.hierarchy.matching import MANUAL, cl_id_of, match_names
+from fractal.hierarchy.ontology import build_hierarchy, level_terms
 
 Labels = tuple[str, ...]  # of a cell, or of a node: one a level, coarse to fine
 
@@ -70,18 +71,34 @@ class Tree:
                 f"give the release that it was made with, {release}, with --obo"
             )
 
-    def choose(self, graph: nx.DiGraph, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
-        """(P,) bool: types at or below a term of `only` (all, if none is named), and below none of `exclude`.
+    def choose(self, graph: nx.DiGraph | None, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
+        """(P,) bool: the paths of a term of `only` (all, if none is named), and of none of `exclude`.
 
-        None without constraints. Raises InputError for a term that CL does not have.
+        None without constraints. Raises InputError for what is neither a label of the tree nor a term of CL.
         """
         if not only and not exclude:
             return None
-        if unknown := [term for term in [*only, *exclude] if term not in graph]:
-            raise InputError(f"{unknown[0]}: not a term of CL {graph.graph['release']}; write it as CL:0000084")
-        finest = self.cl_ids[:, -1]
-        wanted = np.isin(finest, sorted(at_or_below(graph, only))) if only else np.ones(len(self.paths), bool)
-        return wanted & ~np.isin(finest, sorted(at_or_below(graph, exclude)))
+        wanted = self.paths_of(only, graph) if only else np.ones(len(self.paths), bool)
+        return wanted & ~self.paths_of(exclude, graph)
+
+    def paths_of(self, terms: Sequence[str], graph: nx.DiGraph | None) -> np.ndarray:
+        """(P,) bool: paths with one of these labels, at any level, or whose type lies at or below one in CL."""
+        mask = np.zeros(len(self.paths), bool)
+        for term in terms:
+            labelled = np.array([term in path for path in self.paths])
+            cl_id = "" if graph is None else term_of(term, graph)
+            if not labelled.any() and not cl_id:
+                known = f" nor a term of CL {graph.graph['release']}" if graph is not None else ""
+                raise InputError(f"'{term}': not a label of the reference{known}; write it as T cell or CL:0000084")
+            mask |= labelled | np.isin(self.cl_ids[:, -1], sorted(at_or_below(graph, [cl_id])) if cl_id else [])
+        return mask
+
+
+def term_of(text: str, graph: nx.DiGraph) -> str:
+    """A name, a synonym or an id of CL, as "T cell", "CL_0000084", "cl:0000084" -> "CL:0000084"; "" for no term."""
+    text = text.strip()
+    term = cl_id_of(text.upper()) or match_names([text], graph)[text][0]
+    return term if term in graph else ""
 
 
 def terms_of(paths: Sequence[Labels], graph: nx.DiGraph | None) -> np.ndarray:

@@ -48,6 +48,12 @@ def colours_of(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     return colours
 
 
+def label_colours(paths: Sequence[tuple[str, ...]], labels: Sequence[str]) -> list[str]:
+    """The colour of each label, of whatever level; where several nodes have its name, that of the first."""
+    by_name = {node[-1]: colour for node, colour in reversed(colours_of(paths).items())}
+    return [by_name.get(label, UNKNOWN) for label in labels]
+
+
 def shade(colour: str, position: float) -> str:
     """A colour of the family of `colour`: dark at position 0, light at 1."""
     _, chroma, hue = to_oklch(colour)

@@ -3,20 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.axes import Axes
 
 from fractal import reference as references
 from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import CAUTION, NOVEL, Answer, answer, vote
+from fractal.annotate.answers import CAUTION, NOVEL, answer
 from fractal.annotate.calibration import Calibration, calibrate
 from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
-from fractal.annotate.truth import draw_confusions, report
 from fractal.annotate.votes import Raw
 from fractal.base.cli import InputError
 from fractal.data.atlas import LabelledVectors
@@ -146,21 +143,6 @@ def test_p_values_are_those_of_the_natural_mix(reference: Reference):
     assert np.average(p < 0.2, weights=weight) == pytest.approx(0.2, abs=0.06)
 
 
-def test_a_vote_by_hand():
-    tree = Tree.of([("I", "x"), ("I", "y"), ("S", "z")])
-    path, groups = np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 0, -1])
-    probability = np.array([[0.9, 0.3], [0.9, 0.3], [0.9, 0.8], [1.0, 1.0], [1.0, 1.0]])
-    none, numbers = np.zeros(5, bool), np.ones(5)
-    depth = np.array([1, 1, 2, 2, 2])
-    cells = Answer(path, probability, depth, depth, numbers, numbers, numbers, none, none, ~none)
-    found = vote(cells, groups, tree, 0.8, "on")
-    mean = found.probability
-    assert found.depth.tolist() == [0, 0, 0, 0, 2]
-    assert found.path.tolist() == [1, 1, 1, 1, 2]  # I has 2.7 of 3.7; below it y has .8 and x .6; z is not below I
-    assert mean[0] == pytest.approx([2.7 / 4, 0.8 / 4])
-    assert mean[4].tolist() == [1.0, 1.0]
-
-
 @pytest.mark.parametrize("together", [0.0, 0.8], ids=["numbers vary alone", "numbers vary together"])
 def test_another_space_is_refused_and_an_honest_query_is_not(together: float):
     """Types, donors that differ, and cells that vary in each number alone, or in ways that the numbers share."""
@@ -252,37 +234,3 @@ def test_calibration_counts_cells_by_their_weight():
     assert calibrate(raw_of(np.arange(100), path), true, tree).probability(np.ones((1, 2)))[0] == pytest.approx(
         [0.5] * 2
     )
-
-
-def test_scores_by_hand():
-    answered = {
-        "k": np.array(["I", "I", "S", "I"], object), "t": np.array(["x", "y", "z", "x"], object),
-        "level": np.array(["t", "k", "t", "t"], object), "status": np.array(["ok", "ok", "ok", "novel"], object),
-    }  # fmt: skip
-    text = report(answered, np.array([0, 0, 2, 3]), ["x", "y", "z", "strange"], [("I", "x"), ("I", "y"), ("S", "z")],
-                  ("k", "t"), "kind")  # fmt: skip
-    assert "3 cells whose kind the reference has; 1 of other types, 100.0% of them flagged" in text
-    row = next(line for line in text.splitlines() if line.startswith("| t "))
-    assert [cell.strip() for cell in row.split("|")[2:5]] == ["0.667", "0.667", "1.000"]
-    assert "hierarchical F1 of the finest labels: 0.833" in text  # 5 of 6 nodes on both sides
-    assert "x -> y" in text
-    assert json.dumps(text)
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_confusions_are_drawn_in_the_order_of_the_tree(tmp_path: Path, suffix: str):
-    """Two of x's three cells are taken for y, which lies beside it though z comes first; a name is no formula."""
-    answered = {
-        "t": np.array(["x$_1$", "y", "y", "z", "z"], object), "status": np.array(["ok"] * 4 + ["invalid"], object),
-    }  # fmt: skip
-    codes, names = np.array([0, 0, 0, 1, 2]), ["x$_1$", "z", "strange"]
-    paths = [("I", "z"), ("S", "y"), ("S", "x$_1$"), ("S", "absent")]
-    with (
-        patch.object(Axes, "imshow", autospec=True, side_effect=Axes.imshow) as imshow,
-        patch.object(Axes, "set_yticks", autospec=True, side_effect=Axes.set_yticks) as yticks,
-    ):
-        draw_confusions(tmp_path / f"a.{suffix}", answered, codes, names, paths, ("k", "t"), "kind")
-    assert yticks.call_args.args[2] == ["z", "x$_1$", "y"]
-    assert np.allclose(imshow.call_args.args[1], np.array([[1, 0, 0], [0, 1 / 3, 2 / 3], [0, 0, 0]]))
-    start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
-    assert (tmp_path / f"a.{suffix}").read_bytes().startswith(start)

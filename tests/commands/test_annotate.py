@@ -256,14 +256,15 @@ def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
 def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path, fails):
     np.save(tmp_path / "x.npy", clustered(TYPES * 5))
     rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", "--only", "CL:0000542")  # lymphocyte
-    assert {row["subtype"] for row in rows} <= {"B cell", "natural killer cell", "regulatory T cell"}
+    assert {row["subtype"] for row in rows} == {"B cell", "natural killer cell", "regulatory T cell", ""}
+    assert all(row["status"] in ("excluded", "novel") for row in rows if not row["subtype"])
     more = ["--only", "CL:0000542", "--exclude", "CL:0000084"]  # T cell
     rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", *more)
-    assert {row["subtype"] for row in rows} <= {"B cell", "natural killer cell"}
+    assert {row["subtype"] for row in rows} == {"B cell", "natural killer cell", ""}
     tree, graph = read_folder(reference / "ref").annotator.tree, load_graph(CL_SLIM)
     assert tree.choose(graph, [], []) is None
     base = ["--reference", reference / "ref", "--input", tmp_path / "x.npy", "--output", tmp_path / "b.tsv"]
-    assert "not a term of CL" in fails(annotate.main, *base, "--only", "T cell")
+    assert "nor a term of CL" in fails(annotate.main, *base, "--only", "tee cell")
     assert "leave no reference cell" in fails(annotate.main, *base, "--only", "CL:0000542", "--exclude", "CL:0000542")
     assert not (tmp_path / "b.tsv").exists()
 
