@@ -14,7 +14,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -54,25 +54,20 @@ Engine = Callable[[Task, int, str], Iterator[int]]  # runs the tasks 0 ... n - 1
 Read = Callable[[slice], tuple[np.ndarray, np.ndarray | None]]  # rows -> vectors (m, dim) float32, names (m,) or None
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The row groups of a Parquet file, or of the files of a folder by name."""
+@lru_cache(maxsize=1)  # once in each worker, as the next ones
+def table_of(path: Path) -> Parquet:
+    return Parquet.open(path)
 
-    groups: list[tuple[Path, int]]  # file, and number of the row group in it
-    starts: np.ndarray  # (groups + 1,) int64: the number of each one's first row, and of all rows
 
-    @staticmethod
-    def of(path: Path) -> "Pieces":
-        """Raises InputError for a folder without Parquet files, and for files with different columns."""
-        Parquet.open(path)
-        files = {file: Parquet.open(file) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])}
-        groups = [(path, i) for path, file in files.items() for i in range(len(file.sizes))]
-        return Pieces(groups, np.cumsum([0, *(files[path].sizes[i] for path, i in groups)]))
+@lru_cache(maxsize=1)
+def embedder_of(path: Path) -> Embedder:
+    return open_embedder(path)
 
-    def cells(self, number: int) -> Cells:
-        """One of them, as a script opens a whole file."""
-        path, group = self.groups[number]
-        return parquet_cells(path, [group])
+
+@lru_cache(maxsize=1)
+def annotator_of(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Annotator:
+    reference = read_folder(path)
+    return reference.annotator.restricted(reference.choose(obo, only, exclude))
 
 
 def part(folder: Path, number: int) -> Path:
@@ -94,55 +89,53 @@ def parts_folder(output: Path, count: int) -> Iterator[tuple[Path, Path]]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
+def all_of(results: Iterator[int], expected: int, output: Path) -> int:
+    """The cells of all tasks. Raises InputError where some are missing."""
+    if (cells := sum(results)) != expected:
+        raise InputError(f"{output}: {cells:,} cells of {expected:,} were written; run it again")
+    return cells
+
+
 # --- embed and annotate: a task for each row group --------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)  # once in each worker, as the next one
-def embedder_of(path: Path) -> Embedder:
-    return open_embedder(path)
-
-
-@lru_cache(maxsize=1)
-def annotator_of(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Annotator:
-    reference = read_folder(path)
-    return reference.annotator.restricted(reference.choose(obo, only, exclude))
 
 
 def embed(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal embed` in parts -> how many cells."""
-    pieces, embedder = Pieces.of(args.input), embedder_of(args.reference)
+    embedder = embedder_of(args.reference)
     with open_cells(embedder, args):  # raises InputError as the command does
         prefix = args.prefix or embedder.adapter.num_levels
-    with parts_folder(args.output, len(pieces.groups)) as (folder, _):
-        task = partial(embed_part, pieces, folder, args.reference, prefix)
-        return sum(engine(task, len(pieces.groups), "embed"))
+    return for_each_group(partial(embed_part, args.input, args.reference, prefix), args, engine)
 
 
-def embed_part(pieces: Pieces, folder: Path, reference: Path, prefix: int, number: int) -> int:
-    cells = pieces.cells(number)
+def embed_part(path: Path, reference: Path, prefix: int, folder: Path, number: int) -> int:
+    cells = parquet_cells(table_of(path), [number])
     embed_cells(embedder_of(reference), cells, part(folder, number), prefix)
     return cells.num_rows
 
 
 def annotate(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal annotate` in parts -> how many cells."""
-    pieces = Pieces.of(args.input)
     choice = args.reference, args.obo, tuple(args.only), tuple(args.exclude)
     annotator_of(*choice)
     with open_embedder(args.reference).open(args.input, None, args.force):  # raises InputError as the command does
         pass
-    with parts_folder(args.output, len(pieces.groups)) as (folder, _):
-        task = partial(annotate_part, pieces, folder, choice, args)
-        return sum(engine(task, len(pieces.groups), "annotate"))
+    return for_each_group(partial(annotate_part, choice, args), args, engine)
 
 
-def annotate_part(pieces: Pieces, folder: Path, choice: tuple[Any, ...], args: argparse.Namespace, number: int) -> int:
-    cells = pieces.cells(number)
+def annotate_part(choice: tuple[Any, ...], args: argparse.Namespace, folder: Path, number: int) -> int:
+    cells = parquet_cells(table_of(args.input), [number])
     with open_output(part(folder, number)) as write:
         annotator = annotator_of(*choice)
         for names, answer in answers(annotator, cells, args):
             write(with_names(names, answer_columns(answer, annotator.tree)))
     return cells.num_rows
+
+
+def for_each_group(task: Callable[[Path, int], int], args: argparse.Namespace, engine: Engine) -> int:
+    """task: folder of parts, number of a row group of the input -> how many cells its part has."""
+    table = Parquet.open(args.input)
+    with parts_folder(args.output, len(table.sizes)) as (folder, _):
+        return all_of(engine(partial(task, folder), len(table.sizes), args.stage), table.num_rows, args.output)
 
 
 # --- stratify: a sort, as every engine's shuffle is one ---------------------------------------------------------------
@@ -154,37 +147,36 @@ def stratify(args: argparse.Namespace, engine: Engine) -> int:
     The first process draws the order from the labels alone, 70 bytes a cell. The temporary files beside the output take
     as much room as the cells.
     """
-    pieces = Pieces.of(args.input)
     atlas = Atlas.open(args.input)
     schema = atlas.schema.remove(atlas.schema.get_field_index("embedding"))
     order = round_robin(atlas.finest[0], args.seed)
     rows = max(1, args.memory // (2 * 4 * atlas.dim) // ROW_GROUP) * ROW_GROUP  # of a part
     starts = np.arange(0, len(order) + rows, rows).clip(max=len(order))
-    first = np.unique(np.searchsorted(pieces.starts, starts))  # the first row group of each run
+    sizes = Parquet.open(args.input).sizes
+    first = np.unique(np.searchsorted(np.cumsum([0, *sizes]), starts))  # the first row group of each run
     with parts_folder(args.output, len(starts) - 1) as (folder, plans):
-        places = np.empty(len(order), np.int64)
-        places[order] = np.arange(len(order))
-        np.save(plans / "places.npy", places)
-        del order, places
+        positions = np.empty(len(order), np.int64)
+        positions[order] = np.arange(len(order))
+        np.save(plans / "positions.npy", positions)
+        del order, positions
         runs = [plans / f"{i}.arrow" for i in range(len(first) - 1)]
-        if sum(engine(partial(partition_rows, pieces, first, runs), len(runs), "sort")) != pieces.starts[-1]:
-            raise InputError(f"{args.output}: rows were lost on the way; run it again")
+        task = partial(partition_rows, args.input, first, runs)
+        all_of(engine(task, len(runs), "sort"), atlas.num_rows, args.output)
         metadata = {**metadata_of(schema), "stratified": level_columns(schema)[-1]}
-        return sum(engine(partial(merge_partition, runs, starts, schema, metadata, folder), len(starts) - 1, "merge"))
+        task = partial(merge_partition, runs, starts, schema, metadata, folder)
+        return all_of(engine(task, len(starts) - 1, "merge"), atlas.num_rows, args.output)
 
 
-def partition_rows(pieces: Pieces, first: np.ndarray, runs: list[Path], number: int) -> int:
-    """First half of the sort: some row groups -> a file of their rows, in the order of their places."""
-    groups = range(first[number], first[number + 1])
-    start, stop = pieces.starts[groups.start], pieces.starts[groups.stop]
-    place = np.load(runs[number].with_name("places.npy"), mmap_mode="r")[start:stop]
-    pairs = (pieces.groups[i] for i in groups)
-    tables = [table for path, group in pairs for table in Parquet.open(path).tables(groups=[group])]
-    table = pa.concat_tables(tables).unify_dictionaries().append_column("place", pa.array(place))
-    table = table.take(pa.array(np.argsort(place))).combine_chunks()
-    with atomic_write(runs[number]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
+def partition_rows(path: Path, first: np.ndarray, runs: list[Path], number: int) -> int:
+    """First half of the sort: some row groups -> a file of their rows, in the order of their positions."""
+    groups, sizes = range(first[number], first[number + 1]), table_of(path).sizes
+    table = pa.concat_tables(table_of(path).tables(groups=groups)).unify_dictionaries()
+    start = sum(sizes[: groups.start])
+    position = np.load(runs[number].with_name("positions.npy"), mmap_mode="r")[start : start + len(table)]
+    table = table.append_column("position", pa.array(position)).take(pa.array(np.argsort(position))).combine_chunks()
+    with atomic_write(runs[number]) as part, pa.ipc.new_file(str(part), table.schema) as writer:
         writer.write_table(table)
-    return len(place)
+    return len(table)
 
 
 def merge_partition(
@@ -196,12 +188,12 @@ def merge_partition(
     for run in runs:
         with pa.memory_map(str(run)) as file:
             table = pa.ipc.open_file(file).read_all()
-            lo, hi = np.searchsorted(table["place"].to_numpy(), [start, stop])
+            lo, hi = np.searchsorted(table["position"].to_numpy(), [start, stop])
             tables.append(table[lo:hi])
     table = pa.concat_tables(tables).unify_dictionaries()
-    place = table["place"].to_numpy()
-    order = np.argsort(place)
-    if not np.array_equal(place[order], np.arange(start, stop)):
+    position = table["position"].to_numpy()
+    order = np.argsort(position)
+    if not np.array_equal(position[order], np.arange(start, stop)):
         raise InputError(f"{runs[0].parent}: rows are missing or there twice; run it again")
     table = table.take(pa.array(order))
     vectors = read_vectors(table, runs[0].parent)
@@ -222,13 +214,14 @@ def ingest(args: argparse.Namespace, engine: Engine) -> int:
     read: Read = partial(read_h5ad, source, args.use_rep)
     if args.h5ad:
         release = None
-        with Cells.open(source, args.use_rep) as cells:
-            labels = cells.labels(args.label_key, args.study_key, label_map, args.levels)
+        with Cells.open(source, args.use_rep) as opened:
+            labels = opened.labels(args.label_key, args.study_key, label_map, args.levels)
     else:
         release = open_release(source)
         labels = release.labels if label_map is None else release.labels.mapped(label_map, args.label_map)
     plan = place_cells(labels, graph, source, args.hierarchy, args.unmapped)
-    print("\n".join(plan.hierarchy.notes))
+    for note in plan.hierarchy.notes:
+        print(note)
     count = -(-len(plan.classes) // ROW_GROUP)
     with parts_folder(args.output, count) as (folder, plans):
         if release:
@@ -239,10 +232,11 @@ def ingest(args: argparse.Namespace, engine: Engine) -> int:
             if getattr(plan, name) is not None:
                 np.save(plans / f"{name}.npy", getattr(plan, name))
         small = replace(plan, classes=plan.classes[:0], study_codes=None)  # tasks map the rest
-        total = sum(engine(partial(ingest_part, small, plans, folder, source, read), count, "ingest"))
+        task = partial(ingest_part, small, plans, folder, source, read)
+        cells = all_of(engine(task, count, "ingest"), int((plan.classes >= 0).sum()), args.output)
     table = args.output.with_name(f"{args.output.stem}.hierarchy.tsv")
     write_hierarchy(table, plan.hierarchy.levels, plan.hierarchy.classes)
-    return total
+    return cells
 
 
 def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read, number: int) -> int:

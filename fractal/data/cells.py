@@ -302,14 +302,15 @@ def open_tiledb_cells(path: Place, use_rep: str) -> Iterator[Cells]:
         yield Cells.from_matrix(path, *arrays)
 
 
-def parquet_cells(path: Place, groups: Sequence[int] | None = None) -> Cells:
+def parquet_cells(source: Place | Parquet, groups: Sequence[int] | None = None) -> Cells:
     """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
 
     The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
     pandas writes an index, becomes `cell_id`. All other columns stay. groups: only these row groups, by number.
     Raises InputError for anything else.
     """
-    file = Parquet.open(path)
+    file = source if isinstance(source, Parquet) else Parquet.open(source)
+    path = file.path
     num_rows = sum(file.sizes[i] for i in (range(len(file.sizes)) if groups is None else groups))
     ids = next((name for name in IDS if name in file.schema.names), "")
     others = [name for name in file.schema.names if name not in ("embedding", ids)]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -107,6 +109,29 @@ def test_a_folder_is_read_in_the_order_of_its_names(atlas: Path, tmp_path: Path)
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two")
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_folder_of_hive_folders_and_hidden_files(atlas: Path, tmp_path: Path):
+    """The same cells as the script sees: NAME=VALUE is a column, and _SUCCESS.parquet is none of them."""
+    table = pq.read_table(atlas)
+    for study in ("s1", "s2", "s3"):
+        (tmp_path / "folder" / f"study={study}").mkdir(parents=True)
+        rows = table.filter(pc.equal(table["study"], study)).drop_columns("study")
+        pq.write_table(rows, tmp_path / "folder" / f"study={study}" / "a.parquet", row_group_size=50)
+    (tmp_path / "folder" / "_SUCCESS.parquet").write_bytes(b"")
+    stratify.main(["--input", str(tmp_path / "folder"), "--output", str(tmp_path / "one.parquet")])
+    main("stratify", "--input", tmp_path / "folder", "--output", tmp_path / "many", "--memory", 1)
+    assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
+
+
+@pytest.mark.usefixtures("alone")
+def test_parts_with_other_columns_are_refused(atlas: Path, tmp_path: Path, fails: Callable[..., str]):
+    (tmp_path / "folder").mkdir()
+    pq.write_table(pq.read_table(atlas), tmp_path / "folder" / "a.parquet")
+    pq.write_table(pq.read_table(atlas).drop_columns("study"), tmp_path / "folder" / "b.parquet")
+    line = fails(command.main, "stratify", "--input", tmp_path / "folder", "--output", tmp_path / "out")
+    assert "b.parquet: lacks the column study" in line
+
+
 @pytest.fixture
 def reference(atlas: Path, tmp_path: Path) -> Path:
     """A reference of the atlas's cells."""
@@ -160,8 +185,17 @@ def test_an_output_is_there_whole_or_not_at_all(atlas: Path, tmp_path: Path, fai
             yield task(number)
 
     flags = argparse.Namespace(input=atlas, output=out, seed=0, memory=1)
-    with pytest.raises(InputError, match="rows were lost"):
+    with pytest.raises(InputError, match="cells of 600 were written"):
         cluster.stratify(flags, lost)
+
+    def twice(task: cluster.Task, count: int, name: str) -> Iterator[int]:
+        yield from [task(number) for number in range(count)]
+        if name == "sort":  # a run stands in another's position
+            runs = task.args[2]  # type: ignore[attr-defined]
+            shutil.copyfile(runs[0], runs[1])
+
+    with pytest.raises(InputError, match="rows are missing or there twice"):
+        cluster.stratify(flags, twice)
     assert rows_of(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["many"]
 
