@@ -102,7 +102,7 @@ export class Annotator {
       const x = new Float32Array(usable.length * dim);
       usable.forEach((row, i) => x.set(cell(row), i * dim));
       const output = this.adapter.forward(x);
-      const neighbours = this.voters.search(output.full, Math.min(this.config.neighbours, this.voters.n));
+      const [neighbours] = this.voters.search(output.full, this.config.neighbours);
       usable.forEach((row, i) => {
         full.set(output.full.subarray(i * width, (i + 1) * width), row * width);
         this.answerCell(cell(row), i, output, neighbours[i], row, answers);
@@ -132,7 +132,7 @@ export class Annotator {
 
   /** The votes for a cell full (width,): per level the first node and the second, with their shares. */
   votes(full: Float32Array): Vote[][] {
-    const [neighbours] = this.voters.search(full, Math.min(this.config.neighbours, this.voters.n));
+    const [[neighbours]] = this.voters.search(full, this.config.neighbours);
     return this.descend(neighbours).votes;
   }
 

@@ -40,6 +40,7 @@ export function nodesOf({ path, depth }: Answers, paths: number[][]): Uint32Arra
 }
 
 const NEIGHBOURS = 10; // cells of the map that decide on a position, as in `fractal map`
+export const MOST = 20_000; // cells that are drawn
 const BATCH = 64;
 
 /** The mean of the half of the points that lies nearest to their median, as in `fractal map`. */
@@ -50,22 +51,26 @@ function amid(points: number[][]): number[] {
 }
 
 /**
- * Positions (n, 2) per prefix of cells full (n, width): amid the nearest cells of the map by that prefix. A cell without a usable vector has NaN. null: `progress` stopped the work.
+ * Positions (n, 2) per prefix of cells full (n, width): amid the nearest cells of the map by that prefix. NaN for a cell
+ * without a usable vector, and, of more than MOST cells, for those that are not drawn. null: `progress` stopped the work.
  */
 export async function positions(
-  full: Float32Array, bank: Bank, widths: number[], layouts: Float32Array[], progress: (done: number) => Promise<boolean>,
+  full: Float32Array, bank: Bank, widths: number[], layouts: Float32Array[], progress: (share: number) => Promise<boolean>,
 ): Promise<Float32Array[] | null> {
-  const n = full.length / bank.dim;
+  const { dim } = bank;
+  const n = full.length / dim;
   const result = layouts.map(() => new Float32Array(2 * n).fill(NaN));
-  for (let start = 0; start < n; start += BATCH) {
-    const batch = full.subarray(start * bank.dim, (start + BATCH) * bank.dim);
-    widths.forEach((width, j) => {
-      bank.search(batch, Math.min(NEIGHBOURS, bank.n), width).forEach(({ rows }, i) => {
-        if (batch.subarray(i * bank.dim, (i + 1) * bank.dim).every((value) => value === 0)) return;
-        result[j].set(amid(rows.map((row) => [layouts[j][2 * row], layouts[j][2 * row + 1]])), 2 * (start + i));
-      });
+  const step = Math.max(1, n / MOST);
+  const drawn = Array.from({ length: Math.floor(n / step) }, (_, i) => Math.floor(i * step)).filter((row) => full[row * dim]);
+  for (let start = 0; start < drawn.length; start += BATCH) {
+    const rows = drawn.slice(start, start + BATCH);
+    const batch = new Float32Array(rows.length * dim);
+    rows.forEach((row, i) => batch.set(full.subarray(row * dim, (row + 1) * dim), i * dim));
+    bank.search(batch, NEIGHBOURS, widths).forEach((neighbours, j) => {
+      const at = (cell: number) => [layouts[j][2 * cell], layouts[j][2 * cell + 1]];
+      neighbours.forEach((nearest, i) => result[j].set(amid(nearest.rows.map(at)), 2 * rows[i]));
     });
-    if (!(await progress(Math.min(n, start + BATCH)))) return null;
+    if (!(await progress(start / drawn.length))) return null;
   }
   return result;
 }

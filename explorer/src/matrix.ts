@@ -17,27 +17,27 @@ export function length(values: Float32Array, start: number, width: number): numb
 }
 
 /**
- * Scalar products of the rows of a (n, dim) and b (m, dim) by their first `width` numbers -> (n, m). Four rows of a at a
- * time, so that b is read a quarter as often.
+ * Add to `sums` (n, m) the scalar products of the rows of a (n, dim) and b (m, dim), of their numbers from `first` to
+ * before `end`. Four rows of a at a time, so that b is read a quarter as often.
  */
-export function products(a: Float32Array, b: Float32Array, dim: number, width = dim): Float32Array {
+export function products(
+  a: Float32Array, b: Float32Array, dim: number, sums = new Float32Array((a.length * b.length) / dim ** 2), first = 0, end = dim,
+): Float32Array {
   const [n, m] = [a.length / dim, b.length / dim];
-  const sums = new Float32Array(n * m);
   for (let i = 0; i < n; i += 4) {
-    const rows = [i, i + 1, i + 2, i + 3].map((row) => Math.min(row, n - 1)); // the last one again, where there are fewer
-    const [a0, a1, a2, a3] = rows.map((row) => row * dim);
+    const [a0, a1, a2, a3] = [i, i + 1, i + 2, i + 3].map((row) => Math.min(row, n - 1) * dim);
     for (let j = 0; j < m; j++) {
       let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      for (let k = 0, at = j * dim; k < width; k++, at++) {
+      for (let k = first, at = j * dim + first; k < end; k++, at++) {
         s0 += a[a0 + k] * b[at];
         s1 += a[a1 + k] * b[at];
         s2 += a[a2 + k] * b[at];
         s3 += a[a3 + k] * b[at];
       }
-      sums[rows[3] * m + j] = s3;
-      sums[rows[2] * m + j] = s2;
-      sums[rows[1] * m + j] = s1;
-      sums[rows[0] * m + j] = s0;
+      sums[i * m + j] += s0;
+      if (i + 1 < n) sums[(i + 1) * m + j] += s1;
+      if (i + 2 < n) sums[(i + 2) * m + j] += s2;
+      if (i + 3 < n) sums[(i + 3) * m + j] += s3;
     }
   }
   return sums;

@@ -17,20 +17,26 @@ export class Bank {
     this.n = rows.length / dim;
   }
 
-  /** The k cells nearest to each query (q, dim) by the first `width` numbers; row `except` is left out. */
-  search(queries: Float32Array, k: number, width = this.dim, except = -1): Neighbours[] {
+  /** The k cells nearest to each query (q, dim) by its first numbers, for each width; row `except` is left out. */
+  search(queries: Float32Array, k: number, widths = [this.dim], except = -1): Neighbours[][] {
     const { n, dim, rows } = this;
-    const cosines = products(queries, rows, dim, width);
-    if (!this.lengths.has(width)) {
-      this.lengths.set(width, Float64Array.from({ length: n }, (_, i) => length(rows, i * dim, width)));
-    }
-    const lengths = this.lengths.get(width)!;
-    return Array.from({ length: queries.length / dim }, (_, i) => {
-      const norm = length(queries, i * dim, width);
-      const ofQuery = cosines.subarray(i * n, (i + 1) * n);
-      for (let row = 0; row < n; row++) ofQuery[row] /= norm * lengths[row] || 1;
-      return largest(ofQuery, k, except);
+    const sums = new Float32Array((queries.length / dim) * n);
+    const cosines = new Float32Array(n);
+    return widths.map((width, j) => {
+      products(queries, rows, dim, sums, j ? widths[j - 1] : 0, width);
+      const lengths = this.lengthsAt(width);
+      return Array.from({ length: queries.length / dim }, (_, i) => {
+        const norm = length(queries, i * dim, width);
+        for (let row = 0; row < n; row++) cosines[row] = sums[i * n + row] / (norm * lengths[row] || 1);
+        return largest(cosines, Math.min(k, n), except);
+      });
     });
+  }
+
+  private lengthsAt(width: number): Float64Array {
+    const lengths = this.lengths.get(width) ?? Float64Array.from({ length: this.n }, (_, i) => length(this.rows, i * this.dim, width));
+    this.lengths.set(width, lengths);
+    return lengths;
   }
 }
 

@@ -294,7 +294,7 @@ export class Page {
     const { fractal, raw } = this.vectors!;
     const vectors = layer ? this.yours! : { full: fractal.rows, raw: raw.rows };
     const nearest = (bank: Bank, rows: Float32Array, width: number) =>
-      bank.search(rows.subarray(row * bank.dim, (row + 1) * bank.dim), k, width, layer ? -1 : row)[0];
+      bank.search(rows.subarray(row * bank.dim, (row + 1) * bank.dim), k, [width], layer ? -1 : row)[0][0];
     return {
       fractal: nearest(fractal, vectors.full, this.about.widths[prefix - 1]),
       raw: nearest(raw, vectors.raw, raw.dim),
@@ -412,8 +412,7 @@ export class Page {
       const result = await annotator.answer(raw, (done) => rest((0.5 * done) / n));
       if (!result) return;
       const { widths, annotator: config } = this.about;
-      const progress = (done: number) => rest(0.5 + (0.5 * done) / n);
-      const layouts = await positions(result.full, fractal, widths, this.cells.layouts, progress);
+      const layouts = await positions(result.full, fractal, widths, this.cells.layouts, (share) => rest(0.5 + 0.5 * share));
       if (!layouts) return;
       this.forget();
       const columns = answerColumns(result.answers, this.about.levels);

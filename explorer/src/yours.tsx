@@ -2,7 +2,7 @@
 
 import { mean } from "d3-array";
 import { STATUSES } from "./annotator";
-import { save, type Yours } from "./dropped";
+import { MOST, save, type Yours } from "./dropped";
 import { count, percent } from "./format";
 import type { Page } from "./page";
 import { Bar, Swatch, Table } from "./widgets";
@@ -56,6 +56,7 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
       )}
       <p class="note">
         Read: {yours.what}. {problems && `Left out: ${problems}.`}
+        {nodes.length > MOST && ` ${count(MOST)} of the cells are drawn.`}
       </p>
       <p class="note">{counts.filter(({ n }) => n).map(({ status, n }) => `${count(n)} ${status}`).join(", ")}</p>
       <p class="buttons">

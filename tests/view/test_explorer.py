@@ -476,6 +476,18 @@ def test_the_view_moves_to_dropped_cells_and_novel_ones_are_diamonds(shown):
 
 
 @pytest.mark.slow
+def test_of_very_many_dropped_cells_all_are_answered_and_some_are_drawn(shown):
+    x = np.tile(cells(200, seed=7).obsm["X_scVI"], (101, 1))
+    shown.opened.drop("many.npy", as_npy(x))
+    assert "20,000 of the cells are drawn" in shown.page.inner_text("#yours")
+    has_position = "explorer.map.position({ layer: 1, row }).every(Number.isFinite)"
+    assert sum(shown.page.evaluate(f"Array.from({{ length: 20200 }}, (_, row) => {has_position})")) == 20_000
+    path = shown.page.evaluate("Array.from(explorer.yours.answers.path)")
+    assert path == path[:200] * 101
+    shown.page.evaluate("explorer.forget()")
+
+
+@pytest.mark.slow
 def test_the_command_for_an_h5ad_makes_a_file_that_is_read(shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     adata = cells(20, seed=6)
     adata.write_h5ad(tmp_path / "new's.h5ad")
