@@ -142,8 +142,8 @@ def open_release(model_dir: str | Place) -> Release:
         deleted = int(deleted_cells(index_path, records).sum())
         if len(records) - deleted == len(label_codes):
             cause = (
-                f"the lines of its {deleted:,} cells that are marked as deleted are missing, but line i must name cell i:"
-                " put them back, or build the index without these cells"
+                f"the lines of its {deleted:,} cells that are marked as deleted are missing, but line i must name cell "
+                "i: put them back, or build the index without these cells"
             )
         counts = f"holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines"
         raise InputError(f"{index_path}: {counts}; {cause}")
