@@ -258,7 +258,7 @@ class Parquet:
         groups: only these row groups, by number (None: all).
         """
         numbers = range(len(self.sizes)) if groups is None else groups
-        if not isinstance(self.file, pq.ParquetFile) and max(self.sizes) <= LARGE:
+        if isinstance(self.file, TableFile) or (isinstance(self.file, ManyFiles) and max(self.sizes) <= LARGE):
             for table in self.groups(numbers, columns):
                 yield from (table.slice(start, size) for start in range(0, len(table), size))
             return
@@ -267,8 +267,7 @@ class Parquet:
 
     def batches(self, columns: list[str] | None, size: int, numbers: Iterable[int]) -> Iterator[pa.Table]:
         if isinstance(self.file, ManyFiles):
-            for number in numbers:
-                yield from self.file.batches(number, columns, size)
+            yield from chain.from_iterable(self.file.batches(number, columns, size) for number in numbers)
             return
         # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map for
         # each row group lets go of it, and is no burden where a foreign file is one huge row group.

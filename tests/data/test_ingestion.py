@@ -47,6 +47,16 @@ def test_an_atlas_in_memory_is_the_one_that_is_written(tmp_path: Path):
     assert np.array_equal(memory.balanced_rows(rows, 20, 1), file.balanced_rows(rows, 20, 1))
 
 
+def test_an_atlas_in_memory_of_many_cells_is_read_in_pieces(monkeypatch):
+    """More than a row group of a file may have before it is streamed."""
+    monkeypatch.setattr("fractal.data.parquet.LARGE", 100)
+    x = np.random.default_rng(0).normal(size=(70_000, 2)).astype(np.float32)
+    columns = [(np.zeros(len(x), int), ["a"]), (np.arange(len(x)) % 2, ["x", "y"])]
+    pieces = list(Atlas.of_arrays(x, columns, ("class", "type")).vectors())
+    assert [len(piece) for piece in pieces] == [65_536, 4_464]
+    assert np.array_equal(np.concatenate(pieces), x)
+
+
 def test_the_fingerprint_of_an_atlas_in_memory_changes_with_any_cell():
     columns = [(np.array([0, 0, 0]), ["a"]), (np.array([0, 1, 1]), ["x", "y"])]
     x = np.arange(6, dtype=np.float32).reshape(3, 2) + 1
