@@ -15,7 +15,7 @@ import numpy as np
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.projection import learn
-from fractal.base.errors import InputError
+from fractal.base.errors import InputError, in_python
 from fractal.base.storage import Place
 from fractal.base.storage import place as place_of
 from fractal.data.atlas import Atlas
@@ -40,6 +40,7 @@ TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
 MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
 
 
+@in_python
 def fit(
     cells: "AnnData | str | Path",
     labels: str | None = None,

@@ -46,7 +46,7 @@ from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake, Origin
 from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
-from fractal.base.errors import InputError
+from fractal.base.errors import InputError, in_python
 from fractal.base.files import atomic_folder, check_header, read_whole, recover
 from fractal.base.storage import Place, fetch
 from fractal.base.storage import place as place_of
@@ -146,11 +146,13 @@ class Reference:
         kind = self.facts.get("held_out", "cells drawn at random")
         return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{answer_table(scores['levels'], 3)}"
 
+    @in_python
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
         write_folder(Path(folder), self)
         self.name, self.folder = Path(folder).resolve().name, Path(folder)
 
+    @in_python
     def annotate(
         self,
         adata: "AnnData",
@@ -259,6 +261,7 @@ class Reference:
             **({"index": str(annotator.voters)} if annotator.voters else {}),
         }
 
+    @in_python
     def embed(
         self,
         adata: "AnnData",
@@ -284,6 +287,7 @@ class Reference:
             about = embedding_facts(adapter, recipe, self.sha256, self.embedder.levels)
             adata.uns["fractal"] = {**adata.uns.get("fractal", {}), **about}
 
+    @in_python
     def search(
         self,
         adata: "AnnData",
@@ -341,6 +345,7 @@ class Reference:
         path = self.folder / MAPS if self.folder else None
         return kept_maps(path, cut_matrix(self.adapter, self.annotator.vectors), ends)
 
+    @in_python
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
         """Place the cells of `adata` on the reference's maps, in place, without refitting.
 
@@ -354,6 +359,7 @@ class Reference:
         for j, layout in enumerate(positions, 1):
             adata.obsm[OBSM.format(j)] = layout
 
+    @in_python
     def explore(
         self,
         adata: "AnnData",
@@ -408,6 +414,7 @@ class Reference:
         }
         return Page(self.annotator, self.embedder.levels, title, self.name or "a reference", facts)
 
+    @in_python
     def report(
         self,
         path: str | Path | None = None,
@@ -551,6 +558,7 @@ def make_reference(
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
+@in_python
 def load(folder: str | Path, device: str = "auto", model: str | Path | None = None) -> Reference:
     """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged.
 
@@ -593,13 +601,13 @@ def check_folder(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise InputError(f"{path}: is a file, and the reference is a folder; name another --output")
+        raise InputError(f"{path}: is a file, and the reference is a folder; name another folder")
     recover(path / MAPS)  # of a run of `fractal map` that was killed
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
-        raise InputError(f"{path}: is there, and no reference; name another --output")
+        raise InputError(f"{path}: is there, and no reference; name another folder")
     if foreign := sorted(set(there) - set(OWN_FILES)):
-        raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another --output")
+        raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another folder")
 
 
 def write_folder(path: Path, reference: Reference) -> None:

@@ -64,6 +64,10 @@ def test_from_cells_to_answers(ref, tmp_path: Path):
     cut = fractal.truncate(full, new.uns["fractal"], 2)
     again.embed(new, prefix=2, key_added="X_two")
     assert np.allclose(cut[good], new.obsm["X_two"][good], atol=1e-5)
+    by_name = fractal.truncate(full, new.uns["fractal"], str(new.uns["fractal"]["levels"][1]))
+    assert np.array_equal(by_name, cut, equal_nan=True)
+    with pytest.raises(InputError, match="prefix 'tissue': name one from 1 to 4, or a level, system, lineage"):
+        fractal.truncate(full, new.uns["fractal"], "tissue")
 
 
 def test_what_is_written_comes_back(ref, tmp_path: Path):
@@ -200,8 +204,9 @@ def test_the_key_is_remembered_and_another_space_is_refused(ref):
     with pytest.raises(InputError, match="X_missing"):
         ref.embed(new, use_rep="X_missing")
     del new.obsm["X_scVI"]
-    with pytest.raises(InputError, match="X_scVI"):
+    with pytest.raises(InputError, match="X_scVI") as error:
         ref.annotate(new)
+    assert "--" not in str(error.value)
     assert not any(name.startswith("fractal") for name in new.obs)
 
 

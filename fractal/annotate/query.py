@@ -65,8 +65,8 @@ class Intake:
                     with suppress(InputError):  # no counts: then the first problem is the one to tell
                         expression = self.projection.find(matrix)
             if expression is None:
-                way = "use_rep, or go on with force=True" if in_memory else "--use-rep, or go on with --force"
-                raise InputError(f"{'adata' if in_memory else cells}: {problem}; name the right vectors with {way}")
+                where, way = "adata" if in_memory else cells, "with --use-rep, or go on with --force"
+                raise InputError(f"{where}: {problem}; name the right vectors {way}")
             rows, origin = self.projected(expression, problem, force)
             shape = (expression.num_cells, self.dim)
             made = cells_of_anndata if in_memory else cells_of_file

@@ -8,7 +8,10 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from contextvars import ContextVar
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 MAX_LINE = 10_000  # characters of an error: it may list all types of a release, but not what a broken file holds
 
@@ -38,6 +41,28 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_in_command: ContextVar[bool] = ContextVar("in_command", default=False)  # else Python called
+
+
+def in_python(function: Callable[P, T]) -> Callable[P, T]:
+    """A public function whose errors name its arguments where they name a command's flags: use_rep, not --use-rep."""
+    names = {name.replace("_", "-"): name for name in signature(function).parameters}
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            text = re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda flag: names.get(flag[1], flag[0]), str(error))
+            if _in_command.get() or text == str(error):
+                raise
+            raise InputError(text) from error
+
+    return call
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; what stops it is said in one line on stderr, whatever a name contains, and in the exit code.
 
@@ -46,6 +71,7 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal's encoding lacks is shown as \\xe4 and the like
         sys.stdout.reconfigure(errors="backslashreplace")
+    token = _in_command.set(True)
     try:
         main()
         sys.stdout.flush()
@@ -64,6 +90,8 @@ def run(main: Callable[[], None]) -> None:
             line, code = f"error: out of memory ({error}); take fewer cells or a larger machine", 2
         else:
             raise
+    finally:
+        _in_command.reset(token)
     with suppress(OSError):  # nobody reads it, or no room
         if line:
             print(printable(" ".join(line.split()))[:MAX_LINE], file=sys.stderr, flush=True)
@@ -89,4 +117,5 @@ def needs(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise InputError(f"the package {package} is missing; say `uv run --extra {extra} ...`") from error
+        way = f"install fractal-cells with its extra `{extra}`, as pip install '.[{extra}]' does"
+        raise InputError(f"the package {package} is missing; {way}") from error

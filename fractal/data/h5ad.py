@@ -106,7 +106,7 @@ def check_sizes(file: Any, path: Place) -> None:
 
 HOW_TO_EMBED = (
     "this tool takes one vector per cell: make one first, such as SCimilarity's, scVI's, or principal components "
-    "(scanpy: normalize_total, log1p, pca, which writes obsm X_pca), and name it with --obsm"
+    "(scanpy: normalize_total, log1p, pca, which writes obsm X_pca), and name it with --use-rep"
 )
 
 
@@ -130,11 +130,11 @@ def find_embedding(obsm: Mapping[str, Any], x: Any, path: Place | str, key: str)
         return x
     if key not in obsm:
         there = ", ".join(obsm)
-        way = f"it has {there}: name one with --obsm" if there else f"it has none; {HOW_TO_EMBED}"
+        way = f"it has {there}: name one with --use-rep" if there else f"it has none; {HOW_TO_EMBED}"
         try:
             check_embedding(x, f"{path}: X")
             if not there and x is not None:
-                way = f"it has none, but X is {x.shape[1]} numbers per cell: if that is the embedding, say --obsm X"
+                way = f"it has none, but X is {x.shape[1]} numbers per cell: if that is the embedding, say --use-rep X"
         except InputError:
             pass
         raise InputError(f"{path}: has no obsm '{key}'; {way}")

@@ -48,10 +48,13 @@ def facts(adapter: Any, recipe: str, adapter_sha256: str, levels: Sequence[str] 
     }
 
 
-def truncate(vectors: np.ndarray, facts: Mapping[str, Any], j: int, blocks: np.ndarray | None = None) -> np.ndarray:
-    """Prefix j (from 1) of fractal vectors (n, dims) -> (n, prefix_ends[j - 1]) float32, of length 1.
+def truncate(
+    vectors: np.ndarray, facts: Mapping[str, Any], j: int | str, blocks: np.ndarray | None = None
+) -> np.ndarray:
+    """Prefix j of fractal vectors (n, dims), from 1 or by its level -> (n, prefix_ends[j - 1]) float32, of length 1.
 
         fractal.truncate(adata.obsm["X_fractal"], adata.uns["fractal"], 2)
+        fractal.truncate(adata.obsm["X_fractal"], adata.uns["fractal"], "lineage")
 
     To cut without normalising again is the commonest mistake with such vectors: distances are then dominated by how
     long the cut part happens to be. `facts` is uns["fractal"]. A prefix of recipe `published` is no cut of its full
@@ -59,8 +62,11 @@ def truncate(vectors: np.ndarray, facts: Mapping[str, Any], j: int, blocks: np.n
     of another width, and where blocks are needed.
     """
     ends = [int(end) for end in np.asarray(facts["prefix_ends"])]
-    if not 1 <= j <= len(ends):
-        raise InputError(f"prefix {j} of {len(ends)}: name one from 1 to {len(ends)}")
+    levels = [str(level) for level in facts["levels"]]
+    if isinstance(j, str) and j in levels:
+        j = levels.index(j) + 1
+    if isinstance(j, str) or not 1 <= j <= len(ends):
+        raise InputError(f"prefix {j!r}: name one from 1 to {len(ends)}, or a level, {', '.join(levels)}")
     if facts["recipe"] == "published" and j < len(ends):
         if blocks is None:
             raise InputError(

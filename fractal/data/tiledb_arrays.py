@@ -71,7 +71,7 @@ def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tupl
         for name, uri in (members(inside["obsm"]) if "obsm" in inside else {}).items():
             found.setdefault(name, []).append(uri)
     if key not in found:
-        way = f"it has {', '.join(found)}: name one with --obsm" if found else "it has none; add the cells' vectors"
+        way = f"it has {', '.join(found)}: name one with --use-rep" if found else "it has none; add the cells' vectors"
         raise InputError(f"{path}: has no obsm '{key}'; {way}")
     if len(found[key]) > 1:
         raise InputError(

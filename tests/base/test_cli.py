@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.base.cli import MAX_LINE, InputError, printable, run, table
+from fractal.base.errors import MAX_LINE, InputError, in_python, printable, run
+from fractal.base.table import table
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,3 +136,19 @@ def test_hostile_names_by_hand():
         "| c\\x1b[2J\\nd                 |     3 |",
     ]
     assert printable("Größe, T cell α") == "Größe, T cell α"
+
+
+def test_errors_speak_the_language_of_the_caller(capsys):
+    """A command is told its flags, Python its arguments, and neither what the other one has."""
+
+    @in_python
+    def fit(use_rep: str, force: bool = False) -> None:
+        raise InputError(f"{use_rep}: name another --use-rep, or --force; see --write-label-map")
+
+    with pytest.raises(InputError, match="^X: name another use_rep, or force; see --write-label-map$"):
+        fit("X")
+    with pytest.raises(SystemExit):
+        run(lambda: fit("X"))
+    assert "name another --use-rep, or --force; see" in capsys.readouterr().err
+    with pytest.raises(InputError, match="^X: name another use_rep"):  # as before
+        fit("X")

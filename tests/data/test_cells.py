@@ -185,7 +185,7 @@ def test_an_embedding_in_x_and_expression(tmp_path: Path):
     anndata.AnnData(x).write_h5ad(path)
     with Cells.open(path, "X") as source:
         assert np.array_equal(read(source, 7), x)
-    with pytest.raises(InputError, match="X is 16 numbers per cell: .* say --obsm X"), Cells.open(path, "X_pca"):
+    with pytest.raises(InputError, match="X is 16 numbers per cell: .* say --use-rep X"), Cells.open(path, "X_pca"):
         pass
     sparse = pytest.importorskip("scipy.sparse")
     for expression in (sparse.csr_matrix(x), np.zeros((6, 9), np.int64), np.zeros((6, 5_000), np.float32)):

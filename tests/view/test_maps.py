@@ -118,7 +118,7 @@ def test_vectors_of_another_width_are_not_placed(fitted: Maps):
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "openTSNE", None)
-    with pytest.raises(InputError, match=r"openTSNE is missing; say `uv run --extra maps"):
+    with pytest.raises(InputError, match=r"openTSNE is missing; install fractal-cells with its extra `maps`"):
         fit_maps(nested(60)[0], [8, 16])
 
 
