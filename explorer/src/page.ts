@@ -463,7 +463,8 @@ export class Page {
   private remember(): void {
     if (!this.map?.camera) return; // it is being made
     const address = addressOf(this);
-    if (location.hash !== address) history.replaceState(null, "", address);
+    const isInline = location.protocol === "about:"; // in a notebook's iframe, which has no address
+    if (!isInline && location.hash !== address) history.replaceState(null, "", address);
   }
 }
 

@@ -96,15 +96,19 @@ def score_reference(
     controls, failed = fit_controls(bank.vectors, annotator.path, widths)
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
+    title = cells.title
     if own:
         answers, counts = kept_answers(facts, tree.levels, name)
+        title += "".join(
+            f". Answers: of {kept['cells']:,} test cells that nothing has seen" for kept in answers.values()
+        )
     else:
         known = LabelledVectors(cells.vectors, codes[:n], classes, tree.levels)
         named = None if groups is None else [cells.studies[code] for code in groups]
         answers, counts = answers_of(annotator, known, truth.seen, named)
     return Scored(
         name=name,
-        cells=cells.title,
+        cells=title,
         levels=tree.levels,
         prefixes=scores.groups[1][::-1],
         raw=scores.rows[0],

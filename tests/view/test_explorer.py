@@ -35,6 +35,7 @@ from fractal.model.embedding import embed_matrix
 from fractal.view import explorer
 from fractal.view.explorer import balanced, page_annotator, unit, whole_numbers
 from fractal.view.maps import Maps
+from fractal.view.notebook import InlinePage
 from fractal.view.shown import Shown, choose
 from tests.conftest import clustered
 from tests.conftest import columns as annotated
@@ -844,6 +845,25 @@ def test_hostile_names_do_nothing(browser, tmp_path: Path):
     assert b"\n=cmd" not in table
     page.wait_for_timeout(200)
     opened.check()
+
+
+@pytest.mark.slow
+def test_a_notebook_s_iframe_shows_the_page(browser, shown, tmp_path: Path):
+    path = tmp_path / "notebook.html"
+    path.write_text(f"<!doctype html><p>cell</p>{InlinePage(shown.path.read_text(), 'cells')._repr_html_()}")
+    tab, messages = browser.new_page(), list[str]()
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.goto(path.as_uri())
+    frame, end = tab.frames[1], time.monotonic() + 120
+    while not frame.evaluate("document.documentElement.dataset.ready ?? ''"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    frame.evaluate("explorer.setPrefix(1, false)")
+    assert frame.evaluate("explorer.map.prefix") == 1
+    assert frame.evaluate("(() => { try { return parent.document.title } catch { return 'none' } })()") == "none"
+    tab.close()
+    assert messages == []
 
 
 # --- the command, and the sources ------------------------------------------------------------------------------------
