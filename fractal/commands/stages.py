@@ -26,6 +26,7 @@ from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import answer_columns
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
+from fractal.base.storage import same_files
 from fractal.commands.annotate import answers, with_names
 from fractal.commands.embed import embed_cells, open_cells
 from fractal.commands.output import open_output
@@ -90,10 +91,19 @@ def parts_folder(output: Path, count: int) -> Iterator[tuple[Path, Path]]:
 
 
 def all_of(results: Iterator[int], expected: int, output: Path) -> int:
-    """The cells of all tasks. Raises InputError where some are missing."""
+    """The cells of all tasks. Raises InputError where cells are missing."""
     if (cells := sum(results)) != expected:
         raise InputError(f"{output}: {cells:,} cells of {expected:,} were written; run it again")
     return cells
+
+
+@contextmanager
+def unchanged(*inputs: Path) -> Iterator[None]:
+    """Raises InputError, at the end, for an input that has been replaced: each task opens it for itself."""
+    checks = [same_files(path) for path in inputs]
+    yield
+    for check in checks:
+        check()
 
 
 # --- embed and annotate: a task for each row group --------------------------------------------------------------------
@@ -134,7 +144,7 @@ def annotate_part(choice: tuple[Any, ...], args: argparse.Namespace, folder: Pat
 def for_each_group(task: Callable[[Path, int], int], args: argparse.Namespace, engine: Engine) -> int:
     """task: folder of parts, number of a row group of the input -> how many cells its part has."""
     table = Parquet.open(args.input)
-    with parts_folder(args.output, len(table.sizes)) as (folder, _):
+    with parts_folder(args.output, len(table.sizes)) as (folder, _), unchanged(args.input, args.reference):
         return all_of(engine(partial(task, folder), len(table.sizes), args.stage), table.num_rows, args.output)
 
 
@@ -154,7 +164,7 @@ def stratify(args: argparse.Namespace, engine: Engine) -> int:
     starts = np.arange(0, len(order) + rows, rows).clip(max=len(order))
     sizes = Parquet.open(args.input).sizes
     first = np.unique(np.searchsorted(np.cumsum([0, *sizes]), starts))  # the first row group of each run
-    with parts_folder(args.output, len(starts) - 1) as (folder, plans):
+    with parts_folder(args.output, len(starts) - 1) as (folder, plans), unchanged(args.input):
         positions = np.empty(len(order), np.int64)
         positions[order] = np.arange(len(order))
         np.save(plans / "positions.npy", positions)
@@ -223,7 +233,7 @@ def ingest(args: argparse.Namespace, engine: Engine) -> int:
     for note in plan.hierarchy.notes:
         print(note)
     count = -(-len(plan.classes) // ROW_GROUP)
-    with parts_folder(args.output, count) as (folder, plans):
+    with parts_folder(args.output, count) as (folder, plans), unchanged(source):
         if release:
             numbers = [labels for labels, _ in release.records_by_chunk(ROW_GROUP)]
             np.save(plans / "records.npy", np.argsort(np.concatenate(numbers)))

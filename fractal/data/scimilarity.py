@@ -13,7 +13,7 @@ studies, without a study (see fractal.hierarchy.names).
 
 import csv
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fractal.base.cli import InputError
-from fractal.base.storage import Place, fetch, place
+from fractal.base.storage import Place, fetch, place, same_files
 from fractal.data.cells import Cells
 from fractal.data.labels import Labels
 from fractal.data.reorder import reorder
@@ -59,6 +59,7 @@ class Release:
     labels: Labels  # its types are all that label_ints.csv names, in the order of their numbers
     records: np.ndarray  # (n,) memory map with fields `mark`, `vector` (dim float32) and `label`
     index_path: Path
+    check_same: Callable[[], None] = lambda: None  # raises InputError where a file of the release has been replaced
 
     @property
     def dim(self) -> int:
@@ -111,6 +112,8 @@ class Release:
                     "row i of the label file must be label i of the index"
                 )
             seen[labels] = True
+            if start + size >= len(self):  # with the last ones, after which nobody asks for more
+                self.check_same()
             yield labels.astype(np.int64), records["vector"]
 
 
@@ -125,6 +128,7 @@ def open_release(model_dir: str | Place) -> Release:
     for path in (types_path, labels_path, index_path):
         if not path.is_file():
             raise InputError(f"{path}: no such file; --model-dir takes the model_v1.1 folder of a SCimilarity release")
+    check_same = same_files(model_dir)
     types = read_types(types_path)
     label_codes, names, study_codes, studies = read_labels(labels_path)
     position = {clean(name): code for code, name in reversed(list(enumerate(types)))}
@@ -164,7 +168,9 @@ def open_release(model_dir: str | Place) -> Release:
     if not (type_codes >= 0).any():
         raise InputError(f"{model_dir}: no cell is left: {'; '.join(notes)}")
     cleaned_types = ["" if is_missing(name) else clean(name) for name in types]
-    return Release(Labels(cleaned_types, type_codes, studies, study_codes, notes=notes), records, index_path)
+    return Release(
+        Labels(cleaned_types, type_codes, studies, study_codes, notes=notes), records, index_path, check_same
+    )
 
 
 def deleted_cells(path: Path, records: np.ndarray, size: int = 65_536) -> np.ndarray:

@@ -196,6 +196,14 @@ def test_an_output_is_there_whole_or_not_at_all(atlas: Path, tmp_path: Path, fai
 
     with pytest.raises(InputError, match="rows are missing or there twice"):
         cluster.stratify(flags, twice)
+
+    def replaced(task: cluster.Task, count: int, name: str) -> Iterator[int]:
+        yield from [task(number) for number in range(count)]
+        shutil.copyfile(atlas, tmp_path / "copy")
+        (tmp_path / "copy").replace(atlas)
+
+    with pytest.raises(InputError, match="has been replaced while it was read"):
+        cluster.stratify(flags, replaced)
     assert rows_of(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["many"]
 

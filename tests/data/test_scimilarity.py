@@ -43,6 +43,16 @@ def test_records_out_of_label_order(tmp_path: Path):
     assert np.array_equal(all_vectors(release), index.get_items(np.arange(len(labels)), return_type="numpy"))
 
 
+def test_a_release_that_is_replaced_while_it_is_read(tmp_path: Path):
+    """Its labels would be of the old cells and its vectors of the new ones."""
+    write_release(tmp_path / "a", clustered(TYPES * 10), TYPES * 10)
+    write_release(tmp_path / "b", clustered(TYPES * 10, seed=1), TYPES * 10)
+    release, name = open_release(tmp_path / "a"), "annotation/labelled_kNN.bin"
+    (tmp_path / "b" / name).replace(tmp_path / "a" / name)
+    with pytest.raises(InputError, match="a: has been replaced while it was read"):
+        list(release.chunks())
+
+
 def test_real_releases_equal_hnswlib(real_release: Path):
     release = open_release(real_release)
     index = hnswlib.Index(space="cosine", dim=release.dim)
