@@ -53,15 +53,14 @@ class Neighbours:
         if self.lengths:
             to_centre, centre = (queries @ self.centres.T).max(1)
         for length in self.lengths if len(left) else ():
-            some, own = queries.index_select(0, left), centre[left]
-            cosine[left], rows[left] = self.listed(some, own, length, k)
+            cosine[left], rows[left] = self.listed(queries.index_select(0, left), centre[left], length, k)
             radius = (self.centres * self.bank[self.lists[:, length - 1]]).sum(1)
-            cos_a, cos_r = to_centre[left], radius[own]
+            cos_a, cos_r = to_centre[left], radius[centre[left]]
             sines = ((1 - cos_a**2) * (1 - cos_r**2)).clamp(min=0).sqrt()
             left = left[cosine[left, -1] < cos_a * cos_r + self.aligned * sines]
-        for some in left.split(EXACT) if len(left) else ():
-            rows[some] = nearest(queries[some], self.bank, k, unit=True)
-            cosine[some] = torch.einsum("nd,nkd->nk", queries[some], self.bank[rows[some]])
+        for batch in left.split(EXACT) if len(left) else ():
+            rows[batch] = nearest(queries[batch], self.bank, k, unit=True)
+            cosine[batch] = torch.einsum("nd,nkd->nk", queries[batch], self.bank[rows[batch]])
         return cosine, rows
 
     def listed(self, queries: Tensor, centre: Tensor, length: int, k: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@
 
 Vectors that `fractal embed` has made are indexed as they are. With --reference, others are embedded on the way; without
 it, they are indexed as they come, and there are no prefixes to search by. All other columns are kept: labels, study,
-ids, and whatever else the file has (of an .h5ad: obs). One pass over the file; memory does not grow with it.
+ids, and whatever else the file has (of an .h5ad: obs). One pass over the file; memory does not grow
+with it, but for the columns of an obs.
 """
 
 import argparse

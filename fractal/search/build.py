@@ -1,8 +1,8 @@
 """A file of vectors -> an index, in memory that does not grow with the file.
 
-The source is read once. Its vectors, as float16, go to a nameless file beside the index, its columns to their place.
+The source is read once. Its vectors, as float16, go to a nameless file beside the index, its columns to their file.
 A sample of the vectors is clustered in two steps, as a tree: `branches` first, then each branch into its lists. A cell
-is put into the nearest list of its nearest branch, which takes some 200 products in place of 8,000. Then the vectors
+is put into the nearest list of its nearest branch, which takes about 200 products in place of 8,000. Then the vectors
 are put in the order of the lists: as many lists at a time as fit into a buffer, each time with a pass over the
 nameless file.
 """
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from fractal import __version__
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, locked
-from fractal.data.parquet import CELL_ID, metadata_of
+from fractal.data.parquet import CELL_ID
 from fractal.search.exact import nearest
 from fractal.search.folder import (
     CENTROIDS,
@@ -180,7 +180,7 @@ def stored_schema(table: pa.Table) -> pa.Schema:
 
 
 def stored(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-    """A chunk's columns as one batch; its codes have a dictionary of their own, with the values of the chunk alone."""
+    """A chunk's columns as one batch; its codes have a dictionary with the values of the chunk alone."""
 
     def column(field: pa.Field) -> pa.Array:
         values = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
@@ -243,13 +243,12 @@ def build(path: Path, source: Source, seed: int = 0) -> None:
             "sources": [source.name],
             "fractal": __version__,
             "seed": seed,
-            "of": [about(source)],
         }
         write_manifest(folder, metadata, [CENTROIDS, *part_names(0)])
 
 
 def add(path: Path, source: Source, force: bool = False) -> None:
-    """Add cells to the lists that are there: the old files stay, the new cells are a part of their own.
+    """Add cells to the lists that are there: the old files stay, the new cells become a further part.
 
     The folder is replaced by one with links to the same files, so that it is the old index or the new one, whole.
     Another run that changes the index waits until this one has ended. Raises InputError for vectors of another adapter
@@ -271,9 +270,8 @@ def add(path: Path, source: Source, force: bool = False) -> None:
                 check_new(index, source.name, spool, columns)
             one_branch = Lists(index.centroids[:1], index.centroids, np.array([0, len(index.centroids)]))
             write_lists(spool, one_branch, (sizes, vectors))
-            metadata = {**metadata, "sources": [*metadata["sources"], source.name]}
-            metadata["of"] = [*metadata.get("of", []), about(source)]
-            write_manifest(folder, metadata, [*old, *part_names(number)])
+            sources = [*metadata["sources"], source.name]
+            write_manifest(folder, {**metadata, "sources": sources}, [*old, *part_names(number)])
 
 
 def check_new(index: Index, name: str, spool: Spool, columns: Path) -> None:
@@ -304,12 +302,6 @@ def check_new(index: Index, name: str, spool: Spool, columns: Path) -> None:
             f"warning: {name}: {same:,} of {len(sample):,} cells that were looked at are in the index already",
             file=sys.stderr,
         )
-
-
-def about(source: Source) -> dict[str, str]:
-    """What the file says of its cells: their ontology, and where they are from."""
-    known = metadata_of(source.cells.schema)
-    return {key: known[key] for key in ("cl_release", "source") if key in known}
 
 
 def check_same_space(index: Folder, source: Source) -> None:

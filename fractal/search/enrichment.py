@@ -1,6 +1,6 @@
 """Which values of a column (types, studies, tissues) do the hits have more often than the atlas?
 
-For each group of queries, its distinct hits are held against all cells that the search could have found: the
+For each group of queries, its distinct hits are held against all cells that the search could have returned: the
 hypergeometric test (Fisher's exact test, one-sided), corrected for the number of values tested by Benjamini and
 Hochberg. Hits are neighbours of each other and no independent draws, so the p-values order the values; they are no
 evidence about single cells.
@@ -30,7 +30,7 @@ def enrichment(
     """Hits of n queries that belong to groups (n,) -> a row per group, column and value that a hit of it has.
 
     columns: text columns (default: all of few values). keep: the filter of the search, (len(index),) bool. Of a group's
-    hits each cell counts once: `hits` of its `of_hits` have the value, and `cells` of `of_cells` that could be found.
+    hits each cell counts once: `hits` of its `of_hits` have the value, and `cells` of `of_cells` that pass the filter.
     The rows are sorted by group, then column, then q_value. Cells without a value count in neither.
     """
     counts = {column: index.counts(column, keep) for column in (index.text_columns if columns is None else columns)}

@@ -294,12 +294,11 @@ class Index:
         for part in self.parts:
             first = part.first
             for i, batch in enumerate(part.batches):
-                if column in batch.schema.names:
-                    values = part.batch(i)[column]
-                    if not pa.types.is_dictionary(values.type):
-                        values = values.cast(pa.string()).dictionary_encode()
-                    codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-                    yield values.dictionary.to_pylist(), codes, slice(first, first + len(batch))
+                values = part.batch(i)[column] if column in batch.schema.names else pa.nulls(len(batch), pa.string())
+                if not pa.types.is_dictionary(values.type):
+                    values = values.cast(pa.string()).dictionary_encode()
+                codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+                yield values.dictionary.to_pylist(), codes, slice(first, first + len(batch))
                 first += len(batch)
 
 

@@ -76,26 +76,25 @@ def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
                 f"{where}: has {has}, and the reference {', '.join(tree.levels)}; name the column of its labels with "
                 "--index-labels, or index the output of ingest.py"
             )
-        steps = [(name, [path[k] for path in tree.paths], tree.nodes[:, k]) for k, name in enumerate(columns)]
-    elif labels in index.columns:
-        steps = [(labels, [path[-1] for path in tree.paths], tree.nodes[:, -1])]
     else:
-        raise InputError(f"{where}: has no column '{labels}'; it has {', '.join(index.columns) or 'none'}")
-    above, node = np.zeros(len(tree.paths), np.int64), np.zeros(len(index), np.int32)  # the root
-    for column, names, below in steps:
-        found = np.full(len(index), -1, np.int32)
-        for values, codes, cells in index.coded(column):
-            place = {value: i for i, value in enumerate(values)}
-            children = np.full((above.max() + 2, len(values) + 1), -1, np.int32)  # the last row and column: of none
-            for name, parent, child in zip(names, above, below, strict=True):
-                if name in place:
-                    children[parent, place[name]] = child
-            found[cells] = children[node[cells], codes]
-        above, node = below, found
-    voting = int((node >= 0).sum())
-    if voting < len(node) / 2:
+        columns = (labels,)
+        index.check_columns(columns)
+    number: dict[tuple[str | None, ...], int] = {path[-len(columns) :]: i for i, path in enumerate(tree.paths)}
+    paths = np.full(len(index), -1, np.int32)
+    for coded in zip(*(index.coded(column) for column in columns), strict=True):
+        values, codes, cells = zip(*coded, strict=True)
+        shape = [len(names) + 1 for names in values]  # code 0: of a cell without a label
+        combined = np.ravel_multi_index([of + 1 for of in codes], shape)
+        distinct, inverse = np.unique(combined, return_inverse=True)
+        found = [
+            number.get(tuple(names[i - 1] if i else None for names, i in zip(values, row, strict=True)), -1)
+            for row in zip(*np.unravel_index(distinct, shape), strict=True)
+        ]
+        paths[cells[0]] = np.array(found, np.int32)[inverse]
+    voting = int((paths >= 0).sum())
+    if voting < len(paths) / 2:
         raise InputError(
             f"{where}: its labels are of another hierarchy than the reference's, which knows those of {voting:,} of "
-            f"{len(node):,} cells"
+            f"{len(paths):,} cells"
         )
-    return np.append(tree.nodes[:, -1].argsort(), -1).astype(np.int32)[node]
+    return paths

@@ -27,7 +27,7 @@ def test_all_lists_equal_exact_search(index: Index):
 
 
 def test_faiss_sees_the_lists_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With other sizes it would read memory that is not its own; with a few lists that may go well by chance."""
+    """With other sizes it would read memory that is not the file's; with a few lists that may go well by chance."""
     monkeypatch.setattr(build, "CELLS_PER_LIST", 8)
     monkeypatch.setattr(build, "SAMPLE_PER_LIST", 8)
     build.build(tmp_path / "index", cells_of(vectors_of(20_000), table_of(20_000)))
@@ -68,13 +68,13 @@ def test_any_size_and_k(tmp_path_factory: pytest.TempPathFactory, n: int, k: int
 
 def test_columns_come_back_as_they_went_in(index: Index):
     table = table_of(3_000)
-    some = np.random.default_rng(0).integers(0, 3_000, 500)
-    found = index.table(Hits(some[:, None], np.ones((500, 1), np.float32)))
+    drawn = np.random.default_rng(0).integers(0, 3_000, 500)
+    found = index.table(Hits(drawn[:, None], np.ones((500, 1), np.float32)))
     expected_names = ["query", "rank", "id", "row", "source", "similarity", *table.column_names[1:]]
     assert found.column_names == expected_names
-    assert found["row"].to_pylist() == some.tolist()
+    assert found["row"].to_pylist() == drawn.tolist()
     assert set(found["source"].to_pylist()) == {"cells.parquet"}
-    expected = table.take(pa.array(some))
+    expected = table.take(pa.array(drawn))
     for name in index.columns:
         assert found[name].to_pylist() == expected[name].to_pylist(), name
     assert index.counts("tissue") == {t: table["tissue"].to_pylist().count(t) for t in TISSUES}

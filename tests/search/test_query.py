@@ -48,7 +48,7 @@ def test_a_group_of_unlike_cells_finds_what_each_of_them_is_like(index: Index):
     assert len(set(hits.cells[0])) == 100
     assert (np.diff(hits.similarity) <= 0).all()
     mean = opened.search(group.mean(0, keepdims=True), 100, probes=10**6)
-    assert "between" in opened.table(mean)["kind"].to_pylist()  # what was said before
+    assert "between" in opened.table(mean)["kind"].to_pylist()  # as one query
     # few cells; fewer cells of the index than hits; two groups; a cell without one
     keep = np.arange(600) < 7
     found, hits = grouped(group[25:35], ["x", "y", None, "x", ""] * 2, opened, 10, keep=keep)
