@@ -107,9 +107,9 @@ TAKEN = {
     "a folder of Parquet files, `study=s1/...` too": "base/test_storage.py test_a_folder_of_parquet_is_one_atlas",
     "`.npy`": "data/test_cells.py test_all_files_give_the_same_vectors",
     "SCimilarity's `cellsearch`, a dense TileDB array": (
-        "data/test_tiledb.py test_the_frame_of_cellsearch_becomes_columns"
+        "data/test_tiledb_arrays.py test_the_frame_of_cellsearch_becomes_columns"
     ),
-    "an experiment of TileDB-SOMA": "data/test_tiledb.py test_an_experiment_of_soma",
+    "an experiment of TileDB-SOMA": "data/test_tiledb_arrays.py test_an_experiment_of_soma",
     "any of these at `s3://` or `gs://`": "base/test_storage.py test_all_formats_are_read_from_a_store",
 }
 

@@ -138,7 +138,7 @@ def test_an_experiment_of_soma(tmp_path: Path, first: int):
 
 
 def test_what_tiledbsoma_itself_writes(tmp_path: Path):
-    """Where it is installed: uv run --with tiledbsoma pytest tests/data/test_tiledb.py"""
+    """Where it is installed: uv run --with tiledbsoma pytest tests/data/test_tiledb_arrays.py"""
     pytest.importorskip("tiledbsoma.io")
     x = clustered(LABELS)
     obs = pd.DataFrame({"kind": pd.Categorical(LABELS)}, index=[f"c{i}" for i in range(240)])
