@@ -13,6 +13,7 @@ vector is zero or not finite are left out. docs/databases.md loads it with Lance
 
 import argparse
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,12 @@ def write_cells(embedder: "Embedder", args: argparse.Namespace, prefix: int) -> 
         names = {"row", f"prefix_{prefix}", "full"}
         if taken := names & {*cells.column_names, *cells.schema.names}:
             raise InputError(f"{cells.path}: has a column '{min(taken)}', as the export writes one; rename it")
+        folded = Counter(name.casefold() for name in cells.column_names)
+        if twice := [name for name in cells.column_names if folded[name.casefold()] > 1]:
+            raise InputError(
+                f"{cells.path}: its columns {' and '.join(twice)} differ by case alone, and databases such as DuckDB "
+                "rename one of them; rename it yourself"
+            )
         with (
             open_output(args.output, metadata=metadata) as write,
             tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="export") as bar,

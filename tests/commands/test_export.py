@@ -120,6 +120,16 @@ def test_a_column_of_that_name_is_not_lost(folder: Path, tmp_path: Path, fails):
     assert not (tmp_path / "out.parquet").exists()
 
 
+def test_columns_that_differ_by_case_alone_are_refused(folder: Path, tmp_path: Path, fails):
+    """DuckDB would rename one of them without a word."""
+    n = len(TYPES)
+    write_h5ad(tmp_path / "x.h5ad", clustered(TYPES), Kind=TYPES, kind=TYPES, other=["a"] * n)
+    files = ["--reference", folder / "adapter.pt", "--vectors", tmp_path / "x.h5ad", "--use-rep", "X_pca"]
+    line = fails(export.main, *files, "--to", "parquet", "--output", tmp_path / "out.parquet")
+    assert "x.h5ad: its columns Kind and kind differ by case alone" in line
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_flags_that_do_not_go_together(folder: Path, tmp_path: Path, fails):
     model = ["--reference", folder / "adapter.pt"]
     cells = ["--vectors", folder / "cells.h5ad", "--use-rep", "X_pca"]
