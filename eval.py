@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fractal.base.cli import add_device, non_negative_int, positive_int
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write, check_paths
 from fractal.base.storage import place
+from fractal.commands.options import add, non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     text = "also these vectors of other methods: matrices with a row for each row of --input, in its order"
     rows.add_argument("--vectors", type=Path, nargs="+", default=[], metavar="NPY", help=text)
     rows.add_argument("--obo", default=CL_SLIM, help="Cell Ontology for distances, path or URL (default: as shipped)")
-    add_device(rows)
+    add(rows, "--device")
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--json", type=place, help="write the figures to this file, unrounded")
     outputs.add_argument("--report", metavar="HTML", type=Path, help="write a page of figures, see docs/report.md")

@@ -18,9 +18,10 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 
-from fractal.base.cli import InputError, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import check_paths
 from fractal.base.storage import Place, place, scratch
+from fractal.base.table import table
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import Plan, order_warning, place_cells, write_atlas

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from fractal.base.cli import non_negative_int, num_bytes, run
+from fractal.base.errors import run
 from fractal.base.files import check_paths
 from fractal.base.storage import place, scratch
+from fractal.commands.options import non_negative_int, num_bytes
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP, open_writer
 from fractal.data.reorder import reorder, round_robin

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.base.cli import add_device, non_negative_int, positive_float, positive_int, ratio
 from fractal.base.errors import printable, run
 from fractal.base.files import check_paths
 from fractal.base.storage import place
+from fractal.commands.options import add, non_negative_int, positive_float, positive_int, ratio
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
 from fractal.model.checkpoint import save
@@ -62,7 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
     training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
     training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
-    add_device(training)
+    add(training, "--device")
     return parser
 
 

@@ -27,9 +27,10 @@ from tqdm import tqdm
 import eval as evaluate
 from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
-from fractal.base.cli import run, table
+from fractal.base.errors import run
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place
+from fractal.base.table import table
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.parquet import Parquet
 from fractal.hierarchy.levels import LEVELS

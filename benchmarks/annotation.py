@@ -40,8 +40,10 @@ from fractal.annotate.annotator import Annotator, path_names
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
 from fractal.annotate.calibration import calibrate
 from fractal.annotate.votes import NEIGHBOURS, Raw, descend
-from fractal.base.cli import InputError, non_negative_int, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from benchmarks.quality import summary
 from benchmarks.simulate import BLOCK, SimulatedAtlas
-from fractal.base.cli import InputError, run, table
+from fractal.base.errors import InputError, run
+from fractal.base.table import table
 from fractal.hierarchy.levels import LEVELS
 from fractal.score.metrics import knn_accuracy, silhouette
 from stratify import round_robin

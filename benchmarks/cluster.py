@@ -27,7 +27,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.scale import memory_of
-from fractal.base.cli import InputError, positive_int, run, table
+from fractal.base.errors import InputError, run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.parquet import read_vectors
 
 EVERY = 0.1  # seconds between two looks at the processes

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import train
-from fractal.base.cli import non_negative_int, positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, match_names
 from fractal.model.adapter import TAU, FractalAdapter, embed

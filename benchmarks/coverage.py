@@ -25,10 +25,10 @@ from scipy import special, stats
 from tqdm import tqdm
 
 from benchmarks.intervals import cluster_bootstrap, t_interval
-from fractal.base.cli import non_negative_int, positive_int
 from fractal.base.errors import run
 from fractal.base.files import atomic_write
 from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.score.intervals import grouped_interval, wilson_interval
 
 STUDIES = [2, 3, 5, 10, 20]

@@ -26,7 +26,9 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from benchmarks.simulate import SimulatedAtlas
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP
 from fractal.model.adapter import embed

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from fractal.annotate.annotator import Annotator
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import LabelledVectors as Labelled
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.checkpoint import build_adapter

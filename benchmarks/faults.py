@@ -36,8 +36,10 @@ import torch
 from anndata import AnnData
 from tqdm import tqdm
 
-from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import recover
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.model.checkpoint import load
 
 # What is run: module, and its flags. {in} holds the outputs of the lines before, made with seed {seed}.

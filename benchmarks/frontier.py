@@ -26,8 +26,9 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from benchmarks.unseen import ATLAS_SEEDS, ATLASES, TYPE_DRAWS
-from fractal.base.cli import InputError, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
 from fractal.data.atlas import Atlas
 from fractal.model.adapter import FractalAdapter, embed
 from fractal.model.checkpoint import load

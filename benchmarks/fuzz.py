@@ -39,8 +39,10 @@ from tqdm import tqdm
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import answer_columns
 from fractal.annotate.card import model_card
-from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.data import parquet, scimilarity
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells, npy_cells

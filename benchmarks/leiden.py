@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 import fractal
 from benchmarks.quality import add_data, prepare
-from fractal.base.cli import needs, positive_int, run, table
+from fractal.base.errors import needs, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 
 RESOLUTIONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)

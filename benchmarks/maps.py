@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 import train
 from benchmarks.quality import add_data, prepare
-from fractal.base.cli import needs, positive_int, run, table
+from fractal.base.errors import needs, run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.model.checkpoint import load
 from fractal.model.embedding import embed_matrix

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fractal.base.cli import needs, run, table
+from fractal.base.errors import needs, run
+from fractal.base.table import table
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 
 ROOT = Path(__file__).parent.parent

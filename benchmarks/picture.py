@@ -25,8 +25,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from tqdm import tqdm
 
-from fractal.base.cli import needs, positive_int, run
+from fractal.base.errors import needs, run
 from fractal.base.files import atomic_write
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.model.checkpoint import load
 from fractal.model.embedding import embed_matrix

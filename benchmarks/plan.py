@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from fractal.base.cli import InputError, table
+from fractal.base.errors import InputError
+from fractal.base.table import table
 
 SIZES = (10**6, 10**7, 10**8, 10**9, 10**10)
 HELD = 917_504  # cells of 128 numbers that stratify.py holds by default: 14 row groups in 1 GB

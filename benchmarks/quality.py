@@ -29,8 +29,10 @@ import stratify
 from benchmarks import simulate
 from benchmarks.controls import CONTROLS, train_recipe
 from benchmarks.intervals import bootstrap_interval, t_interval
-from fractal.base.cli import InputError, non_negative_int, positive_int, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import open_writer, read_vectors
 from fractal.hierarchy.levels import LEVELS

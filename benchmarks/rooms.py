@@ -17,7 +17,8 @@ from pathlib import Path
 import grimp
 from matplotlib.figure import Figure
 
-from fractal.base.cli import run, table
+from fractal.base.errors import run
+from fractal.base.table import table
 
 ROOT = Path(__file__).parents[1]
 

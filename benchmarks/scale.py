@@ -37,8 +37,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import plan
-from fractal.base.cli import InputError, positive_float, positive_int, run, table
+from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import positive_float, positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import writing
 

@@ -47,9 +47,11 @@ import stratify
 import train
 from benchmarks import simulate
 from benchmarks.scale import memory_of
-from fractal.base.cli import InputError, positive_int, run, table
+from fractal.base.errors import InputError, run
+from fractal.base.table import table
 from fractal.commands import embed
 from fractal.commands import index as index_command
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import Parquet, level_columns
 from fractal.search import Index, open_index

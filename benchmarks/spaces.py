@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from benchmarks.quality import prepare
 from fractal.annotate.space import space_problem
-from fractal.base.cli import InputError, run, table
+from fractal.base.errors import InputError, run
+from fractal.base.table import table
 from fractal.data.atlas import Atlas
 
 ATLASES = ("pancreas_studies", "fetal_organs", "pbmc_tonsil")

@@ -34,8 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from fractal.annotate.neighbours import Neighbours
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
 from fractal.commands import annotate, embed
+from fractal.commands.options import positive_int
 from fractal.data.cells import Cells
 from fractal.model.checkpoint import load
 from fractal.reference import read_folder

@@ -26,7 +26,9 @@ from urllib.error import HTTPError
 
 import numpy as np
 
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP, Parquet, writing
 

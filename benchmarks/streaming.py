@@ -20,8 +20,9 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from fractal.base.cli import positive_int, run
+from fractal.base.errors import run
 from fractal.commands import annotate, embed
+from fractal.commands.options import positive_int
 from fractal.data.h5ad import open_h5ad
 from fractal.data.outputs import add_obsm
 from fractal.data.vectors import CHUNK

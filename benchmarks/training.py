@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 import eval as evaluate
 import train
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.checkpoint import load

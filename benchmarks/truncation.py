@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fractal.base.cli import add_device, non_negative_int
 from fractal.base.errors import InputError, run
 from fractal.base.table import table
+from fractal.commands.options import add, non_negative_int
 from fractal.data.atlas import Atlas
 from fractal.model.adapter import embed, pick_device
 from fractal.reference import load_adapter
@@ -135,7 +135,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=Path, required=True, help="checkpoint of train.py, or a reference")
     parser.add_argument("--input", type=Path, required=True, help="the Parquet file that it was trained on")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
-    add_device(parser)
+    add(parser, "--device")
     return parser
 
 

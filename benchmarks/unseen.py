@@ -29,8 +29,10 @@ from tqdm import tqdm
 
 from benchmarks.intervals import cluster_bootstrap, t_interval
 from benchmarks.quality import LONGER, add_data, own_embedding, prepare, train_and_score
-from fractal.base.cli import non_negative_int, positive_int, run, table
+from fractal.base.errors import run
 from fractal.base.files import atomic_write
+from fractal.base.table import table
+from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 

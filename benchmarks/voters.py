@@ -17,7 +17,9 @@ import torch
 
 from fractal.annotate.annotator import path_names
 from fractal.annotate.answers import answer
-from fractal.base.cli import positive_int, run, table
+from fractal.base.errors import run
+from fractal.base.table import table
+from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.reference import read_folder
 from fractal.score.metrics import expected_calibration_error

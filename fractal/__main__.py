@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from fractal.base.cli import InputError, printable, run
+from fractal.base.errors import InputError, printable, run
 
 COMMANDS = {  # name -> what --help says of it
     "encode": "counts of genes -> SCimilarity's vectors",

@@ -115,7 +115,7 @@ def real_release(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a script's main as the command line does; expect exit code 2 and one line, and return that line."""
-    from fractal.base.cli import run
+    from fractal.base.errors import run
 
     def check(main: Callable[[list[str]], None], *argv: object) -> str:
         with pytest.raises(SystemExit) as stop:

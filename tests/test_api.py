@@ -15,7 +15,7 @@ import pytest
 import fractal
 import ingest as ingest_script
 from fractal.__main__ import COMMANDS
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit
 from fractal.data.cells import Cells
 from fractal.data.ingestion import place_cells, write_atlas

@@ -15,7 +15,7 @@ import eval as evaluate
 import ingest
 import stratify
 import train
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import text_codes
 from fractal.data.scimilarity import open_index, open_release, read_labels, read_types

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ingest
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import place_cells

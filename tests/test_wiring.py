@@ -21,7 +21,7 @@ from fractal.__main__ import COMMANDS, start
 from fractal.__main__ import main as call
 from fractal.annotate.card import model_card
 from fractal.annotate.space import Comparison
-from fractal.base.cli import InputError, reason
+from fractal.base.errors import InputError, reason
 from fractal.base.files import check_folder, real_paths
 from fractal.commands import annotate, embed, fit, reference
 from fractal.data.atlas import Atlas

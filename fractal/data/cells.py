@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError, reason
+from fractal.base.errors import InputError, reason
 from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place
 from fractal.data.h5ad import find_embedding, fractal_uns, num_cells, obs_names, obs_table, open_h5ad, reading_h5ad
 from fractal.data.labels import Codes, Labels, coded, read_labels

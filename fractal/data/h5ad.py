@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError, needs, reason
+from fractal.base.errors import InputError, needs, reason
 from fractal.base.storage import Place, open_random, zarr_store
 from fractal.data.parquet import check_format
 

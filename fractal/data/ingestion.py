@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 from tqdm.auto import tqdm
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.prefetch import prefetch
 from fractal.base.storage import Place
 from fractal.data.atlas import Atlas

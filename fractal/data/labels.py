@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.storage import Place, fetch
 from fractal.hierarchy.names import clean, is_missing, is_no_type
 from fractal.hierarchy.ontology import CellType, tree_of_columns

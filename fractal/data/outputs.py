@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError, needs
+from fractal.base.errors import InputError, needs
 from fractal.base.files import FULL, atomic_stream, atomic_write
 from fractal.base.storage import Place, download
 from fractal.data.h5ad import open_h5ad

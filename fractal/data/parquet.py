@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fractal.base.cli import InputError, reason
+from fractal.base.errors import InputError, reason
 from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
 from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, same_files, sizes_below

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.storage import Place, fetch, place, same_files
 from fractal.data.cells import Cells
 from fractal.data.labels import Labels

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.cli import InputError, needs
+from fractal.base.errors import InputError, needs
 from fractal.base.storage import Place, tiledb_config
 from fractal.data.parquet import CELL_ID
 

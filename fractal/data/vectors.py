@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 
 CHUNK = 16_384  # rows; 8 MB of 128-d vectors
 MIN_LENGTH = 1e-12  # what torch divides a shorter vector by, so that it would not get length 1

@@ -30,7 +30,7 @@ import networkx as nx
 import numpy as np
 import obonet
 
-from fractal.base.cli import InputError, printable, reason
+from fractal.base.errors import InputError, printable, reason
 from fractal.base.files import atomic_write
 from fractal.base.storage import Place, fetch
 from fractal.hierarchy.levels import LEVELS, MAX_LEVELS, MIN_LEVELS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 
 QUERY_DIM = 128
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fractal.base.cli import InputError, printable
+from fractal.base.errors import InputError, printable
 from fractal.data.atlas import Atlas
 
 VAL_RATIO = 0.15

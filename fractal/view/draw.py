@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from fractal.base.cli import printable
+from fractal.base.errors import printable
 from fractal.base.files import atomic_write
 
 if TYPE_CHECKING:  # matplotlib takes half a second to load

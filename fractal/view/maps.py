@@ -24,7 +24,7 @@ from safetensors.numpy import save
 from tqdm.auto import tqdm
 
 from fractal import __version__
-from fractal.base.cli import InputError, needs
+from fractal.base.errors import InputError, needs
 from fractal.base.files import atomic_write, check_header
 from fractal.data.vectors import usable
 from fractal.search.exact import Nearest

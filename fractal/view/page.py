@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fractal import __version__
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.view import draw, findings
 from fractal.view.draw import short

@@ -15,7 +15,7 @@ from fractal.annotate.calibration import Calibration, calibrate
 from fractal.annotate.card import code, model_card
 from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.votes import Raw
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.tree import Tree

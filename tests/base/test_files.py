@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from fractal.base.cli import InputError, run
+from fractal.base.errors import InputError, run
 from fractal.base.files import (
     atomic_folder,
     atomic_write,

@@ -23,7 +23,7 @@ import ingest
 import stratify
 import train
 from fractal.base import storage
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_stream, atomic_write, check_paths
 from fractal.base.storage import Remote, fetch, place
 from fractal.commands import annotate, embed, fit, index
@@ -507,7 +507,7 @@ def test_a_process_that_is_stopped_leaves_nothing_in_the_store(store: Store, tmp
     x = np.random.default_rng(0).normal(size=(300_000, 64)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     code = (
-        "import sys, numpy as np; from fractal.base.cli import run; from fractal.base.storage import place, upload\n"
+        "import sys, numpy as np; from fractal.base.errors import run; from fractal.base.storage import place, upload\n"
         "from fractal.base.files import atomic_stream\n"
         "def main():\n"
         "    x = np.load(sys.argv[1]).tobytes()\n"

@@ -22,7 +22,7 @@ from benchmarks.plan import fitted
 from benchmarks.quality import differences, narrow, own_embedding, paired, summary
 from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
 from fractal.annotate.answers import Answer, depths
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter

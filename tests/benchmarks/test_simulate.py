@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks import simulate
 from benchmarks.simulate import BLOCK, LEAST, SYSTEM_SHARES, SimulatedAtlas, apportion, write_release
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.scimilarity import HEADER, open_release
 from fractal.hierarchy.ontology import SHIPPED, build_hierarchy, load_graph
 

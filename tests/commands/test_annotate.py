@@ -27,7 +27,7 @@ import train
 from fractal.annotate.answers import CAUTION, NOVEL, answer
 from fractal.annotate.calibration import calibrate, tail
 from fractal.annotate.votes import Raw, Voting, descend
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, export
 from fractal.commands import embed as embed_script
 from fractal.commands import reference as bundle

@@ -19,7 +19,7 @@ import pytest
 import fractal
 import ingest
 import stratify
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed
 from fractal.commands import cluster as command
 from fractal.commands import stages as cluster

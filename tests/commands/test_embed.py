@@ -13,7 +13,7 @@ import torch
 
 import eval as evaluate
 import train
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import embed
 from fractal.data import vectors
 from fractal.data.atlas import Atlas

@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse
 
 import fractal
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit
 
 # The table of docs/questions.md; each test below shows one row of it.

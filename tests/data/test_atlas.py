@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.base.cli import InputError, run
+from fractal.base.errors import InputError, run
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import fingerprint, writing
 from fractal.hierarchy.levels import LEVEL_COLUMNS

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiledb
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.cells import Cells, names_of
 from fractal.data.h5ad import open_h5ad
 from fractal.data.parquet import NOT_READ, open_writer

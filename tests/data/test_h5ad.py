@@ -13,7 +13,7 @@ import torch
 import zarr
 
 import ingest
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import embed
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
@@ -166,7 +166,8 @@ def test_a_small_file_that_asks_for_much_is_refused(
         else:
             array = file.create_array(name, dtype="f4", **options)
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        file["obs"].attrs["column-order"] = np.array(["number"], object) if kind == "h5ad" else ["number"]
+        columns: Any = np.array(["number"], object) if kind == "h5ad" else ["number"]
+        file["obs"].attrs["column-order"] = columns
     if kind == "zarr":
         zarr.consolidate_metadata(path)
     with pytest.raises(InputError, match=says), Cells.open(path, "X_pca"):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data import parquet
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import Parquet, fingerprint, metadata_of, read_vectors, writing

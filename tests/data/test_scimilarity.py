@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ingest
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.scimilarity import HEADER, Release, open_index, open_release, read_labels, read_types
 from tests.conftest import TYPES, clustered, write_release
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiledb
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit, index
 from fractal.data.cells import Cells
 from fractal.search.index import open_index

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.hierarchy.matching import ABBREVIATIONS, SEVERAL_MEANINGS, agree, closest_names, markers
 from fractal.hierarchy.ontology import (
     LINEAGE_ANCHORS,

@@ -10,7 +10,7 @@ from sklearn.covariance import empirical_covariance, shrunk_covariance
 from sklearn.decomposition import PCA
 from torch.nn.functional import normalize
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import (
     BLOCK_SCALE,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.model.distributed import Group
 from fractal.model.preparation import check_settings

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS, column_names

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 import train
-from fractal.base.cli import run
+from fractal.base.errors import run
 from fractal.data.atlas import LabelledVectors
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
@@ -253,7 +253,7 @@ STOPPED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import train
-from fractal.base import cli
+from fractal.base.errors import run
 from fractal.model import training
 call = training.Validator.__call__
 
@@ -262,7 +262,7 @@ def saying(self, adapter):
     return call(self, adapter)
 
 training.Validator.__call__ = saying
-cli.run(lambda: train.main(sys.argv[1:]))
+run(lambda: train.main(sys.argv[1:]))
 """
 
 

@@ -12,7 +12,7 @@ import ingest
 import train
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import annotate, embed
 from fractal.commands import index as index_command
 from fractal.commands import reference as reference_command

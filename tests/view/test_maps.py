@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from sklearn.metrics import silhouette_score
 
 import fractal
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands.map import main
 from fractal.model.embedding import cut_matrix
 from fractal.reference import write_folder

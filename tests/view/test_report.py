@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fractal.base.cli import InputError
+from fractal.base.errors import InputError
 from fractal.commands import report
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS

@@ -102,14 +102,14 @@ def test_an_error_as_long_as_a_broken_file_is_cut(capsys: pytest.CaptureFixture[
 )
 def test_an_output_that_takes_no_more(shell: str, expected: tuple[int, str]):
     """Neither a trace-back nor Python's complaint about the buffer that it could not empty."""
-    script = "from fractal.base.cli import run; import time; run(lambda: (time.sleep(.2), print('x' * 10**6)))"
+    script = "from fractal.base.errors import run; import time; run(lambda: (time.sleep(.2), print('x' * 10**6)))"
     command = f'"{sys.executable}" -c "{script}" {shell}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == expected
 
 
 def test_a_terminal_that_knows_ascii_only():
-    script = "from fractal.base.cli import run; run(lambda: print('Gr\\xf6\\xdfe \\udcff'))"
+    script = "from fractal.base.errors import run; run(lambda: print('Gr\\xf6\\xdfe \\udcff'))"
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"Gr\\xf6\\xdfe \\udcff\n", b"")
