@@ -81,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def vectors_of(path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Codes (n,) of types -> (n, DIM) float32 around one place per type."""
+    """Codes (n,) of types -> (n, DIM) float32 around one centre per type."""
     centres = np.random.default_rng(0).normal(size=(TYPES, DIM))
     return (centres[path] + 0.7 * rng.normal(size=(len(path), DIM))).astype(np.float32)
 
@@ -99,8 +99,8 @@ def reference(rng: np.random.Generator) -> Reference:
 
 def simulated_page(bundle: Reference, count: int, rng: np.random.Generator) -> str:
     path = rng.integers(0, TYPES, count)
-    places = rng.uniform(-0.9, 0.9, size=(4, TYPES, 2))
-    layouts = [places[k][PATHS[path, k]] + rng.normal(scale=0.02, size=(count, 2)) for k in range(4)]
+    centres = rng.uniform(-0.9, 0.9, size=(4, TYPES, 2))
+    layouts = [centres[k][PATHS[path, k]] + rng.normal(scale=0.02, size=(count, 2)) for k in range(4)]
     labels = [bundle.annotator.tree.paths[p][-1] for p in rng.integers(0, TYPES, count)]
     page = Page(bundle.annotator, LEVELS, f"{count:,} simulated cells", "untrained", {})
     return html(page, Shown(vectors_of(path, rng), count, labels=labels), np.stack(layouts).astype(np.float32))

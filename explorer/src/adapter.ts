@@ -84,9 +84,9 @@ export class Adapter {
 
   /** Of each path: the network's, averaged with those of the (squared) distances to the class means. */
   private probabilities(logits: Float64Array, distances: Float64Array): Float64Array {
-    const { familiar, meansTemperature, meansShare } = this.config;
+    const { typicalDistance, meansTemperature, meansShare } = this.config;
     const nearest = distances.reduce((a, b) => Math.min(a, b));
-    const temperature = Math.max(1, nearest / familiar) ** 2; // higher in a cell that is far from all means
+    const temperature = Math.max(1, nearest / typicalDistance) ** 2; // higher in a cell that is far from all means
     const byNetwork = softmax(logits.map((logit) => logit / temperature));
     const prior = this.weights.log_prior;
     const byMeans = softmax(distances.map((distance, p) => (prior[p] - distance / (2 * meansTemperature)) / temperature));

@@ -113,9 +113,11 @@ export class Annotator {
   }
 
   /** Put the answer for the cell (dim,), which is number i of the output, into a row of the answers. */
-  private answerCell(cell: Float32Array, i: number, output: Output, { rows, cosines }: Neighbours, row: number, answers: Answers): void {
+  private answerCell(
+    cell: Float32Array, i: number, output: Output, neighbours: Neighbours, row: number, answers: Answers,
+  ): void {
     const { votes, confidence, novel, caution, cautiousDepth } = this.config;
-    const { path, shares } = this.descend({ rows, cosines });
+    const { path, shares } = this.descend(neighbours);
     const probability = answers.probability.subarray(row * votes.length, (row + 1) * votes.length);
     shares.forEach((share, k) => {
       probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));

@@ -8,7 +8,7 @@ const CATEGORIES = [
   "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9",
   "#b8a000", "#8c6bb1", "#7f5539", "#2a9d8f", "#e76f51", "#8ab17d",
 ];
-const OPACITY = { disc: 225, ring: 140, diamond: 190 }; // of 255; points.ts tells the shapes by it
+const OPACITY = { disc: 225, ring: 140, diamond: 190 }; // of 255; points.ts draws each in another shape
 const GREYED = [128, 128, 128, 26];
 
 export const category = (i: number) => CATEGORIES[i % CATEGORIES.length];

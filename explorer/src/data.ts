@@ -45,7 +45,7 @@ export interface About {
     blockScale: number[]; // per level, as the next two
     residualScale: number[];
     sharpness: number[];
-  } & Record<"tau" | "meansShare" | "meansTemperature" | "familiar", number>;
+  } & Record<"tau" | "meansShare" | "meansTemperature" | "typicalDistance", number>;
   annotator: {
     votes: Knots[]; // per level: share of the votes -> probability
     paths: number[][]; // nodes of each path, coarse to fine

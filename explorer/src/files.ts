@@ -34,7 +34,8 @@ export async function readFile(file: File, dim: number, rep: string): Promise<Dr
 function csvOf(name: string, rep: string): string {
   const quoted = (text: string) => JSON.stringify(text).replaceAll("'", "\\u0027");
   const output = quoted(name.replace(/h5ad$/i, "csv"));
-  const code = `import anndata, pandas; a = anndata.read_h5ad(${quoted(name)}); pandas.DataFrame(a.obsm[${quoted(rep)}], a.obs_names).to_csv(${output})`;
+  const frame = `pandas.DataFrame(a.obsm[${quoted(rep)}], a.obs_names)`;
+  const code = `import anndata, pandas; a = anndata.read_h5ad(${quoted(name)}); ${frame}.to_csv(${output})`;
   return `this makes one of it: python -c '${code}'`;
 }
 

@@ -64,8 +64,10 @@ function Enriched({ tables, size, all }: { tables: { title: string; parts: Part[
   const enriched = rows.filter(({ cells, ratio }) => cells >= 5 && ratio >= 1.5).sort((a, b) => b.ratio - a.ratio);
   const shown = enriched.filter(({ name }, i) => enriched.findIndex((other) => other.name === name) === i).slice(0, 6);
   if (!shown.length) return null;
-  const cells = shown.map(({ name, title, cells, ratio }) => [<>{name} <small>{title}</small></>, count(cells), `${ratio.toFixed(1)}×`]);
-  return <Table kind="parts" caption="Enriched" head={["", "Cells", "Group / atlas"]} rows={cells} />;
+  const lines = shown.map(({ name, title, cells, ratio }) => {
+    return [<>{name} <small>{title}</small></>, count(cells), `${ratio.toFixed(1)}×`];
+  });
+  return <Table kind="parts" caption="Enriched" head={["", "Cells", "Group / atlas"]} rows={lines} />;
 }
 
 const idOf = ({ names }: CellSet, row: number) => names?.[row] ?? String(row);

@@ -21,7 +21,7 @@ export function islands(layout: Float32Array, groups: ArrayLike<number>, least: 
     .sort((a, b) => b.count - a.count);
 }
 
-/** How many can be told apart: none other has its middle among the nearer half of their cells. */
+/** How many lie apart: no other one has its middle among the nearer half of their cells. */
 export function apart(all: Island[]): number {
   return all.filter((a) => all.every((b) => a === b || Math.hypot(a.x - b.x, a.y - b.y) > a.radius)).length;
 }

@@ -53,7 +53,7 @@ function TreeLegend({ page, matches }: TreeProps) {
   );
 }
 
-/** A node and those below it. A name that repeats the one above it stands once: its node has no row, or a nameless one. */
+/** A node and those below it. A name that repeats the one above it stands once: its node has no row, or "unspecified". */
 function Branch({ page, matches, node, isRest = false }: TreeProps & { node: number; isRest?: boolean }) {
   const { tree, counts, unfolded } = page;
   const { name, id, synonyms } = tree.nodes[node];
@@ -80,7 +80,7 @@ function Branch({ page, matches, node, isRest = false }: TreeProps & { node: num
       </Row>
       {isOpen && (
         <div class="below" role="group">
-          {children.map((child) => <Branch page={page} matches={matches} node={child} isRest={sameName(child)} />)}
+          {children.map((child) => <Branch {...{ page, matches }} node={child} isRest={sameName(child)} />)}
         </div>
       )}
     </div>

@@ -65,13 +65,15 @@ function Aside({ page }: { page: Page }) {
   );
 }
 
+const nameOf = (prefix: number, last: number) => (prefix === last ? "full" : `prefix ${prefix}`);
+
 /** Buttons below the slider, and what the prefix is. */
 function Stops({ page }: { page: Page }) {
   const { blocks, widths } = page.about;
   const last = widths.length;
   const stops = blocks.map((block, i) => (
     <button aria-pressed={page.stop === i + 1} onClick={() => page.setPrefix(i + 1)}>
-      {block} <small>{i + 1 === last ? "full" : `prefix ${i + 1}`}</small>
+      {block} <small>{nameOf(i + 1, last)}</small>
     </button>
   ));
   const [width, whole] = [widths[page.stop - 1], widths[last - 1]];
@@ -93,7 +95,7 @@ function SecondStops({ page }: { page: Page }) {
     <label>
       Beside it:{" "}
       <select value={Math.round(page.second.prefix)} onChange={(event) => page.showSecond(Number(event.currentTarget.value))}>
-        {blocks.map((block, i) => <option value={i + 1}>{block}, {i + 1 === blocks.length ? "full" : `prefix ${i + 1}`}</option>)}
+        {blocks.map((block, i) => <option value={i + 1}>{block}, {nameOf(i + 1, blocks.length)}</option>)}
       </select>
     </label>
   );

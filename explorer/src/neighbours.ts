@@ -34,9 +34,11 @@ export class Bank {
   }
 
   private lengthsAt(width: number): Float64Array {
-    const lengths = this.lengths.get(width) ?? Float64Array.from({ length: this.n }, (_, i) => length(this.rows, i * this.dim, width));
-    this.lengths.set(width, lengths);
-    return lengths;
+    const { n, dim, rows } = this;
+    if (!this.lengths.has(width)) {
+      this.lengths.set(width, Float64Array.from({ length: n }, (_, i) => length(rows, i * dim, width)));
+    }
+    return this.lengths.get(width)!;
   }
 }
 

@@ -54,7 +54,7 @@ const DIRECTIONS: Point[] = [[0, -1], [0, 1], [1, 0], [-1, 0], [0.8, -0.8], [-0.
 const OFFSETS = [1, 1.5, 2, 3, 4].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
 
 /**
- * Names of the islands, the largest first, each beside its own: they cover no cells, no other name, and are not cut. A
+ * Names of the islands, the largest first, each beside its island: they cover no cells, no other name, and are not cut. A
  * name that fits nowhere is left out; one that stands off has a line to its island. -> their boxes
  */
 export function drawNames(

@@ -79,7 +79,7 @@ export function Header({ page }: { page: Page }) {
     <>
       <div id="title">
         <h1>{title}</h1>
-        <p>{count(cells)}{of} cells, {known ? "their own labels" : `labels by ${reference}`}</p>
+        <p>{count(cells)}{of} cells, {known ? "labels of the file" : `labels by ${reference}`}</p>
       </div>
       <div id="tools" role="toolbar" aria-label="Tools">
         {ACTIONS.map(({ key, title, act, tool }) => tool && (

@@ -84,7 +84,8 @@ function Levels({ page, yours }: { page: Page; yours: Yours }) {
     const answered = [...depth.keys()].filter((row) => depth[row] > k);
     const bar = <Bar share={answered.length / usable} colour="var(--accent)" />;
     const sure = mean(answered, (row) => probability[row * levels.length + k]);
-    return [<>{level}{bar}</>, count(answered.length), percent(answered.length / usable), sure === undefined ? "–" : percent(sure)];
+    const share = percent(answered.length / usable);
+    return [<>{level}{bar}</>, count(answered.length), share, sure === undefined ? "–" : percent(sure)];
   });
   return <Table kind="parts" caption="Answered" head={["", "Cells", "Share", "Mean prob."]} rows={rows} />;
 }

@@ -238,7 +238,7 @@ def about_adapter(adapter: FractalAdapter) -> dict[str, Any]:
         "tau": TAU,
         "meansShare": MEANS_SHARE,
         "meansTemperature": MEANS_TEMPERATURE,
-        "familiar": float(adapter.typical_distance),
+        "typicalDistance": float(adapter.typical_distance),
         "blockScale": adapter.block_scale[:, 0].tolist(),
         "residualScale": adapter.residual_scale[:, 0].tolist(),
         "sharpness": adapter.sharpness[:, 0].tolist(),
