@@ -1,11 +1,12 @@
 """How often do 95 % intervals over studies hold the true share? Simulated studies, six intervals.
 
-    uv run python -m benchmarks.coverage      # three minutes
+    uv run python -m benchmarks.coverage      # three minutes on a core
 
 A method is right for a share p of all cells, and for another share of the cells of each study: a draw of a beta
 distribution, or of a normal one on the logit scale, whose mean is p and whose correlation within studies is given. Of
-2, 3, 5, 10 or 20 studies, of 200 cells each or of 20 to 2,000, an interval is made, 300 times. The table has, over all
-such settings, the lowest and the mean coverage, and the mean width.
+2, 3, 5, 10 or 20 studies, of 200 cells each or of 20 to 2,000, an interval is made, 150 times. The tables have, over
+all such settings, the lowest and the mean coverage, and the mean width. (Of 24 settings that cover .95 the lowest comes
+out at about .91 by chance.)
 
   cells        Wilson's, as if all cells were independent
   resampled    bootstrap of whole studies, percentiles
@@ -108,11 +109,11 @@ def logit_mean(share: float, deviation: float) -> float:
     return low
 
 
-def coverage(studies: int, draws: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def coverage(studies: int, normal: bool, draws: int, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """-> method -> coverage and mean width (settings,)."""
-    rng = np.random.default_rng([seed, studies])
+    rng = np.random.default_rng([seed, studies, normal])
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
-    for share, correlation, normal, equal in product(SHARES, CORRELATIONS, (False, True), (False, True)):
+    for share, correlation, equal in product(SHARES, CORRELATIONS, (False, True)):
         sample = [draw(rng, studies, share, correlation, normal, equal) for _ in range(draws)]
         for name, interval in METHODS.items():
             ends = np.clip([interval(*one) for one in sample], 0, 1)
@@ -123,7 +124,7 @@ def coverage(studies: int, draws: int, seed: int) -> dict[str, tuple[np.ndarray,
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=positive_int, default=300, help="of each setting (default: %(default)s)")
+    parser.add_argument("--draws", type=positive_int, default=150, help="of each setting (default: %(default)s)")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("data/coverage.md"), help="(default: %(default)s)")
     return parser
@@ -131,15 +132,19 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    found = {g: coverage(g, args.draws, args.seed) for g in tqdm(STUDIES, unit="setting", desc="coverage")}
-    rows = []
-    for name in METHODS:
-        cells = [(covers.min(), covers.mean(), width.mean()) for covers, width in (found[g][name] for g in STUDIES)]
-        rows.append([name, *(f"{low:.2f}, {mean:.2f} ({width:.2f})" for low, mean, width in cells)])
-    text = table(["Interval", *(f"{g} studies" for g in STUDIES)], rows)
+    parts = []
+    for normal in (False, True):
+        found = [coverage(g, normal, args.draws, args.seed) for g in tqdm(STUDIES, unit="setting", desc="coverage")]
+        rows = []
+        for name in METHODS:
+            cells = [(covers.min(), covers.mean(), width.mean()) for covers, width in (each[name] for each in found)]
+            rows.append([name, *(f"{low:.2f}, {mean:.2f} ({width:.2f})" for low, mean, width in cells)])
+        kind = "normal on the logit scale" if normal else "beta"
+        title = f"Shares of studies: {kind}. Lowest and mean coverage (mean width)"
+        parts.append(f"{title}\n\n{table(['Interval', *(f'{g} studies' for g in STUDIES)], rows)}\n")
     with atomic_write(args.output) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-    print(f"Lowest and mean coverage (mean width)\n\n{text}")
+        part.write_text("\n".join(parts), encoding="utf-8")
+    print("\n".join(parts))
 
 
 if __name__ == "__main__":
