@@ -127,7 +127,8 @@ def print_tables(
     protocols = {"loo": "leave-one-out inside the test cells (loo)"}
     if not args.all_rows:
         protocols["bank"] = f"neighbours from the {BANKS[args.bank]} cells (bank)"
-    print(result.scores.markdown(protocols, checkpoints.describe_intervals(models[0].split, result.groups)))
+    over = checkpoints.describe_intervals(models[0].split, result.scores.truth.groups)
+    print(result.scores.markdown(protocols, over))
     steering = {}
     for model, group in zip(models, result.scores.groups[1:], strict=False):
         steering[model.name], text = steer(group, model.blocks[0], model.blocks[-1])

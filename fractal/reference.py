@@ -61,7 +61,6 @@ from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree
 from fractal.model import checkpoint as checkpoints
 from fractal.model.adapter import Adapter, pick_device
-from fractal.model.checkpoint import build_adapter
 from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights, weights_sha256
 from fractal.score.answers import answer_table
 from fractal.view.colours import label_colours
@@ -677,11 +676,7 @@ def read_files(path: Path, device: torch.device | str) -> Reference:
 
 def read_adapter(path: Path, facts: dict[str, Any]) -> Adapter:
     check_header(path / "adapter.safetensors")
-    state = load_file(path / "adapter.safetensors")
-    checkpoints.check({**facts, "state": state})
-    adapter = build_adapter(facts["config"], facts["classes"])
-    adapter.load_state_dict(state)
-    return adapter
+    return checkpoints.restore({**facts, "state": load_file(path / "adapter.safetensors")})
 
 
 def read_tree(path: Path, facts: dict[str, Any]) -> Tree:

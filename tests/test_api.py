@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import fractal
 import ingest as ingest_script
@@ -185,6 +186,20 @@ def test_the_same_seed_gives_the_same_reference(tmp_path: Path):
         fractal.fit(cells(400), labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu").embed(new)
         found.append(new.obsm["X_fractal"])
     assert np.array_equal(*found)
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_drawn(ref, tmp_path: Path):
+    """Else every torch.rand after a fit is the same."""
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    ref.save(tmp_path / "ref")
+    for work in (
+        lambda: fractal.load(tmp_path / "ref"),
+        lambda: fractal.fit(cells(400), "cell_type", "X_scVI", epochs=1),
+    ):
+        torch.manual_seed(3)
+        work()
+        assert torch.equal(torch.rand(4), expected)
 
 
 def test_the_input_is_not_changed():

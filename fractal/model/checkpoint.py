@@ -74,6 +74,15 @@ def check(checkpoint: dict[str, Any]) -> None:
             raise ValueError("too many paths and classes for so few weights")
 
 
+def restore(checkpoint: dict[str, Any]) -> Adapter:
+    """The adapter of a checkpoint, or ValueError and the like, see `check`."""
+    check(checkpoint)
+    with torch.random.fork_rng([]):  # new weights are drawn; the caller's random numbers go on as they would
+        adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
+    adapter.load_state_dict(checkpoint["state"])
+    return adapter
+
+
 def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
@@ -86,10 +95,7 @@ def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter
             if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
                 raise ValueError("compressed, so that it may be of any size")
         checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
-        check(checkpoint)
-        with torch.random.fork_rng([]):  # new weights are drawn; the caller's random numbers go on as they would
-            adapter = build_adapter(checkpoint["config"], checkpoint["classes"])
-        adapter.load_state_dict(checkpoint["state"])
+        adapter = restore(checkpoint)
     except Exception as error:  # whatever a damaged file makes torch and its modules raise
         raise InputError(
             f"{path}: not a checkpoint of train.py, or damaged, or of an older version; train it again"

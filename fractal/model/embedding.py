@@ -78,14 +78,14 @@ def embed_matrix(adapter: Adapter, vectors: np.ndarray, prefix: int | None = Non
     rows = np.flatnonzero(usable(vectors))
     levels = adapter.num_levels
     prefix = prefix or levels
-    found = np.full((len(vectors), prefix * adapter.scale_dim), np.nan, np.float32)
+    result = np.full((len(vectors), prefix * adapter.scale_dim), np.nan, np.float32)
     all_blocks = np.full((len(vectors), levels * adapter.scale_dim), np.nan, np.float32)
     for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        blocks = adapter.blocks(torch.from_numpy(vectors[some]).to(device))
-        found[some] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
-        all_blocks[some] = blocks.flatten(1).cpu()
-    return found, all_blocks
+        batch = rows[start : start + BATCH]
+        blocks = adapter.blocks(torch.from_numpy(vectors[batch]).to(device))
+        result[batch] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
+        all_blocks[batch] = blocks.flatten(1).cpu()
+    return result, all_blocks
 
 
 def cut_matrix(adapter: Adapter, vectors: np.ndarray) -> np.ndarray:
@@ -107,8 +107,8 @@ def embed_chunks(
     invalid = 0
     with tqdm(total=num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
         for columns, vectors in chunks:
-            found, blocks = embed_matrix(adapter, vectors, prefix)
-            append(columns, found, blocks)
-            invalid += int(np.isnan(found[:, 0]).sum())
+            embedded, blocks = embed_matrix(adapter, vectors, prefix)
+            append(columns, embedded, blocks)
+            invalid += int(np.isnan(embedded[:, 0]).sum())
             bar.update(len(vectors))
     return invalid

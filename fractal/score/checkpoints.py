@@ -15,6 +15,7 @@ from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS
 from fractal.model.adapter import Adapter
+from fractal.model.embedding import block_names
 from fractal.model.split import Split
 from fractal.score.embeddings import (
     Encoder,
@@ -43,11 +44,9 @@ class Checkpoint:
     split: Split
 
     @property
-    def blocks(self) -> list[str]:
+    def blocks(self) -> tuple[str, ...]:
         """The name of the level that each block stands for."""
-        config = self.facts["config"]
-        levels = config.get("levels", LEVELS)
-        return [levels[k] for k in config.get("block_levels", range(config["num_levels"]))]
+        return block_names(self.facts["config"])
 
     def __str__(self) -> str:
         config = self.facts["config"]
@@ -100,7 +99,6 @@ class Evaluation:
 
     scores: ScoreTable
     cells: LabelledVectors  # the n queries, then the cells of the bank that are neighbours of one
-    groups: np.ndarray | None  # (n,) study of each query, where whole studies are held out
     num_bank: int  # cells in which neighbours were looked for
     left_out: list[str]  # a line for each control that can't be fitted
 
@@ -150,7 +148,7 @@ def evaluate(
     unseen = split.test_types if bank else ()
     groups = atlas.studies[0][query_rows] if len(split.test_studies) > 1 and bank else None
     truth = truth_of(cells.levels, labels, cells.classes, models[0].facts["classes"], unseen, groups, graph)
-    return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, groups, num_bank, left_out)
+    return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, num_bank, left_out)
 
 
 def make_encoders(models: Sequence[Checkpoint], atlas: Atlas, vectors: Sequence[Path]) -> list[Encoder]:
