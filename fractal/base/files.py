@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, Remote, check_output, place, upload
+from fractal.base.storage import Place, Remote, check_output, place, stamp, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without them
-MAX_HEADER = 1 << 20  # bytes; of some thousand arrays
+MAX_HEADER = 1 << 20  # bytes, for thousands of arrays
 READS = 5  # attempts to read a folder that is being replaced
 T = TypeVar("T")
 P = TypeVar("P", bound=Place)
-_locked: dict[Place, tuple[int, Any]] = {}  # path -> the thread that holds it, and its state when it was locked
+_locked: dict[Place, tuple[int, Any]] = {}  # path -> the thread that holds it, and its stamp when it was locked
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def locked(path: str | Place) -> Iterator[None]:
         yield
         return
     with nullcontext() if isinstance(path, Remote) else file_lock(path):
-        _locked[path] = threading.get_ident(), state(path)
+        _locked[path] = threading.get_ident(), stamp(path)
         try:
             yield
         finally:
@@ -82,20 +82,9 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
-def state(path: Place) -> Any:
-    """Changes when a file, or a folder as a whole, is replaced; None where there is none."""
-    if isinstance(path, Remote):
-        info = path.info
-        return (info.size, info.mtime_ns) if info.is_file else None
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
-    return None
-
-
 def check_unchanged(path: Place) -> None:
     """Raises InputError where another program has written `path` since this one locked it."""
-    if path in _locked and state(path) != _locked[path][1]:
+    if path in _locked and stamp(path) != _locked[path][1]:
         raise InputError(f"{path}: another program has changed it meanwhile; it is left like that, run this again")
 
 
@@ -107,16 +96,16 @@ def read_whole(path: P, read: Callable[[P], T]) -> T:
     """
     for _ in range(READS):
         recover(path)
-        before = state(path)
-        between_renames = before is None and isinstance(path, Path) and any(leftovers(path))
+        before = stamp(path)
+        between_renames = not before and isinstance(path, Path) and any(leftovers(path))
         try:
             refuse_links(path)
             result = read(path)
         except (InputError, OSError):
-            if state(path) == before and not between_renames:
+            if stamp(path) == before and not between_renames:
                 raise
         else:
-            if state(path) == before:
+            if stamp(path) == before:
                 return result
         time.sleep(0.1)
     raise InputError(f"{path}: is being replaced again and again; read it when that has ended")
@@ -148,7 +137,7 @@ def atomic_write(path: str | Place) -> Iterator[Path]:
     written there is uploaded.
     Raises InputError for a path that is something else than a file, such as a folder or /dev/null, for a full disk, and
     where another program has written `path` meanwhile.
-    (`torch.save` must be given an open file for that: of its own ones it only says "iostream error".)
+    (Give `torch.save` an open file: of one that it opens it only says "iostream error".)
     """
     if isinstance(path, Remote):
         with tempfile.TemporaryDirectory(prefix="fractal-") as temporary, locked(path):
@@ -214,7 +203,7 @@ def part_folder(path: str | Path) -> Iterator[tuple[Path, Path]]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield path, folder
-            _locked[path] = threading.get_ident(), state(path)
+            _locked[path] = threading.get_ident(), stamp(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

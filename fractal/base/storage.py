@@ -2,8 +2,8 @@
 
 Reading is Arrow's (s3, gs, abfs, hdfs), or fsspec's where Arrow has no such file system. Writing, to s3 and gs, is
 fsspec's: it can give up an upload half-way, while an output stream of Arrow that is dropped becomes half an object.
-Keys, regions and endpoints are found as in other tools (AWS_PROFILE, AWS_ENDPOINT_URL, ...). A URI may also name them,
-as Arrow's do: s3://bucket/cells.parquet?endpoint_override=localhost:9000&scheme=http
+Keys, regions and endpoints come from where other tools have them (AWS_PROFILE, AWS_ENDPOINT_URL, ...). A URI may name
+them as well, as Arrow's do: s3://bucket/cells.parquet?endpoint_override=localhost:9000&scheme=http
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fractal.base.prefetch import prefetch_calls
 if TYPE_CHECKING:  # --help needs none of it
     from pyarrow.fs import FileInfo, FileSystem
 
-PIECE = 8 << 20  # bytes that are asked for at once
+PIECE = 8 << 20  # bytes of one request
 PIECES = 8  # requests under way: one alone is far slower than the network
 UPLOAD = 32 << 20  # bytes of a part of an upload; a store takes 10,000 of them
 WRITERS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}  # scheme -> package, extra
@@ -124,7 +124,7 @@ def asking(path: Place, verb: str = "read") -> Iterator[None]:
         yield
     except (InputError, ValueError):  # ValueError: Arrow's for damaged data
         raise
-    except Exception as error:  # each library has its own: Arrow's, OSError, botocore's, aiohttp's
+    except Exception as error:  # of any class: Arrow's, OSError, botocore's, aiohttp's
         if isinstance(path, Path):
             raise
         message = reason(error.__cause__ if error.__cause__ and not str(error) else error)
@@ -159,7 +159,7 @@ def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSyst
 
     try:
         files, root = fsspec.url_to_fs(uri)
-    except Exception as error:  # each of its file systems has its own
+    except Exception as error:  # of any class
         raise InputError(f"{uri}: files of {scheme}:// can't be read ({reason(error)}); s3:// and gs:// can") from error
     return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(files)), root
 
@@ -192,8 +192,8 @@ def listed(path: Place, recursive: bool) -> list[FileInfo]:
     with asking(path):
         files, inner = file_system(path)
         info = files.get_file_info(inner)
-        found = [info] if info.is_file else files.get_file_info(FileSelector(inner, recursive=recursive))
-    return sorted(found, key=lambda info: info.path)
+        infos = [info] if info.is_file else files.get_file_info(FileSelector(inner, recursive=recursive))
+    return sorted(infos, key=lambda info: info.path)
 
 
 def children(folder: Place) -> set[str]:
@@ -257,7 +257,7 @@ def scratch(output: Place) -> Path | None:
 
 
 def stamp(path: Place) -> tuple[Any, ...]:
-    """Changes with a file, or with any file of a folder: sizes and times."""
+    """Changes with a file, or with any file of a folder: sizes and times. Empty where there is none."""
     if not path.exists():
         return ()
     return tuple((info.path, info.size, info.mtime_ns) for info in listed(path, recursive=True) if info.is_file)
@@ -340,7 +340,7 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
         raise
 
 
-# --- for libraries with file systems of their own --------------------------------------------------------------------
+# --- for libraries that open URIs themselves -------------------------------------------------------------------------
 
 
 def tiledb_config(path: Place) -> dict[str, str]:

@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="stage", required=True, metavar="ingest|stratify|embed|annotate")
     ingest = stages.add_parser("ingest", help="a release, or an .h5ad -> an atlas; flags as of ingest.py")
     ingest.add_argument("--model-dir", type=Path, help="the model_v1.1 folder of a release")
-    ingest.add_argument("--h5ad", type=Path, help="an .h5ad file with an embedding and labels, in its place")
+    ingest.add_argument("--h5ad", type=Path, help="an .h5ad file with an embedding and labels, instead of a release")
     add(ingest, "--use-rep", default="X_scimilarity", help="its embedding (default: %(default)s)")
     ingest.add_argument("--label-key", default="cell_type", help="its column of types (default: %(default)s)")
     ingest.add_argument("--study-key", help="its column of studies (default: none)")
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     table = args.output.with_name(f"{args.output.stem}.hierarchy.tsv") if args.stage == "ingest" else None
     check_paths(inputs, {"the hierarchy of --output": table}, folders={"--output": args.output})
     if args.address and args.workers:
-        raise InputError(f"--workers {args.workers}: a Ray that runs has its own; leave it out, or --address")
+        raise InputError(f"--workers {args.workers}: a Ray that runs has workers already; leave it out, or --address")
     if args.stage == "ingest" and bool(args.model_dir) == bool(args.h5ad):
         raise InputError("name either --model-dir or --h5ad")
     if not 0 < getattr(args, "confidence", 1) <= 1:

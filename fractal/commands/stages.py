@@ -5,7 +5,7 @@ single-machine script on a piece of the input, a row group, and writes a part of
 folder. The parts in the order of their names are row for row what the script writes. A part appears whole or not at
 all, and is the same however often its task runs: where a worker is killed, its tasks run again.
 
-Cells never pass through the engine's own memory, only the numbers of tasks and of cells do. What tasks must know of the
+Cells never pass through the engine's memory, only the numbers of tasks and of cells do. What tasks must know of the
 plan (an order, the cells' classes) lies in .npy files beside the output, of which a task maps its rows. So input and
 output must be paths that all machines see.
 """
@@ -178,7 +178,7 @@ def stratify(args: argparse.Namespace, engine: Engine) -> int:
 
 
 def partition_rows(path: Path, first: np.ndarray, runs: list[Path], number: int) -> int:
-    """First half of the sort: some row groups -> a file of their rows, in the order of their positions."""
+    """First half of the sort: row groups -> a file of their rows, in the order of their positions."""
     groups, sizes = range(first[number], first[number + 1]), table_of(path).sizes
     table = pa.concat_tables(table_of(path).tables(groups=groups)).unify_dictionaries()
     start = sum(sizes[: groups.start])
@@ -270,6 +270,6 @@ def read_h5ad(source: Path, obsm: str, rows: slice) -> tuple[np.ndarray, np.ndar
 
 def read_release(index: Path, record: np.dtype, numbers: Path, rows: slice) -> tuple[np.ndarray, None]:
     """record: how a cell lies in the index; numbers: .npy with the number of each cell's record."""
-    found = np.load(numbers, mmap_mode="r")[rows]
-    first = int(found.min())
-    return map_records(index, record, first, int(found.max()) + 1 - first)["vector"][found - first], None
+    records = np.load(numbers, mmap_mode="r")[rows]
+    first = int(records.min())
+    return map_records(index, record, first, int(records.max()) + 1 - first)["vector"][records - first], None

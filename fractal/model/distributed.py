@@ -165,7 +165,7 @@ def is_stopped(store: dist.Store, pids: list[int]) -> bool:
 
 
 def first_to_say(store: dist.Store, grace: float) -> bool:
-    """Does no other process say, within so many seconds, why the job ends? torchrun's own process keeps the store."""
+    """Does no other process say, within so many seconds, why the job ends? The process of torchrun keeps the store."""
     until = time.monotonic() + grace
     while time.monotonic() < until and not store.check(["reason"]):
         time.sleep(0.05)

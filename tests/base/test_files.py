@@ -114,7 +114,7 @@ def test_a_link_that_leaves_a_folder_is_not_read(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("x")
     (tmp_path / "a" / "y").symlink_to("x")
-    (tmp_path / "link").symlink_to(tmp_path / "a")  # what a folder is called is the user's own affair
+    (tmp_path / "link").symlink_to(tmp_path / "a")  # what a folder is called does not matter
     assert read_whole(tmp_path / "link", lambda folder: (folder / "y").read_text()) == "x"
     (tmp_path / "a" / "z").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="a/z: is a link that leaves its folder"):
@@ -252,28 +252,28 @@ def test_a_folder_takes_the_place_of_another_whole(tmp_path: Path):
     assert names(tmp_path / "a") == ["new.txt"]
 
 
-@pytest.mark.parametrize("stranger", ["notes.txt", "own.txt/"])
+@pytest.mark.parametrize("other", ["notes.txt", "mine.txt/"])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_folder_with_other_files_stays(tmp_path: Path, stranger: str, late: bool):
+def test_a_folder_with_other_files_stays(tmp_path: Path, other: str, late: bool):
     """Also where the other file came while the new folder was being made."""
     (tmp_path / "a").mkdir()
 
     def add() -> None:
-        (tmp_path / "a" / stranger).mkdir() if stranger.endswith("/") else (tmp_path / "a" / stranger).touch()
+        (tmp_path / "a" / other).mkdir() if other.endswith("/") else (tmp_path / "a" / other).touch()
 
     if not late:
         add()
 
     def write() -> None:
-        with atomic_folder(tmp_path / "a", ["own.txt"]) as new:
+        with atomic_folder(tmp_path / "a", ["mine.txt"]) as new:
             assert late
-            (new / "own.txt").touch()
+            (new / "mine.txt").touch()
             add()
 
-    with pytest.raises(InputError, match=rf"holds what would be lost \({stranger.strip('/')}\)"):
+    with pytest.raises(InputError, match=rf"holds what would be lost \({other.strip('/')}\)"):
         write()
     assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == [stranger.strip("/")]
+    assert names(tmp_path / "a") == [other.strip("/")]
 
 
 def test_a_folder_does_not_take_the_place_of_a_file(tmp_path: Path):
@@ -402,7 +402,7 @@ def test_a_full_disk_under_a_folder_names_it_and_leaves_the_old_one(small_disk: 
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Path:
+def files(tmp_path: Path) -> Path:
     """A file, a hard link and a link to it, and a folder with a file and a link to the first one."""
     (tmp_path / "a").write_text("a")
     (tmp_path / "hard").hardlink_to(tmp_path / "a")
@@ -429,32 +429,32 @@ def places(tmp_path: Path) -> Path:
         ("a", "folder", "is not a file"),
     ],
 )
-def test_no_output_is_an_input(places: Path, source: str, output: str, says: str):
+def test_no_output_is_an_input(files: Path, source: str, output: str, says: str):
     with pytest.raises(InputError, match=says):
-        check_paths({"--in": places / source, "--not given": None}, {"--out": places / output})
+        check_paths({"--in": files / source, "--not given": None}, {"--out": files / output})
 
 
-def test_outputs_that_are_nobodys_input(places: Path):
-    check_paths({"--in": places / "a", "--obo": "https://x.org/a"}, {"--out": places / "new", "--json": None})
-    check_paths({"--in": places / "folder"}, {"--out": places / "folder" / "new"})
-    check_paths({"--in": places / "a"}, {"--out": places / "a"}, in_place=[("--out", "--in")])
-    check_paths({"--in": places / "a"}, {}, folders={"--out": places / "folder"})
+def test_outputs_that_are_nobodys_input(files: Path):
+    check_paths({"--in": files / "a", "--obo": "https://x.org/a"}, {"--out": files / "new", "--json": None})
+    check_paths({"--in": files / "folder"}, {"--out": files / "folder" / "new"})
+    check_paths({"--in": files / "a"}, {"--out": files / "a"}, in_place=[("--out", "--in")])
+    check_paths({"--in": files / "a"}, {}, folders={"--out": files / "folder"})
     with pytest.raises(InputError, match="is the input of --other"):  # in place for one, not for the other
-        check_paths({"--in": places / "a", "--other": places / "a"}, {"--out": places / "a"}, [("--out", "--in")])
+        check_paths({"--in": files / "a", "--other": files / "a"}, {"--out": files / "a"}, [("--out", "--in")])
 
 
-def test_two_outputs_at_one_place(places: Path):
+def test_two_outputs_at_one_place(files: Path):
     for one, other in (("new", "new"), ("a", "hard"), ("new", "folder/../new")):
         with pytest.raises(InputError, match=r"--json .*is the output of --out as well"):
-            check_paths({}, {"--out": places / one, "--json": places / other})
+            check_paths({}, {"--out": files / one, "--json": files / other})
 
 
-def test_an_output_folder_that_holds_an_input(places: Path):
+def test_an_output_folder_that_holds_an_input(files: Path):
     for source in ("folder", "folder/deep/b"):
         with pytest.raises(InputError, match="holds the input of --in"):
-            check_paths({"--in": [places / "a", places / source]}, {}, folders={"--out": places / "folder"})
+            check_paths({"--in": [files / "a", files / source]}, {}, folders={"--out": files / "folder"})
     with pytest.raises(InputError, match="is not a folder"):
-        check_paths({}, {}, folders={"--out": places / "a"})
+        check_paths({}, {}, folders={"--out": files / "a"})
 
 
 @pytest.mark.parametrize("where", ["--in", "--out", "--folder"])
