@@ -38,7 +38,7 @@ from benchmarks.intervals import cluster_bootstrap
 from benchmarks.quality import summary, tonsil_and_blood
 from fractal.annotate.annotator import Annotator, path_names
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
-from fractal.annotate.calibration import calibrate
+from fractal.annotate.calibration import calibrate, calibrate_raw, held_out_of
 from fractal.annotate.votes import NEIGHBOURS, Raw, descend
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
@@ -158,10 +158,10 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     test = atlas.read(test_rows)
     position = {names: code for code, names in enumerate(tree.paths)}
     test_codes = [position[names] for names in path_names(test)]
-    vectors = np.concatenate([annotator.validation_vectors, test.vectors])
-    codes = np.concatenate([annotator.validation_path, test_codes])
+    kept = annotator.held_out
+    vectors, codes = np.concatenate([kept.vectors, test.vectors]), np.concatenate([kept.path, test_codes])
     donor = atlas.studies[0][test_rows]
-    v = len(annotator.validation_path)
+    v = len(kept)
     terms = np.array([level_terms(row, graph) for row in build_hierarchy([p[-1] for p in tree.paths], graph)])
     names = sorted({graph.nodes[term]["name"] for term in terms.flat})
     steps = term_distances(names, graph)
@@ -170,7 +170,6 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     id_of = {data["name"]: term for term, data in graph.nodes(data=True)}
     above = np.array([np.isin([id_of[t] for t in names], [own, *nx.descendants(graph, own)]) for own in terms[:, -1]])
 
-    weight = tree.natural_weight(codes[:v])
     found: dict[str, dict[str, np.ndarray]] = {}
     methods: dict[str, list[Raw]] = {OURS: [annotator.voting(vectors)]}
     methods |= rivals(annotator, blocks, vectors)
@@ -180,7 +179,7 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
             held_out, tested = (
                 Raw(*(field[rows] for field in vars(raw).values())) for rows in (slice(v), slice(v, None))
             )
-            own = calibration if name == OURS else calibrate(held_out, codes[:v], tree, weight)
+            own = calibration if name == OURS else calibrate_raw(held_out, kept, tree)
             answers.append(answer(tested, own))
         per_level = answers if len(answers) > 1 else answers * len(LEVELS)
         probability = np.stack([a.probability[:, k] for k, a in enumerate(per_level)], axis=1)
@@ -271,8 +270,12 @@ def calibration_rows(folder: Path, seed: int) -> dict[str, list[float]]:
     test = atlas.read(np.random.default_rng(seed).permutation(split.rows(atlas)[2]))
     position = {names: code for code, names in enumerate(annotator.tree.paths)}
     codes = np.array([position[names] for names in path_names(test)])
-    half, n = len(codes) // 2, len(annotator.validation_path)
-    fresh = calibrate(annotator.voting(test.vectors[half : half + n]), codes[half : half + n], annotator.tree)
+    half, n = len(codes) // 2, len(annotator.held_out)
+    others = slice(half, half + n)
+    never, cells = annotator.voting.ballot(test.vectors[others]), np.full(len(codes[others]), -1)
+    fresh = calibrate(
+        held_out_of(never, test.vectors[others], codes[others], cells, 0, np.ones(len(cells))), annotator.tree
+    )
     raw = annotator.voting(test.vectors[:half])
     right = annotator.tree.nodes[raw.path] == annotator.tree.nodes[codes[:half]]
     found = {}

@@ -266,7 +266,7 @@ def reads_folder(folder: Path, name: str) -> Callable[[Path], object]:
 def targets(scratch: Path) -> dict[str, Target]:
     """The readers; in `scratch` they keep what they need."""
     bundles = {}
-    for name in ("bundle.json", "calibration.json", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"):
+    for name in ("bundle.json", "held_out.safetensors", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"):
         make_folder(scratch / name)
         bundles[name] = Target([(scratch / name / name).read_bytes()], reads_folder(scratch / name, name), 5)
     checkpoint = checkpoint_file("fractal")

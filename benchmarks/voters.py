@@ -3,8 +3,8 @@
     uv run python -m benchmarks.voters --reference FOLDER --index FOLDER --input CELLS.parquet
 
 The cells are drawn from a file with labels; one that is also in the index does not vote for itself. Calibration error
-(ECE) is that of the finest level: with the probabilities calibrated anew by the votes of the index (`annotate --index`
-does that), and with those of the reference's own cells, which would be wrong. Exact votes: all lists of the index.
+(ECE) is that of the finest level; the probabilities are those of the reference's votes. Exact votes: all lists of the
+index.
 """
 
 import argparse
@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal.annotate.annotator import path_names
+from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import answer
+from fractal.annotate.cross_fit import path_names
+from fractal.annotate.votes import Raw, count
 from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import positive_int
@@ -24,6 +26,8 @@ from fractal.data.atlas import Atlas
 from fractal.reference import read_folder
 from fractal.score.metrics import expected_calibration_error
 from fractal.search import open_index, voters
+
+SAME = 0.9995  # cosine of copies of a cell, float16
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,6 +40,13 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def votes_of_others(annotator: Annotator, vectors: np.ndarray) -> Raw:
+    """A voter that is the cell itself, of a cosine above SAME, has no vote."""
+    ballot = annotator.voting.ballot(vectors)
+    cosine = np.where(ballot.cosine > SAME, -np.inf, ballot.cosine)
+    return count(replace(ballot, cosine=cosine), annotator.tree)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     reference = read_folder(args.reference)
@@ -46,15 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     cells = Atlas.open(args.input).read(rows)
     true, codes = np.array(path_names(cells), object), np.array(plain.tree.paths, object)
     lines = []
-    wrong = replace(indexed, calibration=plain.calibration)
-    for name, annotator in (
-        ("the reference's", plain),
-        ("the index's", indexed),
-        ("the same, not calibrated anew", wrong),
-    ):
-        annotator.voting(cells.vectors[:2_000], skip_copies=True)  # warm
+    for name, annotator in (("the reference's", plain), ("the index's", indexed)):
+        votes_of_others(annotator, cells.vectors[:2_000])  # warm
         wall, cpu = time.perf_counter(), time.process_time()
-        raw = annotator.voting(cells.vectors, skip_copies=True)
+        raw = votes_of_others(annotator, cells.vectors)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         found = answer(raw, annotator.calibration)
         right = codes[raw.path] == true
@@ -70,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = {}
     for lists in (voters.LISTS, 4 * voters.LISTS, len(index.centroids)):
         voters.LISTS = lists
-        paths[lists] = indexed.voting(some, skip_copies=True).path
+        paths[lists] = votes_of_others(indexed, some).path
     for lists, path in paths.items():
         same = (path == paths[len(index.centroids)]).mean()
         right = (codes[path] == true[: len(path)])[:, -1].mean()

@@ -7,27 +7,30 @@ stay in memory.
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fractal.annotate.annotator import Annotator
+from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
 from fractal.annotate.projection import learn
 from fractal.base.errors import InputError, in_python
 from fractal.base.storage import Place
 from fractal.base.storage import place as place_of
-from fractal.data.atlas import Atlas
+from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells
 from fractal.data.encoder import Encoder, open_encoded, read_encoder
 from fractal.data.ingestion import atlas_in_memory, place_cells, write_atlas
 from fractal.data.labels import read_map
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import pick_device
+from fractal.hierarchy.tree import Tree, terms_of
+from fractal.model.adapter import Adapter, pick_device
 from fractal.model.distributed import Group
 from fractal.model.recipes import Settings, find_recipe
-from fractal.model.split import TEST_CELLS, Split
+from fractal.model.split import Split
+from fractal.model.training import Fitted
 from fractal.model.training import fit as train
 from fractal.reference import Reference, make_reference, versions
 from fractal.score.metrics import knn_accuracy
@@ -35,9 +38,6 @@ from fractal.score.metrics import knn_accuracy
 if TYPE_CHECKING:
     from anndata import AnnData
     from networkx import DiGraph
-
-TEST_RATIO = 0.2  # of the cells, only to say how good the reference is
-MIN_CELLS = 375  # below, all cells are needed to train and calibrate on
 
 
 @in_python
@@ -67,13 +67,14 @@ def fit(
     cells : AnnData, or path or URI of an .h5ad or .zarr
     labels : str, column of obs with names or ids of the Cell Ontology; cells without a label are left out
     use_rep : str, key of obsm
-    study : str, column of obs such as the donor: whole studies are held out where each type stays in another one
+    study : str, column of obs such as the donor. Whole studies are held out then, for scores and calibration, where
+        most of their cells have a type of another study; all cells are in the reference
     levels : 2 to 6 columns of obs, coarse to fine, in place of the ontology
     label_map : dict of name -> CL name or id, or a TSV of both; an empty one leaves its cells out
     unmapped : "error" or "other", for names that CL does not know
     hierarchy : path of an edited table of ingest.py
     recipe : "fractal" or "published"
-    max_cells : int, to train and calibrate on, balanced over the finest level
+    max_cells : int, to train on and to keep, balanced over the finest level
     epochs, seed, device : of the training
     model : path of SCimilarity's encoder (the folder model_v1.1), which makes the vectors from counts, in place of
         obsm; the reference then encodes new cells itself
@@ -99,7 +100,6 @@ def fit(
                 atlas = atlas_in_memory(opened, plan)
         for line in plan.hierarchy.notes:
             print(line)
-        split = hold_out(atlas, study is not None, max_cells, seed)
         name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
         facts = {
             "obsm": use_rep,
@@ -107,9 +107,9 @@ def fit(
             "source": name,
             **({"encoder": asdict(encoder.link)} if encoder else {}),
         }
-        return train_reference(
-            atlas, split, settings, device, graph, facts, None if encoder else learned(cells, use_rep)
-        )
+        fit = Fit(atlas, settings, device)
+        projection = None if encoder else learned(cells, use_rep)
+        return train_reference(fit, study is not None, max_cells, graph, facts, projection)
 
 
 @contextmanager
@@ -148,57 +148,62 @@ def learned(cells: Any, use_rep: str) -> Any:
     return projection
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Trains on rows of an atlas, as often as cross-fitting needs it."""
+
+    atlas: Atlas
+    settings: Settings
+    device: str
+
+    def train(self, training: LabelledVectors, validation: LabelledVectors, counted: np.ndarray, epochs: int) -> Fitted:
+        """counted (n,) bool: which rows of the atlas say how frequent types are."""
+        settings, group = replace(self.settings, epochs=epochs), Group(device=pick_device(self.device))
+        counts = self.atlas.path_counts(counted)
+        fitted = train(training, validation, counts, settings, knn_accuracy, group=group)
+        if fitted.stopped:
+            raise fitted.stopped
+        return fitted
+
+    def fold(self, training: LabelledVectors, held_out: LabelledVectors, counted: np.ndarray) -> tuple[Adapter, int]:
+        """The adapter of a fold, and its best epoch by the held-out cells."""
+        fitted = self.train(training, held_out, counted, self.settings.epochs)
+        return fitted.adapter, fitted.best_epoch
+
+
 def train_reference(
-    atlas: Atlas,
-    split: Split,
-    settings: Settings,
-    device: str,
+    fit: Fit,
+    by_study: bool,
+    max_cells: int,
     graph: "DiGraph",
     facts: Mapping[str, Any],
     projection: Any = None,
 ) -> Reference:
-    """Train on an atlas's training cells, calibrate on its validation cells, score on its test cells."""
-    train_rows, val_rows, test_rows = split.rows(atlas)
-    training, validation = atlas.read(np.concatenate([train_rows, val_rows])).split(len(train_rows))
-    counts = atlas.path_counts(~split.is_test(atlas))
-    group = Group(device=pick_device(device))
-    fitted = train(training, validation, counts, settings, knn_accuracy, group=group)
-    if fitted.stopped:
-        raise fitted.stopped
-    drawn = np.sort(np.random.default_rng(settings.seed).permutation(test_rows)[:TEST_CELLS])
-    test = atlas.read(drawn) if len(drawn) else None
-    studies = atlas.study_names(drawn) if split.test_studies else None
+    """Cross-fit, for scores and calibration; then train on all cells, for the median of the folds' best epochs."""
+    atlas, seed = fit.atlas, fit.settings.seed
+    folds = draw_folds(atlas, by_study, seed)
+    every = np.ones(atlas.num_rows, bool)
+    counts = atlas.path_counts(every)
+    paths = sorted(counts)
+    tree = Tree.of(paths, atlas.levels, terms_of(paths, graph), np.array([counts[path] for path in paths]))
+    held_out, best = cross_fit(atlas, folds, tree, fit.fold, seed)
+    split = Split.draw(atlas, seed=seed, test_ratio=0.0, val_ratio=0.0, max_samples=max_cells)
+    rows = split.sample_rows(atlas)
+    training, nothing = atlas.read(rows).split(len(rows))
+    epochs = int(np.median(best))
+    print(f"all: {len(rows):,} cells train, for {epochs} epochs, the median of the folds' best")
+    fitted = fit.train(training, nothing, every, epochs)
     facts = {
         **facts,
         "cl_release": graph.graph["release"],
-        "held_out": f"whole studies: {', '.join(split.test_studies)}" if split.test_studies else "drawn at random",
+        "held_out": folds.about,
         "split": asdict(split),
-        "training": fitted.training(settings),
-        "validation": fitted.validation,
+        "training": {**fitted.training(fit.settings), "best_epochs_of_folds": best},
+        "validation": None,
         "versions": versions(),
     }
-    annotator = Annotator.of(fitted.adapter, training, validation, counts, graph)
-    return make_reference(annotator, fitted.config, fitted.classes, test, facts, projection, studies)
-
-
-def hold_out(atlas: Atlas, by_study: bool, max_cells: int, seed: int) -> Split:
-    """Who is tested on, and who calibrates: of a few hundred cells none is tested on, so that enough are left for that.
-
-    `by_study`: whole studies are tested on, as many as hold TEST_RATIO of the cells, but none that has the only cells
-    of a type; where there are no such studies, cells are drawn.
-    """
-    types, _ = atlas.finest
-    test_ratio = TEST_RATIO if len(types) >= MIN_CELLS else 0.0
-    held_out: list[str] = []
-    if by_study and test_ratio:
-        codes, names = atlas.studies
-        counts = np.zeros((len(names), types.max() + 1), np.int64)
-        np.add.at(counts, (codes, types), 1)
-        left = counts.sum(0)
-        for study in np.random.default_rng(seed).permutation(len(names)).tolist():
-            if (left > counts[study]).all():
-                held_out.append(names[study])
-                left = left - counts[study]
-            if left.sum() <= (1 - test_ratio) * len(types):
-                break
-    return Split.draw(atlas, seed=seed, test_ratio=test_ratio, max_samples=max_cells, test_studies=sorted(held_out))
+    study = atlas.studies[0][rows].astype(np.int64) if by_study else np.zeros(len(rows), np.int64)
+    path = tree.rows(path_names(training))
+    annotator = Annotator(fitted.adapter.eval(), tree, training.vectors, path, study, held_out)
+    studies = [atlas.studies[1][code] for code in held_out.study] if folds.by_study else None
+    return make_reference(annotator, fitted.config, fitted.classes, None, facts, projection, studies)

@@ -1,16 +1,16 @@
 """A reference: an adapter and labelled cells, which label and embed new cells; the class, and its folder.
 
     adapter.safetensors   weights of the adapter
-    cells.safetensors     reference and validation cells: their vectors as they went in, and their rows of hierarchy.tsv
+    cells.safetensors     reference cells: their vectors as they went in, their rows of hierarchy.tsv, codes of studies
+    held_out.safetensors  cells, and what was said of them without them (fractal.annotate.calibration.HeldOut)
     hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
-    calibration.json      what held-out cells taught (fractal.annotate.calibration.Calibration)
     projection.safetensors   only of a PCA: what projects new cells (fractal.annotate.projection)
     maps.safetensors      only after `fractal map`: layouts of the cells (fractal.view.maps), with a hash of its own
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
-The full fractal vectors are not kept: the adapter makes 100,000 in a second or two. The validation cells are: who asks
-for a few types only needs probabilities that hold among these.
+The full fractal vectors are not kept: the adapter makes 100,000 in a second or two. Nor is the calibration: it is made
+of the held-out cells, also for those who ask for a few types only.
 """
 
 import csv
@@ -18,7 +18,7 @@ import json
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,12 @@ from fractal.annotate.answers import (
     real_groups,
     vote,
 )
-from fractal.annotate.calibration import Calibration
-from fractal.annotate.card import model_card
+from fractal.annotate.calibration import HeldOut
+from fractal.annotate.card import headline, model_card
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake, Origin
 from fractal.annotate.truth import report
-from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
+from fractal.annotate.votes import NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError, in_python
 from fractal.base.files import atomic_folder, check_header, read_whole, recover
 from fractal.base.storage import Place, fetch
@@ -76,12 +76,12 @@ if TYPE_CHECKING:
     from fractal.view.notebook import InlinePage
     from fractal.view.scored import Scored
 
-VERSION = 4  # 3: two signals of unknown types; 2: no validation cells; 1: before the logits were asked
-FILES = ("adapter.safetensors", "cells.safetensors", "hierarchy.tsv", "calibration.json")
+VERSION = 5  # 4: cells that were held out once; 3: two signals of unknown types; 2: no validation cells
+FILES = ("adapter.safetensors", "cells.safetensors", "held_out.safetensors", "hierarchy.tsv")
 PROJECTION = "projection.safetensors"  # only where the vectors are principal components
-# reference.parquet is of older versions
-OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "reference.parquet")
-CELL_ARRAYS = ("vectors", "path", "validation_vectors", "validation_path")
+# calibration.json and reference.parquet are of older versions
+OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "calibration.json", "reference.parquet")
+CELL_ARRAYS = ("vectors", "path", "study")
 # As a checkpoint's facts, where nothing is known.
 NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 
@@ -142,8 +142,7 @@ class Reference:
             text += f"\nIt encodes cells without such vectors itself, by the encoder of {encoder['folder']}"
         if not scores["cells"]:
             return f"{text}\nThe cells are too few for some to be held out: nothing is known of its quality."
-        kind = self.facts.get("held_out", "cells drawn at random")
-        return f"{text}\n\nOn {scores['cells']:,} cells held out ({kind}):\n\n{answer_table(scores['levels'], 3)}"
+        return f"{text}\n\n{headline(self.facts)}\n\n{answer_table(scores['levels'], 3)}"
 
     @in_python
     def save(self, folder: str | Path) -> None:
@@ -159,6 +158,7 @@ class Reference:
         use_rep: str | None = None,
         *,
         confidence: float = CONFIDENCE,
+        error: float | None = None,
         novelty: str = "on",
         force: bool = False,
         index: "Index | str | Path | None" = None,
@@ -182,9 +182,11 @@ class Reference:
         key_added : str, what the names of the columns begin with
         use_rep : str, default the key that the reference was made with
         confidence : float in (0, 1]; a level is answered if its probability is at least this
+        error : float in (0, 1), in place of a confidence: at most this share of all cells gets a label that is neither
+            theirs nor above theirs; printed is for whom that is guaranteed (see `Calibration.control`)
         novelty : "on" withholds the fine labels of odd cells, "flag" only marks them, "off" does neither
         force : bool; take vectors of another embedding
-        index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
+        index : Index or path; its cells vote in place of the reference's, and count as much as these
         index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels
         over : str, column of obs of a clustering: all cells of a cluster get one label, and uns[key_added]["groups"] is
             a table of these: the probability of the label, the share of the cells that agree, why it is not deeper;
@@ -198,12 +200,18 @@ class Reference:
         InputError : where vectors are missing, of another width, or as a whole can't come from the reference's
             embedding, and the reference can't project the cells from X instead (it says so where it does).
         """
-        check_answers(confidence, novelty)
+        check_answers(confidence, novelty, error)
         only, exclude = ([terms] if isinstance(terms, str) else terms for terms in (only, exclude))
         groups, known = (None if key is None else obs_codes(adata, key) for key in (over, truth))
         vectors, origin = self.vectors_of(adata, use_rep, force)
+        rows = self.intake.row_check(len(vectors))
+        rows.add(vectors)
         annotator = self.annotator if index is None else self.asking(index, index_labels)
         annotator = annotator.restricted(self.choose(None, only, exclude))
+        if error is not None:
+            control = annotator.calibration.control(error)
+            print(control)
+            confidence = control.confidence
         tree, found, results = annotator.tree, annotator.answer(vectors, confidence, novelty), dict[str, Any]()
         if groups is not None:
             codes, names = real_groups(*groups)
@@ -211,10 +219,11 @@ class Reference:
             results["groups"] = group_columns(found, after, codes, names, tree).to_pandas().set_index("group")
             found = after
         columns = answer_columns(found, tree)
-        if line := one_type_warning(columns, tree):
+        lines = [line for line in (rows.problem(), one_type_warning(columns, tree)) if line]
+        for line in lines:
             warnings.warn(line, stacklevel=2)
-        warning = "; ".join(filter(None, (origin.warning, line)))
-        results["annotation"] = self.about(annotator, confidence, novelty, origin.vectors, warning)
+        warning = "; ".join(filter(None, (origin.warning, *lines)))
+        results["annotation"] = self.about(annotator, confidence, novelty, origin.vectors, warning, error)
         for name in annotation_columns(adata.obs, key_added):
             del adata.obs[name]
         for name, values in as_obs(columns).items():
@@ -240,11 +249,17 @@ class Reference:
         """The annotator with the cells of an index as voters; their labels are the index's column `labels`."""
         from fractal.search.voters import index_voters
 
-        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS + COPIES)
+        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS)
         return self.annotator.with_voters(voters)
 
     def about(
-        self, annotator: Annotator, confidence: float, novelty: str, vectors: str, warning: str
+        self,
+        annotator: Annotator,
+        confidence: float,
+        novelty: str,
+        vectors: str,
+        warning: str,
+        error: float | None = None,
     ) -> dict[str, Any]:
         """What uns["fractal"]["annotation"] says of the answers."""
         return {
@@ -257,6 +272,7 @@ class Reference:
             "warning": warning,
             "fractal_version": __version__,
             "reference_format": VERSION,
+            **({"error": error} if error is not None else {}),
             **({"index": str(annotator.voters)} if annotator.voters else {}),
         }
 
@@ -469,13 +485,13 @@ class Reference:
         ------
         InputError : for cells without labels or usable vectors, and of another embedding.
         """
-        from fractal.view.labelled import atlas_cells, obs_cells, validation_cells
+        from fractal.view.labelled import atlas_cells, held_out_cells, obs_cells
         from fractal.view.report import score_reference
 
         graph, name = load_graph(obo or CL_SLIM), self.name or "the reference"
         tree, own = self.annotator.tree, cells is None
         if cells is None:
-            labelled = validation_cells(self.annotator, num_samples, seed)
+            labelled = held_out_cells(self.annotator, num_samples, seed)
         else:
             in_memory = hasattr(cells, "obsm")
             with self.intake.open(cells if in_memory else place_of(cells), use_rep, force) as (opened, origin):
@@ -509,10 +525,14 @@ def obs_codes(adata: "AnnData", key: str) -> tuple[np.ndarray, list[str]]:
     return coded(obs_table(adata.obs, Path("adata"), [key])[key])
 
 
-def check_answers(confidence: float, novelty: str) -> None:
+def check_answers(confidence: float, novelty: str, error: float | None = None) -> None:
     """Raises InputError for what `annotate` can't be asked."""
     if not 0 < confidence <= 1:
         raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
+    if error is not None and not 0 < error < 1:
+        raise InputError(f"error {error:g}: must be above 0 and below 1")
+    if error is not None and confidence != CONFIDENCE:
+        raise InputError("give either a confidence or an error: either says how deep the answers go")
     if novelty not in NOVELTY:
         raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
 
@@ -616,18 +636,18 @@ def write_folder(path: Path, reference: Reference) -> None:
     tree = annotator.tree
     with atomic_folder(path, OWN_FILES) as part:
         (part / "adapter.safetensors").write_bytes(weights(annotator.adapter))
-        cells = {name: torch.tensor(getattr(annotator, name)) for name in CELL_ARRAYS}  # copies: they may share memory
-        (part / "cells.safetensors").write_bytes(save(cells))
+        held_out = {field.name: getattr(annotator.held_out, field.name) for field in fields(HeldOut)}
+        cells = {name: getattr(annotator, name) for name in CELL_ARRAYS}
+        for file, arrays in ("cells.safetensors", cells), ("held_out.safetensors", held_out):
+            (part / file).write_bytes(save_arrays(arrays))
         with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow([*tree.levels, *(f"{level}_cl_id" for level in tree.levels), "cells"])
             for names, ids, count in zip(tree.paths, tree.cl_ids.tolist(), tree.counts, strict=True):
                 writer.writerow([*names, *ids, count])
-        (part / "calibration.json").write_text(json.dumps(asdict(annotator.calibration)) + "\n", encoding="utf-8")
         names = FILES
         if reference.projection:
-            arrays = {name: torch.tensor(values) for name, values in reference.projection.arrays().items()}
-            (part / PROJECTION).write_bytes(save(arrays))
+            (part / PROJECTION).write_bytes(save_arrays(reference.projection.arrays()))
             names = (*FILES, PROJECTION)
         hashes = {name: fingerprint(part / name) for name in names}
         facts = {**reference.facts, "version": VERSION, "sha256": hashes}
@@ -657,11 +677,10 @@ def read_files(path: Path, device: torch.device | str) -> Reference:
             raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
     try:
         adapter = read_adapter(path, facts).to(device).eval()
-        calibration = Calibration(**json.loads((path / "calibration.json").read_text(encoding="utf-8")))
         arrays = read_arrays(path / "cells.safetensors")
-        vectors, codes, validation_vectors, validation_codes = (arrays[name] for name in CELL_ARRAYS)
-        tree = read_tree(path, facts)
-        annotator = Annotator(adapter, tree, vectors, codes, validation_vectors, validation_codes, calibration)
+        held_out = HeldOut(**read_arrays(path / "held_out.safetensors"))
+        vectors, rows, study = (arrays[name] for name in CELL_ARRAYS)
+        annotator = Annotator(adapter, read_tree(path, facts), vectors, rows, study, held_out)
         projection = None
         if facts.get("projection"):
             projection = Projection.of(read_arrays(path / PROJECTION), facts["projection"], adapter.dim)
@@ -690,6 +709,11 @@ def read_tree(path: Path, facts: dict[str, Any]) -> Tree:
     return Tree.of(paths, levels, cl_ids, np.array([int(row["cells"]) for row in rows]))
 
 
+def save_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    tensors = {name: torch.tensor(values) for name, values in arrays.items()}  # copies: they may share memory
+    return bytes(save(tensors))
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     check_header(path)
     return {name: tensor.numpy() for name, tensor in load_file(path).items()}
@@ -697,16 +721,25 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def check_consistent(annotator: Annotator) -> None:
     """Raises ValueError, or whatever numpy does, unless the parts that were read fit together."""
-    vectors, path, validation_vectors, validation_path = (getattr(annotator, name) for name in CELL_ARRAYS)
-    tree, calibration = annotator.tree, annotator.calibration
-    for x, codes in (vectors, path), (validation_vectors, validation_path):
+    tree, held_out = annotator.tree, annotator.held_out
+    for cells in annotator, held_out:
+        x, codes, study = cells.vectors, cells.path, cells.study
         if x.dtype != np.float32 or x.shape != (len(codes), annotator.adapter.dim) or codes.dtype != np.int64:
             raise ValueError("cells do not fit the adapter")
         if not usable(x).all() or not ((codes >= 0) & (codes < len(tree.paths))).all():
             raise ValueError("cells are not finite, or on no path")
-    if not len(path) or not len(validation_path) or (tree.counts < 0).any():
-        raise ValueError("no cells")
-    probability = calibration.probability(np.zeros((1, len(tree.levels))))
-    p_value = calibration.p_value(calibration.score(np.zeros((1, len(SIGNALS)))))
-    if not (np.isfinite(probability).all() and np.isfinite(p_value).all()):
-        raise ValueError("the calibration holds something else than numbers")
+        if not len(codes) or study.shape != codes.shape or study.dtype != np.int64:
+            raise ValueError("no cells, or no study of each")
+    if (annotator.study < 0).any() or (held_out.study < -1).any() or (tree.counts < 0).any():
+        raise ValueError("codes or counts below 0")
+    n, k = held_out.cosine.shape
+    shapes = {"fold": (n,), "weight": (n,), "neighbour_path": (n, k), "signals": (n, len(SIGNALS))}
+    if n != len(held_out) or not k or any(getattr(held_out, name).shape != shape for name, shape in shapes.items()):
+        raise ValueError("what was said of held-out cells is not of each")
+    neighbours = held_out.neighbour_path
+    if neighbours.dtype != np.int32 or not ((neighbours >= 0) & (neighbours < len(tree.paths))).all():
+        raise ValueError("neighbours are on no path")
+    if not np.isfinite(held_out.signals).all() or not (np.isfinite(held_out.weight) & (held_out.weight > 0)).all():
+        raise ValueError("held-out cells hold something else than numbers")
+    if np.isnan(held_out.cosine).any() or not np.isfinite(held_out.cosine[:, 0]).all():
+        raise ValueError("cells without a neighbour")

@@ -98,7 +98,8 @@ def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, ca
     flags = ["--labels", "cell_type", "--use-rep", "X_scVI", "--study", "donor", "--epochs", "2", "--device", "cpu"]
     fit.main(["cells.h5ad", *flags, "--output", "blood"])
     said = capsys.readouterr().out
-    assert "held out" in said
+    assert "Reference of 600 cells" in said  # whole donors are held out, and then they are back
+    assert "600 cells held out (3 whole studies in 3 folds): " in said
     annotate.main(["new.h5ad", "--reference", "blood", "--output", "out.h5ad", "--device", "cpu"])
     embed.main(["out.h5ad", "--reference", "blood", "--output", "out.h5ad", "--device", "cpu"])
     out = anndata.read_h5ad("out.h5ad")

@@ -214,8 +214,8 @@ def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
     facts = {
         "recipe": "fractal", "reference_cells": 5, "reference_types": 2, "training_cells": 9, "config": {"dim": 3},
         "split": {"fingerprint": "0123abc"}, "source": "s.h5ad", "data": "d.parquet", "versions": {"torch": "2.10"},
-        "scores": {"cells": 3, "flagged": 0.5, "levels": {"k": dict.fromkeys(
-            ("coverage", "accuracy", "accuracy_forced", "calibration_error", "calibration_noise_floor"))}},
+        "scores": {"cells": 3, "flagged": 0.5, "levels": {"k": {"coverage": 0.25} | dict.fromkeys(
+            ("accuracy", "accuracy_forced", "calibration_error", "calibration_noise_floor"))}},
     }  # fmt: skip
     card = model_card(facts, 3)
     assert "Made from `d.parquet` (sha256 `0123abc`), with `torch 2.10`;\nformat 3 of the folder." in card
@@ -224,11 +224,11 @@ def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
     assert "release `2025-07-30`." in model_card(facts | {"cl_release": "2025-07-30"}, 3)
     bare = {name: value for name, value in facts.items() if name not in ("split", "source", "data", "versions")}
     assert "Made from `unknown` (sha256 `unknown`), with unknown;" in model_card(bare, 3)
-    assert "On 3 test cells" in card
-    assert "(50.0% are flagged as novel)" in card
+    assert "3 cells held out (`drawn at random`): 0.250 answered down to the `k`; 0.500 flagged as novel" in card
+    assert "in the worst study" not in card
     header = "| Level | Answered | Accuracy | If all were answered | ECE | ECE by chance |"
     assert header in card
-    assert "| `k`   |        - |" in card
+    assert "| `k`   |    0.250 |        - |" in card
 
 
 @pytest.mark.parametrize("levels", [["a"], ["a", "a"], [*"abcdefg"]])
@@ -272,26 +272,16 @@ def test_without_a_bank_its_figures_are_there_and_empty(graph: nx.DiGraph):
 
 
 @pytest.mark.parametrize(
-    ("z", "vary", "repaired", "related", "expected"),
+    ("agreement", "against", "cosine", "other", "turned"),
     [
-        (10, 2.9, 0.5, 0.0, True), (9.9, 2.9, 0.5, 0.0, False), (10, 3, 0.5, 0.0, False), (10, 2.9, 0.49, 0.0, False),
-        (0, -5.5, 0.25, 0.0, True), (0, -5.4, 0.25, 0.0, False), (0, -5.5, 0.24, 0.0, False),
-        (10, 9, 0.35, None, True), (9.9, 9, 0.35, None, False), (10, 9, 0.34, None, False),
+        (0.05, 0.5, 0.2, True, True), (0.06, 0.27, 0.2, False, False), (0.05, 0.5, 0.3, False, False),
+        (0.2, 0.3, 0.2, False, True),
     ],
 )  # fmt: skip
-def test_when_turned_signs_are_certain(z: float, vary: float, repaired: float, related: float | None, expected: bool):
-    assert Comparison(200, 0.0, False, related, (1,), repaired, z, vary).is_turned() == expected
-
-
-@pytest.mark.parametrize(
-    ("cells", "agreement", "related", "expected"),
-    [
-        (100, 0.44, 3.9, True), (100, 0.45, 3.9, False), (100, 0.1, 4.0, False), (100, 0.1, -4.0, False),
-        (99, 0.2, 0.0, False), (99, 0.14, 0.0, True), (100, 0.2, None, False), (100, 0.14, None, True),
-    ],
-)  # fmt: skip
-def test_when_another_space_is_certain(cells: int, agreement: float, related: float | None, expected: bool):
-    assert Comparison(cells, agreement, False, related, (), 0.0, 0.0, 0.0).is_far() == expected
+def test_when_another_space_is_certain(agreement: float, against: float, cosine: float, other: bool, turned: bool):
+    compared = Comparison(200, agreement, against, cosine, 0, 0.0)
+    assert compared.is_other() == other
+    assert compared.is_turned() == turned
 
 
 def test_the_command_line_names_its_commands(monkeypatch, capsys):

@@ -12,15 +12,6 @@ function erf(x: number): number {
 
 const gelu = (x: number) => 0.5 * x * (1 + erf(x * Math.SQRT1_2));
 
-const maximum = (values: Float64Array) => values.reduce((a, b) => Math.max(a, b));
-
-/** What the adapter makes of n cells. */
-export interface Output {
-  full: Float32Array; // (n, width) of length 1
-  logit: Float64Array; // (n,) the largest of the network
-  probability: Float64Array; // (n,) the largest of a path
-}
-
 export class Adapter {
   readonly dim: number; // of the embedding
   readonly width: number; // of the full vector
@@ -47,8 +38,8 @@ export class Adapter {
     return y.map((value, i) => value + shift[i % shift.length]);
   }
 
-  /** x (n, dim) */
-  forward(x: Float32Array): Output {
+  /** x (n, dim) -> the full vectors (n, width), of length 1 */
+  forward(x: Float32Array): Float32Array {
     const { dim, paths, weights } = this;
     const n = x.length / dim;
     const centred = normalize(x.slice(), dim).map((value, i) => value - weights.mean[i % dim]);
@@ -56,18 +47,15 @@ export class Adapter {
     const unit = normalize(whitened.slice(), dim);
     const cosines = this.layer(this.query(unit), weights.path_anchors.length / paths, "path_anchors");
     const inner = this.layer(whitened, dim, "class_means");
-    const output = { full: new Float32Array(n * this.width), logit: new Float64Array(n), probability: new Float64Array(n) };
+    const full = new Float32Array(n * this.width);
     for (let i = 0; i < n; i++) {
       const square = length(whitened, i * dim, dim) ** 2;
       const logits = Float64Array.from({ length: paths }, (_, p) => cosines[i * paths + p] / this.config.tau);
       const distances = this.meanSquares.map((meanSquare, p) => square - 2 * inner[i * paths + p] + meanSquare);
-      const probability = this.probabilities(logits, distances);
-      output.logit[i] = maximum(logits);
-      output.probability[i] = maximum(probability);
-      this.blocks(probability, unit.subarray(i * dim, (i + 1) * dim), output.full.subarray(i * this.width));
+      const own = unit.subarray(i * dim, (i + 1) * dim);
+      this.blocks(this.probabilities(logits, distances), own, full.subarray(i * this.width));
     }
-    normalize(output.full, this.width);
-    return output;
+    return normalize(full, this.width);
   }
 
   /** The perceptron, with a linear map beside it: whitened cells of length 1 (n, dim) -> (n, query) of length 1. */

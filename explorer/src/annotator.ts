@@ -1,7 +1,7 @@
 // The answers of `fractal annotate`: votes of neighbours -> calibrated probabilities -> a label as deep as they allow.
 
-import { bisectLeft, cumsum, rollup, sum } from "d3-array";
-import type { Adapter, Output } from "./adapter";
+import { bisectLeft, cumsum, min, rollup, sum } from "d3-array";
+import type { Adapter } from "./adapter";
 import { ramp } from "./colours";
 import type { About, CellColumn, Knots, Matrix } from "./data";
 import { length, softmax } from "./matrix";
@@ -56,8 +56,8 @@ const BATCH = 64; // cells at a time; their cosines to 8,000 cells are 2 MB
 
 export class Annotator {
   private readonly votersPath: ArrayLike<number>;
-  private readonly whiten: ArrayLike<number>; // (dim, dim), one output a row
-  private readonly means: ArrayLike<number>; // (paths, dim), whitened
+  private readonly axes: ArrayLike<number>; // of the discriminant (dim, dim), one output a row
+  private readonly means: ArrayLike<number>; // (types, dim), in these axes
   private readonly signalTails: ((x: number) => number)[];
   private readonly scoreTail: (x: number) => number;
 
@@ -68,8 +68,8 @@ export class Annotator {
     arrays: Record<string, Matrix>,
   ) {
     this.votersPath = arrays.bank_path.values;
-    this.whiten = arrays.whiten.values;
-    this.means = arrays.whitened_means.values;
+    this.axes = arrays.discriminant.values;
+    this.means = arrays.discriminant_means.values;
     const [count, knots] = arrays.signals.shape;
     const row = (name: string, i: number) => arrays[name].values.subarray(i * knots, (i + 1) * knots) as Float64Array;
     this.signalTails = Array.from({ length: count }, (_, i) => tail(row("signals", i), row("signal_weights", i)));
@@ -101,28 +101,26 @@ export class Annotator {
       const usable = rows.filter((row) => cell(row).every(Number.isFinite) && cell(row).some(Boolean));
       const x = new Float32Array(usable.length * dim);
       usable.forEach((row, i) => x.set(cell(row), i * dim));
-      const output = this.adapter.forward(x);
-      const [neighbours] = this.voters.search(output.full, this.config.neighbours);
+      const vectorsOfUsable = this.adapter.forward(x);
+      const [neighbours] = this.voters.search(vectorsOfUsable, this.config.neighbours);
       usable.forEach((row, i) => {
-        full.set(output.full.subarray(i * width, (i + 1) * width), row * width);
-        this.answerCell(cell(row), i, output, neighbours[i], row, answers);
+        full.set(vectorsOfUsable.subarray(i * width, (i + 1) * width), row * width);
+        this.answerCell(cell(row), neighbours[i], row, answers);
       });
       if (!(await progress(end))) return null;
     }
     return { answers, full };
   }
 
-  /** Put the answer for the cell (dim,), which is number i of the output, into a row of the answers. */
-  private answerCell(
-    cell: Float32Array, i: number, output: Output, neighbours: Neighbours, row: number, answers: Answers,
-  ): void {
+  /** Put the answer for the cell (dim,) into a row of the answers. */
+  private answerCell(cell: Float32Array, neighbours: Neighbours, row: number, answers: Answers): void {
     const { votes, confidence, novel, caution, cautiousDepth } = this.config;
     const { path, shares } = this.descend(neighbours);
     const probability = answers.probability.subarray(row * votes.length, (row + 1) * votes.length);
     shares.forEach((share, k) => {
       probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));
     });
-    const signals = [this.mahalanobis(cell, path), -output.logit[i], -Math.log(output.probability[i])];
+    const signals = [1 - neighbours.cosines[neighbours.cosines.length - 1], ...this.discriminate(cell)];
     const pValue = this.scoreTail(-sum(signals, (value, k) => Math.log(this.signalTails[k](value)))); // Fisher's
     const confident = probability.filter((value) => value >= confidence).length;
     const depth = pValue < caution ? Math.min(confident, cautiousDepth) : confident;
@@ -152,16 +150,16 @@ export class Annotator {
     return { path: voters[0].path, shares: votes.map(([first]) => first.share), votes };
   }
 
-  /** Distance of the cell (dim,) from the mean of its path, under the covariance that all types share. */
-  private mahalanobis(cell: Float32Array, path: number): number {
+  /** The distance of a cell (dim,) from the nearest mean, and -log of the largest probability of a type. */
+  private discriminate(cell: Float32Array): [number, number] {
     const { dim } = this.adapter;
     const norm = length(cell, 0, dim);
-    let square = 0;
-    for (let o = 0; o < dim; o++) {
-      let sum = 0;
-      for (let k = 0; k < dim; k++) sum += (cell[k] / norm) * this.whiten[o * dim + k];
-      square += (sum - this.means[path * dim + o]) ** 2;
-    }
-    return Math.sqrt(square);
+    const x = Float64Array.from({ length: dim }, (_, o) => sum(cell, (value, k) => (value / norm) * this.axes[o * dim + k]));
+    const squares = Float64Array.from({ length: this.means.length / dim }, (_, type) =>
+      sum(x, (value, o) => (value - this.means[type * dim + o]) ** 2),
+    );
+    const nearest = min(squares)!;
+    const softness = 2 * this.config.softness;
+    return [Math.sqrt(nearest), Math.log(sum(squares, (square) => Math.exp((nearest - square) / softness)))];
   }
 }

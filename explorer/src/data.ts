@@ -50,7 +50,7 @@ export interface About {
     votes: Knots[]; // per level: share of the votes -> probability
     paths: number[][]; // nodes of each path, coarse to fine
     cells: number; // of the whole reference
-  } & Record<"neighbours" | "temperature" | "novel" | "caution" | "cautiousDepth" | "confidence", number>;
+  } & Record<"neighbours" | "temperature" | "softness" | "novel" | "caution" | "cautiousDepth" | "confidence", number>;
   facts: Record<string, string>;
 }
 

@@ -5,17 +5,17 @@ and how unlike its type an ordinary cell may be (calibration.py); the answer sto
 probability is below the confidence asked for (answers.py).
 """
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from fractal.annotate.answers import CONFIDENCE, Answer, answer, unforced
-from fractal.annotate.calibration import Calibration, calibrate
+from fractal.annotate.answers import CONFIDENCE, Answer, answer, join, unforced
+from fractal.annotate.calibration import Calibration, HeldOut, calibrate, held_out_of
+from fractal.annotate.cross_fit import path_names
 from fractal.annotate.votes import Voters, Voting
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
@@ -25,20 +25,20 @@ from fractal.model.adapter import Adapter
 from fractal.model.split import MIN_VALIDATION, Split
 from fractal.score.answers import answer_counts, answer_scores
 
-MIN_RESTRICTED = 20  # of these cells, after --only and --exclude
+MIN_RESTRICTED = 20  # held-out cells, after --only and --exclude
+FULL_STUDY = 50  # cells; of a smaller study it is not said how many are flagged
 
 
 @dataclass
 class Annotator:
-    """An adapter, the cells that vote, and the cells that calibrate. `of` makes one."""
+    """An adapter, the cells that vote, and what held-out cells teach. `of` makes one of a single split."""
 
     adapter: Adapter
     tree: Tree
     vectors: np.ndarray  # (m, dim) float32, of the reference cells
     path: np.ndarray  # (m,) int64 into the tree
-    validation_vectors: np.ndarray  # (v, dim) float32
-    validation_path: np.ndarray  # (v,) int64
-    calibration: Calibration
+    study: np.ndarray  # (m,) int64 codes of their studies, 0 where nothing is known
+    held_out: HeldOut
     voters: Voters | None = None  # cells of an index, which vote in place of the reference's
     whole: "Annotator | None" = None  # of a restricted one: that with all types
 
@@ -50,7 +50,7 @@ class Annotator:
         counts: Mapping[Labels, int],
         graph: nx.DiGraph | None = None,
     ) -> "Annotator":
-        """A calibrated annotator of a trained adapter.
+        """Of a trained adapter, calibrated on cells of one split, which weigh as much as the file's mix has of them.
 
         Parameters
         ----------
@@ -68,12 +68,11 @@ class Annotator:
         paths = sorted({names for part in named for names in part})
         natural = np.array([counts.get(names, 0) for names in paths])
         tree = Tree.of(paths, train.levels, terms_of(paths, graph), natural)
-        position = {names: i for i, names in enumerate(paths)}
-        path, validation_path = (np.array([position[names] for names in part]) for part in named)
-        nothing = Calibration([], [], ([], []))
-        return Annotator(
-            adapter.eval(), tree, train.vectors, path, validation.vectors, validation_path, nothing
-        ).calibrated()
+        path, true = (tree.rows(names) for names in named)
+        study, cells = np.zeros(len(path), np.int64), np.full(len(true), -1)
+        ballot = Voting(adapter.eval(), train.vectors, path, study, tree).ballot(validation.vectors)
+        held_out = held_out_of(ballot, validation.vectors, true, cells, 0, tree.natural_weight(true))
+        return Annotator(adapter, tree, train.vectors, path, study, held_out)
 
     @staticmethod
     def of_atlas(
@@ -88,72 +87,96 @@ class Annotator:
 
     @cached_property
     def voting(self) -> Voting:
-        return Voting(self.adapter, self.vectors, self.path, self.tree, self.voters)
+        return Voting(self.adapter, self.vectors, self.path, self.study, self.tree, self.voters)
 
-    def calibrated(self) -> "Annotator":
-        """The same with what its validation cells teach, weighted to count as the training file's mix."""
-        raw = self.voting(self.validation_vectors, skip_copies=self.voters is not None)  # an index may hold them, too
-        weight = self.tree.natural_weight(self.validation_path)
-        new = copy.copy(self)
-        new.calibration = calibrate(raw, self.validation_path, self.tree, weight)
-        return new
+    @cached_property
+    def calibration(self) -> Calibration:
+        return calibrate(self.held_out, self.tree)
 
     def restricted(self, keep: np.ndarray | None) -> "Annotator":
-        """With the paths of the mask `keep` (paths,) only, calibrated anew on the validation cells that lie on these.
+        """Only the paths of the mask `keep` (paths,) vote and calibrate; what is novel is still so to all types.
 
         Raises InputError where too few of either are left.
         """
         if keep is None:
             return self
-        reference, validation = keep[self.path], keep[self.validation_path]
+        reference, held_out = keep[self.path], self.held_out.restricted(keep)
         if not reference.any():
             raise InputError("--only and --exclude leave no reference cell; name broader terms")
-        if validation.sum() < MIN_RESTRICTED:
+        if len(held_out) < MIN_RESTRICTED:
             raise InputError(
-                f"--only and --exclude leave {validation.sum()} validation cells, too few to calibrate on (it takes "
+                f"--only and --exclude leave {len(held_out)} held-out cells, too few to calibrate on (it takes "
                 f"{MIN_RESTRICTED}); name broader terms"
             )
         return replace(
             self,
             vectors=self.vectors[reference],
             path=self.path[reference],
-            validation_vectors=self.validation_vectors[validation],
-            validation_path=self.validation_path[validation],
+            study=self.study[reference],
+            held_out=held_out,
             whole=self,
             voters=self.voters and self.voters.restricted(keep),
-        ).calibrated()
+        )
 
     def with_voters(self, voters: Voters) -> "Annotator":
-        """These vote in place of the reference cells, and the probabilities are calibrated anew."""
-        return replace(self, voters=voters).calibrated()
+        """These vote in place of the reference cells; the probabilities are those of the reference's own votes."""
+        return replace(self, voters=voters)
 
     def answer(self, vectors: np.ndarray, confidence: float = CONFIDENCE, novelty: str = "on") -> Answer:
         """vectors (n, dim) float32, of any kind -> the answer of each; see `fractal.annotate.answers.answer`."""
         valid = usable(vectors)
         x = vectors[valid]
-        raw = self.voting(x)
-        found = answer(raw, self.calibration, confidence, novelty)
+        raw, calibration, whole = self.voting(x), self.calibration, None
         if self.whole is not None:
-            path = self.whole.voting(x).path
-            shared = (self.tree.nodes[raw.path] == self.tree.nodes[path]).cumprod(1).sum(1)
-            found = unforced(replace(found, excluded=~np.isin(path, self.path)), shared)
+            whole = self.whole.voting(x)
+            raw, calibration = replace(raw, signals=whole.signals), calibration.with_novelty(self.whole.calibration)
+        found = answer(raw, calibration, confidence, novelty)
+        if whole is not None:
+            shared = (self.tree.nodes[raw.path] == self.tree.nodes[whole.path]).cumprod(1).sum(1)
+            found = unforced(replace(found, excluded=~np.isin(whole.path, self.path)), shared)
         return found.spread(valid)
 
-    def scores(self, test: LabelledVectors | None, studies: Sequence[str] | None = None) -> dict[str, Any]:
-        """How good the answers are on n test cells: per level accuracy, coverage, calibration error and its curve.
+    def scores(self, test: LabelledVectors | None = None, studies: Sequence[str] | None = None) -> dict[str, Any]:
+        """How good the answers are: on test cells, or else on the held-out ones, each by what the other folds teach.
 
-        studies: (n,) that of each cell, where whole ones are held out; `classes` counts by them, see `answer_counts`.
+        Per level accuracy, coverage, calibration error and its curve; the share of known cells that are flagged as
+        novel, also in the worst study, and of those whose right subtype is withheld as novel. studies: (n,) the name
+        of that of each cell, where whole ones are held out; `classes` counts by them, see `answer_counts`.
         """
-        if test is None or not len(test.vectors):
+        study = np.full(1, -1)
+        if test is not None and len(test.vectors):
+            found = self.answer(test.vectors)
+            names = np.array(self.tree.paths, object)[found.path]  # by name: a test type may be missing in the tree
+            paths = path_names(test)
+            right = names == np.array(paths, object)
+        elif len(folds := np.unique(self.held_out.fold)) > 1:
+            found, right = cross_answers(self.held_out, self.tree, folds)
+            study, paths = self.held_out.study, [self.tree.paths[path] for path in self.held_out.path]
+        else:
             return {"cells": 0}
-        found = self.answer(test.vectors)
-        names = np.array(self.tree.paths, object)[found.path]  # by name: a test type may be missing in the tree
-        paths = path_names(test)
-        right = names == np.array(paths, object)
+        withheld = right[:, -1] & (found.depth < found.confident_depth)
+        by_study = [study == code for code in np.unique(study) if (study == code).sum() >= FULL_STUDY]
+        worst = [float(found.novel[rows].mean()) for rows in by_study] if study[0] >= 0 else []
         answered = found.depth[:, None] > np.arange(len(self.tree.levels))
         levels = answer_scores(self.tree.levels, right, answered, found.probability)
+        flagged = {"flagged": float(found.novel.mean()), "withheld": float(withheld.mean())}
         classes = answer_counts(paths, studies, right, answered, found.novel)
-        return {"cells": len(right), "flagged": float(found.novel.mean()), "levels": levels, "classes": classes}
+        return {
+            "cells": len(right), **flagged, "flagged_worst": max(worst, default=None),
+            "levels": levels, "classes": classes,
+        }  # fmt: skip
+
+
+def cross_answers(held_out: HeldOut, tree: Tree, folds: np.ndarray) -> tuple[Answer, np.ndarray]:
+    """The answers for held-out cells, each fold calibrated on the others; and which labels are right (n, levels)."""
+    order, answers = [], []
+    for fold in folds:
+        rows = np.flatnonzero(held_out.fold == fold)
+        order.append(rows)
+        answers.append(answer(held_out[rows].raw(tree), calibrate(held_out[held_out.fold != fold], tree)))
+    found, back = join(answers), np.argsort(np.concatenate(order))
+    found = Answer(*(getattr(found, field.name)[back] for field in fields(Answer)))
+    return found, tree.nodes[found.path] == tree.nodes[held_out.path]
 
 
 def check_validation(cells: int) -> None:
@@ -162,7 +185,3 @@ def check_validation(cells: int) -> None:
             f"{cells} validation cells are too few to calibrate on, it takes {MIN_VALIDATION}; "
             "train with a larger --val-ratio, or on more cells"
         )
-
-
-def path_names(cells: LabelledVectors) -> list[Labels]:
-    return [tuple(cells.classes[k][c] for k, c in enumerate(row)) for row in cells.labels.tolist()]

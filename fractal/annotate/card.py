@@ -4,7 +4,7 @@ Much of it is foreign text (names of files, of levels, of versions), which comes
 in code spans, where Markdown knows no HTML, links or other markup.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fractal.base.errors import printable
@@ -18,6 +18,18 @@ def code(text: object) -> str:
     return f"`{printable(' '.join(str(text).split())).replace('`', chr(39))[:MAX_TEXT] or ' '}`"
 
 
+def headline(facts: Mapping[str, Any], show: Callable[[str], str] = str) -> str:
+    """How many held-out cells are answered, how many of these are right, and how many of known types look novel."""
+    scores = facts["scores"]
+    finest, figures = list(scores["levels"].items())[-1]
+    right = "" if figures["accuracy"] is None else f", {figures['accuracy']:.3f} of these right"
+    worst = scores.get("flagged_worst")
+    most = "" if worst is None else f" ({worst:.3f} in the worst study)"
+    cells = f"{scores['cells']:,} cells held out ({show(facts.get('held_out', 'drawn at random'))})"
+    answered = f"{figures['coverage']:.3f} answered down to the {show(finest)}{right}"
+    return f"{cells}: {answered}; {scores['flagged']:.3f} flagged as novel though their type is known{most}"
+
+
 def model_card(facts: Mapping[str, Any], version: int) -> str:
     """Markdown; `facts` as in bundle.json, `version` of the folder's format."""
     scores = facts["scores"]
@@ -25,8 +37,9 @@ def model_card(facts: Mapping[str, Any], version: int) -> str:
     if scores["cells"]:
         levels = {code(level): figures for level, figures in scores["levels"].items()}
         measured = (
-            f"On {scores['cells']:,} test cells that neither training nor calibration has seen, at confidence 0.8 "
-            f"({scores['flagged']:.1%} are flagged as novel):\n\n{answer_table(levels)}\n\n"
+            f"At confidence 0.8, {headline(facts, code)}. They were answered by an adapter and\n"
+            "reference cells that had seen neither them nor, where studies are held out, their studies; what\n"
+            f"`fractal fit` makes is trained on all cells afterwards.\n\n{answer_table(levels)}\n\n"
             "ECE: expected calibration error, 15 bins; by chance: what perfectly calibrated probabilities would score "
             "on so many cells. bundle.json holds the reliability curves.\n"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fractal.annotate.projection import Projection
-from fractal.annotate.space import space_problem
+from fractal.annotate.space import RowCheck, space_problem
 from fractal.base.errors import InputError
 from fractal.data.cells import Cells, cells_of_anndata, cells_of_file, has_obs, has_obsm
 from fractal.data.encoder import EncoderLink
@@ -86,6 +86,10 @@ class Intake:
     def problem(self, vectors: np.ndarray) -> tuple[str, bool]:
         """Why vectors (n, dim) may not be of the reference's space, and whether that is certain; ("", False) if not."""
         return space_problem(vectors[usable(vectors)], self.vectors) or ("", False)
+
+    def row_check(self, num_rows: int) -> RowCheck:
+        """To look at all rows of a query, as they come."""
+        return RowCheck(self.vectors, num_rows)
 
     @contextmanager
     def printed(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:

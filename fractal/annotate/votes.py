@@ -5,30 +5,38 @@ the coarsest level down, each level takes the label with most votes under the la
 answer always lie on one path.
 
 Votes say nothing about types that the reference lacks: such a cell still has 30 nearest. Three signals speak for a cell
-of an unknown type: a large Mahalanobis distance of its input vector from the predicted type's mean, under the
-covariance that all types share (Lee et al. 2018); a small largest logit of the adapter's perceptron (Hendrycks et al.
-2022); and a small largest probability of a path (Hendrycks and Gimpel 2017), which the adapter's class means have a say
-in.
+of an unknown type: the 30th of them is far (Sun et al. 2022); so is the nearest type's mean (Lee et al. 2018); or no
+type is likely (Hendrycks and Gimpel 2017), the latter two in axes that discount what differs between studies
+(discriminant.py).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
+from fractal.annotate.discriminant import Discriminant
 from fractal.annotate.neighbours import Neighbours
 from fractal.hierarchy.tree import Tree
 from fractal.model.adapter import Adapter, embed
 
 NEIGHBOURS = 30
 TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a rare type outweigh 25 far ones
-COPIES, SAME = 5, 0.9995  # neighbours that may be copies of a cell, float16: their cosine is above SAME
-SIGNALS = "Mahalanobis distance", "-largest logit", "-log of the largest probability"  # large in unknown types
+SIGNALS = "distance of the last neighbour", "distance of the nearest mean", "-log of the largest probability"
 BATCH = 65_536  # cells at a time: the more, the more of them share a list of neighbours
 PIECE = 4_096  # of these, through the adapter and through the votes, 7 MB for 203 paths, which stay in the cache
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The nearest reference cells of n cells, nearest first, and what speaks for an unknown type."""
+
+    path: np.ndarray  # (n, k) int64 into the tree
+    cosine: np.ndarray  # (n, k) float64, -inf where there is no k-th
+    signals: np.ndarray  # (n, 3) float64, see `SIGNALS`: large in unknown types
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Raw:
 
     path: np.ndarray  # (n,) int64, a path that runs through all its labels
     votes: np.ndarray  # (n, levels) float64, the share of the votes for each label
-    signals: np.ndarray  # (n, 3) float64, see `SIGNALS`
+    signals: np.ndarray  # (n, 3) float64, as in `Ballot`
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
 
 
@@ -62,55 +70,61 @@ class Voters(Protocol):
 
 
 class Voting:
-    """Holds the reference: vectors (m, dim) float32, their path (m,) int64 into `tree`, and the adapter.
+    """Holds the reference: vectors (m, dim) float32, their path (m,) int64 into `tree`, their study (m,), the adapter.
 
-    One copy of the reference's fractal vectors stays in memory, 512 bytes a cell at 4 x 32, and 17 MB of lists; with
-    `voters` neither, and these vote.
+    One copy of the reference's fractal vectors stays in memory, 512 bytes a cell at 4 x 32, and 17 MB of lists. With
+    `voters` these vote; the signals are still of the reference.
     """
 
     def __init__(
-        self, adapter: Adapter, vectors: np.ndarray, path: np.ndarray, tree: Tree, voters: Voters | None = None
+        self,
+        adapter: Adapter,
+        vectors: np.ndarray,
+        path: np.ndarray,
+        study: np.ndarray,
+        tree: Tree,
+        voters: Voters | None = None,
     ) -> None:
-        self.adapter, self.tree = adapter, tree
+        self.adapter, self.tree, self.voters = adapter, tree, voters
         self.device = next(adapter.parameters()).device
-        self.nodes = torch.from_numpy(tree.nodes)
         self.path = torch.from_numpy(path if voters is None else voters.path)
-        self.neighbours = voters or Neighbours(embed(adapter, torch.from_numpy(vectors).to(self.device))[-1])
-        x = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
-        used, row = np.unique(path, return_inverse=True)
-        means = np.stack([x[row == i].mean(0) for i in range(len(used))])
-        covariance = ledoit_wolf(x - means[row], assume_centered=True)[0]
-        self.whiten = np.linalg.cholesky(np.linalg.pinv(covariance, hermitian=True) + 1e-9 * np.eye(x.shape[1]))
-        self.means = np.zeros((len(tree.paths), x.shape[1]))
-        self.means[used] = means @ self.whiten
+        self.neighbours = Neighbours(embed(adapter, torch.from_numpy(vectors).to(self.device))[-1])
+        self.discriminant = Discriminant(vectors, path, study)
 
-    def __call__(self, vectors: np.ndarray, skip_copies: bool = False) -> Raw:
-        """vectors (n, dim) float32, finite and not zero. `skip_copies`: a voter that is the cell itself has no vote."""
-        parts = [
-            self.ask(vectors[start : start + BATCH], skip_copies) for start in range(0, max(len(vectors), 1), BATCH)
-        ]
+    def __call__(self, vectors: np.ndarray) -> Raw:
+        """vectors (n, dim) float32, finite and not zero."""
+        parts = [count(ballot, self.tree) for ballot in self.ballots(vectors)]
         return Raw(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Raw)))
 
-    def ask(self, vectors: np.ndarray, skip_copies: bool) -> Raw:
-        fulls, surest = [], []
-        with torch.inference_mode():
-            for x in torch.from_numpy(vectors).split(PIECE):
-                output = self.adapter(x.to(self.device))
-                fulls.append(self.adapter.full(output.blocks))
-                surest.append(torch.stack([output.logits.amax(1), output.probability.amax(1).log()], 1))
-        k = min(NEIGHBOURS, len(self.path))
-        cosine, found = self.neighbours(torch.cat(fulls), min(k + COPIES * skip_copies, len(self.path)))
-        cosine, found = cosine.cpu().double(), found.cpu()  # Apple's MPS has no float64
-        if skip_copies:
-            cosine, column = cosine.masked_fill(cosine > SAME, -torch.inf).topk(k)
-            found = found.gather(1, column)
-        votes = zip(cosine.split(PIECE), found.split(PIECE), strict=True)
-        said = [descend(self.path[rows].long(), (c / TEMPERATURE).softmax(1), self.nodes) for c, rows in votes]
-        path, share = (torch.cat(parts).numpy() for parts in zip(*said, strict=True))
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float64)
-        mahalanobis = np.linalg.norm(unit @ self.whiten - self.means[path], axis=1)
-        signals = np.column_stack([mahalanobis, -torch.cat(surest).cpu().numpy()])
-        return Raw(path, share, signals, (1 - cosine[:, 0]).clamp(min=0).numpy())
+    def ballot(self, vectors: np.ndarray) -> Ballot:
+        """All at once, 500 bytes a cell."""
+        parts = list(self.ballots(vectors))
+        return Ballot(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Ballot)))
+
+    def ballots(self, vectors: np.ndarray) -> Iterator[Ballot]:
+        """Of BATCH cells at a time."""
+        for start in range(0, max(len(vectors), 1), BATCH):
+            x = vectors[start : start + BATCH]
+            with torch.inference_mode():
+                pieces = torch.from_numpy(x).split(PIECE)
+                full = torch.cat([self.adapter.encode(piece.to(self.device)) for piece in pieces])
+            cosine, rows = self.neighbours(full, min(NEIGHBOURS, len(self.neighbours.bank)))
+            far = 1 - cosine[:, -1].cpu().double().numpy()
+            if self.voters is not None:
+                cosine, rows = self.voters(full, min(NEIGHBOURS, len(self.path)))
+            path = self.path[rows.cpu()].long().numpy()
+            signals = np.column_stack([far, self.discriminant(x)])
+            yield Ballot(path, cosine.cpu().double().numpy(), signals)
+
+
+def count(ballot: Ballot, tree: Tree) -> Raw:
+    """The votes of each cell's neighbours."""
+    nodes = torch.from_numpy(tree.nodes)
+    votes = (torch.from_numpy(ballot.cosine) / TEMPERATURE).softmax(1)
+    pieces = zip(torch.from_numpy(ballot.path).split(PIECE), votes.split(PIECE), strict=True)
+    parts = [descend(path, piece, nodes) for path, piece in pieces]
+    path, share = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return Raw(path, share, ballot.signals, (1 - ballot.cosine[:, 0]).clip(0))
 
 
 def descend(path: Tensor, votes: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:

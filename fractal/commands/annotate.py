@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # all that takes long to load is imported where it is used: -
 
     from fractal.annotate.annotator import Annotator
     from fractal.annotate.answers import Answer
+    from fractal.annotate.space import RowCheck
     from fractal.data.cells import Cells
     from fractal.hierarchy.tree import Tree
 
@@ -64,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(files, "--output", required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")
     add(files, "--obo")
     answers = parser.add_argument_group("answers")
-    add(answers, "--confidence", "--novelty")
+    add(answers, "--confidence", "--error", "--novelty")
     answers.add_argument(
         "--over",
         metavar="COLUMN",
@@ -90,6 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
     from fractal.data.cells import has_obs, has_obsm, is_h5ad
+    from fractal.reference import check_answers
 
     args.input = one_input(args, EXAMPLE)
     check_suffix("--output", args.output, (".tsv", ".parquet", ".h5ad"))
@@ -104,8 +106,7 @@ def check_flags(args: argparse.Namespace) -> None:
         check_suffix("--confusions", args.confusions, (".png", ".svg", ".pdf"))
     if args.index_labels and not args.index:
         raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
-    if not 0 < args.confidence <= 1:
-        raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
+    check_answers(args.confidence, args.novelty, args.error)
     if args.use_rep and not has_obsm(args.input):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
     for flag in ("over", "truth"):
@@ -113,8 +114,14 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def answers(annotator: Annotator, cells: Cells, args: argparse.Namespace) -> Iterator[tuple[pa.Table, Answer]]:
-    """The names of each chunk of cells, a table without columns where they have none, and their answers."""
+def answers(
+    annotator: Annotator, cells: Cells, rows: RowCheck, args: argparse.Namespace
+) -> Iterator[tuple[pa.Table, Answer]]:
+    """The names of each chunk of cells, a table without columns where they have none, and their answers.
+
+    `rows` looks at all of the cells.
+    """
+
     from tqdm.auto import tqdm
 
     from fractal.annotate.votes import BATCH
@@ -125,6 +132,7 @@ def answers(annotator: Annotator, cells: Cells, args: argparse.Namespace) -> Ite
         with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
             for columns, vectors in cells.chunks(BATCH):
                 names = columns.select([CELL_ID] if cells.has_names else [])
+                rows.add(vectors)
                 yield names, annotator.answer(vectors, args.confidence, args.novelty)
                 bar.update(len(vectors))
 
@@ -160,19 +168,24 @@ def annotate(args: argparse.Namespace) -> None:
     annotator = reference.annotator
     if args.index:
         annotator = reference.asking(args.index, args.index_labels)
-        print(f"{annotator.voters} vote; probabilities by {len(annotator.validation_path):,} validation cells")
+        print(f"{annotator.voters} vote; their probabilities are those of the reference's own votes")
     annotator = annotator.restricted(reference.choose(args.obo, args.only, args.exclude))
+    if args.error is not None:
+        control = annotator.calibration.control(args.error)
+        print(control)
+        args.confidence = control.confidence
     tree, kept, groups = annotator.tree, list[pa.Table](), None
     with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
         truth = cells.codes(args.truth) if args.truth else None
         tell(origin, args.input)
-        about = reference.about(annotator, args.confidence, args.novelty, origin.vectors, origin.warning)
+        rows = reference.intake.row_check(cells.num_rows)
+        about = reference.about(annotator, args.confidence, args.novelty, origin.vectors, origin.warning, args.error)
         results: dict[str, Any] = {"annotation": about}
         uns = {"fractal": results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
         copied = cells if args.output.suffix == ".h5ad" else None
         old = annotation_columns(cells.column_names, "fractal")
         with open_output(args.output, copied, uns=uns, prefix="fractal_", replaces=old.__contains__) as write:
-            parts: Iterable[tuple[pa.Table, Answer]] = answers(annotator, cells, args)
+            parts: Iterable[tuple[pa.Table, Answer]] = answers(annotator, cells, rows, args)
             if args.over:
                 part, groups = voted(parts, cells, tree, args)
                 parts, results["groups"] = [part], groups.to_pandas().set_index("group")
@@ -181,9 +194,10 @@ def annotate(args: argparse.Namespace) -> None:
                 write(with_names(names, columns))
                 kept.append(columns.select(["level", "label", "status", *tree.levels]))
             answered = pa.concat_tables(kept)
-            if line := one_type_warning(answered, tree):
+            lines = [line for line in (rows.problem(), one_type_warning(answered, tree)) if line]
+            for line in lines:
                 tell(Origin("", line), args.input)
-                about["warning"] = "; ".join(filter(None, (origin.warning, line)))
+            about["warning"] = "; ".join(filter(None, (origin.warning, *lines)))
     print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(answered, tree.levels)}")
     if groups is not None:
         print(f"\n{group_summary(groups, args.over)}")

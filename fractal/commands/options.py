@@ -104,6 +104,11 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": 0.8,
         "help": "a level is answered if its probability is at least this (default: %(default)s)",
     },
+    "--error": {
+        "type": float,
+        "help": "in place of --confidence: at most this share of all cells gets a label that is neither theirs nor "
+        "above theirs; printed is for whom that is guaranteed",
+    },
     "--novelty": {
         "choices": ["on", "flag", "off"],
         "default": "on",

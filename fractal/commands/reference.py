@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
 
     from fractal.annotate.annotator import Annotator
+    from fractal.annotate.card import headline
     from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import pick_device
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     about, scores = reference.facts, reference.facts["scores"]
     print(f"{about['reference_cells']:,} reference cells of {about['reference_types']} types: {args.output}\n")
     if scores["cells"]:
-        print(f"{scores['cells']:,} test cells, {scores['flagged']:.1%} flagged as novel\n")
+        print(f"{headline(about)}\n")
         print(answer_table(scores["levels"]))
 
 

@@ -58,6 +58,11 @@ class Tree:
         labels, codes = np.unique([path[k] for path in self.paths], return_inverse=True)
         return codes, labels
 
+    def rows(self, paths: Sequence[Labels]) -> np.ndarray:
+        """Labels of cells -> their rows (n,) int64 of the tree. Raises KeyError for labels that are on none."""
+        position = {path: i for i, path in enumerate(self.paths)}
+        return np.array([position[path] for path in paths], np.int64)
+
     def natural_weight(self, path: np.ndarray) -> np.ndarray:
         """Weights (n,) that make cells with these paths (n,), balanced over types, count as the file's mix."""
         return (self.counts / np.maximum(np.bincount(path, minlength=len(self.counts)), 1))[path]

@@ -8,8 +8,8 @@ What the page computes is what torch computes on the same numbers:
 - Vectors are whole numbers of 11 bits, each cell with a factor of its own, 2 bytes a number and 1.4 in the file. The
   cosines that the page ranks by are those of these numbers.
 - New cells pass through the adapter's weights (float32). Their labels are voted for by at most BANK of the reference's
-  cells, balanced over the types, and calibrated anew on at most VALIDATION of its held-out cells, so the probabilities
-  hold for the page's votes. A larger reference answers a little better: `fractal annotate`.
+  cells, balanced over the types, and calibrated as the reference's; among fewer cells a neighbour is farther, which
+  VALIDATION cells measure. A larger reference answers a little better: `fractal annotate`.
 """
 
 import base64
@@ -25,6 +25,7 @@ import torch
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, CONFIDENCE, NOVEL
+from fractal.annotate.discriminant import TEMPERATURE as SOFTNESS
 from fractal.annotate.neighbours import Neighbours
 from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE, Voting
 from fractal.base.errors import InputError
@@ -32,7 +33,7 @@ from fractal.base.files import atomic_write
 from fractal.data.reorder import round_robin
 from fractal.hierarchy.ontology import CL_SLIM, SHIPPED, load_graph
 from fractal.hierarchy.tree import Labels, Tree, nodes_of
-from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, FractalAdapter, embed
+from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, FractalAdapter
 from fractal.model.embedding import embed_matrix
 from fractal.view.colours import UNKNOWN, colours_of
 from fractal.view.shown import Shown, encoded
@@ -108,33 +109,27 @@ def unit(whole: np.ndarray) -> np.ndarray:
 
 
 class PageBank(Neighbours):
-    """The cells that vote in the page: `whole` (m, dim) int16, on paths (m,)."""
+    """The cells that vote in the page: `whole` (m, dim) int16."""
 
-    def __init__(self, whole: np.ndarray, path: np.ndarray, device: torch.device) -> None:
+    def __init__(self, whole: np.ndarray, device: torch.device) -> None:
         super().__init__(torch.from_numpy(unit(whole)).to(device))
-        self.whole, self.path = whole, path
-
-    def restricted(self, keep: np.ndarray) -> "PageBank":
-        rows = keep[self.path]
-        return PageBank(self.whole[rows], self.path[rows], self.bank.device)
+        self.whole = whole
 
 
 def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, PageBank]:
-    """The reference as the page holds it, see the module's text: fewer cells, calibrated on their votes."""
+    """The reference as the page holds it, see the module's text: fewer cells, whose neighbours are farther."""
     rows = balanced(annotator.path, BANK, seed)
-    held_out = np.random.default_rng(seed).permutation(len(annotator.validation_path))[:VALIDATION]
-    small = replace(
-        annotator,
-        vectors=annotator.vectors[rows],
-        path=annotator.path[rows],
-        validation_vectors=annotator.validation_vectors[np.sort(held_out)],
-        validation_path=annotator.validation_path[np.sort(held_out)],
-    )
-    device = next(small.adapter.parameters()).device
-    full = embed(small.adapter, torch.from_numpy(small.vectors).to(device))[-1]
-    bank = PageBank(whole_numbers(full.cpu().numpy()), small.path, device)
-    small.voting = Voting(small.adapter, small.vectors, small.path, small.tree, bank)
-    return small.calibrated(), bank
+    vectors, path, study = annotator.vectors[rows], annotator.path[rows], annotator.study[rows]
+    small = replace(annotator, vectors=vectors, path=path, study=study)
+    voting = Voting(small.adapter, vectors, path, study, small.tree)
+    bank = PageBank(whole_numbers(voting.neighbours.bank.cpu().numpy()), voting.device)
+    voting.neighbours = bank
+    some = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
+    far, farther = (np.sort(of.ballot(some).signals[:, 0]) for of in (annotator.voting, voting))
+    (values, weight), *others = annotator.calibration.signals
+    signals = [(np.interp(values, far, farther), weight), *others]
+    small.voting, small.calibration = voting, replace(annotator.calibration, signals=signals)
+    return small, bank
 
 
 def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -250,13 +245,14 @@ def about_annotator(small: Annotator, position: Mapping[Labels, int]) -> dict[st
     return {
         "neighbours": NEIGHBOURS,
         "temperature": TEMPERATURE,
+        "softness": SOFTNESS,
         "novel": NOVEL,
         "caution": CAUTION,
         "cautiousDepth": CAUTIOUS_DEPTH,
         "confidence": CONFIDENCE,
-        "votes": small.calibration.votes,
+        "votes": [[x.tolist(), p.tolist()] for x, p in small.calibration.votes],
         "paths": [[position[path[:k]] for k in range(1, len(path) + 1)] for path in small.tree.paths],
-        "heldOut": len(small.validation_path),
+        "heldOut": len(small.held_out),
     }
 
 
@@ -266,8 +262,8 @@ def annotator_arrays(small: Annotator, bank: PageBank) -> Arrays:
     return {
         "bank": bank.whole,
         "bank_path": small.path.astype(np.uint16 if len(small.tree.paths) < 2**16 else np.uint32),
-        "whiten": np.ascontiguousarray(voting.whiten.T),
-        "whitened_means": voting.means,
+        "discriminant": np.ascontiguousarray(voting.discriminant.axes.T),
+        "discriminant_means": voting.discriminant.means,
         "signals": np.array([column for column, _ in calibration.signals]),
         "signal_weights": np.array([weight for _, weight in calibration.signals]),
         "ood_score": np.array(calibration.ood_score[0]),

@@ -37,16 +37,21 @@ def draw_rows(n: int, num_samples: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n)[:num_samples])
 
 
-def validation_cells(annotator: Annotator, num_samples: int, seed: int) -> Labelled:
-    """The validation cells that a reference keeps."""
-    rows = draw_rows(len(annotator.validation_path), num_samples, seed)
-    paths = [annotator.tree.paths[i] for i in annotator.validation_path[rows]]
-    title = (
-        f"{len(rows):,} validation cells of the reference beside its {len(annotator.path):,} reference cells. The "
-        "weights were not fitted on them, but the epoch was chosen by them. They are balanced over the types and come "
-        "from the studies of training: expect less on another donor or tissue"
+def held_out_cells(annotator: Annotator, num_samples: int, seed: int) -> Labelled:
+    """The held-out cells that a reference keeps."""
+    held_out = annotator.held_out
+    rows = draw_rows(len(held_out), num_samples, seed)
+    paths = [annotator.tree.paths[i] for i in held_out.path[rows]]
+    seen = (
+        "The weights were not fitted on them, but the epoch was chosen by them"
+        if len(np.unique(held_out.fold)) == 1
+        else "After they had been held out, the weights were fitted on them as well"
     )
-    return Labelled(annotator.validation_vectors[rows], paths, title)
+    title = (
+        f"{len(rows):,} held-out cells of the reference beside its {len(annotator.path):,} reference cells. {seen}, "
+        "and they come from the studies of training: expect less on another donor or tissue"
+    )
+    return Labelled(held_out.vectors[rows], paths, title)
 
 
 def atlas_cells(path: Place, tree: Tree, facts: Mapping[str, Any], num_samples: int, seed: int) -> Labelled:

@@ -11,14 +11,12 @@ import torch
 from fractal import reference as references
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CAUTION, NOVEL, answer
-from fractal.annotate.calibration import Calibration, calibrate
+from fractal.annotate.calibration import Calibration
 from fractal.annotate.card import code, model_card
-from fractal.annotate.space import is_centred, relation, row_relation, space_problem, variation
 from fractal.annotate.votes import Raw
 from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.tree import Tree
 from fractal.model.checkpoint import build_adapter
 from fractal.reference import Reference, load_adapter, make_reference, read_folder, write_folder
 from tests.conftest import columns
@@ -110,7 +108,8 @@ def test_a_restricted_reference_is_calibrated_for_what_is_left(reference: Refere
     whole = reference.annotator
     part = whole.restricted(keep)
     assert set(part.path) == set(np.flatnonzero(keep))
-    assert keep[part.validation_path].all()
+    assert keep[part.held_out.path].all()
+    assert keep[part.held_out.neighbour_path[np.isfinite(part.held_out.cosine)]].all()
     x = cells(400, 4)
     found = columns(part, x.vectors, novelty="off")
     left = x.labels[:, 3] < 2
@@ -118,7 +117,7 @@ def test_a_restricted_reference_is_calibrated_for_what_is_left(reference: Refere
     assert (found["status"][left] == "excluded").mean() < 0.1
     with pytest.raises(InputError, match="no reference cell"):
         whole.restricted(np.zeros(4, bool))
-    none_to_calibrate = replace(whole, validation_path=np.full_like(whole.validation_path, 3))
+    none_to_calibrate = replace(whole, held_out=replace(whole.held_out, path=np.full_like(whole.held_out.path, 3)))
     with pytest.raises(InputError, match="too few to calibrate"):
         none_to_calibrate.restricted(keep)
 
@@ -143,77 +142,13 @@ def test_p_values_are_those_of_the_natural_mix(reference: Reference):
     assert np.average(p < 0.2, weights=weight) == pytest.approx(0.2, abs=0.06)
 
 
-@pytest.mark.parametrize("together", [0.0, 0.8], ids=["numbers vary alone", "numbers vary together"])
-def test_another_space_is_refused_and_an_honest_query_is_not(together: float):
-    """Types, donors that differ, and cells that vary in each number alone, or in ways that the numbers share."""
-    rng = np.random.default_rng(0)
-    scale = np.linspace(2, 0.3, 20)
-    centres = rng.normal(size=(12, 20)) * scale
-    ways = rng.normal(size=(4, 20)) * scale / 2
-
-    def draw(types: np.ndarray, shift: float) -> np.ndarray:
-        alone, shared = rng.normal(size=(len(types), 20)), rng.normal(size=(len(types), 4))
-        noise = 0.3 * ((1 - together) * alone * scale + together * shared @ ways)
-        return (centres[types] + noise + shift * scale * rng.normal(size=20)).astype(np.float32)
-
-    reference, query = draw(rng.integers(0, 8, 1_500), 0), draw(rng.integers(0, 8, 400), 0.2)
-    rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0].astype(np.float32)
-    signs = rng.choice([-1, 1], 20).astype(np.float32)
-    for honest in (reference, query, query[:10], 7 * query, draw(np.full(50, 3), 0.2)):
-        assert space_problem(honest, reference) is None
-    if together:  # else nothing tells types that the reference lacks from another space
-        for lacking in (draw(rng.integers(8, 12, 400), 0.2), draw(np.full(50, 9), 0.2)):
-            found = space_problem(lacking, reference)
-            assert found is None or not found[1]
-    own = (query - query.mean(0)) @ np.linalg.svd(query - query.mean(0))[2].T
-    random = rng.normal(size=query.shape).astype(np.float32)
-    flipped = [query * np.where(np.isin(np.arange(20), some), -1, 1).astype(np.float32) for some in ([1], [0, 1])]
-    for other in (query @ rotation, query[:, rng.permutation(20)], *flipped, query * signs, own, random):
-        found = space_problem(other, reference)
-        assert found is not None
-        assert found[1]
-
-
-def test_numbers_of_these_very_cells_are_centred():
-    x = np.random.default_rng(0).normal(size=(300, 8)) @ np.random.default_rng(1).normal(size=(8, 8)) + 3
-    own = (x - x.mean(0)) @ np.linalg.svd(x - x.mean(0), full_matrices=False)[2].T
-    assert is_centred(own.astype(np.float32))
-    assert not is_centred(x)
-    assert not is_centred(x - x.mean(0))
-    assert not is_centred(own[:150])  # a part of them is not
-    assert not is_centred(np.zeros((300, 8)))
-
-
-def test_how_cells_vary_is_told_from_chance():
-    rng = np.random.default_rng(0)
-    ways = rng.normal(size=(10, 30))
-
-    def some(ways: np.ndarray) -> np.ndarray:
-        return rng.normal(size=(400, 10)) @ ways + rng.normal(size=(400, 30))
-
-    one, other = (variation(some(ways), rng) for _ in range(2))
-    strange = variation(some(rng.normal(size=(10, 30))), rng)
-    assert np.allclose(one, one.T)
-    assert not one.diagonal().any()
-    assert relation(one, other, rng) > 4 > abs(relation(one, strange, rng))
-    turned = one * np.outer(*[np.where(np.arange(30) == 3, -1, 1)] * 2)
-    assert row_relation(one, other, 400, 3) > 4
-    assert row_relation(turned, other, 400, 3) == pytest.approx(-row_relation(one, other, 400, 3))
-
-
-def raw_of(odd: np.ndarray, path: np.ndarray, votes: float = 1.0) -> Raw:
-    """Cells (n,) that are as odd as `odd` in all three ways, with the same votes at all levels."""
-    n = len(odd)
-    return Raw(path, np.full((n, 2), votes), np.repeat(odd[:, None], 3, 1).astype(float), np.zeros(n))
-
-
 def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
     """1,000 held-out cells of oddness 1 to 1,000: the p-value of a cell is the share that is as odd."""
-    held_out = np.arange(1.0, 1_001.0)
-    knots = (held_out.tolist(), [1.0] * 1_000)
-    sure = Calibration([([0.0, 1.0], [0.9, 0.9])] * 3, [knots] * 3, knots)
-    scores = sure.score(np.repeat(held_out[:, None], 3, 1))
-    sure = Calibration(sure.votes, sure.signals, (np.sort(scores).tolist(), [1.0] * 1_000))
+    held_out, ones, nothing = np.arange(1.0, 1_001.0), np.ones(1_000), np.zeros(0)
+    certain = (np.array([0.0, 1.0]), np.array([0.9, 0.9]))
+    knots = (held_out, ones)
+    sure = Calibration([certain] * 3, [knots] * 3, knots, nothing, nothing, nothing, nothing)
+    sure = replace(sure, ood_score=(np.sort(sure.score(np.repeat(held_out[:, None], 3, 1))), ones))
     shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
     odd = 1_001 - 1_000 * shares
     raw = Raw(np.zeros(3, np.int64), np.ones((3, 3)), np.repeat(odd[:, None], 3, 1), np.zeros(3))
@@ -222,15 +157,3 @@ def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
     assert found.depth.tolist() == [3, 2, 2]
     assert found.novel.tolist() == [False, False, True]
     assert answer(raw, sure, novelty="flag").depth.tolist() == [3, 3, 3]
-
-
-def test_calibration_counts_cells_by_their_weight():
-    """Of 100 cells with the same votes half are right; those weigh three times as much, so the probability is .75."""
-    tree = Tree.of([("I", "a"), ("S", "b")])
-    path, true = np.zeros(100, np.int64), np.arange(100) % 2
-    weight = np.where(true == 0, 3.0, 1.0)
-    probability = calibrate(raw_of(np.arange(100), path), true, tree, weight).probability(np.ones((1, 2)))
-    assert probability[0] == pytest.approx([0.75, 0.75])
-    assert calibrate(raw_of(np.arange(100), path), true, tree).probability(np.ones((1, 2)))[0] == pytest.approx(
-        [0.5] * 2
-    )

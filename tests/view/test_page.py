@@ -37,7 +37,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
     assert {"answers", "types", "calibration", "mistakes_4", "mistakes_1", "prefixes"} <= names_of(scored)
     for section in sections:
         assert all(" ".join(cell.split()) in tags.text for row in section.rows for cell in row)
-    assert "120 validation cells of the reference" in tags.text
+    assert "120 held-out cells of the reference" in tags.text
     assert "prefers-color-scheme: dark" in text
     assert "| subtype |" in capsys.readouterr().out
     assert page.render("How good blood is", [scored], [findings.sections(scored)]) == text  # only the input decides
