@@ -6,7 +6,7 @@
 The page shows the cells on one map per prefix, aligned, and morphs between them. It lists the neighbours of a cell
 under any prefix and in the vectors that came, and labels CSV, Parquet and .npy files that are dropped on it.
 Cells are coloured by the labels of the reference, each as deep as it can be trusted, or by those of a column. An atlas
-of ingest.py brings its own. docs/explore.md shows what the page can do.
+of ingest.py brings labels. docs/explore.md shows what the page can do.
 """
 
 import argparse

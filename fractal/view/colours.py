@@ -34,7 +34,7 @@ def colours_of(paths: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     nodes = sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})
     levels = len(paths[0])
     of_level = [[node for node in nodes if len(node) == k] for k in range(1, levels + 1)]
-    top = next((k for k, some in enumerate(of_level, 1) if len(some) > 1), 1)  # the level of the families
+    top = next((k for k, level in enumerate(of_level, 1) if len(level) > 1), 1)  # the level of the families
     families = [node for node in of_level[top - 1] if node[-1] != "Other"]
     base = {node: FAMILIES[i % len(FAMILIES)] for i, node in enumerate(families)}
     colours = {node: base.get(node, OTHER) for node in of_level[top - 1]}

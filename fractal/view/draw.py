@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 340, 250  # units of a panel: CSS pixels, and points of a file
 MAX_NAME = 60  # letters of a name from a file
 LIGHT_TEXT = 0.55  # opacity of a filled cell above which its number is light
 
-# Okabe and Ito (2008): told apart by all kinds of colour vision. c0 ... c3 are series; good is c0 and bad is c1.
+# Okabe and Ito (2008): distinct for all kinds of colour vision. c0 ... c3 are series; good is c0 and bad is c1.
 LIGHT = {
     "ink": "#1b1f24", "soft": "#5b6470", "grid": "#dde1e6", "paper": "#fefefe", "card": "#f6f8fa", "none": "#c3cad3",
     "c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#a8467f", "onfull": "#fffffe",

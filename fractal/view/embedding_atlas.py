@@ -39,8 +39,8 @@ def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, col
     if len(vectors) < 2:
         raise InputError(f"{len(vectors)} cells are too few to have neighbours; it takes 2")
     new = {
-        name.format(j): pa.array(np.ascontiguousarray(place[:, axis]))
-        for j, place in enumerate(maps.transform(vectors), 1)
+        name.format(j): pa.array(np.ascontiguousarray(layout[:, axis]))
+        for j, layout in enumerate(maps.transform(vectors), 1)
         for axis, name in enumerate(NAMES)
     }
     new["neighbors"] = neighbor_column(vectors)
@@ -57,9 +57,11 @@ def neighbor_column(vectors: np.ndarray) -> pa.StructArray:
     unit = normalize(torch.from_numpy(np.ascontiguousarray(vectors, np.float32)), dim=1)
     k = min(NEIGHBORS, len(unit) - 1)
     cosine, rows = (part.numpy() for part in Neighbours(unit)(unit, k + 1))
-    own = rows == np.arange(len(rows))[:, None]
-    own[~own.any(1), -1] = True  # among equal cells a cell may not find itself: then the last one goes
-    ids, distances = rows[~own].astype(np.int64), np.maximum(1 - cosine[~own], 0).astype(np.float32)
+    others = rows != np.arange(len(rows))[:, None]
+    others[others.all(1), -1] = (
+        False  # among equal cells a cell may not be one of its neighbours: then the last one goes
+    )
+    ids, distances = rows[others].astype(np.int64), np.maximum(1 - cosine[others], 0).astype(np.float32)
     offsets = pa.array(np.arange(0, len(ids) + 1, k, dtype=np.int32))
     lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, distances)]
     return pa.StructArray.from_arrays(lists, ["ids", "distances"])

@@ -5,7 +5,7 @@ the data into it: small things as JSON, arrays as base64 of gzip, byte planes ap
 
 What the page computes is what torch computes on the same numbers:
 
-- Vectors are whole numbers of 11 bits, each cell with a factor of its own, 2 bytes a number and 1.4 in the file. The
+- Vectors are whole numbers of 11 bits, with one factor per cell, 2 bytes a number and 1.4 in the file. The
   cosines that the page ranks by are those of these numbers.
 - New cells pass through the adapter's weights (float32). Their labels are voted for by at most BANK of the reference's
   cells, balanced over the types, and calibrated as the reference's; among fewer cells a neighbour is farther, which

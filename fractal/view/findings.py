@@ -181,9 +181,9 @@ def types(s: Scored) -> Section | None:
     several = len({row["study"] for row in counts}) > 1
     rows = by_study(counts, level, "all classes", several, answered)
     weak, few = list[str](), list[str]()
-    for kind, own in each:
-        value, n, _ = outcome(own, level)
-        rows += by_study(own, level, short(kind), several, answered)
+    for kind, part in each:
+        value, n, _ = outcome(part, level)
+        rows += by_study(part, level, short(kind), several, answered)
         few += [f"{short(kind)} ({n})"] if n < FEW else []
         weak += [f"{short(kind)} ({share(value)} of {n:,} cells)"] if value < WEAK and n >= FEW else []
     columns = ["Right if all were answered", "Answered", "Right", "Novel"] if answered else ["Right (5-NN)"]

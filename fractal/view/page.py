@@ -22,7 +22,7 @@ def part_of(number: int, s: Scored, sections: list[Section]) -> dict[str, Any]:
     """What page.html takes of one adapter."""
     notes = [f"No probabilities: {s.no_answers}"] if s.no_answers else []
     if not s.controls:
-        notes.append("PCA and LDA were not asked for (eval.py --controls).")
+        notes.append("PCA and LDA were not scored (eval.py --controls).")
     if s.truth.seen.all():
         notes.append("No type was held out, so nothing is known of types that the reference lacks.")
     return {

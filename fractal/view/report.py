@@ -71,12 +71,12 @@ def score_reference(
     name: str,
     weights: str,
     cells: Labelled,
-    own: bool,
+    held_out: bool,
     graph: nx.DiGraph,
 ) -> Scored:
     """Score labelled cells as eval.py does.
 
-    facts: bundle.json; weights: their sha256; own: the cells are the validation cells that the reference keeps, and the
+    facts: bundle.json; weights: their sha256; held_out: the cells are the validation cells that the reference keeps, and the
     answers those of its test cells. Raises InputError for fewer than two cells, and for kept answers that are damaged.
     """
     n, device, tree = len(cells.paths), next(annotator.adapter.parameters()).device, annotator.tree
@@ -97,7 +97,7 @@ def score_reference(
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
     title = cells.title
-    if own:
+    if held_out:
         answers, counts = kept_answers(facts, tree.levels, name)
         title += "".join(
             f". Answers: of {kept['cells']:,} test cells that nothing has seen" for kept in answers.values()
