@@ -22,7 +22,7 @@ from fractal.base.storage import place as place_of
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells
 from fractal.data.encoder import Encoder, open_encoded, read_encoder
-from fractal.data.ingestion import atlas_in_memory, place_cells, write_atlas
+from fractal.data.ingestion import atlas_in_memory, order_warning, place_cells, write_atlas
 from fractal.data.labels import read_map
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree, terms_of
@@ -98,7 +98,7 @@ def fit(
                 atlas: Atlas = Atlas.open(path)
             else:
                 atlas = atlas_in_memory(opened, plan)
-        for line in plan.hierarchy.notes:
+        for line in filter(None, [*plan.hierarchy.notes, order_warning(atlas)]):
             print(line)
         name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
         facts = {

@@ -65,7 +65,8 @@ def coded(column: pa.ChunkedArray) -> Codes:
     raw = [
         "" if value is None else clean(str(value)) for value in (values.to_numpy() if numbers else values.to_pylist())
     ]
-    names = sorted({raw[code] for code in np.unique(codes[codes >= 0]) if not is_missing(raw[code])})
+    used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(raw)))
+    names = sorted({raw[code] for code in used if not is_missing(raw[code])})
     return renumbered(codes, raw, names), names
 
 

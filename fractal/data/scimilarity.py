@@ -24,7 +24,7 @@ import pyarrow.csv
 from fractal.base.errors import InputError
 from fractal.base.storage import Place, fetch, place, same_files
 from fractal.data.cells import Cells
-from fractal.data.labels import Labels
+from fractal.data.labels import Labels, coded
 from fractal.data.reorder import reorder
 from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
@@ -198,7 +198,7 @@ def read_types(path: Path) -> list[str]:
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, list[str]]:
-    """-> type codes (n,) int32, type names, study codes (n,) int32 or None, study names; code -1 where there is none.
+    """-> type codes (n,) int64, type names, study codes (n,) int64 or None, study names; code -1 where there is none.
 
     Names are cleaned (fractal.hierarchy.names); empty lines at the end are not read. Arrow's reader makes dictionary
     codes as it goes: eight million lines never become Python strings.
@@ -216,16 +216,8 @@ def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, l
         raise InputError(f"{path}: expected one line per cell, 'type' or 'type<TAB>study' ({error})") from error
     if table.num_columns > 2:
         raise InputError(f"{path}: has {table.num_columns} columns; expected 'type' or 'type<TAB>study' on each line")
-    columns = [column.combine_chunks() for column in table.unify_dictionaries().columns]
-    (codes, names), *study = [cleaned(column.indices.to_numpy(), column.dictionary.to_pylist()) for column in columns]
+    (codes, names), *study = map(coded, table.columns)
     return (codes, names, *study[0]) if study else (codes, names, None, [])
-
-
-def cleaned(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Codes (n,) and names -> the same with clean names, each of them once; code -1 where a name says there is none."""
-    kept = list(dict.fromkeys(clean(name) for name in names if not is_missing(name)))
-    position = {name: code for code, name in enumerate(kept)}
-    return np.array([position.get(clean(name), -1) for name in names], np.int32)[codes], kept
 
 
 def empty_lines_at_end(path: Path) -> int:

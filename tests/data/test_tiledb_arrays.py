@@ -105,7 +105,7 @@ def test_cellsearch_is_embedded_annotated_and_indexed(tmp_path: Path, capsys):
     index.main([folder, "--reference", reference, "--output", str(tmp_path / "index")])
     found = open_index(tmp_path / "index")
     assert {"study", "tissue"} <= set(found.columns)
-    assert found.take(np.array([7]))["id"].to_pylist() == ["7"]
+    assert found.take(np.array([7]), ["cell_id"])["cell_id"].to_pylist() == ["7"]
 
 
 @pytest.mark.parametrize("first", [0, 5])
