@@ -136,7 +136,8 @@ class Cells:
         which are read at once; one that is called `cell_id`, as the cells' names are here, becomes `obs_cell_id`,
         unless it repeats the names.
         """
-        more = self.obs_beside_names() if obs and not set(self.column_names) <= set(self.schema.names) else {}
+        brought = tuple(name for name in self.schema.names if name != CELL_ID)
+        more = self.obs_beside_names() if obs and self.column_names != brought else {}
         start = 0
         for columns, vectors in self.read(size):
             if strict:

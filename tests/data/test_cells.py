@@ -328,3 +328,7 @@ def test_a_column_that_is_called_as_the_names_are(tmp_path: Path, same: bool):
             assert table.column_names == (["cell_id", "id"] if same else ["cell_id", "id", "obs_cell_id"])
             assert table["cell_id"].to_pylist() == names
             assert same or table["obs_cell_id"].to_pylist() == values
+    adata.obs = adata.obs[["cell_id"]]  # alone
+    with Cells.open(adata, "X_pca") as cells:
+        columns, _ = next(cells.chunks(obs=True))
+        assert columns.column_names == (["cell_id"] if same else ["cell_id", "obs_cell_id"])
