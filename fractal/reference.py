@@ -496,7 +496,8 @@ class Reference:
             in_memory = hasattr(cells, "obsm")
             with self.intake.open(cells if in_memory else place_of(cells), use_rep, force) as (opened, origin):
                 if in_memory or has_obs(cells):
-                    labelled = obs_cells(opened, tree, labels, levels, study, graph, num_samples, seed)
+                    columns = opened.labels(labels or "", study, None, levels)
+                    labelled = obs_cells(opened, columns, tree, graph, num_samples, seed)
                 else:
                     labelled = atlas_cells(opened.path, tree, self.facts, num_samples, seed)
             labelled.notes.extend(line for line in (origin.vectors * origin.projected, origin.warning) if line)

@@ -13,6 +13,7 @@ from fractal.base.errors import InputError
 from fractal.base.storage import Place
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
+from fractal.data.labels import Labels as CellLabels
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy, match_names
@@ -80,21 +81,13 @@ def atlas_cells(path: Place, tree: Tree, facts: Mapping[str, Any], num_samples: 
 
 
 def obs_cells(
-    cells: Cells,
-    tree: Tree,
-    labels: str | None,
-    levels: Sequence[str],
-    study: str | None,
-    graph: nx.DiGraph,
-    num_samples: int,
-    seed: int,
+    cells: Cells, columns: CellLabels, tree: Tree, graph: nx.DiGraph, num_samples: int, seed: int
 ) -> Labelled:
     """Cells with labels in obs: names of the Cell Ontology or of the reference, or a column per level.
 
     Raises InputError where no cell has a label that the reference or the ontology has, and for unusable vectors.
     """
-    columns = cells.labels(labels or "", study, None, levels)
-    if columns.tree and len(levels) != len(tree.levels):
+    if columns.tree and len(columns.levels or ()) != len(tree.levels):
         raise InputError(f"{cells.path}: the reference has {len(tree.levels)} levels; name as many with --levels")
     names, by_name = columns.names, columns.tree
     known = [by_name[name].levels for name in names] if by_name else known_paths(tree, names, graph)

@@ -76,8 +76,8 @@ def score_reference(
 ) -> Scored:
     """Score labelled cells as eval.py does.
 
-    facts: bundle.json; weights: their sha256; held_out: the cells are the validation cells that the reference keeps, and the
-    answers those of its test cells. Raises InputError for fewer than two cells, and for kept answers that are damaged.
+    facts: bundle.json; weights: their sha256; held_out: the cells are the validation cells of the reference, and
+    the answers those of its test cells. Raises InputError for fewer than two cells, and for damaged kept answers.
     """
     n, device, tree = len(cells.paths), next(annotator.adapter.parameters()).device, annotator.tree
     if n < 2:
