@@ -42,12 +42,14 @@ def get_parser() -> argparse.ArgumentParser:
         type=place,
         help=f"the model_v1.1 folder of a release; annotation/ and label_ints.csv are read (default: {MODEL_DIR})",
     )
-    own = parser.add_argument_group("your own labelled cells, in place of --model-dir")
-    own.add_argument("--h5ad", type=place, help="an .h5ad file, or a .zarr, with an embedding and labels")
-    own.add_argument("--obsm", "--use-rep", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})")
-    own.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
-    own.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
-    own.add_argument(
+    cells = parser.add_argument_group("your own labelled cells, in place of --model-dir")
+    cells.add_argument("--h5ad", type=place, help="an .h5ad file, or a .zarr, with an embedding and labels")
+    cells.add_argument(
+        "--obsm", "--use-rep", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})"
+    )
+    cells.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
+    cells.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
+    cells.add_argument(
         "--levels",
         nargs="+",
         metavar="COLUMN",
@@ -58,7 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
         "--label-map",
         type=place,
         metavar="TSV",
-        help="renames labels: own name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
+        help="renames labels: name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
     )
     labels.add_argument(
         "--write-label-map",

@@ -185,7 +185,7 @@ class Atlas:
             lo, hi = bounds[group : group + 2]
             chosen = read_vectors(table, self.path)[ascending[lo:hi] - starts[group]]
             if not usable(chosen).all():
-                raise InputError(f"{self.path}: some embeddings are zero or not finite; make it again with ingest.py")
+                raise InputError(f"{self.path}: embeddings are zero or not finite; make it again with ingest.py")
             vectors[order[lo:hi]] = chosen
         return vectors
 

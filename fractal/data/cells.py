@@ -109,14 +109,14 @@ class Cells:
             path = place(cells)
             check_format(path, f"Read are {READ}")
             opened = OPENERS[kind_of(path)](path, use_rep)
-        with opened as found:
-            if dim not in (None, found.dim):
-                raise InputError(f"{path}: its vectors have {found.dim} numbers, the adapter takes {dim}")
-            made = b"checkpoint_sha256" in (found.schema.metadata or {})
+        with opened as opened_cells:
+            if dim not in (None, opened_cells.dim):
+                raise InputError(f"{path}: its vectors have {opened_cells.dim} numbers, the adapter takes {dim}")
+            made = b"checkpoint_sha256" in (opened_cells.schema.metadata or {})
             several = hasattr(cells, "obsm") or has_obs(path)
             if dim is not None and (made or (several and use_rep.startswith("X_fractal"))):
                 raise InputError(f"{path}: its vectors come from embed.py; name those that they were made of")
-            yield found
+            yield opened_cells
 
     @property
     def has_names(self) -> bool:
@@ -150,14 +150,14 @@ class Cells:
     def obs_beside_names(self) -> dict[str, pa.ChunkedArray]:
         """The columns of obs, under names that none of them shares with the cells' names."""
         table = self.table()
-        found = dict(zip(table.column_names, table.columns, strict=True))
-        if CELL_ID in found and self.names is not None:
-            column = found.pop(CELL_ID)
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        if CELL_ID in columns and self.names is not None:
+            column = columns.pop(CELL_ID)
             if as_text(column).to_pylist() != self.names.tolist():
-                if f"obs_{CELL_ID}" in found:
+                if f"obs_{CELL_ID}" in columns:
                     raise InputError(f"{self.path}: obs has both {CELL_ID} and obs_{CELL_ID}; rename one")
-                found[f"obs_{CELL_ID}"] = column
-        return found
+                columns[f"obs_{CELL_ID}"] = column
+        return columns
 
     def table(self, names: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all but the cells' names, of all rows. Raises InputError for one that is not there."""

@@ -27,14 +27,14 @@ def reading_h5ad(path: Place) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # anndata wraps whatever h5py raises in errors of its own
-        said = " ".join(map(str, (error, error.__cause__, error.__context__)))
-        if "not registered" in said or "plugin" in said:  # not: "filter returned failure", of damaged data
+    except Exception as error:  # anndata wraps whatever h5py raises in its errors
+        message = " ".join(map(str, (error, error.__cause__, error.__context__)))
+        if "not registered" in message or "plugin" in message:  # not: "filter returned failure", of damaged data
             raise InputError(
                 f"{path}: compressed with an HDF5 plugin that is not installed here ({reason(error)}); install "
                 "hdf5plugin and name its folder in HDF5_PLUGIN_PATH, or write the file again with compression='gzip'"
             ) from error
-        if "unable to lock" in said:
+        if "unable to lock" in message:
             raise InputError(f"{path}: locked, another program has it open for writing; close it there") from error
         raise InputError(f"{path}: not an .h5ad file or .zarr folder, or damaged ({reason(error)})") from error
 
@@ -169,7 +169,7 @@ def obs_table(obs: Any, path: Place, names: Sequence[str]) -> pa.Table:
     """Columns of obs, a group of an open .h5ad or a DataFrame, which are known to be there."""
     with reading_h5ad(path):
         if not hasattr(obs, "columns") and any("categories" in obs[name].attrs for name in names):
-            # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its own reader puts them together.
+            # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its reader puts them together.
             obs = needs("anndata", "h5ad").io.read_elem(obs)
         read = (
             obs.__getitem__

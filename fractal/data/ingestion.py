@@ -60,10 +60,11 @@ class Plan:
         """Of those of these cells that are taken, per text column the (m,) codes and the names."""
         classes = self.classes[rows]
         keep = classes >= 0
-        found = [(codes[classes[keep]], names) for codes, names in zip(self.level_codes, self.level_names, strict=True)]
+        levels = zip(self.level_codes, self.level_names, strict=True)
+        columns = [(codes[classes[keep]], names) for codes, names in levels]
         if self.study_codes is not None:
-            found.append((self.study_codes[rows][keep], self.studies or []))
-        return found
+            columns.append((self.study_codes[rows][keep], self.studies or []))
+        return columns
 
     def append(self, writer: Writer, rows: slice, vectors: np.ndarray, names: np.ndarray | None, path: Any) -> None:
         """Write those of these cells that are taken: vectors (m, dim), names (m,) str.

@@ -1,4 +1,4 @@
-"""The labels of cells: columns of obs -> types, studies and the user's own tree, by one rule for every source."""
+"""The labels of cells: columns of obs -> types, studies and the user's tree, by one rule for every source."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,13 @@ class Labels:
     codes: np.ndarray  # (n,) int, into `names`
     studies: list[str] = field(default_factory=list)
     study_codes: np.ndarray | None = None  # (n,) int64; None where no study column was named
-    tree: dict[str, CellType] | None = None  # the user's own hierarchy, from his columns: name -> row
+    tree: dict[str, CellType] | None = None  # the user's hierarchy, from columns: name -> row
     levels: tuple[str, ...] | None = None  # its levels
     notes: list[str] = field(default_factory=list)
 
     def mapped(self, label_map: Mapping[str, str], where: Any) -> "Labels":
         """The same cells under other names; "" leaves them out. Raises InputError where the map names no label."""
-        label_map = {clean(own): "" if is_missing(target) else clean(target) for own, target in label_map.items()}
+        label_map = {clean(name): "" if is_missing(target) else clean(target) for name, target in label_map.items()}
         if not set(label_map) & set(self.names):
             there = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise InputError(f"{where}: none of the label map's names is among the labels; these are {there}")
@@ -94,8 +94,8 @@ def read_labels(
     column : name of a column -> its codes and names
     where : the file, as messages say it
     label_key, study_key : columns of the types and of the studies or donors
-    label_map : own name -> CL name; "" leaves these cells out
-    levels : 2 to 6 columns from coarse to fine, the user's own tree in place of `label_key`
+    label_map : name -> CL name; "" leaves these cells out
+    levels : 2 to 6 columns from coarse to fine, the user's tree in place of `label_key`
 
     Raises
     ------
@@ -145,12 +145,12 @@ def label_paths(columns: Sequence[Codes]) -> tuple[list[tuple[str, ...]], np.nda
 
 
 def read_map(path: Place) -> dict[str, str]:
-    """A label map -> own name -> CL name; an empty CL name leaves these cells out.
+    """A label map -> name -> CL name; an empty CL name leaves these cells out.
 
-    A TSV, own name and CL name on each line; more columns, a first line that begins with # and blank lines are skipped
-    over. Raises InputError for a line of one column, and for an own name with two different targets.
+    A TSV, a name and its CL name on each line; more columns, a first line that begins with # and blank lines are
+    passed over. Raises InputError for a line of one column, and for a name with two different targets.
     """
-    found: dict[str, str] = {}
+    targets: dict[str, str] = {}
     try:
         with open(fetch(path), newline="", encoding="utf-8-sig") as file:
             for number, line in enumerate(csv.reader(file, delimiter="\t"), 1):
@@ -158,14 +158,12 @@ def read_map(path: Place) -> dict[str, str]:
                 if not any(cells) or (number == 1 and cells[0].startswith("#")):
                     continue
                 if len(cells) < 2:
+                    raise InputError(f"{path}: expected two columns, name<TAB>CL name; line {number} is '{cells[0]}'")
+                name, target = cells[:2]
+                if targets.setdefault(name, target) != target:
                     raise InputError(
-                        f"{path}: expected two columns, own name<TAB>CL name; line {number} is '{cells[0]}'"
-                    )
-                own, target = cells[:2]
-                if found.setdefault(own, target) != target:
-                    raise InputError(
-                        f"{path}: '{own}' has two targets, '{found[own]}' and '{target}' in line {number}; keep one"
+                        f"{path}: '{name}' has two targets, '{targets[name]}' and '{target}' in line {number}; keep one"
                     )
     except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected two columns of UTF-8 text, own name<TAB>CL name ({error})") from error
-    return found
+        raise InputError(f"{path}: expected two columns of UTF-8 text, name<TAB>CL name ({error})") from error
+    return targets

@@ -197,7 +197,7 @@ class Parquet:
             raise InputError(f"{path}: holds no cells")
         if self.num_rows != sum(self.sizes):
             raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
-        # Not by the columns' own metadata: where these are damaged, Arrow may end the process.
+        # Not by the columns' metadata: where these are damaged, Arrow may end the process.
         if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.total_byte_size for group in groups):
             raise InputError(
                 f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
@@ -330,7 +330,7 @@ def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarra
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
     if not ((codes >= 0) & (codes < len(names))).all():  # Arrow does not look
-        raise InputError(f"{path}: damaged, some cells' {name} is none of the column's names; make it again")
+        raise InputError(f"{path}: damaged, the {name} of a cell is none of the column's names; make it again")
     used = np.flatnonzero(np.bincount(codes, minlength=len(names))).tolist()
     used.sort(key=names.__getitem__)
     renumber = np.zeros(len(names), np.int32)
@@ -347,12 +347,12 @@ def fingerprint(path: str | Place) -> str:
     """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
     path = place(path)
     if isinstance(path, Path) and not path.is_dir():
-        with open(path, "rb") as file:  # Python's own error names a file that is missing, Arrow's does not
+        with open(path, "rb") as file:  # Python's error names a file that is missing, Arrow's does not
             return hashlib.file_digest(file, "sha256").hexdigest()
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):
-        found.update(piece)
-    return found.hexdigest()
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

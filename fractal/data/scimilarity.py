@@ -103,7 +103,7 @@ class Release:
         """Yield (labels (m,) int64, vectors (m, dim) float32) as they stand in the index."""
         seen = np.zeros(len(self), bool)
         for start in range(0, len(self), size):
-            # Each chunk has a map of its own: its pages are let go with it, and the whole file never counts as memory.
+            # Each chunk has its map: the pages are let go with it, and the whole file never counts as memory.
             records = map_records(self.index_path, self.records.dtype, start, min(size, len(self) - start))
             labels = records["label"]
             if labels.max() >= len(self) or seen[labels].any() or len(np.unique(labels)) < len(labels):

@@ -5,7 +5,7 @@
     experiment/obs                  a frame by soma_joinid, as in CELLxGENE's census
     experiment/ms/NAME/obsm/KEY     numbers by soma_dim_0, the cell's soma_joinid, and soma_dim_1
 
-An array may also be given by itself. SOMA is a layout of TileDB's own arrays and groups, so `tiledb` reads it as well.
+An array may also be given by itself. SOMA is a layout of TileDB's arrays and groups, so `tiledb` reads it as well.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -65,19 +65,17 @@ def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tupl
     top = members(str(path))
     if not {"obs", "ms"} <= set(top):
         raise InputError(f"{path}: a TileDB group, and no SOMA experiment; it has {', '.join(top)}: name one in it")
-    found: dict[str, list[str]] = {}
+    uris: dict[str, list[str]] = {}
     for measurement in members(top["ms"]).values():
         inside = members(measurement)
         for name, uri in (members(inside["obsm"]) if "obsm" in inside else {}).items():
-            found.setdefault(name, []).append(uri)
-    if key not in found:
-        way = f"it has {', '.join(found)}: name one with --use-rep" if found else "it has none; add the cells' vectors"
+            uris.setdefault(name, []).append(uri)
+    if key not in uris:
+        way = f"it has {', '.join(uris)}: name one with --use-rep" if uris else "it has none; add the cells' vectors"
         raise InputError(f"{path}: has no obsm '{key}'; {way}")
-    if len(found[key]) > 1:
-        raise InputError(
-            f"{path}: {len(found[key])} measurements have an obsm '{key}'; name one array: {found[key][0]}"
-        )
-    return found[key][0], top["obs"]
+    if len(uris[key]) > 1:
+        raise InputError(f"{path}: {len(uris[key])} measurements have an obsm '{key}'; name one array: {uris[key][0]}")
+    return uris[key][0], top["obs"]
 
 
 def read_arrays(path: Place, vectors: Any, frame: Any = None) -> Arrays:
@@ -105,24 +103,24 @@ def numbers(frame: Any) -> np.ndarray:
     return np.sort(np.concatenate(pieces).astype(np.int64))
 
 
-def dense_rows(array: Any, ids: np.ndarray | None, dim: int, some: slice) -> np.ndarray:
+def dense_rows(array: Any, ids: np.ndarray | None, dim: int, batch: slice) -> np.ndarray:
     """(m, dim)."""
     if ids is not None:
-        first, rows = int(ids[some][0]), ids[some]
+        first, rows = int(ids[batch][0]), ids[batch]
         return dense_rows(array, None, dim, slice(first, int(rows[-1]) + 1))[rows - first]
-    found = array[some]
-    return found[array.attr(0).name] if isinstance(found, Mapping) else found  # without a name it comes bare
+    values = array[batch]
+    return values[array.attr(0).name] if isinstance(values, Mapping) else values  # without a name it comes bare
 
 
-def sparse_rows(array: Any, ids: np.ndarray | None, dim: int, some: slice) -> np.ndarray:
+def sparse_rows(array: Any, ids: np.ndarray | None, dim: int, batch: slice) -> np.ndarray:
     """(m, dim), 0 where nothing is stored."""
-    rows = np.arange(some.start, some.stop) if ids is None else ids[some]
-    found = array.multi_index[int(rows[0]) : int(rows[-1]), :]
-    row, column = (found[array.schema.domain.dim(k).name] for k in range(2))
-    place = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
-    wanted = rows[place] == row
+    rows = np.arange(batch.start, batch.stop) if ids is None else ids[batch]
+    values = array.multi_index[int(rows[0]) : int(rows[-1]), :]
+    row, column = (values[array.schema.domain.dim(k).name] for k in range(2))
+    position = np.minimum(np.searchsorted(rows, row), len(rows) - 1)
+    wanted = rows[position] == row
     vectors = np.zeros((len(rows), dim), array.attr(0).dtype)
-    vectors[place[wanted], column[wanted]] = found[array.attr(0).name][wanted]
+    vectors[position[wanted], column[wanted]] = values[array.attr(0).name][wanted]
     return vectors
 
 

@@ -27,7 +27,7 @@ def refuse(bad: np.ndarray, start: int, path: Any) -> None:
 def vector_hashes(vectors: np.ndarray) -> np.ndarray:
     """(n, dim) float32 -> (n,) int64, equal for equal vectors, and good within this process only (SipHash).
 
-    Of 8 million different vectors some two share a hash with a chance of 2 in a million.
+    Of 8 million different vectors two share a hash with a chance of 2 in a million.
     """
     whole = np.ascontiguousarray(vectors + np.float32(0))  # -0. becomes 0.
     rows = whole.view(f"V{whole.shape[1] * whole.itemsize}").ravel().tolist()  # one bytes object each
