@@ -61,7 +61,8 @@ class Index:
     def __init__(self, folder: Folder) -> None:
         self.folder, self.space, self.parts, self.centroids = folder, folder.space, folder.parts, folder.centroids
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
-        self.cut_centres: dict[int, torch.Tensor] = {}
+        self.quantizer.add(self.centroids)
+        self.cut_centres: dict[int, np.ndarray] = {}
         self.mapped: list[Any] = []
         self.scanners = [self.scanner(part) for part in self.parts]
 
@@ -137,22 +138,24 @@ class Index:
 
     def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None) -> np.ndarray:
         """The lists to open for each query, best first, (n, most) int64; -1 where a query opens fewer."""
-        similarity = torch.from_numpy(unit) @ self.centres(unit.shape[1]).T
+        if only is None and unit.shape[1] == self.space.dim:
+            return self.quantizer.search(unit, probes)[1]
+        similarity = unit @ self.centres(unit.shape[1]).T
         if only is None:
-            return similarity.topk(probes, dim=1).indices.numpy()
-        similarity[:, torch.from_numpy(only.per_list == 0)] = -torch.inf
-        order = similarity.argsort(dim=1, descending=True).numpy()
+            return torch.from_numpy(similarity).topk(probes, dim=1).indices.numpy()
+        similarity[:, only.per_list == 0] = -np.inf
+        order = np.argsort(-similarity, axis=1)
         seen = np.cumsum(only.per_list[order], axis=1)
         enough = min(only.count, max(ENOUGH, 100 * k))
         opened = np.minimum(np.maximum((seen < enough).sum(1) + 1, probes), (only.per_list > 0).sum())
         most = max(1, int(opened.max()))
         return np.where(np.arange(most) < opened[:, None], order[:, :most], -1)
 
-    def centres(self, width: int) -> torch.Tensor:
+    def centres(self, width: int) -> np.ndarray:
         """The first numbers of the centroids, of length 1, (lists, width) float32; kept, one query needs them all."""
         if width not in self.cut_centres:
             cut = torch.from_numpy(self.centroids[:, :width])
-            self.cut_centres[width] = torch.nn.functional.normalize(cut, dim=1)
+            self.cut_centres[width] = torch.nn.functional.normalize(cut, dim=1).numpy()
         return self.cut_centres[width]
 
     def scan(self, unit: np.ndarray, lists: np.ndarray, k: int, only: Filter | None) -> Hits:
