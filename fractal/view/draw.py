@@ -154,7 +154,7 @@ def boxes(
             }
             ax.barh(**area, facecolor=(box.colour, box.opacity), edgecolor=PAPER, linewidth=1.2)
             if box.framed:
-                ax.barh(**area, fill=False, edgecolor=INK, linewidth=2)
+                ax.barh(**area, fill=False, edgecolor=INK, linewidth=2, zorder=3)
             ink = ON_FULL if box.opacity > LIGHT_TEXT and box.colour != NONE else INK
             if size * box.height >= 10:
                 middle = box.x + box.width / 2, box.y + box.height / 2
