@@ -95,7 +95,9 @@ export async function readArrays(): Promise<Record<string, Matrix>> {
 
 async function readArray(element: HTMLElement): Promise<Matrix> {
   const { type, shape } = element.dataset;
-  const zipped = Uint8Array.from(atob(element.textContent!), (character) => character.charCodeAt(0));
+  const text = atob(element.textContent!);
+  const zipped = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) zipped[i] = text.charCodeAt(i);
   element.remove();
   const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("gzip"));
   const planes = new Uint8Array(await new Response(stream).arrayBuffer());

@@ -29,7 +29,7 @@ export function apart(all: Island[]): number {
 /** Start at the fullest square of the grid, and move three times to the mean of the cells near by. */
 function densest(layout: Float32Array, rows: number[]): { x: number; y: number; radius: number } {
   const points = rows.map((row) => [layout[2 * row], layout[2 * row + 1]]);
-  const squares = [...group(points, ([x, y]) => `${Math.floor(x / SIDE)} ${Math.floor(y / SIDE)}`).values()];
+  const squares = [...group(points, ([x, y]) => 1024 * Math.floor(x / SIDE) + Math.floor(y / SIDE)).values()];
   let near = squares.reduce((fullest, square) => (square.length > fullest.length ? square : fullest));
   let [x, y] = [0, 0];
   for (let step = 0; step < 4 && near.length; step++) {

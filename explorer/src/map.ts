@@ -208,9 +208,10 @@ export class MapView {
     context.clearRect(0, 0, this.overlay.width, this.overlay.height);
     const { color: ink, backgroundColor: ground, accentColor: accent } = getComputedStyle(document.body);
     const nearest = Math.round(prefix);
-    context.globalAlpha = Math.max(0, 1 - 5 * Math.abs(prefix - nearest));
+    const opacity = 1 - 5 * Math.abs(prefix - nearest);
+    const islands = opacity > 0 ? this.events.names(nearest) : []; // none between two prefixes
+    context.globalAlpha = Math.max(0, opacity);
     const positions = this.layers.map((layer) => layer.positions);
-    const islands = this.events.names(nearest);
     this.nameBoxes = drawNames(context, camera, islands, positions, this.events.nameOf, ink, ground);
     context.globalAlpha = 1;
     const at = (hit: Hit) => camera.toScreen(this.position(hit));
@@ -266,5 +267,8 @@ const pairs = (corners: number[]) =>
 function blend(layouts: Float32Array[], prefix: number): Float32Array {
   const from = layouts[Math.floor(prefix) - 1];
   const to = layouts[Math.floor(prefix)] ?? from;
-  return from.map((value, i) => value + (to[i] - value) * (prefix % 1));
+  const share = prefix % 1;
+  const positions = new Float32Array(from.length);
+  for (let i = 0; i < from.length; i++) positions[i] = from[i] + (to[i] - from[i]) * share;
+  return positions;
 }

@@ -68,7 +68,7 @@ export function drawNames(
   context.textBaseline = "middle";
   context.lineJoin = "round";
   context.font = `600 ${size}px system-ui, sans-serif`;
-  const hasCells = cellsIn(camera, layers);
+  const hasCells = islands.length ? cellsIn(camera, layers) : () => false;
   const taken: Box[] = [];
   const isFree = ([left, top, right, bottom]: Box) =>
     left >= 0 && top >= 0 && right < width && bottom < height && !hasCells([left, top, right, bottom]) &&
