@@ -3,8 +3,8 @@
     uv run python -m benchmarks.voters --reference FOLDER --index FOLDER --input CELLS.parquet
 
 The cells are drawn from a file with labels; one that is also in the index does not vote for itself. Calibration error
-(ECE) is that of the finest level; the probabilities are those of the reference's votes. Exact votes: all lists of the
-index.
+(ECE) is that of the finest level; its probabilities are calibrated anew by the votes
+of the index. Exact votes: all lists of the index.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import answer
 from fractal.annotate.cross_fit import path_names
-from fractal.annotate.votes import Raw, count
+from fractal.annotate.votes import SAME, Raw, count
 from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import positive_int
@@ -26,8 +26,6 @@ from fractal.data.atlas import Atlas
 from fractal.reference import read_folder
 from fractal.score.metrics import expected_calibration_error
 from fractal.search import open_index, voters
-
-SAME = 0.9995  # cosine of copies of a cell, float16
 
 
 def get_parser() -> argparse.ArgumentParser:

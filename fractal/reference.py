@@ -45,7 +45,7 @@ from fractal.annotate.card import headline, model_card
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake, Origin
 from fractal.annotate.truth import report
-from fractal.annotate.votes import NEIGHBOURS, SIGNALS
+from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError, in_python
 from fractal.base.files import atomic_folder, check_header, read_whole, recover
 from fractal.base.storage import Place, fetch
@@ -186,7 +186,7 @@ class Reference:
             theirs nor above theirs; printed is for whom that is guaranteed (see `Calibration.control`)
         novelty : "on" withholds the fine labels of odd cells, "flag" only marks them, "off" does neither
         force : bool; take vectors of another embedding
-        index : Index or path; its cells vote in place of the reference's, and count as much as these
+        index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
         index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels
         over : str, column of obs of a clustering: all cells of a cluster get one label, and uns[key_added]["groups"] is
             a table of these: the probability of the label, the share of the cells that agree, why it is not deeper;
@@ -249,7 +249,7 @@ class Reference:
         """The annotator with the cells of an index as voters; their labels are the index's column `labels`."""
         from fractal.search.voters import index_voters
 
-        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS)
+        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS + COPIES)
         return self.annotator.with_voters(voters)
 
     def about(
@@ -639,8 +639,8 @@ def write_folder(path: Path, reference: Reference) -> None:
         (part / "adapter.safetensors").write_bytes(weights(annotator.adapter))
         held_out = {field.name: getattr(annotator.held_out, field.name) for field in fields(HeldOut)}
         cells = {name: getattr(annotator, name) for name in CELL_ARRAYS}
-        for file, arrays in ("cells.safetensors", cells), ("held_out.safetensors", held_out):
-            (part / file).write_bytes(save_arrays(arrays))
+        for name, arrays in ("cells.safetensors", cells), ("held_out.safetensors", held_out):
+            (part / name).write_bytes(save_arrays(arrays))
         with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow([*tree.levels, *(f"{level}_cl_id" for level in tree.levels), "cells"])

@@ -16,7 +16,7 @@ import numpy as np
 from fractal.annotate.answers import CONFIDENCE, Answer, answer, join, unforced
 from fractal.annotate.calibration import Calibration, HeldOut, calibrate, held_out_of
 from fractal.annotate.cross_fit import path_names
-from fractal.annotate.votes import Voters, Voting
+from fractal.annotate.votes import COPIES, NEIGHBOURS, SAME, Voters, Voting
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.vectors import usable
@@ -119,8 +119,17 @@ class Annotator:
         )
 
     def with_voters(self, voters: Voters) -> "Annotator":
-        """These vote in place of the reference cells; the probabilities are those of the reference's own votes."""
-        return replace(self, voters=voters)
+        """These vote in place of the reference cells, and the held-out cells are asked of them; novel is as before.
+
+        They may hold a held-out cell itself, which then has no vote.
+        """
+        asking = replace(self, voters=voters)
+        ballot = asking.voting.ballot(self.held_out.vectors, COPIES)
+        cosine = np.where(ballot.cosine > SAME, -np.inf, ballot.cosine)
+        order = np.argsort(-cosine, axis=1, kind="stable")[:, :NEIGHBOURS]
+        path, cosine = (np.take_along_axis(values, order, 1) for values in (ballot.path, cosine))
+        asking.held_out = replace(self.held_out, neighbour_path=path.astype(np.int32), cosine=cosine.astype(np.float32))
+        return asking
 
     def answer(self, vectors: np.ndarray, confidence: float = CONFIDENCE, novelty: str = "on") -> Answer:
         """vectors (n, dim) float32, of any kind -> the answer of each; see `fractal.annotate.answers.answer`."""

@@ -25,6 +25,7 @@ from fractal.model.adapter import Adapter, embed
 
 NEIGHBOURS = 30
 TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a rare type outweigh 25 far ones
+COPIES, SAME = 5, 0.9995  # neighbours that may be copies of a cell, float16: their cosine is above SAME
 SIGNALS = "distance of the last neighbour", "distance of the nearest mean", "-log of the largest probability"
 BATCH = 65_536  # cells at a time: the more, the more of them share a list of neighbours
 PIECE = 4_096  # of these, through the adapter and through the votes, 7 MB for 203 paths, which stay in the cache
@@ -96,12 +97,12 @@ class Voting:
         parts = [count(ballot, self.tree) for ballot in self.ballots(vectors)]
         return Raw(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Raw)))
 
-    def ballot(self, vectors: np.ndarray) -> Ballot:
-        """All at once, 500 bytes a cell."""
-        parts = list(self.ballots(vectors))
+    def ballot(self, vectors: np.ndarray, more: int = 0) -> Ballot:
+        """All at once, 500 bytes a cell, and as many neighbours more."""
+        parts = list(self.ballots(vectors, more))
         return Ballot(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Ballot)))
 
-    def ballots(self, vectors: np.ndarray) -> Iterator[Ballot]:
+    def ballots(self, vectors: np.ndarray, more: int = 0) -> Iterator[Ballot]:
         """Of BATCH cells at a time."""
         for start in range(0, max(len(vectors), 1), BATCH):
             x = vectors[start : start + BATCH]
@@ -111,7 +112,7 @@ class Voting:
             cosine, rows = self.neighbours(full, min(NEIGHBOURS, len(self.neighbours.bank)))
             far = 1 - cosine[:, -1].cpu().double().numpy()
             if self.voters is not None:
-                cosine, rows = self.voters(full, min(NEIGHBOURS, len(self.path)))
+                cosine, rows = self.voters(full, min(NEIGHBOURS + more, len(self.path)))
             path = self.path[rows.cpu()].long().numpy()
             signals = np.column_stack([far, self.discriminant(x)])
             yield Ballot(path, cosine.cpu().double().numpy(), signals)

@@ -168,7 +168,7 @@ def annotate(args: argparse.Namespace) -> None:
     annotator = reference.annotator
     if args.index:
         annotator = reference.asking(args.index, args.index_labels)
-        print(f"{annotator.voters} vote; their probabilities are those of the reference's own votes")
+        print(f"{annotator.voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
     annotator = annotator.restricted(reference.choose(args.obo, args.only, args.exclude))
     if args.error is not None:
         control = annotator.calibration.control(args.error)

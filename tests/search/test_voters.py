@@ -78,6 +78,18 @@ def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPa
     assert np.allclose(raw.votes[same], shares[same], atol=0.02)
 
 
+def test_held_out_cells_do_not_vote_for_themselves(folder: Path):
+    """All are in the index. With their votes the labels would look surer than they are in new cells."""
+    plain = fractal.load(folder / "ref", "cpu").annotator
+    asking = fractal.load(folder / "ref", "cpu").asking(folder / "many", None)
+    itself, others = asking.voting(plain.held_out.vectors), asking.held_out.raw(asking.tree)
+    assert (itself.distance < 1e-3).all()
+    assert (others.distance > 1e-3).mean() > 0.95
+    right = [np.where(raw.path == plain.held_out.path, raw.votes[:, -1], 0).mean() for raw in (itself, others)]
+    assert right[0] > right[1]
+    assert np.array_equal(asking.held_out.signals, plain.held_out.signals)
+
+
 def test_what_is_novel_is_so_to_the_reference_whoever_votes(folder: Path):
     plain = fractal.load(folder / "ref", "cpu")
     asking = plain.asking(folder / "many", None)
