@@ -27,6 +27,7 @@ from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import FractalAdapter
 from fractal.model.checkpoint import build_adapter, load, save
+from fractal.model.recipes import Recipe
 from tests.conftest import TYPES, clustered, write_release
 
 FOUR = {"recipe": "fractal", "num_levels": 4}
@@ -253,9 +254,9 @@ def test_unseen_from_release_to_tables(tmp_path: Path, monkeypatch: pytest.Monke
     calls: list[list[str]] = []
     whole = train.main
 
-    def one_epoch(argv: list[str]) -> None:
+    def one_epoch(argv: list[str], control: Recipe | None = None) -> None:
         calls.append(argv)
-        whole([*argv, "--epochs", "1", "--scale-dim", "4"])
+        whole([*argv, "--epochs", "1", "--scale-dim", "4"], control)
 
     monkeypatch.setattr(train, "main", one_epoch)
     argv = ["--data", str(tmp_path / "real"), "--atlases", "pancreas_studies", "--draws", "1", "--jobs", "1"]
