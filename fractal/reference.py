@@ -639,8 +639,8 @@ def write_folder(path: Path, reference: Reference) -> None:
         (part / "adapter.safetensors").write_bytes(weights(annotator.adapter))
         held_out = {field.name: getattr(annotator.held_out, field.name) for field in fields(HeldOut)}
         cells = {name: getattr(annotator, name) for name in CELL_ARRAYS}
-        for name, arrays in ("cells.safetensors", cells), ("held_out.safetensors", held_out):
-            (part / name).write_bytes(save_arrays(arrays))
+        (part / "cells.safetensors").write_bytes(save_arrays(cells))
+        (part / "held_out.safetensors").write_bytes(save_arrays(held_out))
         with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow([*tree.levels, *(f"{level}_cl_id" for level in tree.levels), "cells"])

@@ -115,11 +115,11 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def answers(
-    annotator: Annotator, cells: Cells, rows: RowCheck, args: argparse.Namespace
+    annotator: Annotator, cells: Cells, rows: RowCheck | None, args: argparse.Namespace
 ) -> Iterator[tuple[pa.Table, Answer]]:
     """The names of each chunk of cells, a table without columns where they have none, and their answers.
 
-    `rows` looks at all of the cells.
+    `rows`, if there is one, looks at all of the cells.
     """
 
     from tqdm.auto import tqdm
@@ -132,7 +132,8 @@ def answers(
         with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
             for columns, vectors in cells.chunks(BATCH):
                 names = columns.select([CELL_ID] if cells.has_names else [])
-                rows.add(vectors)
+                if rows:
+                    rows.add(vectors)
                 yield names, annotator.answer(vectors, args.confidence, args.novelty)
                 bar.update(len(vectors))
 

@@ -136,7 +136,7 @@ def annotate_part(choice: tuple[Any, ...], args: argparse.Namespace, folder: Pat
     cells = parquet_cells(table_of(args.input), [number])
     with open_output(part(folder, number)) as write:
         annotator = annotator_of(*choice)
-        for names, answer in answers(annotator, cells, args):
+        for names, answer in answers(annotator, cells, None, args):
             write(with_names(names, answer_columns(answer, annotator.tree)))
     return cells.num_rows
 
