@@ -176,5 +176,5 @@ def test_bad_input_is_said_once(tmp_path: Path):
     _, errors = lines_of(process)
     assert process.returncode != 0
     assert len(errors) == 1
-    assert "none.parquet: No such file" in errors[0]
+    assert "none.parquet: no such file" in errors[0]
     assert not (tmp_path / "out.pt").exists()
