@@ -125,7 +125,8 @@ def rivals(annotator: Annotator, blocks: list[int], queries: np.ndarray) -> dict
     def raw(probability: np.ndarray) -> Raw:
         every = torch.arange(num_paths).expand(len(probability), -1)
         said, share = descend(every, torch.from_numpy(probability), torch.from_numpy(nodes))
-        return Raw(said.numpy(), share.numpy(), np.tile(nothing[:, None], 3), nothing)
+        none = np.full(len(queries), -1)
+        return Raw(said.numpy(), share.numpy(), np.tile(nothing[:, None], 3), nothing, none, nothing)
 
     def neighbours(q: torch.Tensor, bank: torch.Tensor, k: int) -> Raw:
         found = path[nearest(q, bank, k).numpy()]

@@ -18,8 +18,24 @@ CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
 CONFIDENCE = 0.8  # the default, and what the model card reports
 NOVELTY = ("on", "flag", "off")
-COLUMNS = ("level", "label", "cl_id", "distance", "ood_score", "p_value", "status", "withheld_by")
+COLUMNS = (
+    "level",
+    "label",
+    "cl_id",
+    "runner_up",
+    "runner_up_probability",
+    "distance",
+    "ood_score",
+    "p_value",
+    "status",
+    "withheld_by",
+)
 ONE_TYPE, ENOUGH = 0.9, 50  # share of the cells, of at least so many, that look like one type
+# Columns of the output beside those of the levels.
+COLUMNS = (
+    *("level", "label", "cl_id", "runner_up", "runner_up_probability"),
+    *("distance", "ood_score", "p_value", "status", "withheld_by"),
+)
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
 
@@ -37,6 +53,8 @@ class Answer:
     novel: np.ndarray  # (n,) bool: like nothing in the reference
     excluded: np.ndarray  # (n,) bool: without --only and --exclude it would be a type that these leave out
     valid: np.ndarray  # (n,) bool: the vector is finite and not zero; elsewhere there is no answer
+    runner_up: np.ndarray  # (n,) int64 into Tree.paths, the next best; -1 where there is none
+    runner_up_probability: np.ndarray  # (n,)
 
     def spread(self, valid: np.ndarray) -> "Answer":
         """The answers of the valid cells -> of all (n,), with codes 0 and numbers NaN elsewhere."""
@@ -47,7 +65,8 @@ class Answer:
             out[valid] = values
             return out
 
-        return Answer(**{field.name: fill(getattr(self, field.name)) for field in fields(self)})
+        whole = {field.name: fill(getattr(self, field.name)) for field in fields(self)}
+        return Answer(**whole | {"runner_up": np.where(valid, whole["runner_up"], -1)})
 
 
 def join(answers: Sequence[Answer]) -> Answer:
@@ -65,7 +84,11 @@ def answer(raw: Raw, calibration: Calibration, confidence: float = CONFIDENCE, n
     confident, depth = depths(probability, p_value, confidence, novelty)
     novel = (p_value < NOVEL) & (novelty != "off")
     none = np.zeros(len(novel), bool)
-    return Answer(raw.path, probability, confident, depth, raw.distance, ood_score, p_value, novel, none, ~none)
+    # Of what the best path leaves, the next one has as much as it has of the other votes.
+    others = np.maximum(1 - raw.votes[:, -1], 1e-12)
+    second = np.where(raw.runner_up < 0, np.nan, (1 - probability[:, -1]) * np.minimum(raw.runner_up_votes / others, 1))
+    of_cells = raw.distance, ood_score, p_value, novel, none, ~none, raw.runner_up, second
+    return Answer(raw.path, probability, confident, depth, *of_cells)
 
 
 def depths(
@@ -92,6 +115,7 @@ def vote(answer: Answer, groups: np.ndarray, tree: Tree, confidence: float, nove
     withheld where those of half of its cells would be.
     """
     path, probability, p_value = answer.path.copy(), answer.probability.copy(), answer.p_value.copy()
+    runner_up, second = answer.runner_up.copy(), answer.runner_up_probability.copy()
     for rows in members(answer, groups).values():
         allowed, mass = np.ones(len(tree.paths), bool), []
         for k, level in enumerate(tree.nodes.T):
@@ -100,10 +124,17 @@ def vote(answer: Answer, groups: np.ndarray, tree: Tree, confidence: float, nove
             chosen = int(sums.argmax())
             allowed &= level == chosen
             mass.append(sums[chosen] / len(rows))
+        # The next best label is that of the cells' best and next best with most probability.
+        both = np.concatenate([path[rows], runner_up[rows]]), np.concatenate([probability[rows, -1], second[rows]])
+        there = both[0] >= 0
+        sums = np.bincount(both[0][there], both[1][there], minlength=len(allowed)) * ~allowed
+        runner_up[rows] = sums.argmax() if sums.any() else -1
+        second[rows] = sums.max() / len(rows) if sums.any() else np.nan
         path[rows], probability[rows] = allowed.argmax(), np.minimum.accumulate(mass)
         p_value[rows] = np.median(p_value[rows])
     confident, depth = depths(probability, p_value, confidence, novelty)
-    return replace(answer, path=path, probability=probability, confident_depth=confident, depth=depth)
+    voted = replace(answer, path=path, probability=probability, confident_depth=confident, depth=depth)
+    return replace(voted, runner_up=runner_up, runner_up_probability=second)
 
 
 def real_groups(codes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, Sequence[str]]:
@@ -142,6 +173,8 @@ def group_columns(cells: Answer, voted: Answer, groups: np.ndarray, names: Seque
             "confidence": confidence,
             "agreement": np.array(agree, np.float64),
             "withheld_by": columns["withheld_by"],
+            "runner_up": columns["runner_up"],
+            "runner_up_probability": columns["runner_up_probability"],
         }
     )
 
@@ -166,8 +199,8 @@ def one_type_warning(answered: pa.Table, tree: Tree) -> str:
 def answer_columns(answer: Answer, tree: Tree) -> pa.Table:
     """A row per cell; text as dictionaries, missing where there is no answer; numbers float32.
 
-    level, label, cl_id (the deepest answer); per level its label, CL id and probability; distance, ood_score, p_value;
-    status and withheld_by.
+    level, label, cl_id (the deepest answer); per level its label, CL id and probability; runner_up (the next best of
+    the finest labels) and its probability; distance, ood_score, p_value; status and withheld_by.
     """
     names, ids = np.array(tree.paths, object), tree.cl_ids.astype(object)
     levels, known = len(tree.levels), ~np.isnan(answer.probability)
@@ -181,6 +214,10 @@ def answer_columns(answer: Answer, tree: Tree) -> pa.Table:
         columns[level] = text(names[:, k], answer.path, known[:, k])
         columns[f"{level}_cl_id"] = text(ids[:, k], answer.path, known[:, k])
         columns[f"{level}_probability"] = pa.array(answer.probability[:, k].astype(np.float32))
+    has_second = (answer.runner_up >= 0) & ~answer.excluded
+    columns["runner_up"] = text(names[:, -1], answer.runner_up, has_second)
+    second = np.where(has_second, answer.runner_up_probability, np.nan)
+    columns["runner_up_probability"] = pa.array(second.astype(np.float32))
     for name in ("distance", "ood_score", "p_value"):
         columns[name] = pa.array(getattr(answer, name).astype(np.float32))
     withheld = (answer.depth < answer.confident_depth) & ~answer.excluded

@@ -48,6 +48,8 @@ class Raw:
     votes: np.ndarray  # (n, levels) float64, the share of the votes for each label
     signals: np.ndarray  # (n, 3) float64, as in `Ballot`
     distance: np.ndarray  # (n,) cosine distance to the nearest reference cell, in the full fractal vector
+    runner_up: np.ndarray  # (n,) int64, the path with most votes beside `path`; -1 where there is none
+    runner_up_votes: np.ndarray  # (n,) float64, the share of its votes
 
 
 class Voters(Protocol):
@@ -122,10 +124,21 @@ def count(ballot: Ballot, tree: Tree) -> Raw:
     """The votes of each cell's neighbours."""
     nodes = torch.from_numpy(tree.nodes)
     votes = (torch.from_numpy(ballot.cosine) / TEMPERATURE).softmax(1)
-    pieces = zip(torch.from_numpy(ballot.path).split(PIECE), votes.split(PIECE), strict=True)
-    parts = [descend(path, piece, nodes) for path, piece in pieces]
-    path, share = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
-    return Raw(path, share, ballot.signals, (1 - ballot.cosine[:, 0]).clip(0))
+    parts = []
+    for voters, piece in zip(torch.from_numpy(ballot.path).split(PIECE), votes.split(PIECE), strict=True):
+        path, share = descend(voters, piece, nodes)
+        parts.append((path, share, *second(voters, piece, path, len(nodes))))
+    paths, shares, *runner_up = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return Raw(paths, shares, ballot.signals, (1 - ballot.cosine[:, 0]).clip(0), *runner_up)
+
+
+def second(path: Tensor, votes: Tensor, chosen: Tensor, num_paths: int) -> tuple[Tensor, Tensor]:
+    """Votes (n, k) for paths (n, k), and the path (n,) that each cell gets -> of the others that with most votes (n,),
+    -1 where all votes are for one path, and the share of its votes (n,).
+    """
+    sums = votes.new_zeros(len(votes), num_paths).scatter_add_(1, path.clamp(min=0), votes)
+    share, other = sums.scatter_(1, chosen[:, None], 0.0).max(1)
+    return torch.where(share > 0, other, -1), share
 
 
 def descend(path: Tensor, votes: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:

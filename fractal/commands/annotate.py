@@ -8,6 +8,7 @@ One row per cell, or columns of obs that begin with fractal_:
     cell_id                                   its name, where the input has names
     level, label, cl_id                       the deepest answer: none, or a level of the reference
     {level}, {level}_cl_id, {level}_probability   all levels, also those below the one reached
+    runner_up, runner_up_probability          the next best finest label
     distance                                  cosine distance to the nearest reference cell, fractal vectors
     ood_score                                 how odd the cell is among those of its type; 0 is ordinary
     p_value                                   share of ordinary cells with as high an ood_score, or a higher one
@@ -224,9 +225,11 @@ def voted(
 def group_summary(groups: pa.Table, column: str) -> str:
     """A row for each group of cells, as the output's uns has them."""
     frame = groups.to_pandas().astype(object)
-    frame[["confidence", "agreement"]] = frame[["confidence", "agreement"]].map(lambda value: f"{value:.3f}")
+    numbers = ["confidence", "agreement", "runner_up_probability"]
+    frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
     rows = [[str(value) for value in row] for row in frame.fillna("").to_numpy().tolist()]
-    return table([column, "Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by"], rows)
+    header = ["Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by", "Next best", "Probability"]
+    return table([column, *header], rows)
 
 
 def summary(answered: pa.Table, levels: Sequence[str]) -> str:

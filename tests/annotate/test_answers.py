@@ -1,6 +1,7 @@
 """Answers by hand: groups of cells, cells that a restriction leaves out, columns, and the warning about one type."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fractal.annotate.answers import (
     Answer,
     annotation_columns,
+    answer,
     answer_columns,
     as_obs,
     group_columns,
@@ -17,6 +19,7 @@ from fractal.annotate.answers import (
     unforced,
     vote,
 )
+from fractal.annotate.votes import Ballot, count
 from fractal.hierarchy.tree import Tree
 
 TREE = Tree.of([("I", "x"), ("I", "y"), ("S", "z")], ("k", "t"), counts=np.array([10, 10, 80]))
@@ -29,7 +32,8 @@ def answer_of(path: list[int], probability: list[list[float]], p_value: float = 
     depths, valid = np.full(n, depth), ~np.isnan(np.array(probability)[:, 0])
     numbers = np.full(n, p_value)
     depths[~valid] = 0
-    return Answer(np.array(path), np.array(probability), depths, depths, numbers, numbers, numbers, none, none, valid)
+    of_cells = numbers, numbers, numbers, none, none, valid, np.full(n, -1), np.full(n, NAN)
+    return Answer(np.array(path), np.array(probability), depths, depths, *of_cells)
 
 
 def test_a_vote_by_hand():
@@ -126,3 +130,33 @@ def test_columns_of_an_earlier_annotation_are_known_by_their_names():
     mine = ["donor", "fractal_umap_1", "other_label", "my_type", "fractal"]
     old = ["fractal_label", "fractal_status", "fractal_class", "fractal_class_cl_id", "fractal_class_probability"]
     assert annotation_columns([*mine, *old], "fractal") == set(old)
+
+
+def test_the_runner_up_has_its_share_of_what_the_best_label_leaves():
+    """Ten neighbours: six of x, three of y and one of z; and a cell all of whose neighbours are of z."""
+    ballot = Ballot(np.array([[0] * 6 + [1] * 3 + [2], [2] * 10]), np.full((2, 10), 0.5), np.zeros((2, 3)))
+    raw = count(ballot, TREE)
+    assert raw.path.tolist() == [0, 2]
+    assert raw.runner_up.tolist() == [1, -1]
+    assert raw.runner_up_votes == pytest.approx([0.3, 0])
+    calibration = SimpleNamespace(
+        probability=lambda votes: np.minimum(1, votes + 0.2), score=lambda s: s[:, 0], p_value=lambda s: s + 0.5
+    )
+    found = answer(raw, calibration)  # type: ignore[arg-type]
+    assert found.runner_up_probability[0] == pytest.approx((1 - 0.8) * 0.3 / 0.4)
+    columns = answer_columns(found, TREE).to_pydict()
+    assert columns["runner_up"] == ["y", None]
+    assert np.isnan(columns["runner_up_probability"][1])
+    assert as_obs(answer_columns(found, TREE))["runner_up"].categories.tolist() == ["y"]
+
+
+def test_the_runner_up_of_a_group():
+    """Two cells of x that may be z, one of z that may be y: z is next, with (.2 + .2 + .7) of three cells."""
+    cells = answer_of([0, 0, 2], [[0.9, 0.8], [0.9, 0.8], [0.9, 0.7]])
+    second = {"runner_up": np.array([2, 2, 1]), "runner_up_probability": np.array([0.2, 0.2, 0.1])}
+    voted = vote(replace(cells, **second), np.zeros(3, int), TREE, 0.5, "on")
+    assert voted.path.tolist() == [0] * 3
+    assert voted.runner_up.tolist() == [2] * 3
+    assert voted.runner_up_probability == pytest.approx([1.1 / 3] * 3)
+    table = group_columns(cells, voted, np.zeros(3, int), ["a"], TREE).to_pydict()
+    assert table["runner_up"] == ["z"]

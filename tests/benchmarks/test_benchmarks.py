@@ -136,7 +136,8 @@ def test_points_of_the_novelty_rule_are_what_the_rule_would_do():
     confident, depth = depths(probability, p_value, 0.8, "on")
     zeros = np.zeros(200)
     no = np.zeros(200, bool)
-    said = Answer(zeros, probability, confident, depth, zeros, zeros, p_value, p_value < 0.03, no, ~no)
+    of_cells = zeros, zeros, p_value, p_value < 0.03, no, ~no, np.full(200, -1), zeros
+    said = Answer(zeros, probability, confident, depth, *of_cells)
     flagged, there = at_threshold(said, 0.03)
     assert np.array_equal(flagged, said.novel)
     assert np.array_equal(there, depth)
