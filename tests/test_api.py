@@ -296,3 +296,9 @@ def test_one_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == fractal.__version__
     assert f"version: {fractal.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Reference", "fit", "load", "truncate", "__version__"} <= set(dir(fractal))
+    with pytest.raises(AttributeError, match="^module 'fractal' has no attribute 'fitt'$"):
+        _ = fractal.fitt

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,13 @@ import eval as evaluate
 import ingest
 import stratify
 import train
+from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.scimilarity import open_release
 from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS
+from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import training
+from fractal.model.checkpoint import load
 from tests.conftest import TYPES, clustered, write_release
 
 ROOT = Path(__file__).parent.parent
@@ -356,3 +360,90 @@ def test_controls_equal_scikit_learn(checkpoint: Path, stratified: Path, tmp_pat
     right = np.load(tmp_path / "cells.npz")
     for protocol in ("loo", "bank"):
         assert right[protocol].mean(1)[1].tolist() == pytest.approx(list(rows["full"][protocol].values()))
+
+
+LONG = "x" * 100_000
+
+
+def test_a_name_with_a_megabyte_of_text_is_refused_in_a_line_of_bounded_length(fails, tmp_path: Path):
+    types = ["B cell", LONG, "evil \x1b[2J cell"]
+    write_release(tmp_path / "m", clustered(types * 3), types * 3, types=types)
+    message = fails(ingest.main, "--model-dir", tmp_path / "m", "--output", tmp_path / "a")
+    assert len(message) <= 10_000
+    assert "\x1b" not in message
+
+
+def test_one_cell(fails, tmp_path: Path):
+    write_release(tmp_path / "m", clustered(["B cell"]), ["B cell"])
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")])
+    stratify.main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")])
+    assert pq.read_metadata(tmp_path / "b").num_rows == 1
+    message = fails(train.main, "--input", tmp_path / "b", "--output", tmp_path / "c.pt", "--test-ratio", "0")
+    assert "b: 1 rows are left to train on" in message
+
+
+def test_no_cell(fails, tmp_path: Path):
+    write_release(tmp_path / "m", clustered(["B cell"]), ["B cell"])
+    (tmp_path / "m" / "annotation" / "reference_labels.tsv").write_text("")
+    assert "reference_labels.tsv: " in fails(ingest.main, "--model-dir", tmp_path / "m", "--output", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_type_with_one_cell(tmp_path: Path):
+    labels = ["fibroblast", *["B cell", "natural killer cell"] * 60]
+    write_release(tmp_path / "m", clustered(labels), labels)
+    ingest.main(["--model-dir", str(tmp_path / "m"), "--output", str(tmp_path / "a")])
+    argv = ["--input", str(tmp_path / "a"), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"]
+    train.main(argv)
+    evaluate.main(["--model-path", str(tmp_path / "a.pt"), "--input", str(tmp_path / "a")])
+
+
+def test_types_that_were_not_trained_on(tmp_path: Path, capsys):
+    """A checkpoint embeds cells of any type: their names are not looked up."""
+    for name, types in (("m", TYPES[:3]), ("n", TYPES[3:])):
+        write_release(tmp_path / name, clustered(types * 40), types * 40)
+        ingest.main(["--model-dir", str(tmp_path / name), "--output", str(tmp_path / f"{name}.parquet")])
+    argv = ["--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"]
+    train.main(["--input", str(tmp_path / "m.parquet"), *argv])
+    capsys.readouterr()
+    evaluate.main(["--model-path", str(tmp_path / "a.pt"), "--input", str(tmp_path / "n.parquet"), "--all-rows"])
+    assert "| full" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only(fails, release: Path, tmp_path: Path):
+    (tmp_path / "shut").mkdir(mode=0o555)
+    message = fails(ingest.main, "--model-dir", release, "--output", tmp_path / "shut" / "a")
+    assert "Permission denied" in message
+
+
+@pytest.mark.parametrize("script", ["ingest", "stratify", "train", "eval"])
+def test_an_output_that_is_a_folder(fails, request: pytest.FixtureRequest, monkeypatch, tmp_path: Path, script: str):
+    """Said before the work is done, not after it."""
+    (tmp_path / "taken").mkdir()
+    model = ["--epochs", "1", "--scale-dim", "4"]
+    if script == "ingest":
+        argv = [ingest.main, "--model-dir", request.getfixturevalue("release"), "--output", tmp_path / "taken"]
+    else:
+        data = request.getfixturevalue("stratified")
+        argv = [stratify.main, "--input", data, "--output", tmp_path / "taken"]
+        if script == "train":
+            argv = [train.main, "--input", data, "--output", tmp_path / "taken", *model]
+        if script == "eval":
+            train.main(["--input", str(data), "--output", str(tmp_path / "a.pt"), *model])
+            argv = [evaluate.main, "--model-path", tmp_path / "a.pt", "--input", data, "--json", tmp_path / "taken"]
+        for work in ("fractal.model.training.prepare", "fractal.score.table.nearest"):
+            monkeypatch.setattr(work, lambda *_: pytest.fail("too late"))
+    assert "taken: is not a file" in fails(*argv)
+
+
+def test_names_from_files_do_not_reach_the_terminal_as_they_are(stratified: Path, tmp_path: Path):
+    text = CL_SLIM.read_text(encoding="utf-8").replace("releases/2025-07-30", "releases/2025\x1b[2J", 1)
+    (tmp_path / "a.obo").write_text(text, encoding="utf-8")
+    assert load_graph(tmp_path / "a.obo").graph["release"] == "2025\\x1b[2J"
+    train.main(["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"])
+    checkpoint = torch.load(tmp_path / "a.pt", weights_only=True)
+    checkpoint["config"]["recipe"] = "fractal\x1b[2J"
+    torch.save(checkpoint, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        load(tmp_path / "a.pt")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fractal.annotate.space import MIN_RUN, Bank, RowCheck, draw, space_problem
+from fractal.annotate.space import MIN_RUN, Bank, Comparison, RowCheck, draw, space_problem
 
 DIM, TYPES = 60, 20
 Draw = Callable[..., np.ndarray]
@@ -116,3 +116,16 @@ def test_honest_rows_and_few_rows_bring_no_warning(atlas: tuple[Draw, np.ndarray
         check = RowCheck(reference, len(types))
         check.add(make(types))
         assert check.problem() == ""
+
+
+@pytest.mark.parametrize(
+    ("agreement", "against", "cosine", "other", "turned"),
+    [
+        (0.05, 0.5, 0.2, True, True), (0.06, 0.27, 0.2, False, False), (0.05, 0.5, 0.3, False, False),
+        (0.2, 0.3, 0.2, False, True),
+    ],
+)  # fmt: skip
+def test_when_another_space_is_certain(agreement: float, against: float, cosine: float, other: bool, turned: bool):
+    compared = Comparison(200, agreement, against, cosine, 0, 0.0)
+    assert compared.is_other() == other
+    assert compared.is_turned() == turned

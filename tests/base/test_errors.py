@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fractal.base.errors import MAX_LINE, InputError, in_python, printable, run
+from fractal.base.errors import MAX_LINE, InputError, in_python, printable, reason, run
 from fractal.base.table import table
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +152,8 @@ def test_errors_speak_the_language_of_the_caller(capsys):
     assert "name another --use-rep, or --force; see" in capsys.readouterr().err
     with pytest.raises(InputError, match="^X: name another use_rep"):  # as before
         fit("X")
+
+
+def test_the_reason_of_an_error_is_its_first_line_or_its_kind():
+    assert reason(ValueError("a\nb")) == "a"
+    assert reason(KeyError()) == "KeyError"

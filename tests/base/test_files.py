@@ -23,10 +23,12 @@ from fractal.base.errors import InputError, run
 from fractal.base.files import (
     atomic_folder,
     atomic_write,
+    check_folder,
     check_header,
     check_paths,
     locked,
     read_whole,
+    real_paths,
     recover,
 )
 from fractal.data.outputs import h5ad_copy
@@ -492,3 +494,16 @@ def test_a_table_of_contents_that_would_take_gigabytes(tmp_path: Path):
     (tmp_path / "huge").write_bytes((10**8).to_bytes(8, "little") + b"{" + b" " * 1_000)
     with pytest.raises(ValueError, match="its table of contents takes 100,000,000 bytes"):
         check_header(tmp_path / "huge")
+
+
+def test_a_folder_with_many_other_files_shows_five(tmp_path: Path):
+    for count, shown in ((5, r"\(1, 2, 3, 4, 5\)"), (6, r"\(1, 2, 3, 4, 5, \.\.\.\)")):
+        (tmp_path / str(count)).touch()
+        for i in range(count):
+            (tmp_path / str(i + 1)).touch()
+        with pytest.raises(InputError, match=shown):
+            check_folder(tmp_path, ["own"])
+
+
+def test_flags_that_were_not_given_name_no_path():
+    assert real_paths({"--a": None, "--b": "", "--c": [], "--d": ["", "x"]}) == [("--d", Path.cwd() / "x")]

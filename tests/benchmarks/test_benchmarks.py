@@ -15,7 +15,7 @@ from scipy import stats
 import train
 from benchmarks import unseen
 from benchmarks.ablations import ABLATIONS
-from benchmarks.annotation import THRESHOLDS, at_threshold, threshold_table
+from benchmarks.annotation import THRESHOLDS, at_threshold, off_path, threshold_table
 from benchmarks.frontier import figures, settings
 from benchmarks.plan import Line as Measured
 from benchmarks.plan import fitted
@@ -308,3 +308,10 @@ def test_the_plan_finds_the_constants_that_made_the_lines(tmp_path: Path):
     path.write_text("{}")
     with pytest.raises(InputError, match="no lines of"):
         Measured.read(path)
+
+
+def test_the_way_from_an_answer_to_the_nearest_term_that_is_true():
+    """Three terms in a row. True of the cells are the first two, the first two, and the first alone."""
+    steps = np.array([[0, 1, 2], [1, 0, 1], [2, 1, 0]])
+    true = np.array([[True, True, False], [True, True, False], [True, False, False]])
+    assert off_path(steps, true, np.array([2, 1, 2])).tolist() == [1, 0, 2]

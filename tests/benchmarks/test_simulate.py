@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import simulate
-from benchmarks.simulate import BLOCK, LEAST, SYSTEM_SHARES, SimulatedAtlas, apportion, write_release
+from benchmarks.simulate import BLOCK, LEAST, STUDIES, SYSTEM_SHARES, SimulatedAtlas, apportion, write_release
 from fractal.base.errors import InputError
 from fractal.data.scimilarity import HEADER, open_release
 from fractal.hierarchy.ontology import SHIPPED, build_hierarchy, load_graph
@@ -221,3 +221,9 @@ def test_main_replaces_an_older_release(tmp_path: Path, capsys: pytest.CaptureFi
     write_release(tmp_path / "fresh", 2_000, seed=2)
     assert read_bytes(directory) == read_bytes(tmp_path / "fresh")
     assert sorted(os.listdir(directory)) == ["annotation", "label_ints.csv"]
+
+
+def test_studies_are_careless_each_in_its_own_way():
+    carelessness = SimulatedAtlas(2_000, 0).carelessness
+    assert len(set(carelessness.tolist())) == STUDIES
+    assert carelessness.mean() == pytest.approx(1)

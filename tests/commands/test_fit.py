@@ -200,3 +200,18 @@ def test_expression_only(fails, tmp_path: Path):
     with pytest.raises(InputError, match="normalize_total, log1p, pca"):
         fractal.fit(data, "cell_type", "X_scVI")
     assert not (tmp_path / "ref").exists()
+
+
+def test_fit_refuses_what_it_would_ignore(fails, tmp_path: Path):
+    """No input is there: flags come first."""
+    none = str(tmp_path / "none.h5ad")
+    for more, words in (
+        ({"levels": ["a", "b"], "label_map": {"x": "B cell"}}, "label_map: without effect beside levels"),
+        ({"levels": ["a", "b"], "hierarchy": "t.tsv"}, "hierarchy: without effect beside levels"),
+        ({"levels": ["a", "b"], "unmapped": "other"}, "unmapped: without effect beside levels"),
+        ({"labels": "a", "hierarchy": "t.tsv", "unmapped": "other"}, "unmapped: without effect beside hierarchy"),
+    ):
+        with pytest.raises(InputError, match=words):
+            fractal.fit(none, **more)
+    argv = [none, "--use-rep", "X", "--labels", "a", "--write-label-map", tmp_path / "m.tsv"]
+    assert "leave out --study, --max-cells" in fails(fit.main, *argv, "--study", "donor", "--max-cells", "5")

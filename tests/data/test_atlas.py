@@ -1,5 +1,6 @@
 """What an atlas answers: rows, labels, counts, balance, copies; and what is none."""
 
+import base64
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fractal.base.errors import InputError, run
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import fingerprint, writing
+from fractal.data.parquet import fingerprint, text_codes, writing
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from tests.data.test_parquet import write, write_rows
 
@@ -173,3 +174,84 @@ def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]])
         write_rows(Path(folder) / "a", np.array(pairs, np.float32), ["x"] * len(pairs))
         found = Atlas.open(Path(folder) / "a").first_copies
     assert found.tolist() == [pairs.index(pair) for pair in pairs]  # 0. == -0.
+
+
+def test_a_level_s_name_may_hold_underscores(tmp_path: Path):
+    with writing(tmp_path / "a", 2, False, {}, levels=("cell_class", "cell_sub_class")) as writer:
+        writer.append(np.ones((1, 2), np.float32), [(np.array([0]), ["x"])] * 2)
+    assert (
+        Atlas.open(tmp_path / "a").read(np.array([0])).levels
+        == Atlas.open(tmp_path / "a").levels
+        == ("cell_class", "cell_sub_class")
+    )
+
+
+def test_names_of_cells_that_are_no_text_are_refused(tmp_path: Path):
+    columns = {"cell_id": [1], "embedding": pa.array([[1, 2]], pa.list_(pa.float32(), 2)), "level1_a": ["x"]}
+    pq.write_table(pa.table(columns | {"level2_b": ["y"]}), tmp_path / "a")
+    with pytest.raises(InputError, match="a: 'cell_id' is int64, expected text"):
+        Atlas.open(tmp_path / "a")
+
+
+def table(**columns: pa.Array) -> pa.Table:
+    vectors = pa.array([[1, 2], [3, 4]], pa.list_(pa.float32(), 2))
+    return pa.table({"embedding": vectors, **dict.fromkeys(LEVEL_COLUMNS, ["b", "a"]), **columns})
+
+
+NO_TEXT = [pa.array([1, 2]), pa.array([1.5, 2]), pa.array([["a"], ["b"]]), pa.array([b"\xff", b"a"])]
+
+
+@pytest.mark.parametrize("values", NO_TEXT, ids=lambda values: str(values.type))
+def test_levels_that_are_no_text(tmp_path: Path, values: pa.Array):
+    pq.write_table(table(level3_type=values), tmp_path / "a")
+    with pytest.raises(InputError, match="a: 'level3_type' is .*, expected text"):
+        Atlas.open(tmp_path / "a").read(np.array([0]))
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.large_string())])
+def test_levels_in_any_kind_of_text(tmp_path: Path, kind: pa.DataType):
+    pq.write_table(table(level3_type=pa.array(["b", "a"]).cast(kind)), tmp_path / "a")
+    assert Atlas.open(tmp_path / "a").read(np.array([0, 1])).labels.tolist() == [[1] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, None])
+def test_numbers_that_are_none(tmp_path: Path, value: float | None):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 3, value], pa.float32()), 2)
+    pq.write_table(table(embedding=vectors), tmp_path / "a")
+    with pytest.raises(InputError, match="a: "):
+        Atlas.open(tmp_path / "a").read(np.array([0, 1]))
+
+
+def test_codes_beyond_the_names():
+    """Found by fuzzing: Arrow reads them from a damaged file without a look."""
+    for code in (-1, 2, 2**31 - 1):
+        codes = pa.DictionaryArray.from_arrays(pa.array([0, code], pa.int32()), ["a", "b"], safe=False)
+        with pytest.raises(InputError, match="x: damaged, the level1_system of a cell is none"):
+            text_codes(pa.table({"level1_system": codes}), "level1_system", "x")
+
+
+def test_a_footer_that_lies_about_the_number_of_rows(stratified: Path):
+    """Found by fuzzing: rows were looked for that no row group holds."""
+    data = bytearray(stratified.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    at = data.index(b"\x16\xb0\x09", footer)  # thrift: a 64-bit number, 600 as zigzag varint; the file's comes first
+    data[at + 1 : at + 3] = b"\xb2\x09"
+    stratified.write_bytes(data)
+    assert pq.read_metadata(stratified).num_rows == 601
+    with pytest.raises(InputError, match="damaged, its row groups do not add up"):
+        Atlas.open(stratified).read(np.array([600]))
+
+
+def test_a_schema_that_lies_about_the_width(tmp_path: Path):
+    """Found by fuzzing: 12 GB were asked for, to hold 3 cells."""
+    path, honest, lie = tmp_path / "a", (251).to_bytes(4, "little"), (2**30).to_bytes(4, "little")
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2 * 251), pa.float32()), 251)
+    pq.write_table(table(embedding=vectors), path)
+    written = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    assert base64.b64decode(written).count(honest) == 1
+    path.write_bytes(
+        path.read_bytes().replace(written, base64.b64encode(base64.b64decode(written).replace(honest, lie)))
+    )
+    assert pq.read_schema(path).field("embedding").type.list_size == 2**30
+    with pytest.raises(InputError, match="damaged, it is too short for one vector of 1,073,741,824"):
+        Atlas.open(path).read(np.array([0, 1]))

@@ -21,6 +21,7 @@ from fractal.data.h5ad import open_h5ad
 from fractal.data.parquet import NOT_READ, open_writer
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_parquet import write
+from tests.test_ingest import as_anndata_0_7
 
 
 def write_tiledb(folder: Path, x: np.ndarray) -> None:
@@ -96,7 +97,7 @@ def test_bad_files(tmp_path: Path):
         "junk.parquet": "not a Parquet file",
         "folder": "not a TileDB array", "flat.npy": "cells x dims", "none.npy": "at least one cell",
         "ints.npy": r"holds int64 of shape \(3, 4\)", "ints": "holds int64", "old.h5ad": "before 0.7",
-        "x.h5ad": "has no obsm 'X_umap'; it has X_pca: name one with --obsm",
+        "x.h5ad": "has no obsm 'X_umap'; it has X_pca: name one with --use-rep",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=f"{name}: .*{words}"), Cells.open(tmp_path / name, "X_umap"):
             pass
@@ -332,3 +333,23 @@ def test_a_column_that_is_called_as_the_names_are(tmp_path: Path, same: bool):
     with Cells.open(adata, "X_pca") as cells:
         columns, _ = next(cells.chunks(obs=True))
         assert columns.column_names == (["cell_id"] if same else ["cell_id", "obs_cell_id"])
+
+
+def test_a_column_of_anndata_0_7_is_read_by_annotate_too(tmp_path: Path):
+    """--truth and --over: names, not the codes "0", "1", and none for a cell without a label."""
+    path = write_h5ad(tmp_path / "x.h5ad", clustered(TYPES[:3]), kind=pd.Categorical(["neuron", None, "B cell"]))
+    as_anndata_0_7(path)
+    with Cells.open(path, "X_pca") as cells:
+        codes, names = cells.codes("kind")
+        assert (codes.tolist(), names) == ([1, -1, 0], ["B cell", "neuron"])
+        with pytest.raises(InputError, match="obs has no column '__categories'; it has kind$"):
+            cells.codes("__categories")
+
+
+def test_a_file_of_empty_vectors_says_so(tmp_path: Path):
+    pq.write_table(pa.table({"embedding": pa.array([[], []], pa.list_(pa.float32()))}), tmp_path / "x.parquet")
+    with (
+        pytest.raises(InputError, match=r"x\.parquet: its first cell has an empty vector"),
+        Cells.open(tmp_path / "x.parquet"),
+    ):
+        pass

@@ -289,3 +289,39 @@ def test_ingest_leaves_them_out_and_says_so(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "1 of 25 cells left out: they are marked as deleted in the index" in said
     assert "1 of 25 cells left out: they have no label" in said
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_labels_in_another_encoding(tmp_path: Path, encoding: str):
+    path = tmp_path / "labels.tsv"
+    path.write_text("Zellé\ts1\nZellé\ts2\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"labels\.tsv: "):
+        read_labels(path)
+    path.write_text(",0\n0,Zellé\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"labels\.tsv: expected a header"):
+        read_types(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path):
+    path = tmp_path / "labels.tsv"
+    path.write_text("B cell\ts1\nT cell\ts2\n", encoding="utf-8-sig")
+    assert read_labels(path)[1] == ["B cell", "T cell"]
+    path.write_text(",0\n0,B cell\n", encoding="utf-8-sig")
+    assert read_types(path) == ["B cell"]
+
+
+def test_a_blank_line_is_a_cell_without_a_type(release: Path):
+    labels = release / "annotation" / "reference_labels.tsv"
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([*lines[:5], "", *lines[6:]]) + "\n")
+    opened = open_release(release)
+    assert np.flatnonzero(opened.labels.codes < 0).tolist() == [5]
+    assert opened.labels.notes == ["1 of 600 cells left out: they have no label"]
+
+
+def test_a_longer_index_file_is_read_as_far_as_its_header_says(release: Path):
+    path = release / "annotation" / "labelled_kNN.bin"
+    before = np.array(open_index(path)["vector"])
+    with open(path, "ab") as file:
+        file.write(b"\xff" * 10_000)
+    assert np.array_equal(open_index(path)["vector"], before)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fractal.base.errors import InputError
 from fractal.hierarchy.matching import ABBREVIATIONS, SEVERAL_MEANINGS, agree, closest_names, markers
 from fractal.hierarchy.ontology import (
+    CL_SLIM,
     LINEAGE_ANCHORS,
     STEM_ANCHOR,
     SYSTEM_ANCHORS,
@@ -19,6 +20,7 @@ from fractal.hierarchy.ontology import (
     load_graph,
     match_names,
     place,
+    read_hierarchy,
     term_distances,
     tree_of_columns,
 )
@@ -337,3 +339,40 @@ def test_agreement_of_markers():
 def test_flat_labels_are_explained():
     with pytest.raises(InputError, match="not 1; flat labels have no tree.*dendrogram.*Cell Ontology"):
         tree_of_columns(["leiden"], [("0",), ("1",)])
+
+
+@pytest.mark.parametrize("levels", [["a"], ["a", "a"], [*"abcdefg"]])
+def test_a_hierarchy_of_another_number_of_levels_is_refused(tmp_path: Path, levels: list[str]):
+    text = "\t".join(["cl_id", *levels, "path"]) + "\n" + "\t".join(["", *(f"x{i}" for i in range(len(levels))), ""])
+    (tmp_path / "t.tsv").write_text(text + "\n")
+    with pytest.raises(InputError, match="the names of 2 to 6 levels"):
+        read_hierarchy(tmp_path / "t.tsv")
+
+
+def test_any_level_but_the_coarsest_may_be_missing():
+    labels = [("A", "", ""), ("A", "b", ""), ("A", "", "c")]
+    _, rows, _ = tree_of_columns(["k", "l", "m"], labels)
+    assert [rows[path].levels for path in labels] == [("A", "A", "A"), ("A", "b", "b"), ("A", "A", "c")]
+
+
+def obo(*terms: str) -> str:
+    return CL_SLIM.read_text(encoding="utf-8") + "\n" + "\n\n".join(f"[Term]\n{term}" for term in terms) + "\n"
+
+
+def test_a_cycle_of_terms_ends(tmp_path: Path):
+    (tmp_path / "cl.obo").write_text(
+        obo(
+            "id: CL:9900001\nname: cat cell\nis_a: CL:9900002",
+            "id: CL:9900002\nname: dog cell\nis_a: CL:9900001\nis_a: CL:0000542",
+        ),
+        encoding="utf-8",
+    )
+    cat, dog = build_hierarchy(["cat cell", "dog cell"], load_graph(tmp_path / "cl.obo"))
+    assert (cat.system, cat.lineage, cat.type) == ("Immune", "Lymphoid", "dog cell")
+    assert (dog.lineage, dog.type) == ("Lymphoid", "lymphocyte")
+
+
+def test_obsolete_terms_are_not_matched(tmp_path: Path):
+    (tmp_path / "cl.obo").write_text(obo("id: CL:9900001\nname: gone cell\nis_obsolete: true"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"1 type names are not in CL .*: gone cell"):
+        build_hierarchy(["gone cell"], load_graph(tmp_path / "cl.obo"))

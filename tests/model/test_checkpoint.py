@@ -1,5 +1,7 @@
 """A checkpoint gives back what was saved, and asks for no more memory than its weights."""
 
+import os
+import pickle
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import eval as evaluate
 from fractal.base.errors import InputError
 from fractal.model.adapter import FractalAdapter, embed
 from fractal.model.checkpoint import build_adapter, load, save
@@ -117,3 +120,25 @@ def test_a_weight_that_is_a_view_of_one_number_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr("fractal.model.checkpoint.build_adapter", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(InputError, match="not a checkpoint"):
         load(tmp_path / "a.pt")
+
+
+class Code:
+    """Its pickle runs a command where it is read without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_carries_code_does_not_run_it(fails, stratified: Path, tmp_path: Path, zipped: bool):
+    path = tmp_path / "a.pt"
+    torch.save({"state": Code(tmp_path / "run")}, path, _use_new_zipfile_serialization=zipped)
+    assert "not a checkpoint" in fails(evaluate.main, "--model-path", path, "--input", stratified)
+    assert not (tmp_path / "run").exists()
+    with open(tmp_path / "c", "wb") as file:  # the oracle: pickle itself would have run it
+        pickle.dump(Code(tmp_path / "run"), file)
+    pickle.loads((tmp_path / "c").read_bytes())
+    assert (tmp_path / "run").exists()

@@ -162,3 +162,20 @@ def test_head_dropout_drops_whole_heads():
     kept = adapter.drop_heads(torch.ones(2000, 8, 3))
     assert torch.all((kept == 0).all(2) | (kept == 1 / 0.9).all(2))
     assert (kept == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_blocks_of_the_published_adapter_equal_the_slow_version():
+    """Each scale adds .1 / (1 + .3 i) of the projected input, i from 0, to the output of the one shared block."""
+    torch.manual_seed(0)
+    adapter = PublishedAdapter(16, 3, 3, 2, 5).eval()
+    x = torch.randn(4, 16)
+    first = h = adapter.input(x)
+    for i in range(3):
+        h = h + adapter.attended(adapter.value(adapter.norm1(h)))
+        h = h + adapter.ffn(adapter.norm2(h)) + 0.1 / (1 + 0.3 * i) * first
+        assert torch.allclose(adapter.blocks(x)[:, i], adapter.scales[i](h), atol=1e-6)
+    bound = (6 / 64) ** 0.5
+    for end, of_end in ((-bound, adapter.value.weight.min()), (bound, adapter.value.weight.max())):
+        assert of_end.item() == pytest.approx(end, rel=0.05)
+    assert not adapter.value.bias.any()
+    assert not adapter.attended.bias.any()

@@ -213,3 +213,10 @@ def test_a_split_of_too_many_rows_takes_no_memory(tmp_path: Path):
         Split("", 10**15, 0, 0.2, 0.1, 0).rows(path)
     with pytest.raises(InputError, match="has 20 rows"):
         Split("", 10**15, 0, 0.2, 0.1, 0).unseen(path)
+
+
+def test_without_studies_to_test_on_no_row_is_a_test_row(tmp_path: Path):
+    with writing(tmp_path / "a", 2, True, {}) as writer:
+        writer.append(np.eye(2, dtype=np.float32), [(np.array([0, 1]), ["x", "y"])] * 5)
+    split = Split.draw(Atlas.open(tmp_path / "a"), test_ratio=0.0, holdout="study")
+    assert split.is_test(Atlas.open(tmp_path / "a")).tolist() == [False, False]

@@ -85,3 +85,10 @@ def test_vectors_of_others_are_rows_of_the_table(stratified: Path, tmp_path: Pat
         assert message in fails(evaluate.main, *argv)
     mine.write_bytes(mine.read_bytes()[:-100])
     assert "not a .npy matrix, or damaged" in fails(evaluate.main, *argv)
+
+
+def test_controls_are_fitted_on_cells_that_lie_close_together():
+    x = 1 + 0.01 * torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    encode, failed = fit_controls(x, np.arange(60) % 3, [2])
+    assert not failed
+    assert {"PCA", "LDA"} <= set(encode(Subset(x, np.arange(60))))

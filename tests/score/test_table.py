@@ -79,3 +79,13 @@ def test_exact_copies_are_counted():
     x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     neighbours = np.stack([x[[1, 2]], x[[1, 0]], x[[0, 1]] + 1e-6])
     assert count_copies(x[:3], neighbours) == 1
+
+
+def test_without_a_bank_its_figures_are_there_and_empty(graph: nx.DiGraph):
+    labels = torch.tensor([[0, 0]] * 4 + [[0, 1]] * 4)
+    truth = truth_of(("k", "t"), labels, [["A"], ["x", "y"]], [["A"], ["x", "y"]], [], None, graph)
+    row = score(torch.randn(8, 3), truth, None)
+    for kind in ("seen", "unseen"):
+        assert row[kind]["bank"] == row[f"{kind}_interval"]["bank"] == {"k": None, "t": None}
+    assert row["unseen"]["loo"] == {"k": None, "t": None}
+    assert row["bank"] == row["bank_interval"] == row["bank_macro_f1"] == {"k": None, "t": None}
