@@ -193,13 +193,13 @@ def monotone(votes: np.ndarray, hits: np.ndarray, weight: np.ndarray) -> Knots:
     are right by the rule of succession, (h + 1) / (n + 2), n being how many cells of one weight say as much (Kish
     1965). What is not monotone any more is merged.
     """
-    order = np.argsort(votes, kind="stable")
-    votes, hits, weight = votes[order], hits[order].astype(np.float64), weight[order]
-    fitted = isotonic_regression(hits, sample_weight=weight, y_min=0, y_max=1)
+    values, of = np.unique(votes.round(6), return_inverse=True)  # shares that rounding alone tells apart are the same
+    mass, squares = np.bincount(of, weight), np.bincount(of, weight**2)
+    hit = np.bincount(of, weight * hits)
+    fitted = isotonic_regression(hit / mass, sample_weight=mass, y_min=0, y_max=1)
     starts = np.flatnonzero(np.diff(fitted, prepend=-1) > 1e-12)
-    mass, squares = np.add.reduceat(weight, starts), np.add.reduceat(weight**2, starts)
-    centre = np.add.reduceat(weight * votes, starts) / mass
-    right, size = np.add.reduceat(weight * hits, starts) / mass, mass**2 / squares
+    mass, squares, hit, votes = (np.add.reduceat(x, starts) for x in (mass, squares, hit, mass * values))
+    centre, right, size = votes / mass, hit / mass, mass**2 / squares
     smooth = (size * right + PRIOR / 2) / (size + PRIOR)
     smooth = isotonic_regression(smooth, sample_weight=size + PRIOR, y_min=0, y_max=1)
     return np.append(0.0, centre), np.append(0.0, smooth)

@@ -71,6 +71,14 @@ def test_weights_count_as_cells():
     assert p.max() == pytest.approx(0.75, abs=0.01)
 
 
+def test_cells_with_the_same_votes_have_one_probability():
+    """Also where the sums of their votes differ by rounding, as 1 and 1 - 1e-12 do."""
+    votes = 1 - 1e-12 * np.arange(100)
+    x, p = monotone(votes, np.arange(100) < 60, np.ones(100))
+    assert len(x) == 2
+    assert p[1] == pytest.approx(61 / 102)
+
+
 def test_studies_weigh_the_same_unless_they_are_small():
     study = np.repeat([0, 1, 2], [400, 100, 10])
     weight = study_weight(study)
