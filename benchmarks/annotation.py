@@ -54,7 +54,7 @@ from fractal.score.metrics import K, calibration_noise_floor, expected_calibrati
 from fractal.search.exact import nearest
 
 MIN_CELLS = 50  # rarer types are not taken out
-THRESHOLDS = [0.01, 0.02, NOVEL, 0.04, 0.05, 0.07, 0.1, 0.15]  # that NOVEL might have; CAUTION keeps its ratio to it
+THRESHOLDS = [0.01, 0.02, 0.03, NOVEL, 0.05, 0.07, 0.1, 0.15]  # that NOVEL might have; CAUTION keeps its ratio to it
 OURS = "fractal, neighbours of full"
 
 

@@ -143,10 +143,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
     (model,) = of_one_split([args.model_path], [load_adapter(args.model_path, device)])
-    train, test = choose_rows(model, args.input, SEARCHES, args.seed)
+    atlas = Atlas.open(args.input)
+    train, test = choose_rows(model, atlas, SEARCHES, args.seed)
     if len(train) < RECALL:
         raise InputError(f"{args.input}: it takes {RECALL} training cells or more")
-    cells = Atlas.open(args.input).read(np.concatenate([test, train]))
+    cells = atlas.read(np.concatenate([test, train]))
     queries, bank = (embed(model.adapter, torch.from_numpy(part.vectors).to(device)) for part in cells.split(len(test)))
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).split([len(test), len(train)])
     print(f"{args.model_path}: {len(test):,} test cells against {len(train):,} training cells\n")

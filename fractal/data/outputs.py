@@ -62,7 +62,7 @@ def truncate(
     of another width, and where blocks are needed.
     """
     ends = [int(end) for end in np.asarray(facts["prefix_ends"])]
-    levels = [str(level) for level in facts["levels"]]
+    levels = [str(level) for level in facts.get("levels", LEVELS)]
     if isinstance(j, str) and j in levels:
         j = levels.index(j) + 1
     if isinstance(j, str) or not 1 <= j <= len(ends):

@@ -21,7 +21,7 @@ from benchmarks.plan import Line as Measured
 from benchmarks.plan import fitted
 from benchmarks.quality import differences, narrow, own_embedding, paired, summary
 from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
-from fractal.annotate.answers import Answer, depths
+from fractal.annotate.answers import CAUTION, NOVEL, Answer, depths
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
@@ -136,13 +136,14 @@ def test_points_of_the_novelty_rule_are_what_the_rule_would_do():
     confident, depth = depths(probability, p_value, 0.8, "on")
     zeros = np.zeros(200)
     no = np.zeros(200, bool)
-    of_cells = zeros, zeros, p_value, p_value < 0.03, no, ~no, np.full(200, -1), zeros
+    of_cells = zeros, zeros, p_value, p_value < NOVEL, no, ~no, np.full(200, -1), zeros
     said = Answer(zeros, probability, confident, depth, *of_cells)
-    flagged, there = at_threshold(said, 0.03)
+    flagged, there = at_threshold(said, NOVEL)
     assert np.array_equal(flagged, said.novel)
     assert np.array_equal(there, depth)
-    flagged, there = at_threshold(said, 0.15)  # caution below .25: all of them
-    assert flagged.mean() == (p_value < 0.15).mean()
+    threshold = 0.2 * NOVEL / CAUTION  # caution below .2: all of them
+    flagged, there = at_threshold(said, threshold)
+    assert flagged.mean() == (p_value < threshold).mean()
     assert (there == np.minimum(confident, 2)).all()
 
 

@@ -26,7 +26,11 @@ def test_truncate_cuts_and_normalises(tmp_path: Path):
         truncate(x, published, 1)
     assert np.allclose(truncate(x, published, 1, blocks=-x), truncate(-x, facts, 1))
     assert np.allclose(truncate(x, published, 3), truncate(x, facts, 3))
-    for vectors, j, words in ((x, 0, "prefix 0 of 3"), (x, 4, "prefix 4 of 3"), (x[:, :4], 1, "not yet cut")):
+    for vectors, j, words in (
+        (x, 0, "prefix 0: name one from 1 to 3"),
+        (x, 4, "prefix 4: name one from 1 to 3"),
+        (x[:, :4], 1, "not yet cut"),
+    ):
         with pytest.raises(InputError, match=words):
             truncate(vectors, facts, j)
 
