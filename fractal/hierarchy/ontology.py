@@ -69,6 +69,7 @@ LINEAGE_ANCHORS = {
     "CL:0000188": "Skeletal Muscle",
 }
 OTHER = "Other"
+ANCHORS_SHA256 = hashlib.sha256(repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Hierarchy:
     def rules_sha256(self) -> str:
         """Of what places a type, the metadata `anchors_sha256`: the anchors, or the rows of the user's own tree."""
         own = [row.levels for row in self.classes] if self.rows[0].matched == "table" else None
-        return hashlib.sha256(repr(own or (SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
+        return hashlib.sha256(repr(own).encode()).hexdigest() if own else ANCHORS_SHA256
 
 
 def load_graph(obo: str | Path) -> nx.DiGraph:

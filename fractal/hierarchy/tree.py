@@ -19,11 +19,6 @@ def nodes_of(paths: Iterable[Labels]) -> list[Labels]:
     return sorted({path[:k] for path in paths for k in range(1, len(path) + 1)})
 
 
-def at_or_above(graph: nx.DiGraph, term: str) -> set[str]:
-    """A term of CL and its ancestors; edges of the ontology run from child to parent."""
-    return {term, *nx.descendants(graph, term)} if term in graph else {term}
-
-
 def at_or_below(graph: nx.DiGraph, terms: Collection[str]) -> set[str]:
     """Terms of CL and all that lies below one of them."""
     return set(terms).union(*(nx.ancestors(graph, term) for term in terms))

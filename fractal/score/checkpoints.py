@@ -1,6 +1,5 @@
 """Checkpoints of one split, scored on the cells that the split left: what eval.py does."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from fractal.base.errors import InputError, printable
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.ontology import LINEAGE_ANCHORS, STEM_ANCHOR, SYSTEM_ANCHORS
+from fractal.hierarchy.ontology import ANCHORS_SHA256
 from fractal.model.adapter import Adapter
 from fractal.model.embedding import block_names
 from fractal.model.split import Split
@@ -185,8 +184,7 @@ def warnings(atlas: Atlas, release: str, copies: dict[str, int], failed: list[st
             f"warning: {path} was made with Cell Ontology {printable(made_with)}, and steps are counted in {release}; "
             "name the other one with --obo"
         )
-    anchors = hashlib.sha256(repr((SYSTEM_ANCHORS, STEM_ANCHOR, LINEAGE_ANCHORS)).encode()).hexdigest()
-    if metadata.get("anchors_sha256", anchors) != anchors:
+    if metadata.get("anchors_sha256", ANCHORS_SHA256) != ANCHORS_SHA256:
         lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on that")
     for where, number in copies.items():
         if number:
