@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import atomic_write, check_paths
-from fractal.base.storage import place
+from fractal.base.files import atomic_write
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import add, non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
@@ -37,7 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cells = parser.add_argument_group("cells")
     data = Path("data/stratified.parquet")
-    cells.add_argument("--input", type=place, default=data, help="Parquet file of the training (default: %(default)s)")
+    cells.add_argument("--input", type=locate, default=data, help="Parquet file of the training (default: %(default)s)")
     cells.add_argument(
         "--all-rows",
         action="store_true",
@@ -56,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     rows = parser.add_argument_group("rows of the tables")
     model = Path("data/fractal_adapter_4L.pt")
     text = "checkpoints of train.py or references, all with the same split (default: data/fractal_adapter_4L.pt)"
-    rows.add_argument("--model-path", type=place, nargs="+", default=[model], help=text)
+    rows.add_argument("--model-path", type=locate, nargs="+", default=[model], help=text)
     text = "also raw vectors cut short, PCA and LDA, both fitted on the training cells"
     rows.add_argument("--controls", action="store_true", help=text)
     text = "also these vectors of other methods: matrices with a row for each row of --input, in its order"
@@ -64,13 +65,13 @@ def get_parser() -> argparse.ArgumentParser:
     rows.add_argument("--obo", default=CL_SLIM, help="Cell Ontology for distances, path or URL (default: as shipped)")
     add(rows, "--device")
     outputs = parser.add_argument_group("outputs")
-    outputs.add_argument("--json", type=place, help="write the figures to this file, unrounded")
+    outputs.add_argument("--json", type=locate, help="write the figures to this file, unrounded")
     outputs.add_argument("--report", metavar="HTML", type=Path, help="write a page of figures, see docs/report.md")
     outputs.add_argument("--figures", metavar="DIR", type=Path, help="write these as .svg and .png")
     text = (
         "write to this .npz, per embedding, query and level, what is right; and rows, labels, seen types, what counts"
     )
-    outputs.add_argument("--cells-out", type=place, help=text)
+    outputs.add_argument("--cells-out", type=locate, help=text)
     outputs.add_argument("--rows-out", type=Path, help="write train.npy and queries.npy, row numbers, to this folder")
     return parser
 

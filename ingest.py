@@ -19,8 +19,8 @@ import networkx as nx
 import numpy as np
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
-from fractal.base.storage import Place, place, scratch
+from fractal.base.paths import check_paths
+from fractal.base.storage import Location, locate, scratch
 from fractal.base.table import table
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
@@ -39,11 +39,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model-dir",
-        type=place,
+        type=locate,
         help=f"the model_v1.1 folder of a release; annotation/ and label_ints.csv are read (default: {MODEL_DIR})",
     )
     cells = parser.add_argument_group("your own labelled cells, in place of --model-dir")
-    cells.add_argument("--h5ad", type=place, help="an .h5ad file, or a .zarr, with an embedding and labels")
+    cells.add_argument("--h5ad", type=locate, help="an .h5ad file, or a .zarr, with an embedding and labels")
     cells.add_argument(
         "--obsm", "--use-rep", help=f"key of the embedding in its obsm, or X for its X (default: {OBSM})"
     )
@@ -58,19 +58,19 @@ def get_parser() -> argparse.ArgumentParser:
     labels = parser.add_argument_group("labels and hierarchy")
     labels.add_argument(
         "--label-map",
-        type=place,
+        type=locate,
         metavar="TSV",
         help="renames labels: name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
     )
     labels.add_argument(
         "--write-label-map",
-        type=place,
+        type=locate,
         metavar="TSV",
         help="write a label map to start from, with guesses for names that CL does not know, and stop",
     )
     labels.add_argument(
         "--hierarchy",
-        type=place,
+        type=locate,
         metavar="TSV",
         help="a table as this script writes it, edited: the place of each type, in place of the ontology's",
     )
@@ -84,7 +84,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=locate,
         default=OUTPUT,
         help="Parquet file to write, or folder/part-{}.parquet for many (default: %(default)s)",
     )
@@ -133,7 +133,7 @@ def refuse_ignored(args: argparse.Namespace) -> None:
         raise InputError(f"{args.output}: Parquet is written, so the name of --output ends in .parquet")
 
 
-def hierarchy_path(output: Place) -> Place:
+def hierarchy_path(output: Location) -> Location:
     """The design's plain name for the default output; else named after the output, so that two never meet."""
     return output.with_name("hierarchy.tsv" if output == OUTPUT or in_parts(output) else f"{output.stem}.hierarchy.tsv")
 
@@ -167,7 +167,7 @@ def report_hierarchy(hierarchy: Hierarchy, graph: nx.DiGraph, args: argparse.Nam
         print(note)
 
 
-def report_cells(output: Place, dim: int, plan: Plan) -> None:
+def report_cells(output: Location, dim: int, plan: Plan) -> None:
     cells, classes = Counter[str](), plan.hierarchy.classes
     sizes = np.bincount(plan.classes[plan.classes >= 0], minlength=len(classes))
     for row, count in zip(classes, sizes.tolist(), strict=True):

@@ -15,8 +15,8 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from fractal.base.errors import run
-from fractal.base.files import check_paths
-from fractal.base.storage import place, scratch
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate, scratch
 from fractal.commands.options import non_negative_int, num_bytes
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP, open_writer
@@ -28,13 +28,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--input",
-        type=place,
+        type=locate,
         default=Path("data/scimilarity_embeddings.parquet"),
         help="Parquet file of ingest.py, or a folder of such files (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=locate,
         default=Path("data/stratified.parquet"),
         help="file to write, or folder/part-{}.parquet for many (default: %(default)s)",
     )

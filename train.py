@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from fractal.base.errors import printable, run
-from fractal.base.files import check_paths
-from fractal.base.storage import place
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import add, non_negative_int, positive_float, positive_int, ratio
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
@@ -39,9 +39,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
     data, text = Path("data/stratified.parquet"), "Parquet file of stratify.py (default: %(default)s)"
-    files.add_argument("--input", type=place, default=data, help=text)
+    files.add_argument("--input", type=locate, default=data, help=text)
     text = "checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)"
-    files.add_argument("--output", type=place, help=text)
+    files.add_argument("--output", type=locate, help=text)
     model = parser.add_argument_group("model")
     text = "what to train, see above (default: %(default)s)"
     model.add_argument("--recipe", choices=list(RECIPES), default="fractal", help=text)

@@ -29,7 +29,7 @@ from benchmarks.controls import shuffled_tree, train_recipe
 from benchmarks.quality import DATASETS, get_parser, narrow, own_embedding, prepare, summary
 from fractal.base.errors import run
 from fractal.base.files import atomic_write
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.base.table import table
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.parquet import Parquet
@@ -48,7 +48,7 @@ class ShuffledAtlas(Atlas):
     """Its subtypes lie on the paths of others."""
 
     @staticmethod
-    def open(path: str | Place) -> "ShuffledAtlas":
+    def open(path: str | Location) -> "ShuffledAtlas":
         return ShuffledAtlas(Parquet.open(path))
 
     def read(self, rows: np.ndarray, held: np.ndarray | None = None) -> LabelledVectors:

@@ -30,7 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import atomic_write, check_paths
+from fractal.base.files import atomic_write
+from fractal.base.paths import check_paths
 from fractal.data.scimilarity import HEADER
 from fractal.hierarchy.ontology import SHIPPED, build_hierarchy, load_graph
 

@@ -19,7 +19,8 @@ import scipy.sparse as sp
 import torch
 
 from fractal.base.errors import run
-from fractal.base.files import atomic_write, check_paths
+from fractal.base.files import atomic_write
+from fractal.base.paths import check_paths
 from fractal.data.encoder import CHECKPOINT, GENES, SIZES, Network
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 

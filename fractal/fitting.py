@@ -17,8 +17,7 @@ from fractal.annotate.annotator import Annotator
 from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
 from fractal.annotate.projection import learn
 from fractal.base.errors import InputError, in_python
-from fractal.base.storage import Place
-from fractal.base.storage import place as place_of
+from fractal.base.storage import Location, locate
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells
 from fractal.data.encoder import Encoder, open_encoded, read_encoder
@@ -84,15 +83,15 @@ def fit(
     InputError : for bad input.
     """
     check_labels(labels, levels, label_map, hierarchy, unmapped)
-    if isinstance(label_map, str | Place):
-        label_map = read_map(place_of(label_map))
+    if isinstance(label_map, str | Location):
+        label_map = read_map(locate(label_map))
     settings, graph = Settings(find_recipe(recipe), epochs=epochs, seed=seed), load_graph(CL_SLIM)
     encoder = read_encoder(model, pick_device(device)) if model else None
     with ExitStack() as stack:
         with open_labelled(cells, use_rep, encoder) as opened:
             read = opened.labels(labels or "", study, label_map, levels)
-            plan = place_cells(read, graph, opened.path, place_of(hierarchy) if hierarchy else None, unmapped)
-            if isinstance(cells, str | Place):  # streamed, so that memory does not grow with the file
+            plan = place_cells(read, graph, opened.path, locate(hierarchy) if hierarchy else None, unmapped)
+            if isinstance(cells, str | Location):  # streamed, so that memory does not grow with the file
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cells.parquet"
                 write_atlas(path, opened, plan)
                 atlas: Atlas = Atlas.open(path)
@@ -100,7 +99,7 @@ def fit(
                 atlas = atlas_in_memory(opened, plan)
         for line in filter(None, [*plan.hierarchy.notes, order_warning(atlas)]):
             print(line)
-        name = place_of(cells).name if isinstance(cells, str | Place) else "an AnnData"
+        name = locate(cells).name if isinstance(cells, str | Location) else "an AnnData"
         facts = {
             "obsm": use_rep,
             "data": name,

@@ -48,8 +48,7 @@ from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError, in_python
 from fractal.base.files import atomic_folder, check_header, read_whole, recover
-from fractal.base.storage import Place, fetch
-from fractal.base.storage import place as place_of
+from fractal.base.storage import Location, fetch, locate
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
 from fractal.data.h5ad import obs_table
@@ -362,7 +361,7 @@ class Reference:
 
     @in_python
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
-        """Place the cells of `adata` on the reference's maps, in place, without refitting.
+        """Location the cells of `adata` on the reference's maps, in place, without refitting.
 
         obsm gets "X_fractal_umap_1" (prefix 1), "X_fractal_umap_2", ... (n, 2) float32, within about [-1, 1]; a cell
         whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
@@ -494,7 +493,7 @@ class Reference:
             labelled = held_out_cells(self.annotator, num_samples, seed)
         else:
             in_memory = hasattr(cells, "obsm")
-            with self.intake.open(cells if in_memory else place_of(cells), use_rep, force) as (opened, origin):
+            with self.intake.open(cells if in_memory else locate(cells), use_rep, force) as (opened, origin):
                 if in_memory or has_obs(cells):
                     columns = opened.labels(labels or "", study, None, levels)
                     labelled = obs_cells(opened, columns, tree, graph, num_samples, seed)
@@ -584,12 +583,12 @@ def load(folder: str | Path, device: str = "auto", model: str | Path | None = No
 
     model: where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it.
     """
-    reference = read_folder(place_of(folder), pick_device(device))
+    reference = read_folder(locate(folder), pick_device(device))
     reference.model = Path(model) if model else None
     return reference
 
 
-def open_embedder(path: Place, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
+def open_embedder(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
     """Of a checkpoint of train.py, which knows no cells, or a reference's folder; model as in `load`.
 
     Raises InputError for neither.
@@ -608,7 +607,7 @@ def open_embedder(path: Place, device: torch.device | str = "cpu", model: Path |
     return Embedder(adapter, config["recipe"], blocks, sha256, "X_scimilarity", open_cells)
 
 
-def load_adapter(path: Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load_adapter(path: Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """A checkpoint of train.py, or a reference's folder -> the adapter, and what it says beside it."""
     if path.is_dir():
         reference = read_folder(path, device)
@@ -656,7 +655,7 @@ def write_folder(path: Path, reference: Reference) -> None:
         (part / "README.md").write_text(model_card(reference.facts, VERSION), encoding="utf-8")
 
 
-def read_folder(place: Place, device: torch.device | str = "cpu") -> Reference:
+def read_folder(place: Location, device: torch.device | str = "cpu") -> Reference:
     """Raises InputError for a folder that is no reference, is of another version, or whose files were changed."""
     reference: Reference = read_whole(fetch(place), partial(read_files, device=device))
     reference.name = place.resolve().name

@@ -70,14 +70,14 @@ class Remote:
 
     def unlink(self, missing_ok: bool = False) -> None:
         if self.exists() or not missing_ok:
-            with asking(self, "removed"):
+            with store_errors(self, "removed"):
                 files, inner = file_system(self)
                 files.delete_file(inner)
 
     @property
     def info(self) -> FileInfo:
         """Size, time and kind. Raises InputError where the store does not answer, or denies it."""
-        with asking(self):
+        with store_errors(self):
             files, inner = file_system(self)
             return files.get_file_info(inner)
 
@@ -91,10 +91,10 @@ class Remote:
         return self.info.type.name == "Directory"
 
 
-Place = Path | Remote
+Location = Path | Remote
 
 
-def place(name: str | Path | Remote) -> Place:
+def locate(name: str | Path | Remote) -> Location:
     """A path, or a Remote for text such as s3://bucket/key; an argparse type.
 
     Raises InputError for a URI of the web, one without a bucket, and one with an empty name in it.
@@ -118,7 +118,7 @@ def place(name: str | Path | Remote) -> Place:
 
 
 @contextmanager
-def asking(path: Place, verb: str = "read") -> Iterator[None]:
+def store_errors(path: Location, verb: str = "read") -> Iterator[None]:
     """Turn the errors of a store into one line that names the URI. On this machine, errors stay what they are."""
     try:
         yield
@@ -134,7 +134,7 @@ def asking(path: Place, verb: str = "read") -> Iterator[None]:
         ) from error
 
 
-def file_system(path: Place) -> tuple[FileSystem, str]:
+def file_system(path: Location) -> tuple[FileSystem, str]:
     """-> Arrow's file system, and what `path` is called in it."""
     if isinstance(path, Path):
         from pyarrow.fs import LocalFileSystem
@@ -167,41 +167,41 @@ def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSyst
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def open_random(path: Place) -> Any:
+def open_random(path: Location) -> Any:
     """What h5py and numpy read from: the path itself, or a file of the store with 1 MB of it in memory."""
     if isinstance(path, Path):
         return path
-    with asking(path):
+    with store_errors(path):
         files, inner = file_system(path)
         return io.BufferedReader(files.open_input_file(inner), 1 << 20)
 
 
-def pieces(path: Place) -> Iterator[bytes]:
+def pieces(path: Location) -> Iterator[bytes]:
     """All bytes of a file in order, with several requests under way."""
-    with asking(path):
+    with store_errors(path):
         files, inner = file_system(path)
         with files.open_input_file(inner) as file:
             starts = range(0, file.size(), PIECE)
             yield from prefetch_calls((partial(file.read_at, PIECE, start) for start in starts), PIECES)
 
 
-def listed(path: Place, recursive: bool) -> list[FileInfo]:
+def listed(path: Location, recursive: bool) -> list[FileInfo]:
     """A file, or what is in a folder, sorted."""
     from pyarrow.fs import FileSelector
 
-    with asking(path):
+    with store_errors(path):
         files, inner = file_system(path)
         info = files.get_file_info(inner)
         infos = [info] if info.is_file else files.get_file_info(FileSelector(inner, recursive=recursive))
     return sorted(infos, key=lambda info: info.path)
 
 
-def children(folder: Place) -> set[str]:
+def children(folder: Location) -> set[str]:
     """The names of what is in a folder."""
     return {info.base_name for info in listed(folder, recursive=False)}
 
 
-def sizes_below(path: Place) -> dict[str, int]:
+def sizes_below(path: Location) -> dict[str, int]:
     """The size of each file of a folder and of the folders in it, by its name from there on; "" for a file.
 
     Without the hidden ones: those that begin with . or _, and those in folders that do.
@@ -211,12 +211,12 @@ def sizes_below(path: Place) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if not re.search(r"(^|/)[._]", name)}
 
 
-def files_of(folder: Place) -> list[Place]:
+def files_of(folder: Location) -> list[Location]:
     """All files of a folder and of the folders in it, sorted, but the hidden ones."""
     return [folder / name for name in sizes_below(folder)]
 
 
-def download(path: Place, target: Path) -> None:
+def download(path: Location, target: Path) -> None:
     """Copy a file to one of this machine."""
     if isinstance(path, Path):
         shutil.copyfile(path, target)
@@ -225,7 +225,7 @@ def download(path: Place, target: Path) -> None:
         file.writelines(pieces(path))
 
 
-def fetch(path: Place, names: tuple[str, ...] | None = None) -> Path:
+def fetch(path: Location, names: tuple[str, ...] | None = None) -> Path:
     """The same file or folder on this machine: itself, or a temporary copy that lives as long as this process.
 
     `names`: of a folder, these files only. For what must be mapped into memory, and for small files. Raises InputError
@@ -251,19 +251,19 @@ def copied(path: Remote, names: tuple[str, ...] | None, _: tuple[Any, ...]) -> P
     return target
 
 
-def scratch(output: Place) -> Path | None:
+def scratch(output: Location) -> Path | None:
     """The folder for temporary files: beside an output; the system's where that is at a URI (TMPDIR names another)."""
     return output.parent if isinstance(output, Path) else None
 
 
-def stamp(path: Place) -> tuple[Any, ...]:
+def stamp(path: Location) -> tuple[Any, ...]:
     """Changes with a file, or with any file of a folder: sizes and times. Empty where there is none."""
     if not path.exists():
         return ()
     return tuple((info.path, info.size, info.mtime_ns) for info in listed(path, recursive=True) if info.is_file)
 
 
-def same_files(path: Place) -> Callable[[], None]:
+def same_files(path: Location) -> Callable[[], None]:
     """-> a check, for what opens the files of `path` again and again, that they are still those of now.
 
     It raises InputError where one of them has been replaced.
@@ -325,12 +325,12 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
     up. (A process that is killed leaves parts that no listing shows; a lifecycle rule of the bucket removes them.)
     Memory: a part of 32 MB.
     """
-    with asking(path, "written"):
+    with store_errors(path, "written"):
         files, inner = writer(path)
         file = files.open(inner, "wb", block_size=UPLOAD, autocommit=False)
     try:
         yield file
-        with asking(path, "written"):
+        with store_errors(path, "written"):
             file.close()  # sends the last part
             file.commit()
     except BaseException:
@@ -343,7 +343,7 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
 # --- for libraries that open URIs themselves -------------------------------------------------------------------------
 
 
-def tiledb_config(path: Place) -> dict[str, str]:
+def tiledb_config(path: Location) -> dict[str, str]:
     """TileDB's options to reach the same store."""
     if isinstance(path, Path) or path.scheme != "s3":
         return {}
@@ -359,7 +359,7 @@ def tiledb_config(path: Place) -> dict[str, str]:
     return {f"vfs.s3.{key}": value for key, value in options.items() if value}
 
 
-def zarr_store(path: Place) -> Any:
+def zarr_store(path: Location) -> Any:
     """What zarr.open_group takes: a path, or a store of fsspec's."""
     if isinstance(path, Path):
         return path

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths, locked
-from fractal.base.storage import place
+from fractal.base.files import locked
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.base.table import table
 from fractal.commands.options import add, check_suffix, command, one_input
 
@@ -54,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
     add(files, "--reference", default=Path("data/reference"), help="folder of `fractal fit` (default: %(default)s)")
     files.add_argument(
         "--index",
-        type=place,
+        type=locate,
         help="folder of `fractal index`, made with this reference: all its cells vote, in place of the reference's",
     )
     files.add_argument(

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fractal.base.errors import InputError, needs, reason, run
-from fractal.base.files import check_paths, locked
+from fractal.base.files import locked
+from fractal.base.paths import check_paths
 from fractal.commands.options import add, command, num_bytes, positive_int
 
 if TYPE_CHECKING:  # --help loads nothing heavy

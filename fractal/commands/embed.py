@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths, locked
-from fractal.base.storage import Place
+from fractal.base.files import locked
+from fractal.base.paths import check_paths
+from fractal.base.storage import Location
 from fractal.commands.options import CHECKPOINT, add, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -88,7 +89,7 @@ def open_cells(embedder: "Embedder", args: argparse.Namespace) -> Iterator["Cell
         yield cells
 
 
-def embed_cells(embedder: "Embedder", cells: "Cells", output: Place, prefix: int, dtype: str = "float32") -> int:
+def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: int, dtype: str = "float32") -> int:
     """Write the vectors of all cells, whole or not at all -> how many are NaN.
 
     prefix: so many blocks of each; an .h5ad gets all. dtype: of Parquet and .npy, float32 or float16.

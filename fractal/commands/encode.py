@@ -8,7 +8,8 @@ their symbols, in var_names or a column of var. A cell without counts gets NaN. 
 """
 
 from fractal.base.errors import run
-from fractal.base.files import check_paths, locked
+from fractal.base.files import locked
+from fractal.base.paths import check_paths
 from fractal.commands.options import add, check_suffix, command, one_input
 
 EXAMPLE = "fractal encode new.h5ad --model FOLDER --output new_encoded.h5ad"

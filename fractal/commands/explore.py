@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
+from fractal.base.paths import check_paths
 from fractal.commands.options import add, command, one_input, positive_int
 
 

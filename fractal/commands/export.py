@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fractal.base.errors import InputError, needs, run
-from fractal.base.files import atomic_write, check_paths
-from fractal.base.storage import place
+from fractal.base.files import atomic_write
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import CHECKPOINT, add, command
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -43,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     add(parser, "--output", help="file to write (default: an .onnx beside the checkpoint, or data/cells.parquet)")
     vectors = parser.add_argument_group("cells, for --to parquet")
-    vectors.add_argument("--vectors", type=place, help="cells: .npy, Parquet, .h5ad, .zarr or TileDB")
+    vectors.add_argument("--vectors", type=locate, help="cells: .npy, Parquet, .h5ad, .zarr or TileDB")
     add(vectors, "--use-rep")
     add(vectors, "--prefix", help="blocks of the prefix that makes a shortlist (default: all but the last)")
     add(vectors, "--force")

@@ -11,15 +11,15 @@ import argparse
 from pathlib import Path
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
-from fractal.base.storage import place
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import add, command, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = command("fit", __doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("input", type=place, help=".h5ad or .zarr with one vector per cell in obsm, and labels in obs")
+    files.add_argument("input", type=locate, help=".h5ad or .zarr with one vector per cell in obsm, and labels in obs")
     target = files.add_mutually_exclusive_group(required=True)
     add(target, "--output", type=Path, help="folder to write; only a reference is replaced")
     target.add_argument(

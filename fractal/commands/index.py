@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
-from fractal.base.storage import place
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import add, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
@@ -37,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="of an .h5ad: key of its vectors in obsm (default: what the reference takes; without one X_fractal)",
     )
     parser.add_argument(
-        "--add", type=place, metavar="FILE", help="add the cells of FILE to the index, without a rebuild"
+        "--add", type=locate, metavar="FILE", help="add the cells of FILE to the index, without a rebuild"
     )
     parser.add_argument("--check", action="store_true", help="read all of the index and compare it with its checksums")
     add(parser, "--seed", help="of the clustering (default: %(default)s)")
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         print(f"{path}: whole, {check_files(folder) / 1e6:,.0f} MB agree with their checksums")
         return
-    from fractal.base.files import check_folder
+    from fractal.base.paths import check_folder
     from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
     from fractal.search import build

@@ -16,11 +16,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths, locked
+from fractal.base.files import locked
+from fractal.base.paths import check_paths
 from fractal.commands.options import add, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    from fractal.base.storage import Place
+    from fractal.base.storage import Location
     from fractal.data.cells import Cells
     from fractal.model.embedding import Embedder
 
@@ -35,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def open_embedded(path: "Place", use_rep: str | None, embedder: "Embedder") -> Iterator["Cells"]:
+def open_embedded(path: "Location", use_rep: str | None, embedder: "Embedder") -> Iterator["Cells"]:
     """A file of full fractal vectors. Raises InputError where another adapter made them, or they can't be cut."""
     from fractal.search.source import open_cells
 

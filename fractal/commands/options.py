@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, place
+from fractal.base.storage import Location, locate
 
 
 def positive_int(text: str) -> int:
@@ -56,14 +56,14 @@ def num_bytes(text: str) -> int:
 CHECKPOINT = Path("data/fractal_adapter_4L.pt")  # of train.py, by default
 ALIASES = {"--use-rep": ["--obsm"], "--reference": ["--model-path"]}
 FLAGS: dict[str, dict[str, Any]] = {
-    "input": {"type": place, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
+    "input": {"type": locate, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
     "--reference": {
-        "type": place,
+        "type": locate,
         "help": "folder of `fractal fit`, or a checkpoint of train.py",
     },
-    "--output": {"type": place},
+    "--output": {"type": locate},
     "--model": {
-        "type": place,
+        "type": locate,
         "metavar": "FOLDER",
         "help": "folder model_v1.1 of SCimilarity's release: its encoder makes vectors from counts (default, for a "
         "reference that was made so: where it lay then)",
@@ -88,11 +88,11 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--study": {"metavar": "COLUMN", "help": "column of obs: studies or donors (default: none)"},
     "--columns": {"nargs": "+", "metavar": "COLUMN"},
     "--label-map": {
-        "type": place,
+        "type": locate,
         "metavar": "TSV",
         "help": "name in the file<TAB>CL name or id; an empty one leaves its cells out",
     },
-    "--hierarchy": {"type": place, "metavar": "TSV", "help": "an edited hierarchy table, in place of CL's"},
+    "--hierarchy": {"type": locate, "metavar": "TSV", "help": "an edited hierarchy table, in place of CL's"},
     "--unmapped": {
         "choices": ["error", "other"],
         "default": "error",
@@ -148,18 +148,18 @@ def add(parser: argparse._ActionsContainer, *flags: str, **changes: Any) -> None
     for flag in flags:
         parser.add_argument(flag, *ALIASES.get(flag, ()), **{**FLAGS[flag], **changes})
         if flag == "input" and changes.get("nargs", "?") == "?":
-            parser.add_argument("--input", dest="input_flag", type=place, help=argparse.SUPPRESS)  # as in the scripts
+            parser.add_argument("--input", dest="input_flag", type=locate, help=argparse.SUPPRESS)  # as in the scripts
 
 
-def one_input(args: argparse.Namespace, example: str, default: Path | None = None) -> Place:
+def one_input(args: argparse.Namespace, example: str, default: Path | None = None) -> Location:
     """The cells to read, named with or without --input. Raises InputError for both, and for neither if no default."""
-    path: Place | None = args.input or args.input_flag or default
+    path: Location | None = args.input or args.input_flag or default
     if path is None or (args.input and args.input_flag):
         raise InputError(f"name one input: {example}")
     return path
 
 
-def check_suffix(flag: str, path: Place | None, suffixes: Sequence[str]) -> None:
+def check_suffix(flag: str, path: Location | None, suffixes: Sequence[str]) -> None:
     """Raises InputError for an output whose name ends otherwise."""
     if path is not None and path.suffix.casefold() not in suffixes:
         *most, last = suffixes

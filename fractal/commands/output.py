@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from fractal.base.errors import needs
 from fractal.base.files import atomic_write
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
 from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer, vector_list
 
@@ -33,7 +33,7 @@ class Write(Protocol):
 
 @contextmanager
 def open_output(
-    path: Place | None,
+    path: Location | None,
     source: "Cells | None" = None,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -75,7 +75,7 @@ def open_output(
 
 
 @contextmanager
-def tsv(path: Place) -> Iterator[Write]:
+def tsv(path: Location) -> Iterator[Write]:
     """Numbers with six digits; a header of the columns' names."""
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -94,7 +94,7 @@ def tsv(path: Place) -> Iterator[Write]:
         yield write
 
 
-def npy(path: Place, source: "Cells", dtype: np.dtype, stack: ExitStack) -> Write:
+def npy(path: Location, source: "Cells", dtype: np.dtype, stack: ExitStack) -> Write:
     """The format takes one matrix (cells, dims)."""
     opened = list[Any]()
 
@@ -107,7 +107,7 @@ def npy(path: Place, source: "Cells", dtype: np.dtype, stack: ExitStack) -> Writ
     return write
 
 
-def parquet(path: Place, metadata: Mapping[str, str], dtype: np.dtype, stack: ExitStack) -> Write:
+def parquet(path: Location, metadata: Mapping[str, str], dtype: np.dtype, stack: ExitStack) -> Write:
     """The vectors as lists of fixed size, after the table's columns; `embedding` as an atlas has it."""
     opened = list[Any]()
 
@@ -131,7 +131,7 @@ def parquet(path: Place, metadata: Mapping[str, str], dtype: np.dtype, stack: Ex
 
 @contextmanager
 def copied_h5ad(
-    path: Place, source: "Cells", uns: Mapping[str, Any], prefix: str, replaces: Callable[[str], bool]
+    path: Location, source: "Cells", uns: Mapping[str, Any], prefix: str, replaces: Callable[[str], bool]
 ) -> Iterator[Write]:
     """Vectors go into the file as they come; columns, which are small, at the end."""
     io = needs("anndata", "h5ad").io
@@ -180,7 +180,7 @@ def compact(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def new_h5ad(path: Place) -> Iterator[Write]:
+def new_h5ad(path: Location) -> Iterator[Write]:
     """obs is the table; its first two columns, as CELL-1, name the rows; text that is missing becomes ""."""
     anndata = needs("anndata", "h5ad")
     tables, arrays = list[pa.Table](), dict[str, list[np.ndarray]]()

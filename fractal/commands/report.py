@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from fractal.base.errors import InputError, printable, run
-from fractal.base.files import check_paths
-from fractal.base.storage import place
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.base.table import table
 from fractal.commands.options import add, command, positive_int
 
@@ -21,13 +21,13 @@ from fractal.commands.options import add, command, positive_int
 def get_parser() -> argparse.ArgumentParser:
     parser = command("report", __doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("reference", type=place, help="folder of `fractal fit` or `fractal reference`")
+    files.add_argument("reference", type=locate, help="folder of `fractal fit` or `fractal reference`")
     files.add_argument("--output", metavar="HTML", type=Path, help="the page")
     files.add_argument("--figures", metavar="DIR", type=Path, help="write each figure as .svg and .png, too")
     cells = parser.add_argument_group("labelled cells to score")
     cells.add_argument(
         "--input",
-        type=place,
+        type=locate,
         help=".h5ad or .zarr, or Parquet of ingest.py; of the file of training only the test cells count",
     )
     kind = cells.add_mutually_exclusive_group()

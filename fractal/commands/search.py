@@ -14,15 +14,15 @@ import argparse
 from pathlib import Path
 
 from fractal.base.errors import InputError, run
-from fractal.base.files import check_paths
-from fractal.base.storage import place
+from fractal.base.paths import check_paths
+from fractal.base.storage import locate
 from fractal.commands.options import add, check_suffix, command, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = command("search", __doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("--query", type=place, required=True, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
+    files.add_argument("--query", type=locate, required=True, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
     files.add_argument("--index", type=Path, required=True, help="folder of `fractal index`")
     add(files, "--reference", help="folder of `fractal fit`, or checkpoint, that made the index; embeds the queries")
     add(files, "--embedded")
@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="of an .h5ad: key of its vectors in obsm (default: what the reference takes; with --embedded X_fractal)",
     )
     add(files, "--output", help=".parquet, .tsv, or .h5ad (the hits as cells, with their vectors)")
-    files.add_argument("--summary", type=place, help="the whole summary, all values, as a .tsv")
+    files.add_argument("--summary", type=locate, help="the whole summary, all values, as a .tsv")
     what = parser.add_argument_group("what is searched")
     what.add_argument("-k", type=positive_int, help="hits per query (default: 10; 100 with --group-by)")
     add(what, "--prefix", help="compare the first blocks only: 1 is like mine in system")

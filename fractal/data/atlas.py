@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.parquet import (
     Parquet,
     TableFile,
@@ -86,7 +86,7 @@ class Atlas:
         self.known: dict[str, Codes] = {}
 
     @staticmethod
-    def open(path: str | Place) -> "Atlas":
+    def open(path: str | Location) -> "Atlas":
         """A Parquet file, a folder of such files, or one at a URI."""
         return Atlas(Parquet.open(path))
 
@@ -210,7 +210,7 @@ class Atlas:
         return np.sort(rows[round_robin(self.finest[0][rows], seed)[:n]])
 
 
-def check_columns(schema: pa.Schema, path: Place) -> None:
+def check_columns(schema: pa.Schema, path: Location) -> None:
     """Raise InputError that says which column of an atlas is missing, or is of another type."""
     columns = level_columns(schema)
     if not MIN_LEVELS <= len(columns) <= MAX_LEVELS:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Place, Remote, asking, children, files_of, open_random, place
+from fractal.base.storage import Location, Remote, children, files_of, locate, open_random, store_errors
 from fractal.data.h5ad import find_embedding, fractal_uns, num_cells, obs_names, obs_table, open_h5ad, reading_h5ad
 from fractal.data.labels import Codes, Labels, coded, read_labels
 from fractal.data.parquet import CELL_ID, PARQUET, ROW_GROUP, Parquet, as_text, check_format, metadata_of, read_vectors
@@ -34,9 +34,9 @@ IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # columns of Parquet
 Chunk = tuple[pa.Table, np.ndarray]
 
 
-def kind_of(path: str | Place) -> str:
+def kind_of(path: str | Location) -> str:
     """What it is: "parquet", "npy", "h5ad", "zarr" (of AnnData), "soma" (a TileDB group), or "tiledb"."""
-    path = place(path)
+    path = locate(path)
     suffix = path.suffix.casefold()
     if suffix not in (".h5ad", ".npy", ".parquet") and path.is_dir():
         names = children(path)
@@ -50,16 +50,16 @@ def kind_of(path: str | Place) -> str:
     return suffix[1:] if suffix in (".h5ad", ".npy", ".zarr") else "parquet"
 
 
-def is_h5ad(path: str | Place) -> bool:
-    return place(path).suffix.casefold() == ".h5ad"
+def is_h5ad(path: str | Location) -> bool:
+    return locate(path).suffix.casefold() == ".h5ad"
 
 
-def has_obs(path: str | Place) -> bool:
+def has_obs(path: str | Location) -> bool:
     """Whether it is an AnnData on disk, with an obs to read labels from."""
     return kind_of(path) in ("h5ad", "zarr")
 
 
-def has_obsm(path: str | Place) -> bool:
+def has_obsm(path: str | Location) -> bool:
     """Whether it may hold several vectors of a cell."""
     return kind_of(path) in ("h5ad", "zarr", "soma")
 
@@ -77,7 +77,7 @@ class Cells:
     facts : () -> what the tool that made the vectors says of them: a file's metadata, uns["fractal"] of an AnnData
     """
 
-    path: Place
+    path: Location
     num_rows: int
     dim: int
     schema: pa.Schema
@@ -103,10 +103,10 @@ class Cells:
         InputError : for what is missing, damaged or empty, and does not hold cells x dims; also while it is read.
         """
         if hasattr(cells, "obsm"):
-            path: Place = Path("adata")
+            path: Location = Path("adata")
             opened: AbstractContextManager[Cells] = nullcontext(anndata_cells(cells, path, use_rep))
         else:
-            path = place(cells)
+            path = locate(cells)
             check_format(path, f"Read are {READ}")
             opened = OPENERS[kind_of(path)](path, use_rep)
         with opened as opened_cells:
@@ -190,7 +190,7 @@ class Cells:
 
     @staticmethod
     def from_matrix(
-        path: Place,
+        path: Location,
         shape: tuple[int, ...],
         dtype: Any,
         rows: Callable[[slice], np.ndarray],
@@ -232,14 +232,14 @@ def names_of(columns: pa.Table) -> np.ndarray | None:
 # --- one function per format ------------------------------------------------------------------------------------------
 
 
-def anndata_cells(adata: Any, path: Place, use_rep: str) -> Cells:
+def anndata_cells(adata: Any, path: Location, use_rep: str) -> Cells:
     """The cells of an AnnData in memory."""
     array = find_embedding(adata.obsm, adata.X, path, use_rep)
     return cells_of_anndata(adata, path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]))
 
 
 def cells_of_anndata(
-    adata: Any, path: Place, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
+    adata: Any, path: Location, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
 ) -> Cells:
     """The cells of an AnnData in memory with these vectors, of its obsm or made for them; see `from_matrix`."""
     names, uns = np.asarray(adata.obs_names).astype(str), adata.uns.get("fractal", {})
@@ -253,7 +253,7 @@ def cells_of_anndata(
 
 
 @contextmanager
-def open_anndata(path: Place, use_rep: str) -> Iterator[Cells]:
+def open_anndata(path: Location, use_rep: str) -> Iterator[Cells]:
     """The cells of an .h5ad or .zarr."""
     with open_h5ad(path) as file:
         with reading_h5ad(path):
@@ -267,7 +267,7 @@ def open_anndata(path: Place, use_rep: str) -> Iterator[Cells]:
 
 
 def cells_of_file(
-    file: Any, path: Place, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
+    file: Any, path: Location, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
 ) -> Cells:
     """The cells of an open .h5ad or .zarr with these vectors, from its obsm or made for them; see `from_matrix`."""
     names, obs = obs_names(file, path), file["obs"]
@@ -298,12 +298,12 @@ def with_obs(
 
 
 @contextmanager
-def open_tiledb_cells(path: Place, use_rep: str) -> Iterator[Cells]:
+def open_tiledb_cells(path: Location, use_rep: str) -> Iterator[Cells]:
     with open_tiledb(path, use_rep) as arrays:
         yield Cells.from_matrix(path, *arrays)
 
 
-def parquet_cells(source: Place | Parquet, groups: Sequence[int] | None = None) -> Cells:
+def parquet_cells(source: Location | Parquet, groups: Sequence[int] | None = None) -> Cells:
     """An atlas, or any file with a column `embedding` of lists; a chunk lies within one row group (34 MB).
 
     The lists may be of fixed size or not, of 16, 32 or 64 bits, but all of one length. A column of cell names, as
@@ -336,7 +336,7 @@ def parquet_cells(source: Place | Parquet, groups: Sequence[int] | None = None) 
     return Cells(path, num_rows, file.dim, schema, tuple(others), chunks, file.read, names, lambda: metadata_of(schema))
 
 
-def npy_cells(path: Place) -> Cells:
+def npy_cells(path: Location) -> Cells:
     """A matrix (n, dim) of any float type: mapped, or read piece by piece from a store."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -362,14 +362,14 @@ def remote_npy_cells(path: Remote) -> Cells:
         raise InputError(f"{path}: cut short, {path.info.size:,} bytes of {needed:,}; upload it again")
 
     def rows(batch: slice) -> np.ndarray:
-        with asking(path):
+        with store_errors(path):
             file.seek(first + batch.start * row)
             return np.frombuffer(file.read((batch.stop - batch.start) * row), dtype).reshape(-1, *shape[1:])
 
     return Cells.from_matrix(path, shape, dtype, rows)
 
 
-OPENERS: dict[str, Callable[[Place, str], AbstractContextManager[Cells]]] = {
+OPENERS: dict[str, Callable[[Location, str], AbstractContextManager[Cells]]] = {
     "parquet": lambda path, _: nullcontext(parquet_cells(path)),
     "npy": lambda path, _: nullcontext(npy_cells(path)),
     "h5ad": open_anndata,

@@ -28,7 +28,7 @@ from torch.nn.functional import embedding_bag, normalize
 from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.cells import Cells, cells_of_anndata, cells_of_file
 from fractal.data.expression import Expression, as_counts, choose_counts, gene_names, open_expression
 
@@ -257,10 +257,10 @@ def open_encoded(cells: Any, encoder: Encoder, force: bool = False) -> Iterator[
     The string says which counts were read. Raises InputError as `choose_counts` and `encode_rows` do.
     """
     with open_expression(cells) as (file, matrix):
-        expression = choose_counts(matrix, cells if isinstance(cells, str | Place) else "adata")
+        expression = choose_counts(matrix, cells if isinstance(cells, str | Location) else "adata")
         rows, line = encode_rows(expression, encoder, force)
         shape = (expression.num_cells, encoder.dim)
-        if isinstance(cells, str | Place):
+        if isinstance(cells, str | Location):
             yield cells_of_file(file, expression.path, shape, np.float32, rows), line
         else:
             yield cells_of_anndata(cells, expression.path, shape, np.float32, rows), line

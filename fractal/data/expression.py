@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fractal.base.errors import InputError, needs
-from fractal.base.storage import Place, place
+from fractal.base.storage import Location, locate
 from fractal.data.h5ad import open_h5ad, reading_h5ad
 
 NUMBERS = 2**24  # of a piece of expression: 64 MB where it is dense
@@ -41,7 +41,7 @@ class Expression:
     """Cells x genes, dense or sparse, read by rows."""
 
     where: str  # the file and the matrix, for errors
-    path: Place  # as Cells has it
+    path: Location  # as Cells has it
     num_cells: int
     var: Any  # pandas.DataFrame, a row per gene; its index are the names
     rows: Callable[[slice], Any]  # -> (m, genes), numpy or scipy.sparse
@@ -140,9 +140,9 @@ def open_expression(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expressio
 
     Layer "" is X, "raw" that of AnnData.raw; the function gives None for one that is not there.
     """
-    if isinstance(cells, str | Place):
-        with open_h5ad(place(cells)) as file:
-            yield file, partial(on_disk, file, place(cells))
+    if isinstance(cells, str | Location):
+        with open_h5ad(locate(cells)) as file:
+            yield file, partial(on_disk, file, locate(cells))
     else:
         parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
         yield parts, partial(in_memory, cells)
@@ -160,7 +160,7 @@ def in_memory(adata: Any, layer: str = "") -> Expression | None:
     return Expression(where, Path("adata"), adata.n_obs, holder.var, matrix.__getitem__)
 
 
-def on_disk(file: Any, path: Place, layer: str) -> Expression | None:
+def on_disk(file: Any, path: Location, layer: str) -> Expression | None:
     """Of an open .h5ad or .zarr; rows are read as they are asked for."""
     io = needs("anndata", "h5ad").io
     matrix = file.get({"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}"))
@@ -188,7 +188,7 @@ def on_disk(file: Any, path: Place, layer: str) -> Expression | None:
 class ColumnStore:
     """Rows of a matrix stored by genes: a pass over it gives CSC_ROWS rows, which are kept for the next calls."""
 
-    def __init__(self, group: Any, shape: tuple[int, ...], path: Place) -> None:
+    def __init__(self, group: Any, shape: tuple[int, ...], path: Location) -> None:
         self.group, self.shape, self.path = group, shape, path
         self.first, self.block = -1, sp.csr_matrix((0, shape[1]))
 

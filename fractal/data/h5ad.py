@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, needs, reason
-from fractal.base.storage import Place, open_random, zarr_store
+from fractal.base.storage import Location, open_random, zarr_store
 from fractal.data.parquet import check_format
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
@@ -21,7 +21,7 @@ MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has mor
 
 
 @contextmanager
-def reading_h5ad(path: Place) -> Iterator[None]:
+def reading_h5ad(path: Location) -> Iterator[None]:
     """Turn what HDF5 and anndata say of a file that cannot be read into one line that names it and the way out."""
     try:
         yield
@@ -40,7 +40,7 @@ def reading_h5ad(path: Place) -> Iterator[None]:
 
 
 @contextmanager
-def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
+def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
     """The h5py.File of an .h5ad, or the zarr.Group of a .zarr, which has the same methods.
 
     Raises InputError for another format, damage, a lock, and an AnnData before 0.7.
@@ -68,7 +68,7 @@ def open_h5ad(path: Place, mode: str = "r") -> Iterator[Any]:
         yield file
 
 
-def refuse_other_files(file: Any, path: Place) -> None:
+def refuse_other_files(file: Any, path: Location) -> None:
     """Raise InputError for an .h5ad that takes numbers from other files: they would be shown as its contents."""
     h5py = needs("h5py", "h5ad")
 
@@ -86,7 +86,7 @@ def refuse_other_files(file: Any, path: Place) -> None:
         raise InputError(f"{path}: its {problem}; write it again as one file")
 
 
-def check_sizes(file: Any, path: Place) -> None:
+def check_sizes(file: Any, path: Location) -> None:
     """Raise InputError for an array that asks for far more memory than it takes on the disk."""
     items = [(name, file[name]) for name in ("X", "obs", "obsm") if name in file]
     for name, item in items:
@@ -121,7 +121,7 @@ def check_embedding(array: Any, where: str) -> None:
         raise InputError(f"{where} holds {array.dtype} of shape {array.shape}, so gene expression; {HOW_TO_EMBED}")
 
 
-def find_embedding(obsm: Mapping[str, Any], x: Any, path: Place | str, key: str) -> Any:
+def find_embedding(obsm: Mapping[str, Any], x: Any, path: Location | str, key: str) -> Any:
     """`obsm[key]`, or X for the key "X". Raises InputError that says what there is instead, and the way out."""
     if key == "X" and "X" not in obsm:
         if x is None:
@@ -148,7 +148,7 @@ def num_cells(file: Any) -> int:
     return index.shape[0] if hasattr(index, "shape") else len(needs("anndata", "h5ad").io.read_elem(index))
 
 
-def obs_names(file: Any, path: Place) -> Callable[[slice], np.ndarray]:
+def obs_names(file: Any, path: Location) -> Callable[[slice], np.ndarray]:
     """-> a function rows -> the names of these cells, (m,) str."""
     h5py = needs("h5py", "h5ad")
     with reading_h5ad(path):
@@ -165,7 +165,7 @@ def obs_names(file: Any, path: Place) -> Callable[[slice], np.ndarray]:
     return rows
 
 
-def obs_table(obs: Any, path: Place, names: Sequence[str]) -> pa.Table:
+def obs_table(obs: Any, path: Location, names: Sequence[str]) -> pa.Table:
     """Columns of obs, a group of an open .h5ad or a DataFrame, which are known to be there."""
     with reading_h5ad(path):
         if not hasattr(obs, "columns") and any("categories" in obs[name].attrs for name in names):
@@ -190,7 +190,7 @@ def arrow(values: Any, where: str) -> pa.Array:
         return pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
 
 
-def fractal_uns(file: Any, path: Place) -> Mapping[str, Any]:
+def fractal_uns(file: Any, path: Location) -> Mapping[str, Any]:
     """uns["fractal"] of an open .h5ad; empty where it has none."""
     with reading_h5ad(path):
         uns = file.get("uns", {})

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError
 from fractal.base.prefetch import prefetch
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, names_of
 from fractal.data.labels import Labels
@@ -51,7 +51,7 @@ class Plan:
     study_codes: np.ndarray | None
     metadata: Mapping[str, str]
 
-    def open(self, path: Place, dim: int, has_names: bool) -> AbstractContextManager[Writer]:
+    def open(self, path: Location, dim: int, has_names: bool) -> AbstractContextManager[Writer]:
         """An atlas to write to, whole or not at all."""
         levels = self.hierarchy.levels
         return writing(path, dim, self.studies is not None, dict(self.metadata), levels, has_names)
@@ -78,7 +78,7 @@ class Plan:
 
 
 def place_cells(
-    labels: Labels, graph: nx.DiGraph, source: Any, table: Place | None = None, unmapped: str | None = None
+    labels: Labels, graph: nx.DiGraph, source: Any, table: Location | None = None, unmapped: str | None = None
 ) -> Plan:
     """The class of each cell, and the columns of the atlas.
 
@@ -120,7 +120,7 @@ def place_cells(
     )
 
 
-def write_atlas(path: Place, cells: Cells, plan: Plan, progress: str = "") -> None:
+def write_atlas(path: Location, cells: Cells, plan: Plan, progress: str = "") -> None:
     """Write the cells that are taken, in their order. progress: the title of a bar; "" shows none."""
     with (
         plan.open(path, cells.dim, cells.has_names) as writer,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, fetch
+from fractal.base.storage import Location, fetch
 from fractal.hierarchy.names import clean, is_missing, is_no_type
 from fractal.hierarchy.ontology import CellType, tree_of_columns
 
@@ -144,7 +144,7 @@ def label_paths(columns: Sequence[Codes]) -> tuple[list[tuple[str, ...]], np.nda
     return paths, np.where(none[codes.reshape(-1)], -1, codes.reshape(-1))
 
 
-def read_map(path: Place) -> dict[str, str]:
+def read_map(path: Location) -> dict[str, str]:
     """A label map -> name -> CL name; an empty CL name leaves these cells out.
 
     A TSV, a name and its CL name on each line; more columns, a first line that begins with # and blank lines are

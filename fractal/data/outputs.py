@@ -22,14 +22,14 @@ import pyarrow as pa
 
 from fractal.base.errors import InputError, needs
 from fractal.base.files import FULL, atomic_stream, atomic_write
-from fractal.base.storage import Place, download
+from fractal.base.storage import Location, download
 from fractal.data.h5ad import open_h5ad
 from fractal.data.parquet import is_text
 from fractal.hierarchy.levels import LEVELS
 
 
 @contextmanager
-def npy_writer(path: Place, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], Any]]:
+def npy_writer(path: Location, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], Any]]:
     """Write a .npy matrix of this shape by rows, whole or not at all. Not mapped: a full disk would end the process."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     with atomic_stream(path) as part, open(part, "wb") if isinstance(part, Path) else nullcontext(part) as file:
@@ -81,7 +81,7 @@ def truncate(
 
 
 @contextmanager
-def h5ad_copy(source: Place, target: Place) -> Iterator[Any]:
+def h5ad_copy(source: Location, target: Location) -> Iterator[Any]:
     """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
     with atomic_write(target) as part:
         download(source, part)

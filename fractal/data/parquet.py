@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from fractal.base.errors import InputError, reason
 from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
-from fractal.base.storage import Place, asking, file_system, files_of, pieces, place, same_files, sizes_below
+from fractal.base.storage import Location, file_system, files_of, locate, pieces, same_files, sizes_below, store_errors
 from fractal.hierarchy.levels import LEVELS, column_names
 
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
@@ -54,7 +54,7 @@ NOT_READ = {
 }
 
 
-def check_format(path: Place, read: str) -> None:
+def check_format(path: Location, read: str) -> None:
     """Raise InputError for a file whose name says that it is in a format of NOT_READ; `read` says what is read."""
     suffix = path.suffix.casefold()
     if suffix in NOT_READ and path.exists():
@@ -65,10 +65,10 @@ def check_format(path: Place, read: str) -> None:
 
 
 @contextmanager
-def reading(path: str | Place) -> Iterator[None]:
+def reading(path: str | Location) -> Iterator[None]:
     """Turn whatever Arrow says of a damaged file, or of a store, into one line that names it."""
     try:
-        with asking(place(path)):
+        with store_errors(locate(path)):
             yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a Parquet file, or damaged ({reason(error)})") from error
@@ -81,7 +81,7 @@ class ManyFiles:
     text. A row group is opened, read and let go of by itself. Raises InputError for a file with other columns.
     """
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Location) -> None:
         import pyarrow.dataset as ds  # it loads pandas, .8 s, which one file does not need
 
         system, base = file_system(path)
@@ -178,7 +178,7 @@ class Parquet:
     `sizes` are the rows of its row groups. Raises InputError that says what is wrong with it.
     """
 
-    def __init__(self, path: Place, file: pq.ParquetFile | ManyFiles | TableFile) -> None:
+    def __init__(self, path: Location, file: pq.ParquetFile | ManyFiles | TableFile) -> None:
         self.path, self.file = path, file
         self.check_same = (lambda: None) if isinstance(file, TableFile) else same_files(path)
         with reading(path):
@@ -204,8 +204,8 @@ class Parquet:
             )
 
     @staticmethod
-    def open(path: str | Place) -> "Parquet":
-        path = place(path)
+    def open(path: str | Location) -> "Parquet":
+        path = locate(path)
         is_file = isinstance(path, Path) and path.is_file()
         if not is_file and not path.exists():
             raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
@@ -299,7 +299,7 @@ def metadata_of(schema: pa.Schema) -> dict[str, str]:
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
 
 
-def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
+def read_vectors(table: pa.Table, path: str | Location) -> np.ndarray:
     """The embedding column of a table -> (n, dim) float32, a view without a copy where it is one chunk of float32.
 
     Raises InputError for missing values, and for vectors of different lengths.
@@ -318,7 +318,7 @@ def read_vectors(table: pa.Table, path: str | Place) -> np.ndarray:
         return numbers.to_numpy().astype(np.float32, copy=False).reshape(len(column), lengths[0] if lengths else -1)
 
 
-def text_codes(table: pa.Table, name: str, path: str | Place) -> tuple[np.ndarray, list[str]]:
+def text_codes(table: pa.Table, name: str, path: str | Location) -> tuple[np.ndarray, list[str]]:
     """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
     column = table[name]
     if column.null_count:
@@ -343,9 +343,9 @@ def level_columns(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(sorted(name for name in schema.names if re.match(r"level[1-9]_.", name)))
 
 
-def fingerprint(path: str | Place) -> str:
+def fingerprint(path: str | Location) -> str:
     """sha256 of a whole file, or of all of a folder (3 s for 4 GB): it changes with any cell, and with their order."""
-    path = place(path)
+    path = locate(path)
     if isinstance(path, Path) and not path.is_dir():
         with open(path, "rb") as file:  # Python's error names a file that is missing, Arrow's does not
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -400,7 +400,7 @@ def vector_list(vectors: np.ndarray, dtype: Any = np.float32) -> pa.FixedSizeLis
 
 @contextmanager
 def open_writer(
-    path: str | Place, dim: int, others: pa.Schema, metadata: Mapping[str, str], dtype: Any = np.float32
+    path: str | Location, dim: int, others: pa.Schema, metadata: Mapping[str, str], dtype: Any = np.float32
 ) -> Iterator[Writer]:
     """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
 
@@ -421,7 +421,7 @@ def open_writer(
         write_statistics=names,
         compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
     )
-    path, numbers = place(path), count()
+    path, numbers = locate(path), count()
     folder = path.parent
     if in_parts(path) and folder.is_dir() and (there := [f for f in files_of(folder) if f.suffix in PARQUET]):
         raise InputError(f"{folder}: holds {there[0].name} already; name another folder, or remove what is in it")
@@ -434,12 +434,12 @@ def open_writer(
         yield Writer(open_next, schema, PART if in_parts(path) else math.inf)
 
 
-def in_parts(path: Place) -> bool:
+def in_parts(path: Location) -> bool:
     return "{}" in path.name
 
 
 def writing(
-    path: str | Place,
+    path: str | Location,
     dim: int,
     has_study: bool,
     metadata: Mapping[str, str],
@@ -454,7 +454,7 @@ def writing(
 
 
 @contextmanager
-def table_writer(path: str | Place) -> Iterator[Callable[[pa.Table], None]]:
+def table_writer(path: str | Location) -> Iterator[Callable[[pa.Table], None]]:
     """Write tables to a Parquet file as they come; their columns are those of the first."""
     with ExitStack() as stack:
         opened = list[pq.ParquetWriter]()

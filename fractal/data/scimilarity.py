@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place, fetch, place, same_files
+from fractal.base.storage import Location, fetch, locate, same_files
 from fractal.data.cells import Cells
 from fractal.data.labels import Labels, coded
 from fractal.data.reorder import reorder
@@ -117,13 +117,13 @@ class Release:
             yield labels.astype(np.int64), records["vector"]
 
 
-def open_release(model_dir: str | Place) -> Release:
+def open_release(model_dir: str | Location) -> Release:
     """Open and validate a `model_v1.1` folder without reading its vectors.
 
     Raises InputError if a file is missing or damaged, if labels and vectors differ in number, or if a cell's type
     is not in label_ints.csv.
     """
-    model_dir = fetch(place(model_dir), RELEASE_FILES)  # the index is mapped
+    model_dir = fetch(locate(model_dir), RELEASE_FILES)  # the index is mapped
     types_path, labels_path, index_path = (model_dir / name for name in RELEASE_FILES)
     for path in (types_path, labels_path, index_path):
         if not path.is_file():

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, needs
-from fractal.base.storage import Place, tiledb_config
+from fractal.base.storage import Location, tiledb_config
 from fractal.data.parquet import CELL_ID
 
 EMBEDDING, METADATA = "cell_embedding", "cell_metadata"
@@ -28,7 +28,7 @@ Arrays = tuple[tuple[int, int], np.dtype, Callable[[slice], np.ndarray], Callabl
 
 
 @contextmanager
-def open_tiledb(path: Place, key: str) -> Iterator[Arrays]:
+def open_tiledb(path: Location, key: str) -> Iterator[Arrays]:
     """An array or a folder as above; `key` is the name of an experiment's vectors in obsm.
 
     Raises InputError for anything else, and while its chunks are read as well.
@@ -44,10 +44,10 @@ def open_tiledb(path: Place, key: str) -> Iterator[Arrays]:
         raise InputError(f"{path}: not a TileDB array, or damaged ({error})") from error
 
 
-def find_arrays(tiledb: Any, context: Any, path: Place, key: str) -> tuple[str, str | None]:
+def find_arrays(tiledb: Any, context: Any, path: Location, key: str) -> tuple[str, str | None]:
     """-> URIs of the vectors and of the frame, None where there is none."""
 
-    def is_a(kind: str, place: Place) -> bool:  # as text without a URI's options: these are in the context
+    def is_a(kind: str, place: Location) -> bool:  # as text without a URI's options: these are in the context
         return tiledb.object_type(str(place), ctx=context) == kind
 
     if is_a("group", path):
@@ -57,7 +57,7 @@ def find_arrays(tiledb: Any, context: Any, path: Place, key: str) -> tuple[str, 
     return str(vectors), str(frame) if vectors.name == EMBEDDING and is_a("array", frame) else None
 
 
-def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tuple[str, str]:
+def find_in_experiment(tiledb: Any, context: Any, path: Location, key: str) -> tuple[str, str]:
     def members(uri: str) -> dict[str, str]:
         with tiledb.Group(uri, ctx=context) as group:
             return {str(member.name): str(member.uri) for member in group}
@@ -78,7 +78,7 @@ def find_in_experiment(tiledb: Any, context: Any, path: Place, key: str) -> tupl
     return uris[key][0], top["obs"]
 
 
-def read_arrays(path: Place, vectors: Any, frame: Any = None) -> Arrays:
+def read_arrays(path: Location, vectors: Any, frame: Any = None) -> Arrays:
     """An open array of vectors, with the columns of an open frame."""
     if vectors.schema.nattr != 1 or vectors.schema.ndim != 2:
         raise InputError(f"{path}: not a TileDB array of cells x dims with one attribute, such as {EMBEDDING}")
@@ -124,7 +124,7 @@ def sparse_rows(array: Any, ids: np.ndarray | None, dim: int, batch: slice) -> n
     return vectors
 
 
-def columns_of(path: Place, num_rows: int, frame: Any, ids: np.ndarray | None) -> Callable[[slice], pa.Table]:
+def columns_of(path: Location, num_rows: int, frame: Any, ids: np.ndarray | None) -> Callable[[slice], pa.Table]:
     """-> a function rows -> the frame's columns. Raises InputError for another number of rows."""
     if ids is None:
         end = frame.nonempty_domain()

@@ -32,7 +32,7 @@ import obonet
 
 from fractal.base.errors import InputError, printable, reason
 from fractal.base.files import atomic_write
-from fractal.base.storage import Place, fetch
+from fractal.base.storage import Location, fetch
 from fractal.hierarchy.levels import LEVELS, MAX_LEVELS, MIN_LEVELS
 from fractal.hierarchy.matching import MANUAL, cl_id_of, closest_names, match_names
 from fractal.hierarchy.names import clean, is_missing
@@ -343,7 +343,7 @@ def tree_of_columns(
     return levels, rows, [f"labels with several parents made one type under each: {'; '.join(names)}"] if names else []
 
 
-def write_hierarchy(path: Place, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:
+def write_hierarchy(path: Location, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:
     """A TSV with a header: cl_id, the levels from coarse to fine, path. It can be edited and read again."""
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -351,7 +351,7 @@ def write_hierarchy(path: Place, levels: tuple[str, ...], rows: Iterable[CellTyp
         writer.writerows([row.cl_id, *row.levels, row.path] for row in rows)
 
 
-def read_hierarchy(path: Place) -> tuple[tuple[str, ...], dict[str, CellType]]:
+def read_hierarchy(path: Location) -> tuple[tuple[str, ...], dict[str, CellType]]:
     """A table of `write_hierarchy`, edited or not -> the levels' names, and its rows by the finest label.
 
     Raises InputError for another header, 1 or more than 6 levels, an empty label, and a finest label that occurs twice.
@@ -384,7 +384,7 @@ def read_hierarchy(path: Place) -> tuple[tuple[str, ...], dict[str, CellType]]:
     return levels, rows
 
 
-def write_label_map(path: Place, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
+def write_label_map(path: Location, names: Sequence[str], codes: np.ndarray, graph: nx.DiGraph) -> str:
     """Write a template for --label-map -> a message about it.
 
     A line each, the most frequent first: the user's name, CL name, CL id, how `match_names` found it, number of cells,

@@ -7,7 +7,7 @@ import torch
 
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
-from fractal.base.storage import Place, fetch, place
+from fractal.base.storage import Location, fetch, locate
 from fractal.hierarchy.levels import MAX_LEVELS, MIN_LEVELS
 from fractal.model.adapter import Adapter, FractalAdapter
 from fractal.model.published import PublishedAdapter
@@ -28,7 +28,9 @@ def build_adapter(config: dict[str, Any], classes: list[list[str]]) -> Adapter:
     return FractalAdapter(*shape, torch.tensor(config["paths"]))
 
 
-def save(path: str | Place, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any) -> None:
+def save(
+    path: str | Location, adapter: Adapter, config: dict[str, Any], classes: list[list[str]], **facts: Any
+) -> None:
     """Write a checkpoint of plain containers and tensors, so that `torch.load(weights_only=True)` reads it.
 
     `facts`: what else belongs to the run (split, versions, validation scores).
@@ -83,18 +85,18 @@ def restore(checkpoint: dict[str, Any]) -> Adapter:
     return adapter
 
 
-def load(path: str | Place, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load(path: str | Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
     Raises InputError for a file that is missing or is not a checkpoint of this version's train.py.
     """
-    if not place(path).is_file():
+    if not locate(path).is_file():
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
-        with ZipFile(fetch(place(path))) as parts:  # torch compresses nothing
+        with ZipFile(fetch(locate(path))) as parts:  # torch compresses nothing
             if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
                 raise ValueError("compressed, so that it may be of any size")
-        checkpoint = torch.load(fetch(place(path)), map_location=device, weights_only=True)
+        checkpoint = torch.load(fetch(locate(path)), map_location=device, weights_only=True)
         adapter = restore(checkpoint)
     except Exception as error:  # whatever a damaged file makes torch and its modules raise
         raise InputError(

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.cells import Cells
 from fractal.model.adapter import Adapter, embed
 from fractal.score.metrics import K
@@ -128,7 +128,7 @@ def nearest_rows(bank: Subset, queries: Subset, encoders: Sequence[Encoder]) -> 
     return result
 
 
-def nearest_in_file(path: Place, keep: np.ndarray, queries: Subset, encoders: Sequence[Encoder]) -> list[np.ndarray]:
+def nearest_in_file(path: Location, keep: np.ndarray, queries: Subset, encoders: Sequence[Encoder]) -> list[np.ndarray]:
     """The same among the kept rows of a file, as row numbers of the file; `keep` is a mask (num_rows,).
 
     The file is read once, a row group (34 MB) at a time.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fractal.base.errors import InputError
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.cells import Cells, Chunk, has_obs, kind_of
 from fractal.model.embedding import Embedder, embed_matrix, weights_sha256
 from fractal.search.folder import Space
@@ -37,7 +37,7 @@ class Source:
 
 @contextmanager
 def open_cells(
-    path: Place,
+    path: Location,
     embedder: Embedder | None = None,
     use_rep: str | None = None,
     embedded: bool = False,
@@ -74,7 +74,7 @@ def space_of(embedder: Embedder) -> Space:
     return Space(sum(blocks), embedder.recipe, blocks, tuple(embedder.levels), tuple(hashes))
 
 
-def space_in(path: Place, use_rep: str) -> Space | None:
+def space_in(path: Location, use_rep: str) -> Space | None:
     """What `fractal embed` has written of the vectors of a file; None where they are not its output."""
     if kind_of(path) in ("npy", "tiledb", "soma") or (has_obs(path) and not use_rep.startswith(X_FRACTAL)):
         return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from fractal.annotate.annotator import Annotator
 from fractal.base.errors import InputError
-from fractal.base.storage import Place
+from fractal.base.storage import Location
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.labels import Labels as CellLabels
@@ -55,7 +55,7 @@ def held_out_cells(annotator: Annotator, num_samples: int, seed: int) -> Labelle
     return Labelled(held_out.vectors[rows], paths, title)
 
 
-def atlas_cells(path: Place, tree: Tree, facts: Mapping[str, Any], num_samples: int, seed: int) -> Labelled:
+def atlas_cells(path: Location, tree: Tree, facts: Mapping[str, Any], num_samples: int, seed: int) -> Labelled:
     """Cells of a Parquet file of ingest.py or stratify.py; of the file of training only the test cells.
 
     facts: of the reference (bundle.json), with the split of its training. Raises InputError for other levels, and where

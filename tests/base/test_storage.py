@@ -24,8 +24,9 @@ import stratify
 import train
 from fractal.base import storage
 from fractal.base.errors import InputError
-from fractal.base.files import atomic_stream, atomic_write, check_paths
-from fractal.base.storage import Remote, fetch, place
+from fractal.base.files import atomic_stream, atomic_write
+from fractal.base.paths import check_paths
+from fractal.base.storage import Remote, fetch, locate
 from fractal.commands import annotate, embed, fit, index
 from fractal.data import parquet
 from fractal.data.atlas import Atlas
@@ -128,31 +129,31 @@ def test_the_questions_page_has_this_table():
 
 
 def test_a_name_is_a_path_or_a_uri():
-    at = place("s3://key:pass@bucket/a b/c.d.parquet?endpoint_override=localhost:9000&scheme=http")
+    at = locate("s3://key:pass@bucket/a b/c.d.parquet?endpoint_override=localhost:9000&scheme=http")
     assert isinstance(at, Remote)
     assert (at.name, at.stem, at.suffix) == ("c.d.parquet", "c.d", ".parquet")
     assert str(at) == "s3://bucket/a b/c.d.parquet"  # no password in messages and metadata
     assert str(at.parent / "x") == "s3://bucket/a b/x"
-    assert at.with_name("x") == place("s3://key:pass@bucket/a b/x?endpoint_override=localhost:9000&scheme=http")
-    assert place("s3a://b/x/") == place("s3://b/x") == Remote("s3", "b", "/x")
-    assert place("gcs://b/x") == place("gs://b/x")
-    assert place("file:///tmp/x") == place("/tmp/x") == Path("/tmp/x")
-    assert place("a:b") == Path("a:b")
+    assert at.with_name("x") == locate("s3://key:pass@bucket/a b/x?endpoint_override=localhost:9000&scheme=http")
+    assert locate("s3a://b/x/") == locate("s3://b/x") == Remote("s3", "b", "/x")
+    assert locate("gcs://b/x") == locate("gs://b/x")
+    assert locate("file:///tmp/x") == locate("/tmp/x") == Path("/tmp/x")
+    assert locate("a:b") == Path("a:b")
     with pytest.raises(TypeError):
         Path(at)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="download the file first"):
-        place("https://example.org/x.parquet")
+        locate("https://example.org/x.parquet")
     for name in ("s3://b//x", "s3://b/x//y.parquet"):  # Arrow ends in a trace-back
         with pytest.raises(InputError, match="has an empty name between two slashes"):
-            place(name)
+            locate(name)
     for name in ("s3://", "s3:///x", "gs://?scheme=http"):
         with pytest.raises(InputError, match="names no bucket; it is"):
-            place(name)
+            locate(name)
     for name in ("s3://b/x?nonsense=1", "gs://b/x?nonsense=1"):
         with pytest.raises(InputError, match=r"^(s3|gs)://b: not a URI of a store \("):
-            place(name).exists()
+            locate(name).exists()
     with pytest.raises(InputError, match="^nope://x: files of nope:// can't be read"):
-        place("nope://x").is_file()
+        locate("nope://x").is_file()
 
 
 def test_no_output_is_an_input(store: Store):
@@ -270,10 +271,10 @@ def test_arrows_options_in_a_uri_name_the_endpoint(
     with monkeypatch.context() as bare:
         bare.delenv("AWS_ENDPOINT_URL")
         bare.delenv("AWS_ACCESS_KEY_ID")
-        with atomic_write(place(uri)) as part:
+        with atomic_write(locate(uri)) as part:
             part.write_text("whole")
-        assert fetch(place(uri)).read_text() == "whole"
-        assert fingerprint(uri) == fingerprint(fetch(place(uri)))
+        assert fetch(locate(uri)).read_text() == "whole"
+        assert fingerprint(uri) == fingerprint(fetch(locate(uri)))
 
 
 def test_fsspec_reads_where_arrow_cannot(atlas: Path):
@@ -435,7 +436,7 @@ def test_what_passes_is_tried_again(store: Store, atlas: Path, fault: int | str)
     assert np.array_equal(every_vector(uri), every_vector(atlas))
     assert not store.faults
     store.fail(fault, of=("PUT",))
-    with atomic_write(place("s3://cells/new")) as part:
+    with atomic_write(locate("s3://cells/new")) as part:
         part.write_bytes(b"whole")
     assert not store.faults
     assert body("new") == b"whole"
@@ -445,7 +446,7 @@ def test_a_part_of_an_upload_is_sent_again(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(storage, "UPLOAD", 5 << 20)
     data = np.random.default_rng(0).bytes(12 << 20)
     store.fail(503, "drop", 500, of=("PUT",))
-    with atomic_stream(place("s3://cells/new")) as file:
+    with atomic_stream(locate("s3://cells/new")) as file:
         for start in range(0, len(data), 1 << 20):
             file.write(data[start : start + (1 << 20)])
     assert not store.faults
@@ -459,11 +460,11 @@ def test_an_upload_that_is_stopped_leaves_nothing(store: Store, monkeypatch: pyt
     monkeypatch.setattr(storage, "UPLOAD", 5 << 20)
     client().put_object(Bucket="cells", Key="old", Body=b"old")
     for key in ("new", "old"):
-        with pytest.raises(type(error)), atomic_stream(place(f"s3://cells/{key}")) as file:  # noqa: PT012
+        with pytest.raises(type(error)), atomic_stream(locate(f"s3://cells/{key}")) as file:  # noqa: PT012
             file.write(bytes(12 << 20))
             assert len(uploads()) == 1  # parts are there already
             raise error
-    with pytest.raises(type(error)), atomic_write(place("s3://cells/small")) as part:  # noqa: PT012
+    with pytest.raises(type(error)), atomic_write(locate("s3://cells/small")) as part:  # noqa: PT012
         part.write_bytes(b"x")
         raise error
     assert keys() == ["old"]
@@ -507,11 +508,11 @@ def test_a_process_that_is_stopped_leaves_nothing_in_the_store(store: Store, tmp
     x = np.random.default_rng(0).normal(size=(300_000, 64)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     code = (
-        "import sys, numpy as np; from fractal.base.errors import run; from fractal.base.storage import place, upload\n"
+        "import sys, numpy as np; from fractal.base.errors import run; from fractal.base.storage import locate\n"
         "from fractal.base.files import atomic_stream\n"
         "def main():\n"
         "    x = np.load(sys.argv[1]).tobytes()\n"
-        "    with atomic_stream(place('s3://cells/new.bin')) as file:\n"
+        "    with atomic_stream(locate('s3://cells/new.bin')) as file:\n"
         "        while True: file.write(x)\n"
         "run(main)"
     )
