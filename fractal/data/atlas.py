@@ -18,22 +18,21 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError
 from fractal.base.storage import Location
+from fractal.data.labels import Codes, dictionary_of, renumbered
 from fractal.data.parquet import (
     Parquet,
-    TableFile,
     fingerprint,
     is_text,
     level_columns,
     metadata_of,
     read_vectors,
-    text_codes,
+    reading,
     vector_list,
 )
 from fractal.data.reorder import round_robin
@@ -59,9 +58,6 @@ class LabelledVectors:
         )
 
 
-Codes = tuple[np.ndarray, list[str]]  # (num_rows,) int32, and the names, sorted, each of which occurs
-
-
 class Atlas:
     """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_arrays` make one.
 
@@ -77,7 +73,8 @@ class Atlas:
     InputError : says which column is missing, or is of another type.
     """
 
-    def __init__(self, data: Parquet) -> None:
+    def __init__(self, data: Parquet, in_memory: bool = False) -> None:
+        self.in_memory = in_memory
         self.path, self.data, self.schema, self.num_rows = data.path, data, data.schema, data.num_rows
         check_columns(self.schema, self.path)
         self.dim = self.schema.field("embedding").type.list_size
@@ -101,15 +98,15 @@ class Atlas:
         names = [*column_names(levels), "study"][: len(columns)]
         arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts) for codes, texts in columns]
         table = pa.table([vector_list(vectors), *arrays], names=["embedding", *names], metadata=metadata)
-        return Atlas(Parquet(Path("adata"), TableFile(table)))
+        return Atlas(Parquet.of_table(table), in_memory=True)
 
     @cached_property
     def fingerprint(self) -> str:
         """A sha256 that changes with any cell, and with their order."""
-        if not isinstance(self.data.file, TableFile):
+        if not self.in_memory:
             return fingerprint(self.path)
         digest = hashlib.sha256()
-        for batch in self.data.file.table.to_batches():
+        for batch in self.data.read(self.schema.names).to_batches():
             digest.update(batch.serialize())
         return digest.hexdigest()
 
@@ -181,7 +178,8 @@ class Atlas:
         vectors, starts = np.empty((len(rows), self.dim), np.float32), np.cumsum([0, *self.data.sizes])
         bounds = np.searchsorted(ascending, starts)
         touched = np.flatnonzero(np.diff(bounds)).tolist()
-        for group, table in zip(touched, self.data.groups(touched, ["embedding"]), strict=True):
+        whole = self.data.tables(["embedding"], self.num_rows, touched)
+        for group, table in zip(touched, whole, strict=True):
             lo, hi = bounds[group : group + 2]
             chosen = read_vectors(table, self.path)[ascending[lo:hi] - starts[group]]
             if not usable(chosen).all():
@@ -227,3 +225,16 @@ def check_columns(schema: pa.Schema, path: Location) -> None:
     for name in (*columns, *(name for name in ("cell_id", "study") if name in schema.names)):
         if not is_text(schema.field(name).type):
             raise InputError(f"{path}: '{name}' is {schema.field(name).type}, expected text; make it with ingest.py")
+
+
+def text_codes(table: pa.Table, name: str, path: str | Location) -> Codes:
+    """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
+    if table[name].null_count:
+        raise InputError(f"{path}: {table[name].null_count} cells have no {name}; make it again with ingest.py")
+    with reading(path):
+        array = dictionary_of(table[name])
+        codes, names = array.indices.to_numpy(), array.dictionary.to_pylist()
+    if not ((codes >= 0) & (codes < len(names))).all():  # Arrow does not look
+        raise InputError(f"{path}: damaged, the {name} of a cell is none of the column's names; make it again")
+    used = sorted(names[code] for code in np.flatnonzero(np.bincount(codes, minlength=len(names))))
+    return renumbered(codes, names, used).astype(np.int32), used

@@ -53,18 +53,21 @@ class Labels:
         return replace(self, names=names, codes=codes, notes=[*self.notes, note])
 
 
-def coded(column: pa.ChunkedArray) -> Codes:
-    """A column -> its codes, -1 where a value is missing or says so, and their names, cleaned and sorted."""
+def dictionary_of(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column as codes, null where a value is missing, and its values in one array."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     array = column.unify_dictionaries().combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
+    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+
+def coded(column: pa.ChunkedArray) -> Codes:
+    """A column -> its codes, -1 where a value is missing or says so, and their names, cleaned and sorted."""
+    array = dictionary_of(column)
     codes, values = array.indices.fill_null(-1).to_numpy(zero_copy_only=False), array.dictionary
-    numbers = pa.types.is_floating(values.type)  # a float32 as numpy shows it: .1, not .10000000149011612
-    raw = [
-        "" if value is None else clean(str(value)) for value in (values.to_numpy() if numbers else values.to_pylist())
-    ]
+    # A float32 as numpy shows it: .1, not .10000000149011612.
+    texts = values.to_numpy() if pa.types.is_floating(values.type) else values.to_pylist()
+    raw = ["" if text is None else clean(str(text)) for text in texts]
     used = np.flatnonzero(np.bincount(codes[codes >= 0], minlength=len(raw)))
     names = sorted({raw[code] for code in used if not is_missing(raw[code])})
     return renumbered(codes, raw, names), names

@@ -15,15 +15,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from fractal.base.errors import InputError, reason
 from fractal.base.files import atomic_stream
@@ -35,6 +38,8 @@ ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
 PARQUET = (".parquet", ".pq")
 CELL_ID = "cell_id"  # the column of the cells' names, text
 PART = 1 << 20  # cells of a file where the output is a folder of them; 540 MB of 128-d vectors
+TEXT = pa.dictionary(pa.int32(), pa.string())  # of labels, which repeat
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # in the name of a folder: a missing value
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
 LARGE = 4 * ROW_GROUP  # rows of a row group that is read a piece at a time: a few bytes may hold millions of equal ones
 
@@ -74,64 +79,50 @@ def reading(path: str | Location) -> Iterator[None]:
         raise InputError(f"{path}: not a Parquet file, or damaged ({reason(error)})") from error
 
 
-class ManyFiles:
-    """The Parquet files of a folder as one, or a file of a store, with what is used here of pq.ParquetFile.
+@dataclass(frozen=True)
+class RowGroup:
+    """Some rows of a table, of a Parquet file or in memory."""
 
-    The files are in the order of their names. Folders called NAME=VALUE, as Spark and Arrow write them, are columns of
-    text. A row group is opened, read and let go of by itself. Raises InputError for a file with other columns.
-    """
+    num_rows: int
+    num_bytes: int
+    read: Callable[[list[str] | None, int], Iterator[pa.Table]]  # columns (None: all), rows at a time
 
-    def __init__(self, path: Location) -> None:
-        import pyarrow.dataset as ds  # it loads pandas, .8 s, which one file does not need
 
-        system, base = file_system(path)
-        sizes = {name: size for name, size in sizes_below(path).items() if not name or name.endswith(PARQUET)}
-        if not sizes:
-            raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
-        keys = [part.partition("=")[0] for part in next(iter(sizes)).split("/")[:-1] if "=" in part]
-        plain = ds.partitioning(pa.schema([(key, pa.string()) for key in keys]), flavor="hive")
-        parts = [ds.get_partition_keys(plain.parse(name)) for name in sizes]
-        values = {key: pa.array(sorted({str(part[key]) for part in parts if key in part})) for key in keys}
-        columns = pa.schema([(key, pa.dictionary(pa.int32(), pa.string())) for key in keys])
-        hive = ds.partitioning(columns, flavor="hive", dictionaries=values)
-        kind = ds.ParquetFileFormat()
-        files = [  # which know their size: else each is asked for it whenever it is opened
-            kind.make_fragment(f"{base}/{name}".rstrip("/"), system, hive.parse(name), file_size=size)
-            for name, size in sizes.items()
-        ]
-        schemas = list(prefetch_calls([partial(getattr, file, "physical_schema") for file in files], AHEAD))
-        schema = one_schema({f"{path}/{name}": schema for name, schema in zip(sizes, schemas, strict=True)})
-        self.schema_arrow = pa.schema([*schema, *columns], metadata=schemas[0].metadata)
-        self.data = ds.FileSystemDataset(files, self.schema_arrow, kind, system)
-        split = [partial(file.split_by_row_group, schema=self.schema_arrow) for file in files]
-        self.groups = list(chain.from_iterable(prefetch_calls(split, AHEAD)))
-        self.num_row_groups = len(self.groups)
-        self.num_rows = sum(self.row_group(i).num_rows for i in range(len(self.groups)))
-        self.metadata = self
+class ParquetFile:
+    """One file of an atlas. Folders above it called NAME=VALUE, as Spark and Arrow write them, are columns of text."""
 
-    def row_group(self, i: int) -> Any:
-        """With `num_rows` and `total_byte_size`."""
-        return self.groups[i].row_groups[0]
+    def __init__(self, path: Location, name: str) -> None:
+        self.system, base = file_system(path)
+        self.path, self.metadata = f"{base}/{name}".rstrip("/"), None
+        folders = [part.partition("=") for part in name.split("/")[:-1] if "=" in part]
+        self.values = {key: None if value == HIVE_NULL else unquote(value) for key, _, value in folders}
+        with self.open() as file:
+            self.metadata, schema = file.metadata, file.schema_arrow
+        fields = [field for field in schema if field.name not in self.values]
+        self.schema = pa.schema([*fields, *((name, TEXT) for name in self.values)], schema.metadata)
 
-    def read_row_group(self, i: int, columns: list[str] | None = None) -> pa.Table:
-        return self.groups[i].to_table(schema=self.schema_arrow, columns=columns)
+    @contextmanager
+    def open(self, pre_buffer: bool = False) -> Iterator[pq.ParquetFile]:
+        with self.system.open_input_file(self.path) as source:
+            yield pq.ParquetFile(source, metadata=self.metadata, pre_buffer=pre_buffer)
 
-    def batches(self, i: int, columns: list[str] | None, size: int) -> Iterator[pa.Table]:
-        """A row group, `size` rows at a time; Arrow's datasets would decode all of it at once."""
-        import pyarrow.dataset as ds
+    def row_groups(self, schema: pa.Schema) -> Iterator[RowGroup]:
+        """Its row groups, whose tables get the columns and types of `schema`."""
+        for number in range(self.metadata.num_row_groups):
+            group = self.metadata.row_group(number)
+            yield RowGroup(group.num_rows, group.total_byte_size, partial(self.read, schema, number))
 
-        group, names = self.groups[i], columns or self.schema_arrow.names
-        values = ds.get_partition_keys(group.partition_expression)
-        inside = [name for name in names if name not in values]
-        with group.open() as source:
-            for batch in pq.ParquetFile(source).iter_batches(size, [group.row_groups[0].id], inside):
-                columns_of = {name: batch[name] for name in inside}
-                for name in values.keys() & set(names):
-                    columns_of[name] = pa.DictionaryArray.from_arrays(np.zeros(len(batch), np.int32), [values[name]])
-                yield pa.table({name: columns_of[name] for name in names})
-
-    def read(self, columns: list[str]) -> pa.Table:
-        return self.data.to_table(columns=columns)
+    def read(self, schema: pa.Schema, number: int, columns: list[str] | None, size: int) -> Iterator[pa.Table]:
+        """One row group. It opens the file for itself, as Arrow keeps what it reads for as long as a file is open."""
+        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        inside = [name for name in wanted.names if name not in self.values]
+        whole = size >= self.metadata.row_group(number).num_rows
+        with self.open(pre_buffer=whole and not isinstance(self.system, LocalFileSystem)) as file:
+            for batch in [file.read_row_group(number, inside)] if whole else file.iter_batches(size, [number], inside):
+                arrays = {name: batch[name] for name in inside}
+                for name, value in self.values.items():
+                    arrays[name] = pa.repeat(pa.scalar(value, pa.string()), len(batch)).cast(TEXT)
+                yield pa.table({name: arrays[name] for name in wanted.names}).cast(wanted)
 
 
 def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
@@ -141,13 +132,14 @@ def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
     """
     first = next(iter(schemas))
     for name, schema in schemas.items():
-        for other, there, missing in (name, first, schemas[first].names), (first, name, schema.names):
-            if lacks := sorted(set(missing) - set(schemas[other].names)):
+        if twice := sorted(column for column, count in Counter(schema.names).items() if count > 1):
+            raise InputError(f"{name}: has several columns called {', '.join(twice)}; rename or drop all but one")
+        for other, there in (name, first), (first, name):
+            if lacks := sorted(set(schemas[there].names) - set(schemas[other].names)):
                 raise InputError(f"{other}: lacks the column {lacks[0]}, which {there} has; make the folder again")
-        for column in {"embedding"} & set(schema.names):
-            kinds = [s.field(column).type for s in (schema, schemas[first])]
-            if kinds[0] != kinds[1]:
-                raise InputError(f"{name}: its {column} is {kinds[0]}, that of {first} {kinds[1]}; make it again")
+        kinds = [s.field("embedding").type for s in (schema, schemas[first]) if "embedding" in s.names]
+        if len(set(kinds)) > 1:
+            raise InputError(f"{name}: its embedding is {kinds[0]}, that of {first} {kinds[1]}; make it again")
         try:
             pa.unify_schemas([schemas[first], schema], promote_options="permissive")
         except pa.ArrowException as error:
@@ -155,69 +147,79 @@ def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
     return pa.unify_schemas(list(schemas.values()), promote_options="permissive")
 
 
-class TableFile:
-    """A table in memory, with what is used here of pq.ParquetFile: one row group."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table, self.schema_arrow, self.metadata, self.num_row_groups = table, table.schema, self, 1
-        self.num_rows, self.total_byte_size = len(table), table.nbytes
-
-    def row_group(self, _: int) -> "TableFile":
-        return self
-
-    def read_row_group(self, _: int, columns: list[str] | None = None) -> pa.Table:
-        return self.table if columns is None else self.table.select(columns)
-
-    def read(self, columns: list[str]) -> pa.Table:
-        return self.table.select(columns)
-
-
 class Parquet:
-    """An open table with a column `embedding`, whatever else it holds: a Parquet file, a folder, one at a URI.
+    """An open table with a column `embedding`, whatever else it holds: a Parquet file, a folder, or in memory.
 
-    `sizes` are the rows of its row groups. Raises InputError that says what is wrong with it.
+    Attributes
+    ----------
+    path : Path or Remote, what messages call it
+    schema : pyarrow.Schema
+    groups : its row groups
+    ahead : row groups that are read meanwhile, by threads
+    check_same : raises InputError where a file has been replaced since it was opened
     """
 
-    def __init__(self, path: Location, file: pq.ParquetFile | ManyFiles | TableFile) -> None:
-        self.path, self.file = path, file
-        self.check_same = (lambda: None) if isinstance(file, TableFile) else same_files(path)
-        with reading(path):
-            self.schema = file.schema_arrow
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        self.sizes, self.num_rows = [group.num_rows for group in groups], file.metadata.num_rows
-        self.largest = max((group.total_byte_size for group in groups), default=0)
-        if twice := sorted(name for name, count in Counter(self.schema.names).items() if count > 1):
-            raise InputError(f"{path}: has several columns called {', '.join(twice)}; rename or drop all but one")
-        if "embedding" not in self.schema.names:
+    def __init__(
+        self,
+        path: Location,
+        schema: pa.Schema,
+        groups: list[RowGroup],
+        ahead: int = 0,
+        check_same: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.schema, self.groups, self.ahead, self.check_same = path, schema, groups, ahead, check_same
+        self.sizes = [group.num_rows for group in groups]
+        self.num_rows = sum(self.sizes)
+        if "embedding" not in schema.names:
             raise InputError(f"{path}: lacks the column embedding; make it with ingest.py")
-        kind = self.schema.field("embedding").type
+        kind = schema.field("embedding").type
         if not is_list(kind) or not pa.types.is_floating(kind.value_type):
             raise InputError(f"{path}: 'embedding' is {kind}, expected a list of floats in each row")
         if self.num_rows == 0:
             raise InputError(f"{path}: holds no cells")
-        if self.num_rows != sum(self.sizes):
-            raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
         # Not by the columns' metadata: where these are damaged, Arrow may end the process.
-        if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.total_byte_size for group in groups):
+        if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.num_bytes for group in groups):
             raise InputError(
                 f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
             )
 
     @staticmethod
     def open(path: str | Location) -> "Parquet":
+        """A file, or all files of a folder in the order of their names. Raises InputError that says what is wrong."""
         path = locate(path)
-        is_file = isinstance(path, Path) and path.is_file()
-        if not is_file and not path.exists():
+        if not path.exists():
             raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
+        check_same = same_files(path)
+        names = [name for name in sizes_below(path) if not name or name.endswith(PARQUET)]
+        if not names:
+            raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
         with reading(path):
-            file = pq.ParquetFile(path, memory_map=True) if is_file else ManyFiles(path)
-        return Parquet(path, file)
+            files = list(prefetch_calls([partial(ParquetFile, path, name) for name in names], AHEAD))
+        schema = one_schema({str(path / name): file.schema for name, file in zip(names, files, strict=True)})
+        groups = list(chain.from_iterable(file.row_groups(schema) for file in files))
+        if sum(group.num_rows for group in groups) != sum(file.metadata.num_rows for file in files):
+            raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
+        one_here = names == [""] and isinstance(path, Path)
+        if one_here or not groups or max(group.num_rows for group in groups) > LARGE:
+            return Parquet(path, schema, groups, 0, check_same)
+        largest = max(group.num_bytes for group in groups)
+        return Parquet(path, schema, groups, max(1, min(AHEAD, AHEAD_BYTES // max(1, largest))), check_same)
+
+    @staticmethod
+    def of_table(table: pa.Table) -> "Parquet":
+        """A table in memory, as one row group."""
+
+        def read(columns: list[str] | None, size: int) -> Iterator[pa.Table]:
+            chosen = table if columns is None else table.select(columns)
+            yield from (chosen.slice(start, size) for start in range(0, len(table), size))
+
+        return Parquet(Path("adata"), table.schema, [RowGroup(len(table), table.nbytes, read)])
 
     @cached_property
     def dim(self) -> int:
         """The length of the first cell's vector. Raises InputError for an empty one."""
         kind = self.schema.field("embedding").type
-        if not isinstance(self.file, pq.ParquetFile) and pa.types.is_fixed_size_list(kind):
+        if self.ahead and pa.types.is_fixed_size_list(kind):
             length = kind.list_size
         else:  # a damaged file may claim any length
             length = read_vectors(next(self.tables(["embedding"], 1)), self.path).shape[1]
@@ -227,54 +229,29 @@ class Parquet:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Whole columns."""
-        with reading(self.path):
-            table = self.file.read(columns=list(columns))
-        self.check_same()
-        return table
-
-    def groups(self, numbers: Iterable[int], columns: list[str] | None) -> Iterator[pa.Table]:
-        """Row groups, one after the other; of a folder or a store, the next ones are read meanwhile."""
-        numbers = list(numbers)
-        reads = (partial(self.file.read_row_group, number, columns=columns) for number in numbers)
-        ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, self.largest)))
-        tables = prefetch_calls(reads, ahead) if isinstance(self.file, ManyFiles) else (read() for read in reads)
-        with reading(self.path):
-            yield from self.checked(tables, sum(self.sizes[number] for number in numbers))
-
-    def checked(self, tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
-        """The same tables of `num_rows` rows. Raises InputError before the last one if the file has been replaced."""
-        rows = 0
-        for table in tables:
-            rows += len(table)
-            if rows >= num_rows:
-                self.check_same()
-            yield table
+        return pa.concat_tables(self.tables(list(columns), self.num_rows))
 
     def tables(
-        self, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Sequence[int] | None = None
+        self, columns: list[str] | None = None, size: int = ROW_GROUP, groups: Iterable[int] | None = None
     ) -> Iterator[pa.Table]:
         """The given columns (None: all) in the order of the file, at most `size` rows at a time, in flat memory.
 
-        groups: only these row groups, by number (None: all).
+        A table lies within one row group. groups: only these row groups, by number (None: all). Raises InputError
+        before the last one if a file has been replaced.
         """
-        numbers = range(len(self.sizes)) if groups is None else groups
-        if isinstance(self.file, TableFile) or (isinstance(self.file, ManyFiles) and max(self.sizes) <= LARGE):
-            for table in self.groups(numbers, columns):
-                yield from (table.slice(start, size) for start in range(0, len(table), size))
-            return
+        chosen = self.groups if groups is None else [self.groups[number] for number in groups]
+        pieces = chain.from_iterable(group.read(columns, size) for group in chosen)
+        if self.ahead:
+            reads = (partial(next, group.read(columns, group.num_rows)) for group in chosen)
+            whole = prefetch_calls(reads, self.ahead)
+            pieces = (table.slice(start, size) for table in whole for start in range(0, len(table), size))
+        left = sum(group.num_rows for group in chosen)
         with reading(self.path):
-            yield from self.checked(self.batches(columns, size, numbers), sum(self.sizes[i] for i in numbers))
-
-    def batches(self, columns: list[str] | None, size: int, numbers: Iterable[int]) -> Iterator[pa.Table]:
-        if isinstance(self.file, ManyFiles):
-            yield from chain.from_iterable(self.file.batches(number, columns, size) for number in numbers)
-            return
-        # Arrow keeps what it has read for as long as a file is open, be it in memory or in the file's map. A map for
-        # each row group lets go of it, and is no burden where a foreign file is one huge row group.
-        for number in numbers:
-            file = pq.ParquetFile(self.path, metadata=self.file.metadata, memory_map=True)
-            for batch in file.iter_batches(size, row_groups=[number], columns=columns):
-                yield pa.Table.from_batches([batch])
+            for table in pieces:
+                left -= len(table)
+                if left <= 0:
+                    self.check_same()
+                yield table
 
     def vectors(self) -> Iterator[np.ndarray]:
         """All vectors in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
@@ -316,26 +293,6 @@ def read_vectors(table: pa.Table, path: str | Location) -> np.ndarray:
         raise InputError(f"{path}: {numbers.null_count} numbers of the embeddings are missing; make it again")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused where it is used
         return numbers.to_numpy().astype(np.float32, copy=False).reshape(len(column), lengths[0] if lengths else -1)
-
-
-def text_codes(table: pa.Table, name: str, path: str | Location) -> tuple[np.ndarray, list[str]]:
-    """A text column of a table -> its (n,) int32 codes and their names, sorted, without those that do not occur."""
-    column = table[name]
-    if column.null_count:
-        raise InputError(f"{path}: {column.null_count} cells have no {name}; make it again with ingest.py")
-    with reading(path):
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
-        column = column.unify_dictionaries().combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
-    if not ((codes >= 0) & (codes < len(names))).all():  # Arrow does not look
-        raise InputError(f"{path}: damaged, the {name} of a cell is none of the column's names; make it again")
-    used = np.flatnonzero(np.bincount(codes, minlength=len(names))).tolist()
-    used.sort(key=names.__getitem__)
-    renumber = np.zeros(len(names), np.int32)
-    renumber[used] = np.arange(len(used))
-    return renumber[codes], [names[code] for code in used]
 
 
 def level_columns(schema: pa.Schema) -> tuple[str, ...]:
@@ -447,10 +404,9 @@ def writing(
     has_ids: bool = False,
 ) -> AbstractContextManager[Writer]:
     """Write an atlas with these levels to `path`, whole or not at all."""
-    text = pa.dictionary(pa.int32(), pa.string())
     names = [*column_names(levels), *(["study"] if has_study else [])]
     fields = [pa.field(CELL_ID, pa.string(), nullable=False)] if has_ids else []
-    return open_writer(path, dim, pa.schema([*fields, *(pa.field(n, text, nullable=False) for n in names)]), metadata)
+    return open_writer(path, dim, pa.schema([*fields, *(pa.field(n, TEXT, nullable=False) for n in names)]), metadata)
 
 
 @contextmanager

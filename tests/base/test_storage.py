@@ -31,7 +31,7 @@ from fractal.commands import annotate, embed, fit, index
 from fractal.data import parquet
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
-from fractal.data.parquet import ManyFiles, fingerprint
+from fractal.data.parquet import fingerprint
 from fractal.data.reorder import round_robin
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_cells import write_tiledb
@@ -330,7 +330,6 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: P
     path = str(folder) if where == "local" else put(folder, "atlas")
 
     data = Atlas.open(path).data
-    assert isinstance(data.file, ManyFiles)
     assert (data.num_rows, len(data.sizes) > 10) == (600, True)
     assert np.array_equal(every_vector(path), every_vector(whole))
     for name in ("study", "level4_subtype", "level1_system"):

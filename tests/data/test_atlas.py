@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.base.errors import InputError, run
-from fractal.data.atlas import Atlas
-from fractal.data.parquet import fingerprint, text_codes, writing
+from fractal.data.atlas import Atlas, text_codes
+from fractal.data.parquet import fingerprint, writing
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from tests.data.test_parquet import write, write_rows
 
