@@ -75,6 +75,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="a table as this script writes it, edited: the place of each type, in place of the ontology's",
     )
     labels.add_argument(
+        "--tree",
+        choices=["published", "cellxgene"],
+        help="levels of the ontology: system, lineage, type, subtype, or system, subclass, type (default: published)",
+    )
+    labels.add_argument(
         "--obo", default=CL_SLIM, help="Cell Ontology as OBO, a path or a URL (default: the shipped CL 2025-07-30)"
     )
     labels.add_argument(
@@ -107,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             print(write_label_map(args.write_label_map, labels.names, labels.codes, graph))
             return
         source = args.h5ad or args.model_dir or MODEL_DIR
-        plan = place_cells(labels, graph, source, args.hierarchy, args.unmapped)
+        plan = place_cells(labels, graph, source, args.hierarchy, args.unmapped, args.tree)
         report_hierarchy(plan.hierarchy, graph, args)
         write_atlas(args.output, cells, plan, "ingest")
         write_hierarchy(hierarchy_path(args.output), plan.hierarchy.levels, plan.hierarchy.classes)
@@ -118,9 +123,9 @@ def refuse_ignored(args: argparse.Namespace) -> None:
     """Raise InputError for a flag that would have no effect beside another one."""
     rivals = {
         "--model-dir": ("--h5ad", "--obsm", "--label-key", "--study-key", "--levels"),
-        "--levels": ("--label-key", "--label-map", "--write-label-map", "--hierarchy", "--unmapped"),
-        "--hierarchy": ("--unmapped",),
-        "--write-label-map": ("--label-map", "--hierarchy", "--unmapped"),
+        "--levels": ("--label-key", "--label-map", "--write-label-map", "--hierarchy", "--unmapped", "--tree"),
+        "--hierarchy": ("--unmapped", "--tree"),
+        "--write-label-map": ("--label-map", "--hierarchy", "--unmapped", "--tree"),
     }
     given = {flag for flag in sum(rivals.values(), tuple(rivals)) if getattr(args, flag[2:].replace("-", "_"))}
     if "--h5ad" not in given:  # then it is a release, named or not

@@ -50,6 +50,7 @@ def fit(
     label_map: Mapping[str, str] | str | Path | None = None,
     unmapped: str = "error",
     hierarchy: str | Path | None = None,
+    tree: str = "published",
     recipe: str = "fractal",
     max_cells: int = 100_000,
     epochs: int = 20,
@@ -72,6 +73,7 @@ def fit(
     label_map : dict of name -> CL name or id, or a TSV of both; an empty one leaves its cells out
     unmapped : "error" or "other", for names that CL does not know
     hierarchy : path of an edited table of ingest.py
+    tree : "published" (system, lineage, type, subtype) or "cellxgene" (system, subclass, type), of the ontology
     recipe : "fractal" or "published"
     max_cells : int, to train on and to keep, balanced over the finest level
     epochs, seed, device : of the training
@@ -82,7 +84,7 @@ def fit(
     ------
     InputError : for bad input.
     """
-    check_labels(labels, levels, label_map, hierarchy, unmapped)
+    check_labels(labels, levels, label_map, hierarchy, unmapped, tree)
     if isinstance(label_map, str | Location):
         label_map = read_map(locate(label_map))
     settings, graph = Settings(find_recipe(recipe), epochs=epochs, seed=seed), load_graph(CL_SLIM)
@@ -90,7 +92,7 @@ def fit(
     with ExitStack() as stack:
         with open_labelled(cells, use_rep, encoder) as opened:
             read = opened.labels(labels or "", study, label_map, levels)
-            plan = place_cells(read, graph, opened.path, locate(hierarchy) if hierarchy else None, unmapped)
+            plan = place_cells(read, graph, opened.path, locate(hierarchy) if hierarchy else None, unmapped, tree)
             if isinstance(cells, str | Location):  # streamed, so that memory does not grow with the file
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cells.parquet"
                 write_atlas(path, opened, plan)
@@ -124,7 +126,7 @@ def open_labelled(cells: Any, use_rep: str, encoder: Encoder | None) -> Iterator
 
 
 def check_labels(
-    labels: str | None, levels: Sequence[str], label_map: Any, hierarchy: str | Path | None, unmapped: str
+    labels: str | None, levels: Sequence[str], label_map: Any, hierarchy: str | Path | None, unmapped: str, rules: str
 ) -> None:
     """Raises InputError for arguments of `fit` that contradict each other."""
     if bool(labels) == bool(levels):
@@ -134,6 +136,7 @@ def check_labels(
         "label_map": levels and label_map,
         "hierarchy": levels and hierarchy,
         "unmapped": tree and unmapped != "error",
+        "tree": tree and rules != "published",
     }
     if ignored := [name for name, has in given.items() if has]:
         raise InputError(f"{', '.join(ignored)}: without effect beside {tree}; leave out one or the other")

@@ -37,6 +37,12 @@ def get_parser() -> argparse.ArgumentParser:
     labels = parser.add_argument_group("labels")
     add(labels.add_mutually_exclusive_group(required=True), "--labels", "--levels")
     add(labels, "--label-map", "--unmapped", "--hierarchy")
+    labels.add_argument(
+        "--tree",
+        choices=["published", "cellxgene"],
+        default="published",
+        help="levels of the ontology: system, lineage, type, subtype, or system, subclass, type (default: %(default)s)",
+    )
     training = parser.add_argument_group("training")
     training.add_argument(
         "--recipe",
@@ -78,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         label_map=args.label_map,
         unmapped=args.unmapped,
         hierarchy=args.hierarchy,
+        tree=args.tree,
         recipe=args.recipe,
         max_cells=args.max_cells,
         epochs=args.epochs,

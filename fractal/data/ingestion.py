@@ -22,6 +22,7 @@ from fractal.data.cells import Cells, names_of
 from fractal.data.labels import Labels
 from fractal.data.parquet import ROW_GROUP, Writer, writing
 from fractal.data.vectors import refuse, usable
+from fractal.hierarchy.cellxgene import cellxgene_hierarchy
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
 
 LOOKED_AT, GROUPS, FEW = 2_000, 32, 100  # cells and row groups that are drawn; fewer cells say nothing
@@ -78,7 +79,12 @@ class Plan:
 
 
 def place_cells(
-    labels: Labels, graph: nx.DiGraph, source: Any, table: Location | None = None, unmapped: str | None = None
+    labels: Labels,
+    graph: nx.DiGraph,
+    source: Any,
+    table: Location | None = None,
+    unmapped: str | None = None,
+    tree: str | None = None,
 ) -> Plan:
     """The class of each cell, and the columns of the atlas.
 
@@ -89,6 +95,7 @@ def place_cells(
     source : path, what messages and the atlas's metadata call the cells
     table : a hierarchy as ingest.py writes it, in place of the ontology's
     unmapped : what becomes of types that CL does not know, "error" (None) or "other"
+    tree : of the ontology, "published" (None) or "cellxgene"
 
     Raises
     ------
@@ -102,6 +109,8 @@ def place_cells(
         hierarchy = hierarchy_of(names, graph, tree=tree, levels=levels)
     else:
         hierarchy = hierarchy_of(names, graph, unmapped or "error")
+        if tree == "cellxgene":
+            hierarchy = cellxgene_hierarchy(hierarchy, graph)
     number = {row: code for code, row in enumerate(hierarchy.classes)}
     class_of = dict(zip(names, (number[row] for row in hierarchy.rows), strict=True)) | {"": -1}
     classes = np.array([*(class_of[name] for name in labels.names), -1])[labels.codes]

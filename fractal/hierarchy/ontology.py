@@ -113,9 +113,10 @@ class Hierarchy:
 
     @property
     def rules_sha256(self) -> str:
-        """Of what places a type, the metadata `anchors_sha256`: the anchors, or the rows of the user's own tree."""
-        own = [row.levels for row in self.classes] if self.rows[0].matched == "table" else None
-        return hashlib.sha256(repr(own).encode()).hexdigest() if own else ANCHORS_SHA256
+        """Of what places a type, the metadata `anchors_sha256`: the anchors, or the rows of another tree."""
+        if self.levels == LEVELS and self.rows[0].matched != "table":
+            return ANCHORS_SHA256
+        return hashlib.sha256(repr([row.levels for row in self.classes]).encode()).hexdigest()
 
 
 def load_graph(obo: str | Path) -> nx.DiGraph:

@@ -7,9 +7,10 @@ import networkx as nx
 import numpy as np
 
 from fractal.base.errors import InputError
+from fractal.hierarchy.cellxgene import CELLXGENE_LEVELS, cellxgene_hierarchy, cellxgene_terms
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.matching import MANUAL, cl_id_of, match_names
-from fractal.hierarchy.ontology import build_hierarchy, level_terms
+from fractal.hierarchy.ontology import hierarchy_of, level_terms
 
 Labels = tuple[str, ...]  # of a cell, or of a node: one a level, coarse to fine
 
@@ -104,10 +105,14 @@ def term_of(text: str, graph: nx.DiGraph) -> str:
 def terms_of(paths: Sequence[Labels], graph: nx.DiGraph | None) -> np.ndarray:
     """CL ids (P, levels) of the labels, "" where the ontology has none or places the type otherwise."""
     ids = np.full((len(paths), len(paths[0])), "", "<U16")
-    if graph is not None:
-        for i, row in enumerate(build_hierarchy([path[-1] for path in paths], graph, "other")):
-            if row.levels == paths[i]:
-                ids[i] = level_terms(row, graph)
-            elif row.subtype == paths[i][-1]:
-                ids[i, -1] = row.cl_id
+    if graph is None:
+        return ids
+    hierarchy, ids_of = hierarchy_of([path[-1] for path in paths], graph, "other"), level_terms
+    if len(paths[0]) == len(CELLXGENE_LEVELS):
+        hierarchy, ids_of = cellxgene_hierarchy(hierarchy, graph), cellxgene_terms
+    for i, row in enumerate(hierarchy.rows):
+        if row.levels == paths[i]:
+            ids[i] = ids_of(row, graph)
+        elif row.subtype == paths[i][-1]:
+            ids[i, -1] = row.cl_id
     return ids
