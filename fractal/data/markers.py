@@ -1,0 +1,134 @@
+"""Genes that set groups of cells apart, so that a person can check what the groups were called.
+
+Welch's t-test of the cells of a group against all other cells, on expression scaled to 10,000 a cell and log1p, as
+scanpy.tl.rank_genes_groups(method="t-test") ranks genes. No p-value is given: the groups were often made from the
+same expression, and cells of one sample are no independent draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.stats import ttest_ind_from_stats
+from tqdm.auto import tqdm
+
+from fractal.data.expression import Expression, as_counts
+
+TOTAL = 10_000  # counts a cell, after scaling
+SYMBOL_COLUMNS = (
+    "feature_name",
+    "gene_symbols",
+    "gene_symbol",
+    "gene_name",
+)  # of var, as CELLxGENE and scanpy have them
+LEAST = 3  # cells of a group; fewer have no variance to speak of
+
+
+@dataclass
+class Moments:
+    """Of some cells: how many, per gene the sums of expression and of its squares, and the cells that have a count.
+
+    A row per group, or of one group alone. cells int64; sums, squares, present (genes,) float64.
+    """
+
+    cells: Any
+    sums: np.ndarray
+    squares: np.ndarray
+    present: np.ndarray
+
+    @staticmethod
+    def of(expression: Expression, codes: np.ndarray, num_groups: int, progress: str = "") -> "Moments":
+        """One pass over the expression. codes (n,) int: the group of each cell, -1 for none: these are the last row."""
+        shape = (num_groups + 1, len(expression.var))
+        every = Moments(np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+        with tqdm(total=len(codes), unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
+            for rows, x in expression.chunks(0, len(codes)):
+                x = log_normalised(x, expression, rows.start)
+                groups = np.where(codes[rows] < 0, num_groups, codes[rows])
+                member = sp.csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), (shape[0], len(groups)))
+                every.cells += np.bincount(groups, minlength=shape[0])
+                every.sums += member @ x
+                every.squares += member @ x.power(2)
+                every.present += member @ x.sign()
+                bar.update(len(groups))
+        return every
+
+    def of_group(self, group: int) -> "Moments":
+        return Moments(*(getattr(self, field.name)[group] for field in fields(self)))
+
+    def of_rest(self, group: int) -> "Moments":
+        """All groups but this one, and the cells of none."""
+        return Moments(*(np.delete(getattr(self, field.name), group, 0).sum(0) for field in fields(self)))
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.sums / self.cells
+
+    @property
+    def share(self) -> np.ndarray:
+        return self.present / self.cells
+
+    @property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Mean and standard deviation (n - 1) of each gene, and n."""
+        variance = (self.squares - self.cells * self.mean**2) / (self.cells - 1)
+        return self.mean, np.sqrt(np.maximum(variance, 0)), self.cells
+
+
+def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
+    """Rows (m, genes) of expression -> log1p of TOTAL a cell. Raises InputError as `as_counts` does."""
+    assert expression.scale is not None
+    counts = as_counts(x, expression.scale, expression.where, first).astype(np.float64)
+    total = np.asarray(counts.sum(1)).reshape(-1)
+    return (sp.diags_array(TOTAL / np.where(total > 0, total, 1)) @ counts).log1p().tocsr()
+
+
+def symbols(var: pd.DataFrame) -> np.ndarray:
+    """(genes,) str: what people call the genes: var_names, or, where these are Ensembl ids, a column of symbols."""
+    names = np.asarray(var.index).astype(str)
+    if np.mean([name.startswith("ENS") for name in names[:1_000]]) > 0.5:
+        for column in SYMBOL_COLUMNS:
+            if column in var:
+                return np.asarray(var[column]).astype(str)
+    return names
+
+
+def markers(
+    expression: Expression, codes: np.ndarray, names: Sequence[str], top: int = 10, progress: str = ""
+) -> pd.DataFrame:
+    """The genes that a group has most clearly more of than all other cells.
+
+    Parameters
+    ----------
+    expression : of `choose_counts`
+    codes : (n,) int, the group of each cell, -1 for none
+    names : of the groups
+    top : genes a group; a group of fewer than 3 cells, or that leaves fewer, gets none
+    progress : title of a bar; "" shows none
+
+    Returns
+    -------
+    A row per group and gene, the clearest first: group, gene, score (Welch's t), log2_fold_change (of mean expression,
+    after expm1), share and share_of_rest (of cells with a count).
+
+    Raises
+    ------
+    InputError : for numbers that are not of the expression's scale.
+    """
+    moments, genes = Moments.of(expression, codes, len(names), progress), symbols(expression.var)
+    tables = [pd.DataFrame(columns=["group", "gene", "score", "log2_fold_change", "share", "share_of_rest"])]
+    for group, name in enumerate(names):
+        own, rest = moments.of_group(group), moments.of_rest(group)
+        if min(own.cells, rest.cells) < LEAST:
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):  # genes without variance
+            score = ttest_ind_from_stats(*own.statistics, *rest.statistics, equal_var=False).statistic
+        score = np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
+        fold = np.log2((np.expm1(own.mean) + 1e-9) / (np.expm1(rest.mean) + 1e-9))
+        table = pd.DataFrame({"group": name, "gene": genes, "score": score, "log2_fold_change": fold,
+                              "share": own.share, "share_of_rest": rest.share})  # fmt: skip
+        tables.append(table[score > 0].nlargest(top, "score"))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
