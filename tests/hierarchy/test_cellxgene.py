@@ -1,5 +1,7 @@
 """The tree of CELLxGENE's subclasses, held against a slow obvious version and against what biologists expect."""
 
+from pathlib import Path
+
 import networkx as nx
 import pytest
 
@@ -81,3 +83,12 @@ def test_ingest_writes_it(release, tmp_path, fails):
     table = tmp_path / "cells.hierarchy.tsv"
     line = fails(ingest.main, "--model-dir", release, "--tree", "cellxgene", "--hierarchy", table)
     assert line.startswith("error: --tree: without effect beside --hierarchy")
+
+
+def test_the_table_of_the_docs_holds(graph: nx.DiGraph):
+    text = (Path(__file__).parents[2] / "docs" / "hierarchy.md").read_text(encoding="utf-8")
+    section = text[text.index("## The groups of CELLxGENE") : text.index("CELLxGENE also lists")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
+    assert len(rows) > 20
+    hierarchy = cellxgene_hierarchy(hierarchy_of([row[0] for row in rows[1:]], graph), graph)
+    assert [[row.subtype, *row.levels[:2]] for row in hierarchy.rows] == rows[1:]
