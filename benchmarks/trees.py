@@ -60,6 +60,7 @@ def score(stratified: Path, seed: int) -> dict:
 def rows_of(stratified: Path, runs: list[dict]) -> list[list[str]]:
     """A row per level: its classes, and the accuracy of the raw vectors, the full ones and the level's own prefix."""
     atlas, rows = Atlas.open(stratified), []
+    labels = atlas.read(np.arange(atlas.num_rows)).labels
     for k, level in enumerate(atlas.levels):
         own = own_embedding(runs[0]["config"][0], k)
         embeddings = ["raw", "fractal full", f"fractal {own}"]
@@ -67,7 +68,7 @@ def rows_of(stratified: Path, runs: list[dict]) -> list[list[str]]:
         for name in embeddings:
             found = [next(row for row in one["rows"] if row["embedding"] == name) for one in runs]
             means.append(summary([row["bank"][level] for row in found], len(runs)))
-        rows.append([level, str(len(np.unique(atlas.labels[:, k]))), *means])
+        rows.append([level, str(len(np.unique(labels[:, k]))), *means])
     return rows
 
 

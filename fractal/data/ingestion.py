@@ -105,8 +105,8 @@ def place_cells(
     if labels.tree is not None:
         hierarchy = hierarchy_of(names, graph, tree=labels.tree, levels=labels.levels or ())
     elif table:
-        levels, tree = read_hierarchy(table)
-        hierarchy = hierarchy_of(names, graph, tree=tree, levels=levels)
+        levels, edited = read_hierarchy(table)
+        hierarchy = hierarchy_of(names, graph, tree=edited, levels=levels)
     else:
         hierarchy = hierarchy_of(names, graph, unmapped or "error")
         if tree == "cellxgene":
