@@ -16,7 +16,6 @@ of the held-out cells, also for those who ask for a few types only.
 import csv
 import json
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -24,26 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save
 
 from fractal import __version__
 from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import (
-    CONFIDENCE,
-    NOVELTY,
-    annotation_columns,
-    answer_columns,
-    as_obs,
-    group_columns,
-    one_type_warning,
-    real_groups,
-    vote,
-)
+from fractal.annotate.answers import CONFIDENCE, NOVELTY, annotation_columns, as_obs
 from fractal.annotate.calibration import HeldOut
 from fractal.annotate.card import headline, model_card
 from fractal.annotate.projection import Projection
-from fractal.annotate.query import Intake, Origin
+from fractal.annotate.query import Intake
+from fractal.annotate.run import Run
 from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
 from fractal.base.errors import InputError, in_python
@@ -51,10 +42,8 @@ from fractal.base.files import atomic_folder, check_header, read_whole, recover
 from fractal.base.storage import Location, fetch, locate
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
-from fractal.data.h5ad import obs_table
-from fractal.data.labels import coded
 from fractal.data.outputs import facts as embedding_facts
-from fractal.data.parquet import fingerprint
+from fractal.data.parquet import CELL_ID, fingerprint
 from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree
@@ -126,7 +115,7 @@ class Reference:
     @property
     def embedder(self) -> Embedder:
         blocks = block_names(self.facts["config"])
-        return Embedder(self.adapter, self.facts["recipe"], blocks, self.sha256, self.use_rep, self.intake.printed)
+        return Embedder(self.adapter, self.facts["recipe"], blocks, self.sha256, self.use_rep, self.intake.cells)
 
     def __repr__(self) -> str:
         """What it holds, and how good its answers are on cells that were held out."""
@@ -199,39 +188,59 @@ class Reference:
         InputError : where vectors are missing, of another width, or as a whole can't come from the reference's
             embedding, and the reference can't project the cells from X instead (it says so where it does).
         """
-        check_answers(confidence, novelty, error)
-        only, exclude = ([terms] if isinstance(terms, str) else terms for terms in (only, exclude))
-        groups, known = (None if key is None else obs_codes(adata, key) for key in (over, truth))
-        vectors, origin = self.vectors_of(adata, use_rep, force)
-        rows = self.intake.row_check(len(vectors))
-        rows.add(vectors)
-        annotator = self.annotator if index is None else self.asking(index, index_labels)
-        annotator = annotator.restricted(self.choose(None, only, exclude))
-        if error is not None:
-            control = annotator.calibration.control(error)
-            print(control)
-            confidence = control.confidence
-        tree, found, results = annotator.tree, annotator.answer(vectors, confidence, novelty), dict[str, Any]()
-        if groups is not None:
-            codes, names = real_groups(*groups)
-            after = vote(found, codes, tree, confidence, novelty)
-            results["groups"] = group_columns(found, after, codes, names, tree).to_pandas().set_index("group")
-            found = after
-        columns = answer_columns(found, tree)
-        lines = [line for line in (rows.problem(), one_type_warning(columns, tree)) if line]
-        for line in lines:
-            warnings.warn(line, stacklevel=2)
-        warning = "; ".join(filter(None, (origin.warning, *lines)))
-        results["annotation"] = self.about(annotator, confidence, novelty, origin.vectors, warning, error)
+        run = self.run(confidence, error, novelty, index, index_labels, only=only, exclude=exclude)
+        for line in run.lines:
+            print(line)
+        with self.intake.open(adata, use_rep, force) as (cells, origin):
+            groups, known = (cells.codes(key) if key else None for key in (over, truth))
+            columns = pa.concat_tables(run.columns(cells, origin, groups)).drop_columns(CELL_ID)
         for name in annotation_columns(adata.obs, key_added):
             del adata.obs[name]
         for name, values in as_obs(columns).items():
             adata.obs[f"{key_added}_{name}"] = values
-        labels = adata.obs[f"{key_added}_label"].cat.categories
+        tree, labels = run.annotator.tree, adata.obs[f"{key_added}_label"].cat.categories
         adata.uns[f"{key_added}_label_colors"] = label_colours(tree.paths, labels)
-        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **results}
+        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **run.results}
         if known is not None:
-            print(report(columns, *known, tree, truth or ""))
+            print(report(run.answered, *known, tree, truth or ""))
+
+    def run(
+        self,
+        confidence: float = CONFIDENCE,
+        error: float | None = None,
+        novelty: str = "on",
+        index: "Index | str | Path | None" = None,
+        index_labels: str | None = None,
+        *,
+        only: str | Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
+        obo: Any = None,
+    ) -> Run:
+        """What `annotate` does, for any cells; obo: of the Cell Ontology in place of the shipped one."""
+        check_answers(confidence, novelty, error)
+        annotator, lines = self.annotator, list[str]()
+        about = {
+            "reference": self.name or "not saved",
+            "adapter_sha256": self.sha256,
+            "cl_release": str(self.facts.get("cl_release", "")),
+            "novelty": novelty,
+            "fractal_version": __version__,
+            "reference_format": VERSION,
+        }
+        if index is not None:
+            from fractal.search.voters import index_voters
+
+            voters = index_voters(index, self.sha256, annotator.tree, index_labels, least=NEIGHBOURS + COPIES)
+            annotator = annotator.with_voters(voters)
+            lines.append(f"{voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
+            about["index"] = str(voters)
+        terms = ([names] if isinstance(names, str) else names for names in (only, exclude))
+        annotator = annotator.restricted(self.choose(obo, *terms))
+        if error is not None:
+            control = annotator.calibration.control(error)
+            lines.append(str(control))
+            confidence, about["error"] = control.confidence, error
+        return Run(annotator, confidence, novelty, lines, {"annotation": {**about, "confidence": confidence}})
 
     def choose(self, obo: Any, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
         """The mask of paths for `Annotator.restricted`, by terms of the ontology `obo` (None: the shipped one).
@@ -243,37 +252,6 @@ class Reference:
             graph = load_graph(obo or CL_SLIM)
             tree.check_terms(graph, where, obo or CL_SLIM, self.facts.get("cl_release", "unknown"))
         return tree.choose(graph, only, exclude)
-
-    def asking(self, index: "Index | str | Path", labels: str | None) -> Annotator:
-        """The annotator with the cells of an index as voters; their labels are the index's column `labels`."""
-        from fractal.search.voters import index_voters
-
-        voters = index_voters(index, self.sha256, self.annotator.tree, labels, least=NEIGHBOURS + COPIES)
-        return self.annotator.with_voters(voters)
-
-    def about(
-        self,
-        annotator: Annotator,
-        confidence: float,
-        novelty: str,
-        vectors: str,
-        warning: str,
-        error: float | None = None,
-    ) -> dict[str, Any]:
-        """What uns["fractal"]["annotation"] says of the answers."""
-        return {
-            "reference": self.name or "not saved",
-            "adapter_sha256": self.sha256,
-            "cl_release": str(self.facts.get("cl_release", "")),
-            "confidence": confidence,
-            "novelty": novelty,
-            "vectors": vectors,
-            "warning": warning,
-            "fractal_version": __version__,
-            "reference_format": VERSION,
-            **({"error": error} if error is not None else {}),
-            **({"index": str(annotator.voters)} if annotator.voters else {}),
-        }
 
     @in_python
     def embed(
@@ -294,7 +272,7 @@ class Reference:
         adapter, recipe = self.adapter, self.facts["recipe"]
         if prefix is not None and not 1 <= prefix <= adapter.num_levels:
             raise ValueError(f"prefix {prefix} of {adapter.num_levels}")
-        adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep, force)[0], prefix)
+        adata.obsm[key_added], blocks = embed_matrix(adapter, self.vectors_of(adata, use_rep, force), prefix)
         if prefix in (None, adapter.num_levels):
             if recipe == "published":
                 adata.obsm[f"{key_added}_blocks"] = blocks
@@ -344,8 +322,7 @@ class Reference:
         index = index if isinstance(index, Index) else open_index(index)
         index.check_adapter([self.sha256], "the reference")
         keep = mask_of(index, where, only)
-        with self.intake.open(adata, use_rep, force) as (cells, origin):
-            announce(origin, 3)
+        with self.intake.cells(adata, use_rep, force) as cells:
             source = Source(cells, space_of(self.embedder), self.embedder)
             found = search(source, index, k, group_by, prefix=prefix, keep=keep)
             return concat_tables([index.table(hits, names, columns) for names, hits in found]).to_pandas()
@@ -369,7 +346,7 @@ class Reference:
         """
         from fractal.view.maps import OBSM
 
-        positions = self.maps.transform(cut_matrix(self.adapter, self.vectors_of(adata, use_rep, force)[0]))
+        positions = self.maps.transform(cut_matrix(self.adapter, self.vectors_of(adata, use_rep, force)))
         for j, layout in enumerate(positions, 1):
             adata.obsm[OBSM.format(j)] = layout
 
@@ -405,9 +382,8 @@ class Reference:
         from fractal.view.shown import read_shown
 
         check_template()
-        with self.intake.open(adata, use_rep, force) as (cells, origin):
+        with self.intake.cells(adata, use_rep, force) as cells:
             shown = read_shown(cells, labels, columns, max_cells)
-        announce(origin, 3)
         layouts = self.maps.transform(cut_matrix(self.adapter, shown.vectors))
         if path is None:
             return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")
@@ -502,27 +478,11 @@ class Reference:
             labelled.notes.extend(line for line in (origin.vectors * origin.projected, origin.warning) if line)
         return score_reference(self.annotator, self.facts, name, self.sha256, labelled, own, graph)
 
-    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> tuple[np.ndarray, Origin]:
-        """Vectors (n, dim) float32 of new cells, and where they come from, which is said if it is not obsm."""
-        with self.intake.open(adata, use_rep, force) as (cells, origin):
+    def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> np.ndarray:
+        """Vectors (n, dim) float32 of new cells."""
+        with self.intake.cells(adata, use_rep, force) as cells:
             (_, vectors), *_ = cells.chunks(cells.num_rows)
-        announce(origin, 4)
-        return vectors, origin
-
-
-def announce(origin: Origin, stacklevel: int) -> None:
-    """Print where vectors come from if it is not obsm, and warn of what is wrong with them."""
-    if origin.projected:
-        print(origin.vectors)
-    if origin.warning:
-        warnings.warn(f"{origin.vectors}: {origin.warning}", stacklevel=stacklevel)
-
-
-def obs_codes(adata: "AnnData", key: str) -> tuple[np.ndarray, list[str]]:
-    """A column of obs -> its (n,) codes, -1 where a value is missing, and their names. Raises InputError for none."""
-    if key not in adata.obs:
-        raise InputError(f"obs has no column '{key}'; it has {', '.join(map(str, adata.obs))}")
-    return coded(obs_table(adata.obs, Path("adata"), [key])[key])
+        return vectors
 
 
 def check_answers(confidence: float, novelty: str, error: float | None = None) -> None:

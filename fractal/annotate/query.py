@@ -4,7 +4,6 @@ One rule for an AnnData in memory and for files: obsm is taken where it is there
 space. Else the cells are projected or encoded, if the reference can do that, and else they are refused.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fractal.annotate.projection import Projection
-from fractal.annotate.space import RowCheck, space_problem
-from fractal.base.errors import InputError
+from fractal.annotate.space import space_problem
+from fractal.base.errors import InputError, warn
 from fractal.data.cells import Cells, cells_of_anndata, cells_of_file, has_obs, has_obsm
 from fractal.data.encoder import EncoderLink
 from fractal.data.expression import Expression, open_expression
@@ -41,9 +40,10 @@ class Intake:
 
     @contextmanager
     def open(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
-        """Open new cells, of an AnnData or a path. Raises InputError where there is nothing to take or to project.
+        """Open new cells, of an AnnData or a path; `force` takes vectors that can't be of the reference's embedding.
 
-        `force` takes vectors that can't come from the reference's embedding.
+        Prints how vectors are projected, and warns of what is odd about them. Raises InputError where there is nothing
+        to take or to project.
         """
         key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
         several = in_memory or has_obsm(cells)
@@ -58,6 +58,8 @@ class Intake:
                 _, chunk = next(iter(source.chunks(CHUNK)))
                 odd, certain = self.problem(chunk)
                 if force or not certain:
+                    if odd:
+                        warn(f"{source.path}: {odd}")
                     yield source, Origin(f"obsm '{key}'" if several else "", odd)
                     return
                 problem = f"obsm '{key}': {odd}" if several else odd
@@ -69,8 +71,14 @@ class Intake:
                 raise InputError(f"{where}: {problem}; name the right vectors {way}")
             rows, origin = self.projected(expression, problem, force)
             shape = (expression.num_cells, self.dim)
-            made = cells_of_anndata if in_memory else cells_of_file
-            yield made(cells if in_memory else parts, expression.path, shape, np.float32, rows), origin
+            if in_memory:
+                source = cells_of_anndata(cells, expression.path, shape, np.float32, rows)
+            else:
+                source = cells_of_file(parts, expression.path, shape, np.float32, rows)
+            print(f"{source.path}: {origin.vectors}")
+            if origin.warning:
+                warn(f"{source.path}: {origin.warning}")
+            yield source, origin
 
     def projected(
         self, expression: Expression, problem: str, force: bool
@@ -87,23 +95,11 @@ class Intake:
         """Why vectors (n, dim) may not be of the reference's space, and whether that is certain; ("", False) if not."""
         return space_problem(vectors[usable(vectors)], self.vectors) or ("", False)
 
-    def row_check(self, num_rows: int) -> RowCheck:
-        """To look at all rows of a query, as they come."""
-        return RowCheck(self.vectors, num_rows)
-
     @contextmanager
-    def printed(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:
-        """As `open`; a line is printed where vectors are projected, or a warning about them."""
-        with self.open(cells, use_rep, force) as (source, origin):
-            tell(origin, cells)
+    def cells(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:
+        """As `open`, for those who need not know where the vectors come from."""
+        with self.open(cells, use_rep, force) as (source, _):
             yield source
-
-
-def tell(origin: Origin, path: object) -> None:
-    if origin.projected:
-        print(f"{path}: {origin.vectors}")
-    if origin.warning:
-        print(f"warning: {path}: {origin.warning}", file=sys.stderr)
 
 
 def lacking(array: Any, key: str, dim: int) -> str:

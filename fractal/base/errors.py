@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -61,6 +62,17 @@ def in_python(function: Callable[P, T]) -> Callable[P, T]:
             raise InputError(text) from error
 
     return call
+
+
+def warn(message: str) -> None:
+    """In a command a line on stderr; in Python a warning at the line that called this package."""
+    if _in_command.get():
+        print(f"warning: {message}", file=sys.stderr)
+        return
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("fractal", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def run(main: Callable[[], None]) -> None:

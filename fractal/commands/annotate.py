@@ -23,9 +23,9 @@ What is not answered is missing. Other columns that begin so and are of an earli
 from __future__ import annotations
 
 import argparse
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import locked
@@ -36,12 +36,9 @@ from fractal.commands.options import add, check_suffix, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
 
-    from fractal.annotate.annotator import Annotator
-    from fractal.annotate.answers import Answer
-    from fractal.annotate.space import RowCheck
-    from fractal.data.cells import Cells
     from fractal.hierarchy.tree import Tree
 
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
@@ -116,39 +113,6 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
 
 
-def answers(
-    annotator: Annotator, cells: Cells, rows: RowCheck | None, args: argparse.Namespace
-) -> Iterator[tuple[pa.Table, Answer]]:
-    """The names of each chunk of cells, a table without columns where they have none, and their answers.
-
-    `rows`, if there is one, looks at all of the cells.
-    """
-
-    from tqdm.auto import tqdm
-
-    from fractal.annotate.votes import BATCH
-    from fractal.base.prefetch import prefetch
-    from fractal.data.parquet import CELL_ID
-
-    def chunks() -> Generator[tuple[pa.Table, Answer], None, None]:
-        with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for columns, vectors in cells.chunks(BATCH):
-                names = columns.select([CELL_ID] if cells.has_names else [])
-                if rows:
-                    rows.add(vectors)
-                yield names, annotator.answer(vectors, args.confidence, args.novelty)
-                bar.update(len(vectors))
-
-    return prefetch(chunks())
-
-
-def with_names(names: pa.Table, answers: pa.Table) -> pa.Table:
-    """The columns of the answers, after the names of the cells."""
-    for name in names.column_names:
-        answers = answers.add_column(0, name, names[name])
-    return answers
-
-
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
@@ -157,10 +121,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def annotate(args: argparse.Namespace) -> None:
-    import pyarrow as pa
-
-    from fractal.annotate.answers import annotation_columns, answer_columns, one_type_warning
-    from fractal.annotate.query import Origin, tell
+    from fractal.annotate.answers import annotation_columns
     from fractal.commands.output import open_output
     from fractal.model.adapter import pick_device
     from fractal.reference import read_folder
@@ -168,67 +129,32 @@ def annotate(args: argparse.Namespace) -> None:
 
     reference = read_folder(args.reference, pick_device(args.device))
     reference.model = args.model
-    annotator = reference.annotator
-    if args.index:
-        annotator = reference.asking(args.index, args.index_labels)
-        print(f"{annotator.voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
-    annotator = annotator.restricted(reference.choose(args.obo, args.only, args.exclude))
-    if args.error is not None:
-        control = annotator.calibration.control(args.error)
-        print(control)
-        args.confidence = control.confidence
-    tree, kept, groups = annotator.tree, list[pa.Table](), None
+    names = ("confidence", "error", "novelty", "index", "index_labels", "only", "exclude", "obo")
+    run = reference.run(**{name: getattr(args, name) for name in names})
+    for line in run.lines:
+        print(line)
+    tree = run.annotator.tree
     with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
-        truth = cells.codes(args.truth) if args.truth else None
-        tell(origin, args.input)
-        rows = reference.intake.row_check(cells.num_rows)
-        about = reference.about(annotator, args.confidence, args.novelty, origin.vectors, origin.warning, args.error)
-        results: dict[str, Any] = {"annotation": about}
-        uns = {"fractal": results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
+        groups, truth = (cells.codes(column) if column else None for column in (args.over, args.truth))
+        uns = {"fractal": run.results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
         copied = cells if args.output.suffix == ".h5ad" else None
         old = annotation_columns(cells.column_names, "fractal")
         with open_output(args.output, copied, uns=uns, prefix="fractal_", replaces=old.__contains__) as write:
-            parts: Iterable[tuple[pa.Table, Answer]] = answers(annotator, cells, rows, args)
-            if args.over:
-                part, groups = voted(parts, cells, tree, args)
-                parts, results["groups"] = [part], groups.to_pandas().set_index("group")
-            for names, answer in parts:
-                columns = answer_columns(answer, tree)
-                write(with_names(names, columns))
-                kept.append(columns.select(["level", "label", "status", *tree.levels]))
-            answered = pa.concat_tables(kept)
-            lines = [line for line in (rows.problem(), one_type_warning(answered, tree)) if line]
-            for line in lines:
-                tell(Origin("", line), args.input)
-            about["warning"] = "; ".join(filter(None, (origin.warning, *lines)))
-    print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(answered, tree.levels)}")
-    if groups is not None:
-        print(f"\n{group_summary(groups, args.over)}")
+            for rows in run.columns(cells, origin, groups):
+                write(rows)
+    print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(run.answered, tree.levels)}")
+    if groups:
+        print(f"\n{group_summary(run.results['groups'], args.over)}")
     if truth:
-        score(answered, truth, tree, args)
+        score(run.answered, truth, tree, args)
 
 
-def voted(
-    parts: Iterable[tuple[pa.Table, Answer]], cells: Cells, tree: Tree, args: argparse.Namespace
-) -> tuple[tuple[pa.Table, Answer], pa.Table]:
-    """One answer for the cells of a group of --over -> all names and answers, and a table of the groups."""
-    import pyarrow as pa
-
-    from fractal.annotate.answers import group_columns, join, real_groups, vote
-
-    codes, labels = real_groups(*cells.codes(args.over))
-    names, found = zip(*parts, strict=True)
-    before = join(found)
-    after = vote(before, codes, tree, args.confidence, args.novelty)
-    return (pa.concat_tables(names), after), group_columns(before, after, codes, labels, tree)
-
-
-def group_summary(groups: pa.Table, column: str) -> str:
+def group_summary(groups: pd.DataFrame, column: str) -> str:
     """A row for each group of cells, as the output's uns has them."""
-    frame = groups.to_pandas().astype(object)
+    frame = groups.reset_index().astype(object)
     numbers = ["confidence", "agreement", "runner_up_probability"]
     frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
-    rows = [[str(value) for value in row] for row in frame.fillna("").to_numpy().tolist()]
+    rows = [[str(value) for value in row] for row in frame.where(frame.notna(), "").to_numpy().tolist()]
     header = ["Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by", "Next best", "Probability"]
     return table([column, *header], rows)
 

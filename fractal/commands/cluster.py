@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     embed = stages.add_parser("embed", help="cells -> their fractal vectors")
     add(embed, "--prefix")
     annotate = stages.add_parser("annotate", help="cells -> labels; flags as of fractal annotate")
-    add(annotate, "--confidence", "--novelty", "--only", "--exclude", "--obo")
+    add(annotate, "--confidence", "--error", "--novelty", "--only", "--exclude", "--obo")
     for stage in embed, annotate:
         add(stage, "--reference", type=Path, required=True)
         add(stage, "--force")
@@ -123,8 +123,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--workers {args.workers}: a Ray that runs has workers already; leave it out, or --address")
     if args.stage == "ingest" and bool(args.model_dir) == bool(args.h5ad):
         raise InputError("name either --model-dir or --h5ad")
-    if not 0 < getattr(args, "confidence", 1) <= 1:
-        raise InputError(f"--confidence {args.confidence:g}: must be above 0 and at most 1")
+    if args.stage == "annotate":
+        from fractal.reference import check_answers
+
+        check_answers(args.confidence, args.novelty, args.error)
     with locked(args.output), ray_engine(args.address, args.workers) as engine:
         from fractal.commands import stages
 

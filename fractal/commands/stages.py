@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import answer_columns
+from fractal.annotate.query import Origin
+from fractal.annotate.run import Run
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
 from fractal.base.storage import same_files
-from fractal.commands.annotate import answers, with_names
 from fractal.commands.embed import embed_cells, open_cells
 from fractal.commands.output import open_output
 from fractal.data.atlas import Atlas
@@ -66,9 +65,8 @@ def embedder_of(path: Path) -> Embedder:
 
 
 @lru_cache(maxsize=1)
-def annotator_of(path: Path, obo: str | None, only: tuple[str, ...], exclude: tuple[str, ...]) -> Annotator:
-    reference = read_folder(path)
-    return reference.annotator.restricted(reference.choose(obo, only, exclude))
+def run_of(path: Path, **asked: Any) -> Run:
+    return read_folder(path).run(**asked)
 
 
 def part(folder: Path, number: int) -> Path:
@@ -125,19 +123,20 @@ def embed_part(path: Path, reference: Path, prefix: int, folder: Path, number: i
 
 def annotate(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal annotate` in parts -> how many cells."""
-    choice = args.reference, args.obo, tuple(args.only), tuple(args.exclude)
-    annotator_of(*choice)
+    asked = {name: getattr(args, name) for name in ("confidence", "error", "novelty", "obo")}
+    asked |= {"only": tuple(args.only), "exclude": tuple(args.exclude)}
+    for line in run_of(args.reference, **asked).lines:
+        print(line)
     with open_embedder(args.reference).open(args.input, None, args.force):  # raises InputError as the command does
         pass
-    return for_each_group(partial(annotate_part, choice, args), args, engine)
+    return for_each_group(partial(annotate_part, args.input, args.reference, asked), args, engine)
 
 
-def annotate_part(choice: tuple[Any, ...], args: argparse.Namespace, folder: Path, number: int) -> int:
-    cells = parquet_cells(table_of(args.input), [number])
+def annotate_part(path: Path, reference: Path, asked: dict[str, Any], folder: Path, number: int) -> int:
+    cells = parquet_cells(table_of(path), [number])
     with open_output(part(folder, number)) as write:
-        annotator = annotator_of(*choice)
-        for names, answer in answers(annotator, cells, None, args):
-            write(with_names(names, answer_columns(answer, annotator.tree)))
+        for table in run_of(reference, **asked).columns(cells, Origin("", "")):
+            write(table)
     return cells.num_rows
 
 

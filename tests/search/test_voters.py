@@ -69,7 +69,7 @@ def exact_votes(annotator: Annotator, vectors: np.ndarray, folder: Path) -> tupl
 
 def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(voters, "LISTS", 10**6)
-    annotator = fractal.load(folder / "ref", "cpu").asking(folder / "many", None)
+    annotator = fractal.load(folder / "ref", "cpu").run(index=folder / "many").annotator
     vectors = clustered(TYPES * 520, spread=0.9)[-120:]
     raw = annotator.voting(vectors)
     paths, shares = exact_votes(annotator, vectors, folder)
@@ -81,7 +81,7 @@ def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_held_out_cells_do_not_vote_for_themselves(folder: Path):
     """All are in the index. With their votes the labels would look surer than they are in new cells."""
     plain = fractal.load(folder / "ref", "cpu").annotator
-    asking = fractal.load(folder / "ref", "cpu").asking(folder / "many", None)
+    asking = fractal.load(folder / "ref", "cpu").run(index=folder / "many").annotator
     itself, others = asking.voting(plain.held_out.vectors), asking.held_out.raw(asking.tree)
     assert (itself.distance < 1e-3).all()
     assert (others.distance > 1e-3).mean() > 0.95
@@ -92,7 +92,7 @@ def test_held_out_cells_do_not_vote_for_themselves(folder: Path):
 
 def test_what_is_novel_is_so_to_the_reference_whoever_votes(folder: Path):
     plain = fractal.load(folder / "ref", "cpu")
-    asking = plain.asking(folder / "many", None)
+    asking = plain.run(index=folder / "many").annotator
     vectors = clustered(TYPES * 510, spread=0.9)[-60:]
     own, indexed = plain.annotator.voting(vectors), asking.voting(vectors)
     assert np.array_equal(own.signals, indexed.signals)
@@ -128,8 +128,8 @@ def test_an_index_of_an_h5ad_votes_by_its_column_of_labels(folder: Path, tmp_pat
     )
     ref = fractal.load(folder / "ref", "cpu")
     with pytest.raises(InputError, match="--index-labels"):
-        ref.asking(tmp_path / "i", None)
-    told = ref.asking(tmp_path / "i", "mine")
+        ref.run(index=tmp_path / "i").annotator
+    told = ref.run(index=tmp_path / "i", index_labels="mine").annotator
     assert told.voters is not None
     expected = [-1 if name.startswith("my ") else [p[-1] for p in told.tree.paths].index(name) for name in named]
     assert told.voters.path.tolist() == expected
