@@ -338,7 +338,7 @@ class Reference:
 
     @in_python
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
-        """Location the cells of `adata` on the reference's maps, in place, without refitting.
+        """Place the cells of `adata` on the reference's maps, in place, without refitting.
 
         obsm gets "X_fractal_umap_1" (prefix 1), "X_fractal_umap_2", ... (n, 2) float32, within about [-1, 1]; a cell
         whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes

@@ -128,7 +128,7 @@ def test_an_index_of_an_h5ad_votes_by_its_column_of_labels(folder: Path, tmp_pat
     )
     ref = fractal.load(folder / "ref", "cpu")
     with pytest.raises(InputError, match="--index-labels"):
-        ref.run(index=tmp_path / "i").annotator
+        ref.run(index=tmp_path / "i")
     told = ref.run(index=tmp_path / "i", index_labels="mine").annotator
     assert told.voters is not None
     expected = [-1 if name.startswith("my ") else [p[-1] for p in told.tree.paths].index(name) for name in named]
