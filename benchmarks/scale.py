@@ -73,7 +73,7 @@ def hnswlib_items(folder: Path) -> None:
 def parquet_copy(folder: Path) -> None:
     atlas = Atlas.open(folder / CELLS)
     with writing(folder / "copy", atlas.dim, atlas.has_studies, {}) as writer:
-        for table in atlas.data.groups(range(len(atlas.data.sizes)), None):
+        for table in atlas.data.tables():
             writer.file.write_table(table.cast(writer.schema))
 
 

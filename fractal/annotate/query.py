@@ -14,7 +14,7 @@ import numpy as np
 from fractal.annotate.projection import Projection
 from fractal.annotate.space import space_problem
 from fractal.base.errors import InputError, warn
-from fractal.data.cells import Cells, cells_of_anndata, cells_of_file, has_obs, has_obsm
+from fractal.data.cells import Cells, anndata_cells, has_obs, has_obsm
 from fractal.data.encoder import EncoderLink
 from fractal.data.expression import Expression, open_expression
 from fractal.data.vectors import CHUNK, usable
@@ -48,10 +48,10 @@ class Intake:
         key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
         several = in_memory or has_obsm(cells)
         with ExitStack() as stack:
-            problem, expression, parts, matrix = "", None, None, None
+            problem, expression, file, matrix = "", None, None, None
             if self.projection and key == self.use_rep and (in_memory or has_obs(cells)):
-                parts, matrix = stack.enter_context(open_expression(cells))
-                if problem := lacking(parts.get("obsm", {}).get(key), key, self.dim):
+                file, matrix = stack.enter_context(open_expression(cells))
+                if problem := lacking(file.get("obsm", {}).get(key), key, self.dim):
                     expression = self.projection.find(matrix)
             if expression is None:
                 source = stack.enter_context(Cells.open(cells, key, self.dim))
@@ -71,10 +71,7 @@ class Intake:
                 raise InputError(f"{where}: {problem}; name the right vectors {way}")
             rows, origin = self.projected(expression, problem, force)
             shape = (expression.num_cells, self.dim)
-            if in_memory:
-                source = cells_of_anndata(cells, expression.path, shape, np.float32, rows)
-            else:
-                source = cells_of_file(parts, expression.path, shape, np.float32, rows)
+            source = anndata_cells(file, expression.path, shape, np.float32, rows)
             print(f"{source.path}: {origin.vectors}")
             if origin.warning:
                 warn(f"{source.path}: {origin.warning}")

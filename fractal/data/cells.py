@@ -14,8 +14,8 @@ is; where nothing else fits, it is Parquet. A column that mixes types, as AnnDat
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,16 @@ import pyarrow as pa
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Location, Remote, children, files_of, locate, open_random, store_errors
-from fractal.data.h5ad import find_embedding, fractal_uns, num_cells, obs_names, obs_table, open_h5ad, reading_h5ad
+from fractal.data.h5ad import (
+    find_embedding,
+    fractal_uns,
+    obs_columns,
+    obs_names,
+    obs_table,
+    open_anndata,
+    reading_h5ad,
+    rows_of,
+)
 from fractal.data.labels import Codes, Labels, coded, read_labels
 from fractal.data.parquet import CELL_ID, PARQUET, ROW_GROUP, Parquet, as_text, check_format, metadata_of, read_vectors
 from fractal.data.tiledb_arrays import EMBEDDING, open_tiledb
@@ -102,21 +111,18 @@ class Cells:
         ------
         InputError : for what is missing, damaged or empty, and does not hold cells x dims; also while it is read.
         """
-        if hasattr(cells, "obsm"):
-            path: Location = Path("adata")
-            opened: AbstractContextManager[Cells] = nullcontext(anndata_cells(cells, path, use_rep))
-        else:
-            path = locate(cells)
-            check_format(path, f"Read are {READ}")
-            opened = OPENERS[kind_of(path)](path, use_rep)
-        with opened as opened_cells:
-            if dim not in (None, opened_cells.dim):
-                raise InputError(f"{path}: its vectors have {opened_cells.dim} numbers, the adapter takes {dim}")
-            made = b"checkpoint_sha256" in (opened_cells.schema.metadata or {})
-            several = hasattr(cells, "obsm") or has_obs(path)
+        in_memory = hasattr(cells, "obsm")
+        if not in_memory:
+            cells = locate(cells)
+            check_format(cells, f"Read are {READ}")
+        with OPENERS["h5ad" if in_memory else kind_of(cells)](cells, use_rep) as opened:
+            if dim not in (None, opened.dim):
+                raise InputError(f"{opened.path}: its vectors have {opened.dim} numbers, the adapter takes {dim}")
+            made = b"checkpoint_sha256" in (opened.schema.metadata or {})
+            several = in_memory or has_obs(cells)
             if dim is not None and (made or (several and use_rep.startswith("X_fractal"))):
-                raise InputError(f"{path}: its vectors come from embed.py; name those that they were made of")
-            yield opened_cells
+                raise InputError(f"{opened.path}: its vectors come from embed.py; name those that they were made of")
+            yield opened
 
     @property
     def has_names(self) -> bool:
@@ -195,11 +201,12 @@ class Cells:
         dtype: Any,
         rows: Callable[[slice], np.ndarray],
         columns: Callable[[slice], pa.Table] | None = None,
+        **others: Any,
     ) -> "Cells":
         """Anything with a shape, a dtype and slices of rows: a memory map, an HDF5 dataset, a TileDB array.
 
-        `columns`: rows -> their names (`cell_id`) and other columns. Raises InputError unless it holds floats, cells x
-        dims.
+        columns: rows -> their names (`cell_id`) and other columns; others: of `Cells`, in place of what these give.
+        Raises InputError unless it holds floats, cells x dims.
         """
         if len(shape) != 2 or not np.issubdtype(dtype, np.floating) or 0 in shape:
             raise InputError(
@@ -220,8 +227,9 @@ class Cells:
             return brings(slice(0, shape[0])).select(names)
 
         schema = brings(slice(0, 1)).schema
-        others = tuple(name for name in schema.names if name != CELL_ID)
-        return Cells(path, *shape, schema, others, chunks, all_rows, lambda: all_rows([CELL_ID]))
+        names = tuple(name for name in schema.names if name != CELL_ID)
+        given = {"column_names": names, "read_columns": all_rows, "read_names": lambda: all_rows([CELL_ID]), **others}
+        return Cells(path, *shape, schema=schema, read=chunks, **given)
 
 
 def names_of(columns: pa.Table) -> np.ndarray | None:
@@ -232,69 +240,33 @@ def names_of(columns: pa.Table) -> np.ndarray | None:
 # --- one function per format ------------------------------------------------------------------------------------------
 
 
-def anndata_cells(adata: Any, path: Location, use_rep: str) -> Cells:
-    """The cells of an AnnData in memory."""
-    array = find_embedding(adata.obsm, adata.X, path, use_rep)
-    return cells_of_anndata(adata, path, array.shape, array.dtype, lambda rows: np.asarray(array[rows]))
-
-
-def cells_of_anndata(
-    adata: Any, path: Location, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
-) -> Cells:
-    """The cells of an AnnData in memory with these vectors, of its obsm or made for them; see `from_matrix`."""
-    names, uns = np.asarray(adata.obs_names).astype(str), adata.uns.get("fractal", {})
-    return with_obs(
-        Cells.from_matrix(path, shape, dtype, rows, names_column(names)),
-        len(names),
-        tuple(map(str, adata.obs)),
-        lambda keys: obs_table(adata.obs, path, keys),
-        lambda: uns if isinstance(uns, Mapping) else {},
-    )
-
-
 @contextmanager
-def open_anndata(path: Location, use_rep: str) -> Iterator[Cells]:
-    """The cells of an .h5ad or .zarr."""
-    with open_h5ad(path) as file:
+def open_anndata_cells(cells: Any, use_rep: str) -> Iterator[Cells]:
+    """The cells of an AnnData, in memory or the path of an .h5ad or .zarr."""
+    with open_anndata(cells) as (file, path):
         with reading_h5ad(path):
-            array = find_embedding(file.get("obsm", {}), file.get("X"), path, use_rep)
-
-        def rows(batch: slice) -> np.ndarray:
-            with reading_h5ad(path):
-                return array[batch]
-
-        yield cells_of_file(file, path, array.shape, array.dtype, rows)
+            array = find_embedding(file, path, use_rep)
+        yield anndata_cells(file, path, array.shape, array.dtype, rows_of(array, path))
 
 
-def cells_of_file(
+def anndata_cells(
     file: Any, path: Location, shape: tuple[int, ...], dtype: Any, rows: Callable[[slice], np.ndarray]
 ) -> Cells:
-    """The cells of an open .h5ad or .zarr with these vectors, from its obsm or made for them; see `from_matrix`."""
-    names, obs = obs_names(file, path), file["obs"]
+    """The cells of `open_anndata` with these vectors, of its obsm or made for them; see `Cells.from_matrix`."""
+    obs = file["obs"]
     with reading_h5ad(path):
-        cells = num_cells(file)
-        keys = tuple(str(name) for name in obs.attrs["column-order"] if name in obs)
-    matrix = Cells.from_matrix(path, shape, dtype, rows, names_column(names))
-    return with_obs(matrix, cells, keys, lambda names: obs_table(obs, path, names), lambda: fractal_uns(file, path))
+        names, keys = obs_names(obs), obs_columns(obs)
+    read = rows_of(names, path)
 
+    def names_column(batch: slice) -> pa.Table:
+        texts = np.asarray(read(batch), object).astype(str)
+        return pa.table({CELL_ID: pa.array(texts.astype(object), pa.string())})
 
-def names_column(names: Any) -> Callable[[slice], pa.Table]:
-    """Names, an array or a function of a slice -> a function rows -> the table of their names."""
-    read = names if callable(names) else names.__getitem__
-    return lambda rows: pa.table({CELL_ID: pa.array(read(rows).astype(object), pa.string())})
-
-
-def with_obs(
-    cells: Cells,
-    num_rows: int,
-    keys: tuple[str, ...],
-    read: Callable[[Sequence[str]], pa.Table],
-    facts: Callable[[], Mapping[str, Any]],
-) -> Cells:
-    """Cells whose chunks bring their names, with the columns of obs, which has `num_rows` rows."""
-    if num_rows != cells.num_rows:
-        raise InputError(f"{cells.path}: damaged, {cells.num_rows:,} vectors, and obs has {num_rows:,} cells")
-    return replace(cells, column_names=keys, read_columns=read, facts=facts)
+    others = {"column_names": keys, "read_columns": partial(obs_table, obs, path)}
+    cells = Cells.from_matrix(path, shape, dtype, rows, names_column, facts=partial(fractal_uns, file, path), **others)
+    if len(names) != cells.num_rows:
+        raise InputError(f"{path}: damaged, {cells.num_rows:,} vectors, and obs has {len(names):,} cells")
+    return cells
 
 
 @contextmanager
@@ -369,11 +341,11 @@ def remote_npy_cells(path: Remote) -> Cells:
     return Cells.from_matrix(path, shape, dtype, rows)
 
 
-OPENERS: dict[str, Callable[[Location, str], AbstractContextManager[Cells]]] = {
+OPENERS: dict[str, Callable[[Any, str], AbstractContextManager[Cells]]] = {
     "parquet": lambda path, _: nullcontext(parquet_cells(path)),
     "npy": lambda path, _: nullcontext(npy_cells(path)),
-    "h5ad": open_anndata,
-    "zarr": open_anndata,
+    "h5ad": open_anndata_cells,
+    "zarr": open_anndata_cells,
     "tiledb": open_tiledb_cells,
     "soma": open_tiledb_cells,
 }

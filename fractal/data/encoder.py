@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Location
-from fractal.data.cells import Cells, cells_of_anndata, cells_of_file
+from fractal.data.cells import Cells, anndata_cells
 from fractal.data.expression import Expression, as_counts, choose_counts, gene_names, open_expression
 
 CHECKPOINT, SIZES, GENES = "encoder.ckpt", "layer_sizes.json", "gene_order.tsv"
@@ -260,10 +260,7 @@ def open_encoded(cells: Any, encoder: Encoder, force: bool = False) -> Iterator[
         expression = choose_counts(matrix, cells if isinstance(cells, str | Location) else "adata")
         rows, line = encode_rows(expression, encoder, force)
         shape = (expression.num_cells, encoder.dim)
-        if isinstance(cells, str | Location):
-            yield cells_of_file(file, expression.path, shape, np.float32, rows), line
-        else:
-            yield cells_of_anndata(cells, expression.path, shape, np.float32, rows), line
+        yield anndata_cells(file, expression.path, shape, np.float32, rows), line
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from fractal.base.errors import InputError, needs
-from fractal.base.storage import Location, locate
-from fractal.data.h5ad import open_h5ad, reading_h5ad
+from fractal.base.storage import Location
+from fractal.data.h5ad import InMemory, open_anndata, reading_h5ad, rows_of
 
 NUMBERS = 2**24  # of a piece of expression: 64 MB where it is dense
 CSC_ROWS = 32_768  # of a matrix stored by genes, read in one pass over it; 500 MB at 2,000 numbers a cell
@@ -136,53 +135,37 @@ def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> 
 
 @contextmanager
 def open_expression(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expression | None]]]:
-    """An AnnData, or the path of an .h5ad or .zarr -> what has obsm, varm and uns, and a function: layer -> expression.
+    """An AnnData, or the path of an .h5ad or .zarr -> what `open_anndata` gives, and a function: layer -> expression.
 
     Layer "" is X, "raw" that of AnnData.raw; the function gives None for one that is not there.
     """
-    if isinstance(cells, str | Location):
-        with open_h5ad(locate(cells)) as file:
-            yield file, partial(on_disk, file, locate(cells))
-    else:
-        parts = {name: getattr(cells, name) for name in ("obsm", "varm", "uns")}
-        yield parts, partial(in_memory, cells)
+    with open_anndata(cells) as (file, path):
+        yield file, partial(expression_of, file, path)
 
 
-def in_memory(adata: Any, layer: str = "") -> Expression | None:
-    """Of an AnnData, which may be backed."""
-    holder = adata.raw if layer == "raw" else adata
-    matrix = None if holder is None else holder.X if layer in ("", "raw") else adata.layers.get(layer)
-    if matrix is None:
-        return None
-    if sp.issparse(matrix):
-        matrix = matrix.tocsr()
-    where = "raw" if layer == "raw" else f"layer '{layer}'" if layer else "X"
-    return Expression(where, Path("adata"), adata.n_obs, holder.var, matrix.__getitem__)
-
-
-def on_disk(file: Any, path: Location, layer: str) -> Expression | None:
-    """Of an open .h5ad or .zarr; rows are read as they are asked for."""
-    io = needs("anndata", "h5ad").io
+def expression_of(file: Any, path: Location, layer: str = "") -> Expression | None:
+    """A layer of `open_anndata`, whose rows are read as they are asked for."""
     matrix = file.get({"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}"))
     if matrix is None:
         return None
-    where = f"{path}: " + ("raw" if layer == "raw" else f"layer '{layer}'" if layer else "X")
-    encoding = str(matrix.attrs.get("encoding-type", ""))
+    io = needs("anndata", "h5ad").io
+    in_memory = isinstance(file, InMemory)
+    name = "raw" if layer == "raw" else f"layer '{layer}'" if layer else "X"
+    where = name if in_memory else f"{path}: {name}"
     with reading_h5ad(path):
-        var = io.read_elem(file["raw/var" if layer == "raw" else "var"])
-        if encoding == "csc_matrix":
-            shape = tuple(int(n) for n in matrix.attrs["shape"])
-            return Expression(where, path, shape[0], var, ColumnStore(matrix, shape, path))
-        if encoding.endswith("_matrix"):
-            matrix = io.sparse_dataset(matrix)
-        elif not hasattr(matrix, "shape"):
+        var = file["raw/var" if layer == "raw" else "var"]
+        if sp.issparse(matrix):
+            matrix = matrix.tocsr()
+        elif not in_memory:
+            var, encoding = io.read_elem(var), str(matrix.attrs.get("encoding-type", ""))
+            if encoding == "csc_matrix":
+                rows, cells = int(matrix.attrs["shape"][0]), int(matrix.attrs["shape"][1])
+                return Expression(where, path, rows, var, ColumnStore(matrix, (rows, cells), path))
+            if encoding.endswith("_matrix"):
+                matrix = io.sparse_dataset(matrix)
+        if not hasattr(matrix, "shape"):
             return None
-
-    def rows(batch: slice) -> Any:
-        with reading_h5ad(path):
-            return matrix[batch]
-
-    return Expression(where, path, matrix.shape[0], var, rows)
+    return Expression(where, path, matrix.shape[0], var, rows_of(matrix, path))
 
 
 class ColumnStore:

@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, needs, reason
-from fractal.base.storage import Location, open_random, zarr_store
+from fractal.base.storage import Location, locate, open_random, zarr_store
 from fractal.data.parquet import check_format
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
 MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
-
-
-# --- opening ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -68,6 +66,32 @@ def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
         yield file
 
 
+class InMemory:
+    """An AnnData in memory, by the names that an .h5ad has for its parts: "obs", "layers/counts", "raw/X"."""
+
+    def __init__(self, adata: Any) -> None:
+        self.adata = adata
+
+    def get(self, name: str, default: Any = None) -> Any:
+        group, _, key = name.partition("/")
+        part = getattr(self.adata, group)
+        if part is not None and key:
+            part = part.get(key) if group == "layers" else getattr(part, key)
+        return default if part is None else part
+
+    __getitem__ = get
+
+
+@contextmanager
+def open_anndata(cells: Any) -> Iterator[tuple[Any, Location]]:
+    """An AnnData, or the path of an .h5ad or .zarr -> its parts by their names, and what messages call it."""
+    if hasattr(cells, "obsm"):
+        yield InMemory(cells), Path("adata")
+    else:
+        with open_h5ad(locate(cells)) as file:
+            yield file, locate(cells)
+
+
 def refuse_other_files(file: Any, path: Location) -> None:
     """Raise InputError for an .h5ad that takes numbers from other files: they would be shown as its contents."""
     h5py = needs("h5py", "h5ad")
@@ -102,8 +126,6 @@ def check_sizes(file: Any, path: Location) -> None:
                 raise InputError(f"{path}: damaged, {name} asks for {size:,} bytes and holds {stored:,}; make it again")
 
 
-# --- vectors ---------------------------------------------------------------------------------------------------------
-
 HOW_TO_EMBED = (
     "this tool takes one vector per cell: make one first, such as SCimilarity's, scVI's, or principal components "
     "(scanpy: normalize_total, log1p, pca, which writes obsm X_pca), and name it with --use-rep"
@@ -121,62 +143,63 @@ def check_embedding(array: Any, where: str) -> None:
         raise InputError(f"{where} holds {array.dtype} of shape {array.shape}, so gene expression; {HOW_TO_EMBED}")
 
 
-def find_embedding(obsm: Mapping[str, Any], x: Any, path: Location | str, key: str) -> Any:
-    """`obsm[key]`, or X for the key "X". Raises InputError that says what there is instead, and the way out."""
-    if key == "X" and "X" not in obsm:
-        if x is None:
-            raise InputError(f"{path}: has no X; its obsm has {', '.join(obsm) or 'nothing'}")
+def find_embedding(file: Any, path: Location, key: str) -> Any:
+    """obsm[key] of `open_anndata`, or X for the key "X". Raises InputError that says what there is instead."""
+    obsm = file.get("obsm", {})
+    if key in obsm:
+        check_embedding(obsm[key], f"{path}: obsm '{key}'")
+        return obsm[key]
+    x = file.get("X")
+    if key == "X" and x is not None:
         check_embedding(x, f"{path}: X")
         return x
-    if key not in obsm:
-        there = ", ".join(obsm)
-        way = f"it has {there}: name one with --use-rep" if there else f"it has none; {HOW_TO_EMBED}"
-        try:
+    if key == "X":
+        raise InputError(f"{path}: has no X; its obsm has {', '.join(obsm) or 'nothing'}")
+    there = ", ".join(obsm)
+    way = f"it has {there}: name one with --use-rep" if there else f"it has none; {HOW_TO_EMBED}"
+    if not there and x is not None:
+        with suppress(InputError):
             check_embedding(x, f"{path}: X")
-            if not there and x is not None:
-                way = f"it has none, but X is {x.shape[1]} numbers per cell: if that is the embedding, say --use-rep X"
-        except InputError:
-            pass
-        raise InputError(f"{path}: has no obsm '{key}'; {way}")
-    check_embedding(obsm[key], f"{path}: obsm '{key}'")
-    return obsm[key]
+            way = f"it has none, but X is {x.shape[1]} numbers per cell: if that is the embedding, say --use-rep X"
+    raise InputError(f"{path}: has no obsm '{key}'; {way}")
 
 
-def num_cells(file: Any) -> int:
-    """Of an open .h5ad, by its obs; h5py can write another number of vectors."""
-    index = file["obs"][file["obs"].attrs.get("_index", "_index")]
-    return index.shape[0] if hasattr(index, "shape") else len(needs("anndata", "h5ad").io.read_elem(index))
+def rows_of(array: Any, path: Location) -> Callable[[slice], Any]:
+    """-> a function: rows -> that part of an array of a file, whose errors are those of `reading_h5ad`."""
 
-
-def obs_names(file: Any, path: Location) -> Callable[[slice], np.ndarray]:
-    """-> a function rows -> the names of these cells, (m,) str."""
-    h5py = needs("h5py", "h5ad")
-    with reading_h5ad(path):
-        obs = file["obs"]
-        index = obs.get(obs.attrs.get("_index", "_index"))
-        plain = isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype)
-        # Else numbers, or a text array of pandas.
-        names = index.asstr() if plain else needs("anndata", "h5ad").io.read_elem(index)
-
-    def rows(batch: slice) -> np.ndarray:
+    def rows(batch: slice) -> Any:
         with reading_h5ad(path):
-            return np.asarray(names[batch], object).astype(str)
+            return array[batch]
 
     return rows
 
 
+def obs_names(obs: Any) -> Any:
+    """The cells' names (n,): an array, or what reads one by rows."""
+    if hasattr(obs, "columns"):
+        return np.asarray(obs.index)
+    index = obs[obs.attrs.get("_index", "_index")]
+    h5py = needs("h5py", "h5ad")
+    if isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype):
+        return index.asstr()
+    return needs("anndata", "h5ad").io.read_elem(index)  # numbers, or a text array of pandas
+
+
+def obs_columns(obs: Any) -> tuple[str, ...]:
+    if hasattr(obs, "columns"):
+        return tuple(map(str, obs.columns))
+    return tuple(str(name) for name in obs.attrs["column-order"] if name in obs)
+
+
 def obs_table(obs: Any, path: Location, names: Sequence[str]) -> pa.Table:
     """Columns of obs, a group of an open .h5ad or a DataFrame, which are known to be there."""
+    read_elem = needs("anndata", "h5ad").io.read_elem
     with reading_h5ad(path):
         if not hasattr(obs, "columns") and any("categories" in obs[name].attrs for name in names):
-            # AnnData 0.7 keeps the names of codes apart, in obs/__categories: its reader puts them together.
-            obs = needs("anndata", "h5ad").io.read_elem(obs)
-        read = (
-            obs.__getitem__
-            if hasattr(obs, "columns")
-            else lambda name: needs("anndata", "h5ad").io.read_elem(obs[name])
-        )
-        return pa.table([arrow(read(name), f"{path}: obs '{name}'") for name in names], names=list(names))
+            obs = read_elem(obs)  # AnnData 0.7 keeps the names of codes apart, in obs/__categories
+        values = (obs[name] if hasattr(obs, "columns") else read_elem(obs[name]) for name in names)
+        columns = [arrow(column, f"{path}: obs '{name}'") for column, name in zip(values, names, strict=True)]
+        return pa.table(columns, names=list(names))
 
 
 def arrow(values: Any, where: str) -> pa.Array:
@@ -191,8 +214,8 @@ def arrow(values: Any, where: str) -> pa.Array:
 
 
 def fractal_uns(file: Any, path: Location) -> Mapping[str, Any]:
-    """uns["fractal"] of an open .h5ad; empty where it has none."""
+    """uns["fractal"] of `open_anndata`; empty where it has none."""
     with reading_h5ad(path):
-        uns = file.get("uns", {})
-        facts = needs("anndata", "h5ad").io.read_elem(uns["fractal"]) if "fractal" in uns else {}
+        facts = file.get("uns", {}).get("fractal", {})
+        facts = needs("anndata", "h5ad").io.read_elem(facts) if hasattr(facts, "attrs") else facts
     return facts if isinstance(facts, Mapping) else {}

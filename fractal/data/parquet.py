@@ -93,7 +93,8 @@ class ParquetFile:
 
     def __init__(self, path: Location, name: str) -> None:
         self.system, base = file_system(path)
-        self.path, self.metadata = f"{base}/{name}".rstrip("/"), None
+        self.path = f"{base}/{name}".rstrip("/")
+        self.metadata: Any = None
         folders = [part.partition("=") for part in name.split("/")[:-1] if "=" in part]
         self.values = {key: None if value == HIVE_NULL else unquote(value) for key, _, value in folders}
         with self.open() as file:
@@ -240,7 +241,7 @@ class Parquet:
         before the last one if a file has been replaced.
         """
         chosen = self.groups if groups is None else [self.groups[number] for number in groups]
-        pieces = chain.from_iterable(group.read(columns, size) for group in chosen)
+        pieces: Iterator[pa.Table] = chain.from_iterable(group.read(columns, size) for group in chosen)
         if self.ahead:
             reads = (partial(next, group.read(columns, group.num_rows)) for group in chosen)
             whole = prefetch_calls(reads, self.ahead)

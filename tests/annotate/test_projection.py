@@ -15,7 +15,7 @@ import fractal
 from fractal.annotate.projection import Projection, learn
 from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit, index, search
-from fractal.data.expression import in_memory
+from fractal.data.expression import open_expression
 from tests.conftest import TYPES
 
 GENES = 120
@@ -92,7 +92,8 @@ def test_the_training_cells_come_out_as_they_are(
     assert found is not None
     assert len(found.genes) == 80
     assert "80 genes" in line
-    expression = in_memory(adata)
+    with open_expression(adata) as (_, matrix):
+        expression = matrix("")
     assert expression is not None
     rows, said = found.components(expression)
     assert np.allclose(rows(slice(0, 460)), adata.obsm["X_pca"], atol=1e-4)
