@@ -20,7 +20,6 @@ from fractal.base.files import atomic_write
 
 if TYPE_CHECKING:  # matplotlib takes half a second to load
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 340, 250  # units of a panel: CSS pixels, and points of a file
 MAX_NAME = 60  # letters of a name from a file
@@ -87,6 +86,13 @@ def share(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1)
 
 
+def curve(ax: "Axes", i: int, x: Sequence[float] | np.ndarray, y: Sequence[float], intervals: Sequence[Any]) -> None:
+    """The i-th series, with upright bars over its intervals (low, high)."""
+    colour, marker, dashes = SERIES[i]
+    error = np.abs(np.reshape(intervals, (-1, 2)).T - y)
+    ax.errorbar(x, y, error, color=colour, marker=marker, linestyle=dashes, markersize=6)
+
+
 def lines(
     title: str,
     ticks: Sequence[tuple[float, str]],
@@ -102,19 +108,16 @@ def lines(
 
     def draw(ax: "Axes") -> None:
         gap = 0.03 * max(ticks[-1][0] - ticks[0][0], 0.3)  # between the intervals of series that share an x
+        shift = -gap * (len(series) - 1) / 2
         for i, line in enumerate(series):
-            colour, marker, dashes = SERIES[i]
-            x = np.array([x for x, *_ in line]) + gap * (i - (len(series) - 1) / 2)
-            y = np.array([value for _, value, _ in line])
-            ends = np.array([interval or (value, value) for _, value, interval in line]).reshape(-1, 2)
-            error = np.abs(ends - y[:, None]).T
-            ax.errorbar(x, y, error, color=colour, marker=marker, linestyle=dashes, markersize=6)
-            for x_, y_, (_, top) in zip(x, y, ends, strict=True) if i == 0 else ():
-                ax.annotate(share(y_), (x_, top), (0, 5), textcoords="offset points", ha="center", fontsize=10)
+            intervals = [interval or (value, value) for _, value, interval in line]
+            curve(ax, i, [x + shift + gap * i for x, *_ in line], [value for _, value, _ in line], intervals)
+        for x, value, interval in series[0]:
+            top = x + shift, interval[1] if interval else value
+            ax.annotate(share(value), top, (0, 5), textcoords="offset points", ha="center", fontsize=10)
         ax.axhline(raw, color=SOFT, linestyle=":")
         ax.set_title(f"raw {share(raw)}", loc="right", fontsize=10, color=SOFT, weight="normal")
-        ring: dict[str, Any] = {"color": INK, "linestyle": "none", "marker": "o"}
-        ax.plot(best[0] - gap * (len(series) - 1) / 2, best[1], **ring, markersize=14, markerfacecolor="none")
+        ax.plot(best[0] + shift, best[1], "o", color=INK, markersize=14, markerfacecolor="none")
         ax.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
         ax.set_ylim(low, 1 + 0.09 * (1 - low))
         ax.locator_params(axis="y", nbins=5)
@@ -142,34 +145,28 @@ def boxes(
 
     borders: rows, and columns as well, before which a line parts the grid. A text that has no room is left out.
     """
+    letters, bottom = min(10, 0.7 * size), max(box.y + box.height for box in filled)
 
     def draw(ax: "Axes") -> None:
         for box in filled:
-            area: dict[str, Any] = {
-                "y": box.y,
-                "width": box.width,
-                "height": box.height,
-                "left": box.x,
-                "align": "edge",
-            }
-            ax.barh(**area, facecolor=(box.colour, box.opacity), edgecolor=PAPER, linewidth=1.2)
-            if box.framed:
-                ax.barh(**area, fill=False, edgecolor=INK, linewidth=2, zorder=3)
+            edge, line, order = (INK, 2, 3) if box.framed else (PAPER, 1.2, 1)
+            bar = ax.barh(box.y, box.width, box.height, box.x, align="edge", facecolor=(box.colour, box.opacity))
+            bar[0].set(edgecolor=edge, linewidth=line, zorder=order)
             ink = ON_FULL if box.opacity > LIGHT_TEXT and box.colour != NONE else INK
             if size * box.height >= 10:
                 middle = box.x + box.width / 2, box.y + box.height / 2
-                ax.text(*middle, box.text, ha="center", va="center", fontsize=min(10, 0.7 * size), color=ink)
+                ax.text(*middle, box.text, ha="center", va="center", fontsize=letters, color=ink)
         for border in borders:
             ax.axhline(border, color=SOFT, linewidth=0.8)
             ax.axvline(border, color=SOFT, linewidth=0.8)
-        ax.set_yticks(np.arange(len(rows)) + 0.5, rows, color=INK, fontsize=min(10, 0.7 * size))
-        ax.set_xticks(np.arange(len(columns)) + 0.5, columns, color=INK, fontsize=min(10, 0.7 * size))
-        ax.set_ylim(max(box.y + box.height for box in filled), 0)
+        for set_ticks, names in ((ax.set_yticks, rows), (ax.set_xticks, columns)):
+            set_ticks(np.arange(len(names)) + 0.5, names, color=INK, fontsize=letters)
+        ax.set_ylim(bottom, 0)
         ax.set_xlim(0, max(box.x + box.width for box in filled))
         ax.tick_params(length=0, labeltop=True, labelbottom=False)
         ax.spines[:].set_visible(False)
 
-    return Panel(title, draw, width, 56 + size * max(box.y + box.height for box in filled))
+    return Panel(title, draw, width, 56 + size * bottom)
 
 
 def calibration(title: str, curves: Sequence[Sequence[dict[str, Any]]]) -> Panel:
@@ -178,15 +175,13 @@ def calibration(title: str, curves: Sequence[Sequence[dict[str, Any]]]) -> Panel
     def draw(ax: "Axes") -> None:
         ax.plot([0, 1], [0, 1], color=SOFT, linestyle=":")
         for i, bins in enumerate(curves):
-            colour, marker, dashes = SERIES[i]
-            x, y = ([bin[key] for bin in bins] for key in ("probability", "accuracy"))
-            error = np.abs(np.array([bin["interval"] for bin in bins]).reshape(-1, 2).T - y)
-            ax.errorbar(x, y, error, color=colour, marker=marker, linestyle=dashes, markersize=6)
+            x, y, intervals = ([bin[key] for bin in bins] for key in ("probability", "accuracy", "interval"))
+            curve(ax, i, x, y, intervals)
             most = max((bin["cells"] for bin in bins), default=1)
             bottom = -0.2 * (i + 1)  # a strip of bars below the curves
             for bin in bins:
                 tall = 0.12 * bin["cells"] / most
-                ax.bar(bin["middle"], tall, 0.05, bottom, color=colour, alpha=0.6)
+                ax.bar(bin["middle"], tall, 0.05, bottom, color=SERIES[i][0], alpha=0.6)
                 ax.text(bin["middle"], bottom + tall, compact(bin["cells"]), ha="center", va="bottom", fontsize=9)
         ax.set_yticks(np.linspace(0, 1, 5))
         ax.set_xticks(np.linspace(0, 1, 5), ["0", ".25", ".50", ".75", "1"])
@@ -220,29 +215,23 @@ def legend(entries: Sequence[tuple[str, int | str]]) -> Panel:
     return Panel("; ".join(name for name, _ in entries), draw, height=14 + 18 * len(entries))
 
 
-def figure_of(panels: Sequence[Panel], columns: int) -> "Figure":
-    """The panels as one matplotlib figure, row by row; a unit is a point."""
+def drawn(panels: Sequence[Panel], columns: int, kind: str, **options: Any) -> bytes:
+    """The panels row by row as one figure, a unit is a point -> a file's bytes, "svg" or "png"."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [max(panel.height for panel in row) for row in rows]
-    width = max(panel.width for panel in panels)
-    figure = Figure((width * min(columns, len(panels)) / 72, sum(heights) / 72), layout="constrained")
-    grid = figure.add_gridspec(len(rows), columns if len(panels) > columns else len(panels), height_ratios=heights)
-    for i, panel in enumerate(panels):
-        ax = figure.add_subplot(grid[i // columns, i % columns])
-        ax.set_title(panel.title)
-        panel.draw(ax)
-    return figure
-
-
-def drawn(panels: Sequence[Panel], columns: int, kind: str, **options: Any) -> bytes:
-    """The panels as a file's bytes, "svg" or "png"."""
-    import matplotlib
-
+    heights, columns = [max(panel.height for panel in row) for row in rows], min(columns, len(panels))
+    size = columns * max(panel.width for panel in panels) / 72, sum(heights) / 72
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings(action="ignore"):  # of letters that the font lacks
-        figure_of(panels, columns).savefig(file, format=kind, **options)
+        figure = Figure(size, layout="constrained")
+        grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+        for i, panel in enumerate(panels):
+            ax = figure.add_subplot(grid[i // columns, i % columns])
+            ax.set_title(panel.title)
+            panel.draw(ax)
+        figure.savefig(file, format=kind, **options)
     return file.getvalue()
 
 

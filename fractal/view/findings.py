@@ -1,18 +1,20 @@
 """The sections of the report: panels, the rule by which one concludes, and the conclusions as a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import compress, product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from fractal.score.answers import answer_counts
 from fractal.score.intervals import wilson_interval
+from fractal.score.table import Row as Figures
 from fractal.view import draw
 from fractal.view.draw import BAD, GOOD, NONE, WIDTH, Box, Panel, share, short
-from fractal.view.scored import Scored
+from fractal.view.scored import UNSEEN, Scored
 
 TOLERANCE = 0.01  # accuracy that a shorter prefix may lose
 WEAK = 0.8  # a type or a level below this accuracy is not to be trusted
@@ -22,9 +24,8 @@ NOTHING = 0.1  # a silhouette below this shows nothing
 MAX_CLASSES = 30  # of a confusion matrix
 BINS = 10  # of a calibration curve
 FEW = 20  # cells: fewer are no reason to warn of a type
-GROUPS = {"seen": "types that were trained on", "unseen": "types that were not"}
+NUMBERS = ["cells", "right", "answered", "right_answered", "novel"]  # of `answer_counts`
 Row = list[str]
-Counts = dict[str, Any]  # a row of fractal.score.answers.answer_counts
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Section:
     header: Row
     rows: list[Row]
     more: list[Row] = field(default_factory=list)  # all numbers, folded away; its first row is the header
-    cautions: list[tuple[str, str]] = field(default_factory=list)  # where not to trust it: the rule, and what breaks it
+    cautions: Mapping[str, Row] = field(default_factory=dict)  # where not to trust it: rule -> what breaks it, if any
 
 
 def first(parts: Sequence[str], most: int = 6) -> str:
@@ -47,25 +48,25 @@ def first(parts: Sequence[str], most: int = 6) -> str:
     return "; ".join([*parts[:most], f"{rest} more"] if rest > 0 else parts)
 
 
-def broken(rules: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Those rules that anything breaks."""
-    return [(rule, first(parts)) for rule, parts in rules.items() if parts]
-
-
 def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     return share(value) + (f" [{share(interval[0])}, {share(interval[1])}]" if interval else "")
 
 
-def accuracies(row: dict[str, Any], protocol: str, levels: Sequence[str], group: str = "") -> Row:
+def accuracies(row: Figures, protocol: str, levels: Sequence[str], group: str = "") -> Row:
     """With intervals; group: "seen" or "unseen" types, else all cells."""
     values = row[group][protocol] if group else row[protocol]
     intervals = row[f"{group}_interval"][protocol] if group else row[f"{protocol}_interval"]
     return [with_interval(values[level], intervals[level]) for level in levels]
 
 
-def compared(s: Scored) -> Iterator[tuple[int, str, str]]:
-    """Levels with two classes: number, key, and name to show."""
-    return ((k, s.levels[k], short(s.levels[k], 30)) for k in s.compared())
+def brief(names: Sequence[str], letters: int = 30) -> Row:
+    """Names of levels or classes as a table or an axis has room for."""
+    return [short(name, letters) for name in names]
+
+
+def compared(s: Scored) -> list[tuple[str, str]]:
+    """Levels with two classes: key, and name to show."""
+    return [(s.levels[k], short(s.levels[k], 30)) for k in s.compared()]
 
 
 # What annotating would answer
@@ -77,65 +78,59 @@ def answers(s: Scored) -> Section | None:
         return None
     panels, rows = [], []
     weak, withheld, off, wrong = (list[str]() for _ in range(4))
-    for group, scores in s.answers.items():
-        cells, boxes = GROUPS.get(group, group), []
-        for k, level in enumerate(s.levels):
-            name, score, verdict = short(level, 30), scores["levels"][level], calibrated(scores["levels"][level])
-            answered, accuracy = score["coverage"], score["accuracy"]
+    for cells, scores in s.answers.items():
+        boxes: list[Box] = []
+        for k, (level, name) in enumerate(zip(s.levels, brief(s.levels), strict=True)):
+            score, start = scores["levels"][level], 0.0
+            answered, accuracy, verdict = score["coverage"], score["accuracy"], calibrated(score)
             right = answered * (accuracy or 0)
-            starts = 0.0, right, answered
-            for colour, start, part in zip((GOOD, BAD, NONE), starts, np.diff([*starts, 1.0]).tolist(), strict=True):
+            for colour, part in ((GOOD, right), (BAD, answered - right), (NONE, 1 - answered)):
                 boxes.append(Box(start, k, f"{100 * part:.0f} %" if part >= 0.1 else "", colour, 1.0, part))
-            numbers = answered, accuracy, score["accuracy_forced"]
-            rows.append([cells, name, *map(share, numbers), verdict])
-            if group == "unseen":
+                start += part
+            rows.append([cells, name, *map(share, (answered, accuracy, score["accuracy_forced"])), verdict])
+            if cells == UNSEEN:
                 wrong += [f"{name}, {share(answered - right)} of the cells"] if answered - right > TOLERANCE else []
                 continue
             weak += [f"{name} {share(accuracy)}"] if (accuracy or 1) < WEAK else []
             withheld += [f"{name}, {share(1 - answered)} of the cells"] if answered < 0.5 else []
             off += [f"{name}, {verdict}"] if verdict != "holds" else []
-        title = f"{cells.capitalize()}: {scores['cells']:,}"
-        panels.append(draw.boxes(title, boxes, [short(name, 14) for name in s.levels], []))
-    flagged = [f"{share(scores['flagged'])} of {GROUPS.get(group, group)}" for group, scores in s.answers.items()]
-    bars = draw.legend([("answered, right", GOOD), ("answered, wrong", BAD), ("held back", NONE)])
+        panels.append(draw.boxes(f"{cells.capitalize()}: {scores['cells']:,}", boxes, brief(s.levels, 14), []))
+    flagged = first([f"{share(scores['flagged'])} of {cells}" for cells, scores in s.answers.items()])
     return Section(
         "answers",
         "What annotating answers",
         "Each cell is labelled as deep as its probability is .8 or more; finer labels are held back. Answered: the "
-        f"share of cells with a label at that level. Right: of these labels. Flagged as novel: {first(flagged)}.",
-        [*panels, bars],
+        f"share of cells with a label at that level. Right: of these labels. Flagged as novel: {flagged}.",
+        [*panels, draw.legend([("answered, right", GOOD), ("answered, wrong", BAD), ("held back", NONE)])],
         ["Cells", "Level", "Answered", "Right", "Right if all were answered", "Probability"],
         rows,
-        cautions=broken(
-            {
-                f"Answers that are right for less than {share(WEAK, 1)}": weak,
-                "Most labels are held back": withheld,
-                "The probability does not hold": off,
-                "Types that the reference lacks get a wrong label all the same": wrong,
-            }
-        ),
+        cautions={
+            f"Answers that are right for less than {share(WEAK, 1)}": weak,
+            "Most labels are held back": withheld,
+            "The probability does not hold": off,
+            "Types that the reference lacks get a wrong label all the same": wrong,
+        },
     )
 
 
 def calibration(s: Scored) -> Section | None:
     """Reliability curves, a panel per level."""
+    if not (s.answers and s.compared()):
+        return None
     panels, rows = [], []
-    for _, level, name in compared(s) if s.answers else ():
+    for level, name in compared(s):
         scores = [group["levels"][level] for group in s.answers.values()]
         panels.append(draw.calibration(name, [tenths(score["reliability"]) for score in scores]))
-        for group, score in zip(s.answers, scores, strict=True):
+        for cells, score in zip(s.answers, scores, strict=True):
             errors = score["calibration_error"], score["calibration_noise_floor"]
-            rows.append([GROUPS.get(group, group), name, calibrated(score), *map(share, errors)])
-    if not panels:
-        return None
-    entries = [(GROUPS.get(group, group), i) for i, group in enumerate(s.answers)]
+            rows.append([cells, name, calibrated(score), *map(share, errors)])
     return Section(
         "calibration",
         "Can the probabilities be believed",
         "Across: the probability that an answer gets; up: how often such answers are right. On the dotted line both "
         "agree, below it the probability is too high. Upright bars: 95 % intervals over cells (Wilson); below: how "
         "many cells got it. It holds if its mean error is at most .02, or twice what perfect ones show by chance.",
-        [*panels, draw.legend([*entries, ("perfect", ":")])],
+        [*panels, draw.legend([*((cells, i) for i, cells in enumerate(s.answers)), ("perfect", ":")])],
         ["Cells", "Level", "Probability", "Mean error", "By chance"],
         rows,
     )
@@ -172,36 +167,32 @@ def types(s: Scored) -> Section | None:
     """All cells, and every type at the finest level, worst first, each by study; and the tree, coloured by accuracy."""
     if not s.compared():
         return None
-    *_, (level, _, name) = compared(s)
+    level, name = s.compared()[-1], compared(s)[-1][1]
     counts, answered = (s.counts, True) if s.counts else (neighbour_counts(s), False)
-    by_class: dict[str, list[Counts]] = {}
-    for row in counts:
-        by_class.setdefault(row["path"][level], []).append(row)
-    each = sorted(by_class.items(), key=lambda item: outcome(item[1], level)[:2])
-    several = len({row["study"] for row in counts}) > 1
-    rows = by_study(counts, level, "all classes", several, answered)
+    frame = at_level(counts, level)
+    several = frame["study"].nunique() > 1
+    classes, rows = worst_first(frame, "class"), by_study("all classes", frame, several)
     weak, few = list[str](), list[str]()
-    for kind, part in each:
-        value, n, _ = outcome(part, level)
-        rows += by_study(part, level, short(kind), several, answered)
-        few += [f"{short(kind)} ({n})"] if n < FEW else []
-        weak += [f"{short(kind)} ({share(value)} of {n:,} cells)"] if value < WEAK and n >= FEW else []
-    columns = ["Right if all were answered", "Answered", "Right", "Novel"] if answered else ["Right (5-NN)"]
+    for label, value, n in classes[["share", "cells"]].itertuples():
+        rows += by_study(short(label), frame[frame["class"] == label], several)
+        few += [f"{short(label)} ({n})"] if n < FEW else []
+        weak += [f"{short(label)} ({share(value)} of {n:,} cells)"] if value < WEAK and n >= FEW else []
+    header = [name.capitalize(), "Study", "Cells"]
+    header += ["Right if all were answered" if answered else "Right (5-NN)", "Answered", "Right", "Novel"]
+    shown = [True, several, True, True, *[answered] * 3]
     return Section(
         "types",
         f"Every class at {name}, worst first",
-        f"Of {sum(row['cells'] for row in counts):,} cells. Right: of the labels given; novel: flagged as a type that "
+        f"Of {frame['cells'].sum():,} cells. Right: of the labels given; novel: flagged as a type that "
         "the reference lacks. Brackets: 95 % intervals over cells (Wilson). The tree: the share that is right if all "
         "cells are answered; the darker, the more are wrong; grey: no cells.",
         [tree_panel(s, counts)],
-        [name.capitalize(), *(["Study"] if several else []), "Cells", *columns],
-        rows,
-        cautions=broken(
-            {
-                f"Classes that are right for less than {share(WEAK, 1)}": weak,
-                f"Classes with fewer than {FEW} cells, too few to judge": few,
-            }
-        ),
+        [*compress(header, shown)],
+        [[*compress(row, shown)] for row in rows],
+        cautions={
+            f"Classes that are right for less than {share(WEAK, 1)}": weak,
+            f"Classes with fewer than {FEW} cells, too few to judge": few,
+        },
     )
 
 
@@ -210,8 +201,8 @@ def cells_counted(s: Scored) -> str:
     return f"{n:,} cells of types that were trained on" if s.mixed else f"{n:,} cells"
 
 
-def neighbour_counts(s: Scored) -> list[Counts]:
-    """Where there are no answers: what 5 neighbours say, in the same form."""
+def neighbour_counts(s: Scored) -> list[dict[str, Any]]:
+    """Where there are no answers: what 5 neighbours say, as `answer_counts` returns it."""
     cells = np.flatnonzero(s.counted(len(s.levels) - 1))
     labels, right = s.truth.labels.cpu().numpy()[cells], s.prefixes[-1][f"{s.main}_right"][cells]
     paths = [tuple(s.classes[k][code] for k, code in enumerate(row)) for row in labels.tolist()]
@@ -219,50 +210,58 @@ def neighbour_counts(s: Scored) -> list[Counts]:
     return answer_counts(paths, studies, right, right | True, np.zeros(len(cells), bool))
 
 
-def outcome(counts: list[Counts], level: int) -> tuple[float, int, Row]:
-    """-> accuracy if all were answered, number and columns of the table."""
-    n, novel = (sum(row[key] for row in counts) for key in ("cells", "novel"))
-    right, answered, both = (sum(row[key][level] for row in counts) for key in ("right", "answered", "right_answered"))
+def at_level(counts: list[dict[str, Any]], level: int) -> pd.DataFrame:
+    """Rows of `answer_counts` -> a table of their NUMBERS at a level, with `class`, `node` (its path) and `study`."""
+    frame = pd.DataFrame(counts)
+    for key in ("right", "answered", "right_answered"):
+        frame[key] = frame[key].str[level]
+    return frame.assign(**{"class": frame["path"].str[level], "node": [tuple(p[: level + 1]) for p in frame["path"]]})
+
+
+def worst_first(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The sums of NUMBERS per class, node or study, and the `share` that is right if all were answered."""
+    sums = frame.groupby(by)[NUMBERS].sum()
+    return sums.assign(share=sums["right"] / sums["cells"]).sort_values(["share", "cells"])
+
+
+def by_study(name: str, frame: pd.DataFrame, several: bool) -> list[Row]:
+    """A row of all these cells, and, where there are several studies, one per study that has any, worst first."""
+    rows = [(name, "all", frame[NUMBERS].sum())]
+    if several:
+        rows += [("", short(study), sums) for study, sums in worst_first(frame, "study")[NUMBERS].iterrows()]
+    return [[label, study, *outcome(*sums.astype(int))] for label, study, sums in rows]
+
+
+def outcome(cells: int, right: int, answered: int, both: int, novel: int) -> Row:
+    """Columns of the table of classes."""
     accuracy = share(both / answered) if answered else "–"
-    interval = with_interval(right / n, wilson_interval(right, n))
-    return right / n, n, [f"{n:,}", interval, share(answered / n), accuracy, share(novel / n)]
+    interval = with_interval(right / cells, wilson_interval(right, cells))
+    return [f"{cells:,}", interval, share(answered / cells), accuracy, share(novel / cells)]
 
 
-def by_study(counts: list[Counts], level: int, name: str, several: bool, answered: bool) -> list[Row]:
-    """A row of all these cells, and one per study that has any of them, worst first."""
-    columns = slice(None) if answered else slice(2)
-    if not several:
-        return [[name, *outcome(counts, level)[2][columns]]]
-    studies = {study: [row for row in counts if row["study"] == study] for study in {row["study"] for row in counts}}
-    each = sorted((*outcome(rows, level), study) for study, rows in studies.items())
-    rows = [["", short(study), *row[columns]] for _, _, row, study in each]
-    return [[name, "all", *outcome(counts, level)[2][columns]], *rows]
-
-
-def tree_panel(s: Scored, counts: list[Counts]) -> Panel:
+def tree_panel(s: Scored, counts: list[dict[str, Any]]) -> Panel:
     """The hierarchy of the scored cells and the reference: a column per level, the darker the more cells are wrong."""
     named = (tuple(s.classes[k][code] for k, code in enumerate(row)) for row in s.paths.tolist())
     paths = sorted({*named, *(tuple(row["path"]) for row in counts)})
     size, letters = max(5.0, min(18.0, 900 / len(paths))), 96 // len(s.levels)
     boxes = []
     for level in range(len(s.levels)):
-        for node in dict.fromkeys(path[: level + 1] for path in paths):
-            leaves = [i for i, path in enumerate(paths) if path[: level + 1] == node]
-            below = [row for row in counts if tuple(row["path"][: level + 1]) == node]
-            value = outcome(below, level)[0] if below else None
+        right = worst_first(at_level(counts, level), "node")["share"].to_dict()
+        nodes = [path[: level + 1] for path in paths]
+        for node in dict.fromkeys(nodes):
+            value = right.get(node)
             colour, opacity = (NONE, 0.5) if value is None else (BAD, 0.07 + 0.93 * (1 - value))
             text = f"{short(node[-1], letters)}  {share(value, 2)}"
-            boxes.append(Box(level, leaves[0], text, colour, opacity, height=len(leaves)))
-    names = [short(level, 20) for level in s.levels]
-    return draw.boxes("Right if all were answered", boxes, [], names, 720, size)
+            boxes.append(Box(level, nodes.index(node), text, colour, opacity, height=nodes.count(node)))
+    return draw.boxes("Right if all were answered", boxes, [], brief(s.levels, 20), 720, size)
 
 
 def unseen(s: Scored) -> Section | None:
     """Types that training never saw, at every level."""
     if s.truth.seen.all():
         return None
-    rows, weak = [], list[str]()
-    for protocol, (_, level, name) in product(s.protocols, [*compared(s)]):
+    rows, weak, groups = [], list[str](), ("seen", "unseen")
+    for protocol, (level, name) in product(s.protocols, compared(s)):
         values = [row["unseen"][protocol][level] for row in s.prefixes]
         if None in values:
             rows.append([protocol, name, "–", "no such class was trained on", "–", "–"])
@@ -271,41 +270,36 @@ def unseen(s: Scored) -> Section | None:
         both = [accuracies(s.prefixes[best], protocol, [level], group)[0] for group in ("unseen", "seen")]
         rows.append([protocol, name, s.names[best], *both, share(s.raw["unseen"][protocol][level])])
         weak += [f"{name}, right in {share(values[best])}"] if protocol == "bank" and values[best] < WEAK else []
-    kinds = len(np.unique(s.truth.labels[:, -1].cpu().numpy()[~s.truth.seen]))
-    cells = f"{int((~s.truth.seen).sum()):,} cells of {kinds} unseen type{'s' if kinds > 1 else ''}"
-    more = [["Types", "Neighbours", "Vector", *(short(level, 30) for level in s.levels)]]
-    for group, protocol, (title, row) in product(GROUPS, s.protocols, s.vectors):
+    number = len(np.unique(s.truth.labels[:, -1].cpu().numpy()[~s.truth.seen]))
+    cells = f"{int((~s.truth.seen).sum()):,} cells of {number} unseen type{'s' if number > 1 else ''}"
+    more = [["Types", "Neighbours", "Vector", *brief(s.levels)]]
+    for group, protocol, (title, row) in product(groups, s.protocols, s.vectors):
         more.append([group, protocol, title, *accuracies(row, protocol, s.levels, group)])
     return Section(
         "unseen",
         f"Types that training never saw: {cells}",
         "bank: are unseen types put into the right branch? A level counts where other types brought the class into "
         "training. loo: do unseen types stay together? With the shortest prefix that loses at most .01 to the best. "
-        f"95 % intervals: of unseen types over the types (none where one type counts); of seen ones "
-        f"over {s.unit}.",
+        f"95 % intervals: of unseen types over the types (none where one type counts); of seen ones over {s.unit}.",
         [],
         ["Neighbours", "Level", "With", "Unseen types", "Seen types", "Unseen, raw vectors"],
         rows,
         more,
-        broken(
-            {
-                "Types that the reference lacks are often put into a wrong branch": weak,
-                "Types that the reference lacks are taken for others": destinations(s) if "bank" in s.protocols else [],
-                "Few unseen types: others may do better or worse": [cells] if kinds < 6 else [],
-            }
-        ),
+        {
+            "Types that the reference lacks are often put into a wrong branch": weak,
+            "Types that the reference lacks are taken for others": destinations(s) if "bank" in s.protocols else [],
+            "Few unseen types: others may do better or worse": [cells] if number < 6 else [],
+        },
     )
 
 
 def destinations(s: Scored) -> Row:
     """What most cells of each unseen type are taken for at the finest level."""
-    true, predicted = s.truth.labels[:, -1].cpu().numpy(), s.prefixes[-1][f"{s.main}_predicted"][:, -1]
-    lines = []
-    for code in np.unique(true[~s.truth.seen]):
-        answered, cells = np.unique(predicted[(true == code) & ~s.truth.seen], return_counts=True)
-        part = share(float(cells.max() / cells.sum()))
-        lines.append(f"{short(s.classes[-1][code])} for {short(s.classes[-1][answered[cells.argmax()]])} ({part})")
-    return lines
+    labels, predicted = s.truth.labels[:, -1].cpu().numpy(), s.prefixes[-1][f"{s.main}_predicted"][:, -1]
+    names = np.array(brief(s.classes[-1], draw.MAX_NAME), object)
+    answered = pd.Series(names[predicted[~s.truth.seen]]).groupby(names[labels[~s.truth.seen]])
+    shares = answered.value_counts(normalize=True).groupby(level=0).head(1)
+    return [f"{kind} for {other} ({share(value)})" for (kind, other), value in shares.items()]
 
 
 # Mistakes
@@ -313,7 +307,7 @@ def destinations(s: Scored) -> Row:
 
 def mistakes(s: Scored, level: int) -> Section:
     """True classes by answers of the full vector at a level."""
-    name, above = short(s.levels[level], 30), short(s.levels[max(level - 1, 0)], 30)
+    name, above = brief(s.levels)[level], brief(s.levels)[max(level - 1, 0)]
     counts = s.counted(level)
     true = s.truth.labels[counts, level].cpu().numpy()
     predicted = s.prefixes[-1][f"{s.main}_predicted"][counts, level]
@@ -321,18 +315,17 @@ def mistakes(s: Scored, level: int) -> Section:
     for row in s.paths.tolist():
         parent.setdefault(row[level], set()).add(row[level - 1] if level else 0)
     panel, hidden = confusion_panel(s, level, true, predicted, parent)
-    wrong, sizes, names = true != predicted, np.bincount(true), s.classes[level]
-    pairs, number = np.unique(np.stack([true, predicted], 1)[wrong], axis=0, return_counts=True)
-    inside = sum(n for (a, b), n in zip(pairs.tolist(), number.tolist(), strict=True) if parent[a] & parent[b])
-    amount = f"{int(wrong.sum()):,} of {cells_counted(s)} are wrong"
-    if level and wrong.any():
-        amount += f", {share(inside / int(wrong.sum()))} of these inside the right {above}"
-    rows, often = [], []
-    for i in np.argsort(-number, kind="stable")[:15]:
-        (a, b), part = pairs[i].tolist(), float(number[i] / sizes[pairs[i, 0]])
-        rows.append([short(names[a]), short(names[b]), f"{number[i]:,}", share(part)])
-        if part >= 1 - WEAK and sizes[a] >= FEW and level == s.compared()[-1]:
-            often.append(f"{rows[-1][0]} for {rows[-1][1]} ({share(part)} of its {sizes[a]:,} cells)")
+    wrong = pd.DataFrame({"true": true, "answered": predicted})[true != predicted]
+    pairs = wrong.groupby(["true", "answered"]).size().sort_values(ascending=False, kind="stable")
+    amount = f"{len(wrong):,} of {cells_counted(s)} are wrong"
+    if level and len(wrong):
+        inside = sum(n for (a, b), n in pairs.items() if parent[a] & parent[b])
+        amount += f", {share(inside / len(wrong))} of these inside the right {above}"
+    rows, often, sizes, names = [], [], np.bincount(true), s.classes[level]
+    for (a, b), n in pairs.head(15).items():
+        rows.append([short(names[a]), short(names[b]), f"{n:,}", share(n / sizes[a])])
+        if n / sizes[a] >= 1 - WEAK and sizes[a] >= FEW and level == s.compared()[-1]:
+            often.append(f"{rows[-1][0]} for {rows[-1][1]} ({rows[-1][3]} of its {sizes[a]:,} cells)")
     return Section(
         f"mistakes_{level + 1}",
         f"Mistakes at {name}",
@@ -343,7 +336,7 @@ def mistakes(s: Scored, level: int) -> Section:
         [panel],
         ["True", "Answered", "Cells", "Of that class"],
         rows,
-        cautions=broken({"Classes often taken for another": often}),
+        cautions={"Classes often taken for another": often},
     )
 
 
@@ -380,8 +373,8 @@ def choose(values: Sequence[float]) -> int:
 def prefixes(s: Scored) -> Section:
     """Which prefix for which level, to classify and to draw, beside what one gets without an adapter."""
     rows, worse, mixed = [], list[str](), list[str]()
-    for k, level in enumerate(s.levels):
-        name, row = short(level, 30), ["one class only", *["–"] * 4]
+    for k, (level, name) in enumerate(zip(s.levels, brief(s.levels), strict=True)):
+        row = ["one class only", *["–"] * 4]
         if k in s.compared():
             values = [row[s.main][level] for row in s.prefixes]
             best, rival = choose(values), max([s.raw, *s.controls], key=lambda row: row[s.main][level])
@@ -392,10 +385,13 @@ def prefixes(s: Scored) -> Section:
             row.append(first(blind))
             worse += [f"{name} ({control} against {share(max(values))})"] if other - max(values) > TOLERANCE else []
         silhouette = [row["silhouette"][level] for row in s.prefixes]
-        apart = None if None in silhouette else int(np.argmax(silhouette))
-        rows.append([name, *row, *(["–"] * 2 if apart is None else [s.names[apart], share(silhouette[apart], 2)])])
-        mixed += [name] if apart is not None and silhouette[apart] < NOTHING else []
-    more = [["Neighbours", "Vector", "Numbers", *(short(level, 30) for level in s.levels)]]
+        if None in silhouette:
+            rows.append([name, *row, "–", "–"])
+            continue
+        apart = max(silhouette)
+        rows.append([name, *row, s.names[silhouette.index(apart)], share(apart, 2)])
+        mixed += [name] if apart < NOTHING else []
+    more = [["Neighbours", "Vector", "Numbers", *brief(s.levels)]]
     every = [*s.vectors, *((row["embedding"], row) for row in s.controls)]
     for protocol, (title, row) in product(s.protocols, every):
         more.append([protocol, title, str(row["dims"]), *accuracies(row, protocol, s.levels)])
@@ -411,31 +407,26 @@ def prefixes(s: Scored) -> Section:
         ["Level", "Use", "Right", "Raw vectors", "Best control", "Blind", "Draw with", "Silhouette"],
         rows,
         more,
-        broken({"A simpler method is better": worse, "No prefix shows islands: do not cluster for it": mixed}),
+        {"A simpler method is better": worse, "No prefix shows islands: do not cluster for it": mixed},
     )
 
 
 def accuracy_panels(s: Scored) -> list[Panel]:
     """Lines over the prefixes, a panel per level."""
     ticks = [(j, f"{name}\n{row['dims']}") for j, (name, row) in enumerate(zip(s.names, s.prefixes, strict=True))]
-    lines = {
-        level: [
-            [
-                (j, row[p][level], row[f"{p}_interval"][level])
-                for j, row in enumerate(s.prefixes)
-                if row[p][level] is not None
-            ]
-            for p in s.protocols
+    drawn = []
+    for level, name in compared(s):
+        lines = [
+            [(j, row[p][level], row[f"{p}_interval"][level]) for j, row in enumerate(s.prefixes)] for p in s.protocols
         ]
-        for _, level, _ in compared(s)
-    }
-    ends = [low[0] if low else y for level in lines.values() for line in level for _, y, low in line]
-    low = draw.floor([*ends, *(s.raw[s.main][level] for level in lines)])
+        drawn.append((level, name, [[point for point in line if point[1] is not None] for line in lines]))
+    ends = [low[0] if low else y for *_, lines in drawn for line in lines for _, y, low in line]
+    low = draw.floor([*ends, *(s.raw[s.main][level] for level, *_ in drawn)])
     panels = []
-    for _, level, name in compared(s):
+    for level, name, lines in drawn:
         values = [row[s.main][level] for row in s.prefixes]
         best = choose(values)
-        panels.append(draw.lines(name, ticks, lines[level], low, s.raw[s.main][level], (best, values[best])))
+        panels.append(draw.lines(name, ticks, lines, low, s.raw[s.main][level], (best, values[best])))
     entries: list[tuple[str, int | str]] = [(f"{p}: {whose}", i) for i, (p, whose) in enumerate(s.protocols.items())]
     return [*panels, draw.legend([*entries, ("raw vectors", ":")])] if panels else []
 
@@ -448,7 +439,7 @@ def silhouette_panel(s: Scored) -> Panel:
         for i, line in enumerate(values)
         for k, v in enumerate(line)
     ]
-    return draw.boxes("Silhouette", boxes, [title for title, _ in s.vectors], [short(name, 9) for name in s.levels])
+    return draw.boxes("Silhouette", boxes, [title for title, _ in s.vectors], brief(s.levels, 9))
 
 
 # All together
@@ -456,15 +447,15 @@ def silhouette_panel(s: Scored) -> Panel:
 
 def sections(s: Scored) -> list[Section]:
     """All that is known, in the order of the page."""
-    every = [
-        answers(s),
-        types(s),
-        calibration(s),
-        unseen(s),
-        *(mistakes(s, level) for level in reversed(s.compared())),
-        prefixes(s),
-    ]
+    wrong = [mistakes(s, level) for level in reversed(s.compared())]
+    every = [answers(s), types(s), calibration(s), unseen(s), *wrong, prefixes(s)]
     return [section for section in every if section]
+
+
+def cautions(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    """The rules that anything breaks, and what breaks them."""
+    every = [item for section in sections for item in section.cautions.items()]
+    return [(rule, first(parts)) for rule, parts in every if parts]
 
 
 def summary(s: Scored) -> tuple[Row, list[Row]]:

@@ -16,9 +16,10 @@ from fractal.data.cells import Cells
 from fractal.data.labels import Labels as CellLabels
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.levels import LEVELS
-from fractal.hierarchy.ontology import build_hierarchy, match_names
+from fractal.hierarchy.ontology import build_hierarchy
 from fractal.hierarchy.tree import Labels, Tree
 from fractal.model.split import Split
+from fractal.view.shown import read_rows
 
 
 @dataclass(frozen=True)
@@ -101,26 +102,19 @@ def obs_cells(
     if not len(rows):
         raise InputError(f"{cells.path}: no cell has a label that the reference or the ontology has; {notes[-1]}")
     rows = rows[draw_rows(len(rows), num_samples, seed)]
-    taken, vectors, start = np.zeros(cells.num_rows, bool), [], 0
-    taken[rows] = True
-    for _, chunk in cells.chunks():
-        vectors.append(chunk[taken[start : start + len(chunk)]])
-        start += len(chunk)
-    x = np.concatenate(vectors)
-    refuse(~usable(x), 0, cells.path)
+    vectors = read_rows(cells, rows)[0]
+    refuse(~usable(vectors), 0, cells.path)
     groups = None if columns.study_codes is None else columns.study_codes[rows]
     paths = [known[code] or () for code in columns.codes[rows]]
-    title = f"{len(rows):,} cells of {cells.path.name}"
-    return Labelled(x, paths, title, groups, columns.studies, notes)
+    return Labelled(vectors, paths, f"{len(rows):,} cells of {cells.path.name}", groups, columns.studies, notes)
 
 
 def known_paths(tree: Tree, names: Sequence[str], graph: nx.DiGraph) -> list[Labels | None]:
     """The path of each name: the reference's, by name or CL id, else the ontology's, else None."""
     by_name = {path[-1]: path for path in tree.paths}
     by_term = {term: path for term, path in zip(tree.cl_ids[:, -1], tree.paths, strict=True) if term}
-    matches, paths = match_names(names, graph), list[Labels | None]()
-    for name, row in zip(names, build_hierarchy(names, graph, "other"), strict=True):
-        term, how = matches[name]
-        from_ontology = row.levels if how != "unmapped" and by_term and tree.levels == LEVELS else None
-        paths.append(by_name.get(name) or by_term.get(term) or from_ontology)
-    return paths
+    published = bool(by_term) and tree.levels == LEVELS  # the ontology has paths of these levels
+    rows = build_hierarchy(names, graph, "other")
+    placed = [row.levels if published and row.matched != "unmapped" else None for row in rows]
+    found = [by_name.get(name) or by_term.get(row.cl_id) for name, row in zip(names, rows, strict=True)]
+    return [path or other for path, other in zip(found, placed, strict=True)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -10,40 +9,9 @@ from fractal import __version__
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.view import draw, findings
-from fractal.view.draw import short
 from fractal.view.findings import Section
 from fractal.view.notebook import InlinePage
 from fractal.view.scored import Scored
-
-MAX_FACT = 300  # letters of one line of provenance
-
-
-def part_of(number: int, s: Scored, sections: list[Section]) -> dict[str, Any]:
-    """What page.html takes of one adapter."""
-    notes = [f"No probabilities: {s.no_answers}"] if s.no_answers else []
-    if not s.controls:
-        notes.append("PCA and LDA were not scored (eval.py --controls).")
-    if s.truth.seen.all():
-        notes.append("No type was held out, so nothing is known of types that the reference lacks.")
-    return {
-        "number": number,
-        "name": short(s.name),
-        "cells": short(s.cells, 1_000),
-        "warnings": [short(line, MAX_FACT) for line in s.warnings],
-        "cautions": [line for section in sections for line in section.cautions],
-        "sections": [
-            {
-                **vars(section),
-                "drawn": [
-                    (panel.width, draw.inline(panel, f"{number}-{section.name}-{i}"))
-                    for i, panel in enumerate(section.panels)
-                ],
-            }
-            for section in sections
-        ],
-        "facts": [(short(name), short(value, MAX_FACT)) for name, value in s.facts],
-        "notes": [short(line, MAX_FACT) for line in notes],
-    }
 
 
 def render(title: str, scored: Sequence[Scored], sections: Sequence[list[Section]]) -> str:
@@ -51,13 +19,10 @@ def render(title: str, scored: Sequence[Scored], sections: Sequence[list[Section
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("page.html").render(
-        title=short(title, 200),
-        light=draw.LIGHT,
-        dark=draw.DARK,
-        parts=[part_of(i + 1, s, each) for i, (s, each) in enumerate(zip(scored, sections, strict=True))],
-        version=__version__,
-    )
+    environment.filters |= {"short": draw.short, "inline": draw.inline, "cautions": findings.cautions}
+    parts = [*zip(scored, sections, strict=True)]
+    page = environment.get_template("page.html")
+    return page.render(title=title, light=draw.LIGHT, dark=draw.DARK, parts=parts, version=__version__)
 
 
 def prepared(scored: Sequence[Scored]) -> tuple[list[Scored], list[list[Section]]]:

@@ -4,10 +4,12 @@ Both by 5 neighbours among the reference's or training cells and among the score
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import torch
 
 from fractal.annotate.annotator import Annotator
@@ -19,50 +21,23 @@ from fractal.score.checkpoints import Checkpoint, Evaluation
 from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_rows, raw
 from fractal.score.table import score_table, truth_of
 from fractal.view.labelled import Labelled
-from fractal.view.scored import Scored, answers_of, provenance
+from fractal.view.scored import SEEN, UNSEEN, Scored
 
 REFERENCE_CELLS = 50_000  # as `fractal reference` keeps by default
-COUNTS = "right", "answered", "right_answered"  # per level, in `answer_counts`
-
-
-def coded(paths: Sequence[Labels]) -> tuple[list[list[str]], np.ndarray]:
-    """Paths (n,) -> the classes of each level, and labels (n, levels) int64 into them."""
-    pairs = [np.unique(np.array(column, object), return_inverse=True) for column in zip(*paths, strict=True)]
-    return [names.tolist() for names, _ in pairs], np.stack([codes for _, codes in pairs], axis=1)
-
-
-def kept_answers(
-    facts: Mapping[str, Any], levels: Sequence[str], name: str
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """How good the answers were on the test cells when the reference was made, and their counts by class.
-
-    Raises InputError for damaged ones.
-    """
-    scores, split = facts["scores"], facts.get("split") or {}
-    try:
-        if not scores["cells"]:
-            return {}, []
-        for level in levels:
-            figures = scores["levels"][level]
-            shares = [figures[key] for key in ("coverage", "accuracy_forced", "calibration_error")]
-            bins = [(bin["probability"], bin["accuracy"], bin["cells"]) for bin in figures["reliability"]]
-            every = [*shares, figures["accuracy"] or 0.0, *(x for p, r, _ in bins for x in (p, r))]
-            if not bins or not all(0 <= x <= 1 for x in every):
-                raise ValueError("no shares")
-            if (
-                not all(type(cells) is int and cells > 0 for *_, cells in bins)
-                or figures["calibration_noise_floor"] < 0
-            ):
-                raise ValueError("no counts")
-        counts = scores.get("classes", [])  # older references have none
-        for row in counts:
-            numbers = [row["novel"], *(row[key][k] for key in COUNTS for k in range(len(levels)))]
-            if len(row["path"]) != len(levels) or not all(0 <= x <= row["cells"] for x in numbers) or not row["cells"]:
-                raise ValueError("no counts")
-        types = len(split.get("test_types") or ())
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{name}: the scores in bundle.json are damaged; make the reference again") from error
-    return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}, counts
+COPIES = {
+    "the bank": "in the reference, which flatters all figures",
+    "other test cells": "among the others, which flatters loo",
+}
+FACTS = {
+    "data": "data",
+    "source": "source of the data",
+    "obsm": "obsm",
+    "cl_release": "Cell Ontology",
+    "held_out": "held out",
+    "reference_cells": "reference cells",
+    "reference_types": "reference types",
+}
+Answers = dict[str, dict[str, Any]]  # whose cells -> what `Annotator.scores` returns
 
 
 def score_reference(
@@ -77,15 +52,15 @@ def score_reference(
     """Score labelled cells as eval.py does.
 
     facts: bundle.json; weights: their sha256; held_out: the cells are the validation cells of the reference, and
-    the answers those of its test cells. Raises InputError for fewer than two cells, and for damaged kept answers.
+    the answers those of its test cells. Raises InputError for fewer than two cells, and for damaged facts.
     """
     n, device, tree = len(cells.paths), next(annotator.adapter.parameters()).device, annotator.tree
     if n < 2:
         raise InputError(f"{name}: {n} labelled cells are too few to score")
     reference_paths = [tree.paths[i] for i in annotator.path]
-    classes, codes = coded([*cells.paths, *reference_paths])
+    codes, classes = coded([*cells.paths, *reference_paths])
     labels, bank_labels = torch.from_numpy(codes).to(device).split([n, len(reference_paths)])
-    trained = [sorted({path[k] for path in reference_paths}) for k in range(len(tree.levels))]
+    trained = [sorted(set(column)) for column in zip(*reference_paths, strict=True)]
     new = sorted({path[-1] for path in cells.paths} - set(trained[-1]))
     groups = cells.groups if cells.groups is not None and len(np.unique(cells.groups)) > 1 else None
     truth = truth_of(tree.levels, labels, classes, trained, new, groups, graph)
@@ -97,19 +72,21 @@ def score_reference(
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
     scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
     title = cells.title
+    try:
+        lines = provenance(facts, weights)
+        answers = kept_answers(facts, tree.levels) if held_out else {}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{name}: bundle.json is damaged ({error!r}); make the reference again") from error
     if held_out:
-        answers, counts = kept_answers(facts, tree.levels, name)
         title += "".join(
             f". Answers: of {kept['cells']:,} test cells that nothing has seen" for kept in answers.values()
         )
     else:
         known = LabelledVectors(cells.vectors, codes[:n], classes, tree.levels)
-        named = None if groups is None else [cells.studies[code] for code in groups]
-        answers, counts = answers_of(annotator, known, truth.seen, named)
+        answers = answers_of(annotator, known, truth.seen, groups, cells.studies)
     return Scored(
         name=name,
         cells=title,
-        levels=tree.levels,
         prefixes=scores.groups[1][::-1],
         raw=scores.rows[0],
         controls=scores.groups[2],
@@ -119,18 +96,67 @@ def score_reference(
         paths=np.unique(codes, axis=0),
         studies=cells.studies,
         answers=answers,
-        counts=counts,
         no_answers="" if answers else "the reference was made without test cells",
-        facts=[("reference", name), *provenance(facts, weights)],
-        warnings=[*cells.notes, *copies(scores.copies), *failed],
+        facts=[("reference", name), *lines],
+        warnings=[
+            *cells.notes,
+            *(f"{count:,} cells have an exact copy {COPIES[kind]}" for kind, count in scores.copies.items() if count),
+            *failed,
+        ],
     )
 
 
-def copies(counts: Mapping[str, int]) -> list[str]:
-    """A line for each kind of exact copies that flatter the figures."""
-    where = {"the bank": "in the reference, which flatters all figures", "other test cells": "among the others, which "
-             "flatters loo"}  # fmt: skip
-    return [f"{n:,} cells have an exact copy {where[kind]}" for kind, n in counts.items() if n]
+def coded(paths: Sequence[Labels]) -> tuple[np.ndarray, list[list[str]]]:
+    """Paths (n,) -> labels (n, levels) int64, and the classes of each level that they are codes of."""
+    columns = [pd.factorize(np.array(column, object), sort=True) for column in zip(*paths, strict=True)]
+    return np.stack([codes for codes, _ in columns], axis=1), [names.tolist() for _, names in columns]
+
+
+def kept_answers(facts: Mapping[str, Any], levels: Sequence[str]) -> Answers:
+    """How good the answers were on the test cells when the reference was made. Raises KeyError and the like."""
+    scores, types = facts["scores"], len((facts.get("split") or {}).get("test_types") or ())
+    if not scores["cells"]:
+        return {}
+    scores = {**scores, "levels": {level: {**scores["levels"][level]} for level in levels}}
+    return {f"test cells ({types} of their types were held out whole)" if types else "test cells": scores}
+
+
+def answers_of(
+    annotator: Annotator, cells: LabelledVectors, seen: np.ndarray, groups: np.ndarray | None, studies: Sequence[str]
+) -> Answers:
+    """How good the answers are on n labelled cells of types that are known (seen, (n,) bool), and on others.
+
+    groups: (n,) codes of `studies`, or None.
+    """
+    answers = {}
+    for name, mask in ((SEEN, seen), (UNSEEN, ~seen)):
+        if mask.any():
+            part = replace(cells, vectors=cells.vectors[mask], labels=cells.labels[mask])
+            named = None if groups is None else [studies[code] for code in groups[mask]]
+            answers[name] = annotator.scores(part, named)
+    return answers
+
+
+def provenance(facts: Mapping[str, Any], weights: str) -> list[tuple[str, str]]:
+    """Of a checkpoint or a reference (bundle.json): what it is made of, in lines. Raises KeyError and the like."""
+    split, versions, training = (facts.get(key) or {} for key in ("split", "versions", "training"))
+    config = facts["config"]
+    lines = [
+        ("recipe", str(config.get("recipe", "unknown"))),
+        ("vectors", f"{config['dim']} numbers in, {config['num_levels']} blocks of {config['scale_dim']} out"),
+        ("weights (sha256)", weights),
+        *((name, str(facts[key])) for key, name in FACTS.items() if facts.get(key)),
+    ]
+    if split:
+        lines.append(("trained on the file with sha256", split["fingerprint"]))
+        lines.append(("split", f"{split['holdout']} held out, seed {split['seed']}"))
+        held_out = {key: split.get(f"test_{key}") for key in ("studies", "types")}
+        lines += [(f"held out {key}", ", ".join(map(str, names))) for key, names in held_out.items() if names]
+    if "best_epoch" in training:
+        lines.append(("epoch", f"{training['best_epoch']} of {training.get('epochs', 'unknown')}"))
+    if versions:
+        lines.append(("made with", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return lines
 
 
 def scored_checkpoint(
@@ -149,22 +175,20 @@ def scored_checkpoint(
     """
     model, scores, cells = models[i], result.scores, result.cells
     truth, new_cells = scores.truth, "bank" not in protocols
+    studies = [] if truth.groups is None else atlas.studies[1]
     try:
         if not new_cells:
             annotator = Annotator.of_atlas(model.adapter, atlas, model.split, REFERENCE_CELLS)
         elif annotator is None:
             raise InputError("a checkpoint has none for cells of another file; name a reference with --model-path")
-        queries, named = cells.split(len(truth.seen))[0], None
-        if truth.groups is not None:
-            named = [atlas.studies[1][code] for code in truth.groups]
-        (answers, counts), why = answers_of(annotator, queries, truth.seen, named), ""
+        queries = cells.split(len(truth.seen))[0]
+        answers, why = answers_of(annotator, queries, truth.seen, truth.groups, studies), ""
     except InputError as error:
-        answers, counts, why = {}, [], str(error)
+        answers, why = {}, str(error)
     data = atlas.fingerprint if new_cells else model.split.fingerprint  # `choose_rows` has compared them
     return Scored(
         name=model.name,
         cells="; ".join([str(model), *about]),
-        levels=truth.levels,
         prefixes=scores.groups[1 + i][::-1],  # raw comes first
         raw=scores.rows[0],
         controls=[row for group in scores.groups[1 + len(models) :] for row in group],
@@ -172,9 +196,8 @@ def scored_checkpoint(
         truth=truth,
         classes=cells.classes,
         paths=np.unique(cells.labels, axis=0),
-        studies=atlas.studies[1] if truth.groups is not None else (),
+        studies=studies,
         answers=answers,
-        counts=counts,
         no_answers=why,
         facts=[
             ("model", model.path.name),

@@ -42,23 +42,28 @@ def read_shown(
     labels: column of types, by default an atlas's finest level; columns: others to colour by, by default those of text
     with 2 to 60 values. Raises InputError for a column that is not there, and without any usable cell.
     """
-    drawn = np.zeros(cells.num_rows, bool)
-    drawn[np.random.default_rng(0).permutation(cells.num_rows)[:max_cells]] = True
-    vectors, tables, start = [], list[pa.Table](), 0
+    rows = np.sort(np.random.default_rng(0).permutation(cells.num_rows)[:max_cells])
+    vectors, table = read_rows(cells, rows, obs=True)
+    good = np.flatnonzero(usable(vectors))
+    if not len(good):
+        raise InputError(f"{cells.path}: none of the cells drawn has a usable vector")
+    table = table.take(good)
+    names = names_of(table)
+    types, shown = choose(table.to_pandas(), labels, columns, cells.path)
+    return Shown(vectors[good], cells.num_rows, None if names is None else names.tolist(), types, shown)
+
+
+def read_rows(cells: Cells, rows: np.ndarray, obs: bool = False) -> tuple[np.ndarray, pa.Table]:
+    """These rows, ascending -> vectors (m, dim) float32 and the columns that come with them; `obs`: all columns."""
+    vectors, tables, start = list[np.ndarray](), list[pa.Table](), 0
     with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
-        for table, chunk in cells.chunks(CHUNK, obs=True):
-            rows = np.flatnonzero(drawn[start : start + len(chunk)] & usable(chunk))
-            vectors.append(chunk[rows])
-            tables += [table.take(rows)] if table.num_columns else []
+        for table, chunk in cells.chunks(CHUNK, obs=obs):
+            here = rows[slice(*np.searchsorted(rows, [start, start + len(chunk)]))] - start
+            vectors.append(chunk[here])
+            tables.append(table.take(here))
             start += len(chunk)
             bar.update(len(chunk))
-    x = np.concatenate(vectors)
-    if not len(x):
-        raise InputError(f"{cells.path}: none of the cells drawn has a usable vector")
-    drawn_table = pa.concat_tables(tables) if tables else pa.table({})
-    names = names_of(drawn_table)
-    types, shown = choose(drawn_table.to_pandas(), labels, columns, cells.path)
-    return Shown(x, cells.num_rows, None if names is None else names.tolist(), types, shown)
+    return np.concatenate(vectors), pa.concat_tables(tables)
 
 
 def choose(

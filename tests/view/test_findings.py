@@ -21,7 +21,7 @@ from tests.view.conftest import FOUR, check_page
 
 def cautions_of(section: Section | None) -> dict[str, str]:
     assert section
-    return dict(section.cautions)
+    return dict(findings.cautions([section]))
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=6))
@@ -117,7 +117,7 @@ def test_weak_types_come_first_and_few_cells_are_not_judged(scored: Scored):
     weak = np.flatnonzero(labels == 1)
     right[weak[: len(weak) // 2], 3] = False
     section = findings.types(
-        replace(scored, counts=[], prefixes=[{**row, "bank_right": right} for row in scored.prefixes])
+        replace(scored, answers={}, prefixes=[{**row, "bank_right": right} for row in scored.prefixes])
     )
     assert section
     hits, n, name = len(weak) - len(weak) // 2, len(weak), short(scored.classes[3][1])
@@ -128,11 +128,11 @@ def test_weak_types_come_first_and_few_cells_are_not_judged(scored: Scored):
         "Classes that are right for less than .8": f"{name} ({share(hits / n)} of {n} cells)"
     }
     fine = findings.types(
-        replace(scored, counts=[], prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes])
+        replace(scored, answers={}, prefixes=[{**row, "bank_right": right | True} for row in scored.prefixes])
     )
     assert not cautions_of(fine)
-    few = replace(scored, counts=[], truth=replace(scored.truth, counts=np.arange(120)[:, None].repeat(4, 1) < 8))
-    assert "too few to judge" in findings.types(few).cautions[-1][0]  # type: ignore[union-attr]
+    few = replace(scored, answers={}, truth=replace(scored.truth, counts=np.arange(120)[:, None].repeat(4, 1) < 8))
+    assert "Classes with fewer than 20 cells, too few to judge" in cautions_of(findings.types(few))
 
 
 def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
@@ -140,7 +140,8 @@ def test_a_row_per_type_and_study_of_what_is_answered(scored: Scored):
     rng = np.random.default_rng(0)
     right, answered, novel = rng.random((120, 4)) < 0.7, rng.random((120, 4)) < 0.6, rng.random(120) < 0.1
     paths, studies = [FOUR[i] for i in rng.integers(0, 4, 120)], rng.choice(["x", "y", "z"], 120).tolist()
-    section = findings.types(replace(scored, counts=answer_counts(paths, studies, right, answered, novel)))
+    counts = answer_counts(paths, studies, right, answered, novel)
+    section = findings.types(replace(scored, answers={"seen": {"classes": counts}}))
     assert section
     name = ""
     for row in section.rows:
