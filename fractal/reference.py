@@ -152,6 +152,7 @@ class Reference:
         index: "Index | str | Path | None" = None,
         index_labels: str | None = None,
         over: str | None = None,
+        markers: bool = False,
         truth: str | None = None,
         only: str | Sequence[str] = (),
         exclude: str | Sequence[str] = (),
@@ -179,6 +180,8 @@ class Reference:
         over : str, column of obs of a clustering: all cells of a cluster get one label, and uns[key_added]["groups"] is
             a table of these: the probability of the label, the share of the cells that agree, why it is not deeper;
             cells with a missing value or -1 are in no cluster
+        markers : bool; with over, uns[key_added]["markers"] is a table of the ten genes that each cluster has most
+            clearly more of than all other cells, from counts or log-normalised values in layers["counts"], X or raw
         truth : str, column of obs of known labels, named as the reference's finest: prints how good the answers are
         only, exclude : str or sequence of labels of the reference or terms of the Cell Ontology, as "T cell" or
             "CL:0000084": only these types and what is below them, or none of them
@@ -188,11 +191,15 @@ class Reference:
         InputError : where vectors are missing, of another width, or as a whole can't come from the reference's
             embedding, and the reference can't project the cells from X instead (it says so where it does).
         """
+        if markers and not over:
+            raise InputError("markers: are of clusters; name their column of obs with over")
         run = self.run(confidence, error, novelty, index, index_labels, only=only, exclude=exclude)
         for line in run.lines:
             print(line)
         with self.intake.open(adata, use_rep, force) as (cells, origin):
             groups, known = (cells.codes(key) if key else None for key in (over, truth))
+            if markers and groups:
+                run.add_markers(adata, groups)
             columns = pa.concat_tables(run.columns(cells, origin, groups)).drop_columns(CELL_ID)
         for name in annotation_columns(adata.obs, key_added):
             del adata.obs[name]

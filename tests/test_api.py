@@ -145,6 +145,34 @@ def test_annotate_takes_what_the_command_takes(ref, tmp_path: Path, capsys):
         ref.annotate(new, truth="kind")
 
 
+def test_markers_of_clusters_by_either_way(ref, tmp_path: Path, capsys):
+    """Each type has two genes of its own; Python and the command find the same ones."""
+    new = cells(120, seed=1)
+    rng, kinds = np.random.default_rng(0), np.searchsorted(TYPES, new.obs["cell_type"])
+    rates = np.where(np.arange(12) // 2 == kinds[:, None], 9.0, 1.0)
+    new = anndata.AnnData(rng.poisson(rates).astype(np.float32), new.obs, obsm={"X_scVI": new.obsm["X_scVI"]})
+    new.var_names = [f"GENE{i}" for i in range(12)]
+    new.obs["leiden"] = pd.Categorical(kinds)
+    new.write_h5ad(tmp_path / "new.h5ad")
+    ref.annotate(new, over="leiden", markers=True)
+    found = new.uns["fractal"]["markers"]
+    for group, rows in found.groupby("group"):
+        assert set(rows["gene"][:2]) == {f"GENE{2 * int(group)}", f"GENE{2 * int(group) + 1}"}
+    ref.save(tmp_path / "blood")
+    flags = ["--over", "leiden", "--markers", "--output", str(tmp_path / "out.h5ad"), "--device", "cpu"]
+    annotate.main([str(tmp_path / "new.h5ad"), "--reference", str(tmp_path / "blood"), *flags])
+    first = found[found["group"] == "3"]["gene"].tolist()
+    assert f"| {', '.join(first[:5])}" in capsys.readouterr().out
+    written = anndata.read_h5ad(tmp_path / "out.h5ad").uns["fractal"]["markers"]
+    assert written["gene"].tolist() == found["gene"].tolist()
+    assert np.allclose(written["score"], found["score"])
+    with pytest.raises(InputError, match="markers: are of clusters"):
+        ref.annotate(new, markers=True)
+    new.X = new.X - 1
+    with pytest.raises(InputError, match="has no counts"):
+        ref.annotate(new, over="leiden", markers=True)
+
+
 def test_a_second_annotation_takes_the_place_of_the_first(ref):
     new = cells(60, seed=1)
     new.obs["fractal_umap"] = 1.0

@@ -22,8 +22,11 @@ from fractal.annotate.space import RowCheck
 from fractal.annotate.votes import BATCH
 from fractal.base.errors import warn
 from fractal.base.prefetch import prefetch
+from fractal.base.storage import Location
 from fractal.data.cells import Cells
+from fractal.data.expression import choose_counts, open_expression
 from fractal.data.labels import Codes
+from fractal.data.markers import markers
 from fractal.data.parquet import CELL_ID
 
 
@@ -58,6 +61,16 @@ class Run:
             warn(f"{cells.path}: {line}")
         warning = "; ".join(filter(None, (origin.warning, *lines)))
         self.results["annotation"] |= {"vectors": origin.vectors, "warning": warning}
+
+    def add_markers(self, cells: Any, groups: Codes) -> None:
+        """Put a table of the genes that set each cluster apart beside that of the groups.
+
+        cells: AnnData, or path of an .h5ad or .zarr, with counts, or values log-normalised from them.
+        """
+        with open_expression(cells) as (_, matrix):
+            codes, names = real_groups(*groups)
+            where = cells if isinstance(cells, Location) else "adata"
+            self.results["markers"] = markers(choose_counts(matrix, where), codes, names, progress="markers")
 
     def answers(self, cells: Cells, check: RowCheck) -> Generator[tuple[pa.Table, Answer], None, None]:
         """The names, if there are any, and the answer of each chunk, all of whose vectors are checked."""

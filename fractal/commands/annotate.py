@@ -23,7 +23,7 @@ What is not answered is missing. Other columns that begin so and are of an earli
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # all that takes long to load is imported where it is used: -
 
     from fractal.hierarchy.tree import Tree
 
+MARKERS = 5  # genes that the table of clusters shows
 STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 EXAMPLE = "fractal annotate new.h5ad --reference FOLDER --output FILE"
 
@@ -70,6 +71,12 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="COLUMN",
         help="obs column of a clustering, as leiden: all cells of a cluster get the label with most of their "
         "probability, and a table says how sure each is; needs an .h5ad --input",
+    )
+    answers.add_argument(
+        "--markers",
+        action="store_true",
+        help="with --over: also the genes that set each cluster apart, to check its label by; needs counts, or values "
+        "log-normalised from them",
     )
     answers.add_argument(
         "--truth",
@@ -105,6 +112,8 @@ def check_flags(args: argparse.Namespace) -> None:
         check_suffix("--confusions", args.confusions, (".png", ".svg", ".pdf"))
     if args.index_labels and not args.index:
         raise InputError(f"--index-labels {args.index_labels}: names a column of --index; name that too, or drop it")
+    if args.markers and not args.over:
+        raise InputError("--markers: are of clusters; name their column of obs with --over")
     check_answers(args.confidence, args.novelty, args.error)
     if args.use_rep and not has_obsm(args.input):
         raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
@@ -136,6 +145,8 @@ def annotate(args: argparse.Namespace) -> None:
     tree = run.annotator.tree
     with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
         groups, truth = (cells.codes(column) if column else None for column in (args.over, args.truth))
+        if args.markers and groups:
+            run.add_markers(args.input, groups)
         uns = {"fractal": run.results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
         copied = cells if args.output.suffix == ".h5ad" else None
         old = annotation_columns(cells.column_names, "fractal")
@@ -144,18 +155,22 @@ def annotate(args: argparse.Namespace) -> None:
                 write(rows)
     print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(run.answered, tree.levels)}")
     if groups:
-        print(f"\n{group_summary(run.results['groups'], args.over)}")
+        print(f"\n{group_summary(run.results, args.over)}")
     if truth:
         score(run.answered, truth, tree, args)
 
 
-def group_summary(groups: pd.DataFrame, column: str) -> str:
-    """A row for each group of cells, as the output's uns has them."""
-    frame = groups.reset_index().astype(object)
+def group_summary(results: Mapping[str, pd.DataFrame], column: str) -> str:
+    """A row for each group of cells, as the output's uns has them, and the first of its markers."""
+    frame = results["groups"].reset_index().astype(object)
     numbers = ["confidence", "agreement", "runner_up_probability"]
     frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
     rows = [[str(value) for value in row] for row in frame.where(frame.notna(), "").to_numpy().tolist()]
     header = ["Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by", "Next best", "Probability"]
+    if "markers" in results:
+        genes = results["markers"].groupby("group", sort=False)["gene"].agg(lambda names: ", ".join(names[:MARKERS]))
+        header.append("Markers")
+        rows = [[*row, genes.get(group, "")] for row, group in zip(rows, frame["group"], strict=True)]
     return table([column, *header], rows)
 
 
