@@ -7,7 +7,6 @@ CPUs, NCCL connects GPUs. The first process (rank 0) alone splits, validates, pr
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -29,7 +27,6 @@ from fractal.model.adapter import pick_device
 JOIN = timedelta(minutes=10)  # for all processes to start
 PATIENCE = timedelta(hours=12)  # while the first process reads labels; a process that dies is noticed at once
 GRACE = 5.0  # seconds that the others give the first process to say why a job ends; torchrun kills them after 30
-LOST = "another process of this job has ended"
 T = TypeVar("T")
 
 
@@ -53,33 +50,35 @@ class Group:
         """Which of n rows this process holds: a run of them, in the order of the processes."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
-    def from_all(self, value: T) -> list[T]:
-        """What each process gives, in their order."""
-        values = [value] * self.size
-        if self.size > 1:
-            with peers():
-                interruptible(lambda: dist.all_gather_object(values, value))
-        return values
-
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, which alone calls it."""
-        return self.from_all(make() if self.is_main else None)[0]  # type: ignore[return-value]
+        values = [make() if self.is_main else None]
+        if self.size > 1:
+            with peers():
+                dist.broadcast_object_list(values, device=self.device)
+        return values[0]  # type: ignore[return-value]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of the tensors of all processes, written into x."""
+        if self.size > 1:
+            with peers():
+                dist.all_reduce(x)
+        return x
 
     def rows(self, x: Tensor, rows: Tensor, n: int) -> Tensor:
         """The rows (m,) of n, on every process; x (rows of this process, dim)."""
-        if self.size == 1:
-            return x[rows.to(x.device)]
         held = self.share(n)
         mine = (rows >= held.start) & (rows < held.stop)
         result = x.new_zeros(len(rows), x.shape[1])
         result[mine.to(x.device)] = x[(rows[mine] - held.start).to(x.device)]
-        with peers():
-            dist.all_reduce(result)
-        return result
+        return self.total(result)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Every process gets the first one's weights and buffers; from now on gradients are those of all."""
-        return DistributedDataParallel(module) if self.size > 1 else module
+        if self.size == 1:
+            return module
+        with peers():
+            return DistributedDataParallel(module)
 
 
 ALONE = Group()  # one process
@@ -87,20 +86,14 @@ ALONE = Group()  # one process
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Around what waits for other processes. Raises ProcessLostError where one of them is gone."""
+    """Around all that exchanges tensors with other processes. Raises ProcessLostError where one of them is gone."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun will send it; the best epoch is saved first
-        raise ProcessLostError(LOST) from error
-
-
-def interruptible(call: Callable[[], T]) -> T:
-    """What `call` returns, in a thread: torch answers neither Ctrl-C nor SIGTERM while it waits for other processes."""
-    with ThreadPool(1) as pool:
-        return pool.apply(call)
+        raise ProcessLostError("another process of this job has ended") from error
 
 
 @contextmanager
@@ -118,26 +111,35 @@ def joined(device: str) -> Iterator[Group]:
     except (ValueError, RuntimeError) as error:  # a variable is missing; nobody comes
         problem = f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not so many processes have met"
         raise InputError(f"{problem} ({reason(error)}); start them with torchrun, or unset WORLD_SIZE") from error
-    pids: list[int] = []  # of the processes on this machine
     ended: BaseException
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
             group = Group(rank, size, local_device(device))
             with peers():
                 interruptible(lambda: connect(store, group))
-            machine = socket.gethostname()
-            pids += [pid for host, pid in group.from_all((machine, os.getpid())) if host == machine]
             yield group
         dist.destroy_process_group()
         return
     except (Exception, KeyboardInterrupt) as error:
         ended = error
-    if isinstance(ended, Terminated) and not is_stopped(store, pids):
-        ended = ProcessLostError("; ".join(filter(None, [LOST, str(ended)])))
-    follows = isinstance(ended, KeyboardInterrupt | ProcessLostError)  # the first process knows best what is left
-    if not first_to_say(store, GRACE if rank and follows else 0.0):
-        raise SystemExit(2)
+        if isinstance(error, Terminated):
+            why = "torchrun is stopped, or has lost a process"
+            ended = Terminated(f"{why}; {error}" if str(error) else why)
+        follows = isinstance(ended, KeyboardInterrupt | ProcessLostError)  # the first process knows best what is left
+        if not first_to_say(store, GRACE if rank and follows else 0.0):
+            raise SystemExit(2) from error
     raise ended
+
+
+def interruptible(call: Callable[[], T]) -> T:
+    """What `call` returns, in a thread: torch answers neither Ctrl-C nor SIGTERM while it waits for other processes."""
+    with ThreadPool(1) as pool:
+        return pool.apply(call)
+
+
+def connect(store: dist.Store, group: Group) -> None:
+    backend = "nccl" if group.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
 
 
 def local_device(name: str) -> torch.device:
@@ -152,21 +154,12 @@ def local_device(name: str) -> torch.device:
     return device
 
 
-def connect(store: dist.Store, group: Group) -> None:
-    backend = "nccl" if group.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
-
-
-def is_stopped(store: dist.Store, pids: list[int]) -> bool:
-    """Is the job stopped, or has one of its processes died, for which torchrun stops the others?"""
-    if all(Path(f"/proc/{pid}").exists() for pid in pids):
-        store.set("stopped", "")
-    return store.check(["stopped"])
-
-
 def first_to_say(store: dist.Store, grace: float) -> bool:
-    """Does no other process say, within so many seconds, why the job ends? The process of torchrun keeps the store."""
+    """Does no other process say, within so many seconds, why the job ends?"""
     until = time.monotonic() + grace
-    while time.monotonic() < until and not store.check(["reason"]):
-        time.sleep(0.05)
-    return store.add("reason", 1) == 1
+    try:
+        while time.monotonic() < until and not store.check(["reason"]):
+            time.sleep(0.05)
+        return store.add("reason", 1) == 1
+    except dist.DistError:  # who kept the store has ended as well: torchrun, or without it the first process
+        return True

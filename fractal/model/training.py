@@ -197,9 +197,9 @@ class Trainer:
 
     def step(self, rows: Tensor) -> Tensor:
         """Learn from the rows of this process with these numbers (b,) -> their loss."""
-        loss = self.loss(rows)
         self.optimizer.zero_grad()
-        with peers():
+        with peers():  # the forward pass, too: there DistributedDataParallel sends the buffers
+            loss = self.loss(rows)
             loss.backward()
         nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.optimizer.step()
@@ -218,7 +218,7 @@ class Trainer:
         for rows in self.batches():
             total += self.step(rows.to(device))
             bar.update()
-        return sum(self.group.from_all(total.item())) / self.group.size / self.steps
+        return self.group.total(total).item() / self.group.size / self.steps
 
 
 def train_epochs(trainer: Trainer, fitted: Fitted, validate: Validator | None, settings: Settings, source: str) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from fractal.model.recipes import PUBLISHED, Settings
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+LOST = "another process of this job has ended"
 FEW = ["--epochs", "3", "--scale-dim", "4", "--batch-size", "64", "--device", "cpu"]
 
 
@@ -32,8 +34,9 @@ def start(flags: list[str]) -> subprocess.Popen[str]:
 
 
 def lines_of(process: subprocess.Popen[str]) -> tuple[list[str], list[str]]:
-    """What it prints until it ends, and of its errors those in the form of our own."""
+    """What it prints until it ends, and of its errors those in the form of our own; pytest shows all on failure."""
     out, err = process.communicate(timeout=300)
+    print(err)
     return out.splitlines(), [line for line in err.splitlines() if re.match("error: |interrupted: ", line)]
 
 
@@ -85,11 +88,11 @@ def test_two_processes_train_what_one_trains(stratified: Path, tmp_path: Path, c
         torch.testing.assert_close(found["state"][name], expected["state"][name], rtol=1e-4, atol=1e-5)
 
 
-def alone_of_two(code: str, **environment: str) -> subprocess.Popen[str]:
-    """A process that is told of a second one, which does not come."""
+def one_of_two(code: str, *flags: str, **environment: str) -> subprocess.Popen[str]:
+    """One of two processes, started without torchrun; with port 0 the other one can't come."""
     two = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | two | environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, env=os.environ | two | environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
 WAITS = """
@@ -107,7 +110,7 @@ run(main)
 
 @pytest.mark.parametrize(("environment", "says"), [({"RANK": "0"}, "1/2"), ({}, "RANK expected")])
 def test_where_the_other_processes_do_not_come_one_line_says_so(environment: dict[str, str], says: str):
-    process = alone_of_two(WAITS, **environment)
+    process = one_of_two(WAITS, **environment)
     _, errors = lines_of(process)
     assert process.returncode == 2
     assert len(errors) == 1
@@ -116,7 +119,7 @@ def test_where_the_other_processes_do_not_come_one_line_says_so(environment: dic
 
 
 def test_a_process_that_waits_for_others_answers_sigterm():
-    process = alone_of_two(WAITS.replace("seconds=3", "seconds=300"), RANK="0")
+    process = one_of_two(WAITS.replace("seconds=3", "seconds=300"), RANK="0")
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     time.sleep(1)
@@ -124,6 +127,44 @@ def test_a_process_that_waits_for_others_answers_sigterm():
     _, errors = lines_of(process)
     assert process.returncode == 143
     assert errors == ["interrupted: nothing half-written was left behind"]
+
+
+DIES = """
+import os, signal, sys, time
+import train
+from fractal.base.errors import run
+from fractal.model.training import Trainer
+step = Trainer.step
+
+def dying(self, rows):
+    loss = step(self, rows)
+    if self.steps_done == 2 * self.steps + int(os.environ["MORE"]):
+        if self.group.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1)  # until its end has been noticed
+    return loss
+
+Trainer.step = dying
+run(lambda: train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["0", "1"])
+def test_a_process_that_dies_between_two_exchanges_is_noticed_in_the_next(more: str, stratified: Path, tmp_path: Path):
+    """After the last step of an epoch that is the exchange of losses, after others that of the forward pass."""
+    output = tmp_path / "out" / "adapter.pt"
+    flags = [*FEW, "--input", str(stratified), "--output", str(output)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pair = [one_of_two(DIES, *flags, RANK=rank, MASTER_PORT=port, MORE=more) for rank in ("0", "1")]
+    _, errors = lines_of(pair[0])
+    lines_of(pair[1])
+    assert [process.returncode for process in pair] == [2, -signal.SIGKILL]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {LOST}; ")
+    assert [path.name for path in output.parent.iterdir()] == ["adapter.partial.pt"]
 
 
 def kill_rank(launcher: int, rank: str, how: int) -> None:
@@ -159,12 +200,12 @@ def test_a_job_that_loses_a_process_ends_with_one_line(end: str, stratified: Pat
     assert process.returncode != 0
     assert len(errors) == 1, errors
     partial = output.with_name("adapter.partial.pt")
+    stopped = errors[0].startswith("interrupted: torchrun is stopped, or has lost a process; ")
+    # Of a lost process, the others hear from the connection or from torchrun, whichever comes first.
+    assert stopped or (end != "torchrun is stopped" and errors[0].startswith(f"error: {LOST}; "))
     if end == "rank 0 is killed":  # only it writes
-        assert errors[0].startswith("error: another process of this job has ended; ")
         assert list(output.parent.glob("*.pt")) == []
     else:
-        kind = "interrupted: " if end == "torchrun is stopped" else "error: another process of this job has ended; "
-        assert errors[0].startswith(kind)
         assert errors[0].endswith(f"the best of them, written to {partial}")
         assert [path.name for path in output.parent.iterdir()] == [partial.name]
         assert checkpoint(partial)["training"]["partial"]
