@@ -47,6 +47,7 @@ from fractal.commands.options import non_negative_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph, term_distances
+from fractal.hierarchy.tree import at_or_above
 from fractal.model.adapter import FractalAdapter, embed
 from fractal.model.checkpoint import load
 from fractal.model.split import Split
@@ -169,7 +170,7 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
     code = np.array([[names.index(graph.nodes[term]["name"]) for term in row] for row in terms])
     true = code[codes[v:], -1]
     id_of = {data["name"]: term for term, data in graph.nodes(data=True)}
-    above = np.array([np.isin([id_of[t] for t in names], [own, *nx.descendants(graph, own)]) for own in terms[:, -1]])
+    above = np.array([np.isin([id_of[t] for t in names], [*at_or_above(graph, own)]) for own in terms[:, -1]])
 
     found: dict[str, dict[str, np.ndarray]] = {}
     methods: dict[str, list[Raw]] = {OURS: [annotator.voting(vectors)]}

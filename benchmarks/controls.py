@@ -33,6 +33,7 @@ from fractal.base.table import table
 from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, match_names
+from fractal.hierarchy.tree import at_or_above
 from fractal.model.adapter import TAU, FractalAdapter, embed
 from fractal.model.checkpoint import load
 from fractal.model.objective import PrefixObjective, TrainingRows, log_ratio
@@ -51,7 +52,7 @@ def ancestor_matrix(paths: Sequence[tuple[str, ...]], graph: nx.DiGraph) -> Tens
     terms: list[set[str | tuple[str, ...]]] = []
     for names in paths:
         term = matched[names[-1]][0]
-        above = {term, *nx.descendants(graph, term)} if term in graph else nodes(names)  # edges run child -> parent
+        above = at_or_above(graph, term) or nodes(names)
         terms.append({*above})
     columns = sorted(set().union(*terms), key=str)
     known = [here | nodes(names) for here, names in zip(terms, paths, strict=True)]

@@ -189,7 +189,7 @@ def train_reference(
     paths = sorted(counts)
     tree = Tree.of(paths, atlas.levels, terms_of(paths, graph), np.array([counts[path] for path in paths]))
     held_out, best = cross_fit(atlas, folds, tree, fit.fold, seed)
-    split = Split.draw(atlas, seed=seed, test_ratio=0.0, val_ratio=0.0, max_samples=max_cells)
+    split = Split.draw(atlas, seed, test_ratio=0.0).sampled(atlas, max_cells, val_ratio=0.0)
     rows = split.sample_rows(atlas)
     training, nothing = atlas.read(rows).split(len(rows))
     epochs = int(np.median(best))

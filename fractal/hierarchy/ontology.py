@@ -34,7 +34,7 @@ from fractal.base.errors import InputError, printable, reason
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location, fetch
 from fractal.hierarchy.levels import LEVELS, MAX_LEVELS, MIN_LEVELS
-from fractal.hierarchy.matching import MANUAL, cl_id_of, closest_names, match_names
+from fractal.hierarchy.matching import MANUAL, Match, cl_id_of, closest_names, match_names
 from fractal.hierarchy.names import clean, is_missing
 
 __all__ = ["MANUAL", "closest_names", "match_names"]  # what other modules find here
@@ -272,7 +272,7 @@ def hierarchy_of(
     """
     if tree is None:
         rows = build_hierarchy(names, graph, unmapped)
-        return Hierarchy(LEVELS, rows, _notes(names, rows, graph))
+        return Hierarchy(LEVELS, rows, _notes(names, graph))
     by_term = {row.cl_id: row for row in tree.values() if row.cl_id}
     matches = match_names([name for name in names if name not in tree], graph)
     found = [tree.get(name) or by_term.get(matches[name][0]) for name in names]
@@ -281,23 +281,33 @@ def hierarchy_of(
     return Hierarchy(levels, [row for row in found if row], [])
 
 
-def _notes(names: Sequence[str], rows: list[CellType], graph: nx.DiGraph) -> list[str]:
+def _notes(names: Sequence[str], graph: nx.DiGraph) -> list[str]:
     """One line each on what was not taken as it stood, so that it can be checked."""
     matches = match_names(names, graph)
 
     def led_to(how: str) -> str:
         return "; ".join(f"{name} -> {graph.nodes[term]['name']}" for name, (term, by) in matches.items() if by == how)
 
-    spelled = defaultdict(list)
-    for name, row in zip(names, rows, strict=True):
-        spelled[row.subtype].append(name)
-    merged = "; ".join(f"{kept} = {', '.join(several)}" for kept, several in spelled.items() if len(several) > 1)
-    said = {
+    notes = {
         "taken as another spelling": led_to("spelling"),
         "obsolete in CL, replaced as it says": led_to("replaced"),
-        "names of one CL term made one type": merged,
+        "names of one CL term made one type": merged_names(matches, graph),
     }
-    return [f"{what}: {which}" for what, which in said.items() if which]
+    return [f"{what}: {which}" for what, which in notes.items() if which]
+
+
+def term_names(graph: nx.DiGraph) -> dict[str, str]:
+    """CL id -> name."""
+    return {term: data["name"] for term, data in graph.nodes(data=True)} | {term: name for name, term in MANUAL.items()}
+
+
+def merged_names(matches: Mapping[str, Match], graph: nx.DiGraph) -> str:
+    """Which names lead to one term: "B cell = B cells, B_cell; ..."."""
+    spelled = defaultdict(list)
+    for name, (term, _) in matches.items():
+        spelled[term].append(name)
+    names = term_names(graph)
+    return "; ".join(f"{names[t]} = {', '.join(several)}" for t, several in spelled.items() if t and len(several) > 1)
 
 
 def tree_of_columns(
@@ -402,9 +412,7 @@ def write_label_map(path: Location, names: Sequence[str], codes: np.ndarray, gra
     cells = Counter(dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True)))
     matches = match_names(filter(None, cells), graph)
     guesses = closest_names([name for name, (_, how) in matches.items() if how == "unmapped"], graph)
-    cl_name = {term: data["name"] for term, data in graph.nodes(data=True)} | {
-        id_: name for name, id_ in MANUAL.items()
-    }
+    cl_name = term_names(graph)
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["# name", "CL name", "CL id", "how", "cells", "guesses: copy one to CL name"])
@@ -412,21 +420,13 @@ def write_label_map(path: Location, names: Sequence[str], codes: np.ndarray, gra
             term, how = matches[name]
             writer.writerow([name, cl_name.get(term, ""), term, how, cells[name], " or ".join(guesses.get(name, []))])
     guessed = sum(map(bool, guesses.values()))
-    merged = _merged(matches, cl_name)
+    merged = merged_names(matches, graph)
     return (
         f"{len(matches)} type names written to {path}: {len(matches) - len(guesses)} are known, {guessed} have guesses,"
         f" {len(guesses) - guessed} have none; fill in their CL names, or their cells are left out. "
         + (f"One type is made of: {merged}. " if merged else "")
         + f"Then: --label-map {path}"
     )
-
-
-def _merged(matches: Mapping[str, tuple[str, str]], cl_name: Mapping[str, str]) -> str:
-    """Which names of the user's lead to one term: "B cell = B cells, B_cell; ..."."""
-    spelled = defaultdict(list)
-    for name, (term, _) in matches.items():
-        spelled[term].append(name)
-    return "; ".join(f"{cl_name[t]} = {', '.join(found)}" for t, found in spelled.items() if t and len(found) > 1)
 
 
 def term_distances(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:

@@ -21,8 +21,13 @@ def nodes_of(paths: Iterable[Labels]) -> list[Labels]:
 
 
 def at_or_below(graph: nx.DiGraph, terms: Collection[str]) -> set[str]:
-    """Terms of CL and all that lies below one of them."""
+    """Terms of CL and all that lies below one of them. (Edges run from child to parent.)"""
     return set(terms).union(*(nx.ancestors(graph, term) for term in terms))
+
+
+def at_or_above(graph: nx.DiGraph, term: str) -> set[str]:
+    """A term of CL and all above it; none for what is no term."""
+    return {term, *nx.descendants(graph, term)} if term in graph else set()
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ class Split:
     num_rows: int
     seed: int  # of the split (--split-seed); that of the weights is another
     test_ratio: float
-    val_ratio: float
-    max_samples: int  # 0: all rows that are not test rows
+    val_ratio: float = VAL_RATIO  # of the samples
+    max_samples: int = 0  # 0: all rows that are not test rows
     holdout: str = "cells"  # or "study": whole studies; or "type": all cells of a few types, and cells of the others
     test_studies: tuple[str, ...] = ()
     test_types: tuple[str, ...] = ()
@@ -83,23 +83,20 @@ class Split:
         atlas: Atlas,
         seed: int = 0,
         test_ratio: float = 0.2,
-        val_ratio: float | None = None,
-        max_samples: int = 0,
         holdout: str | None = None,
         test_studies: Sequence[str] = (),
         test_types: Sequence[str] = (),
         fold: int = 0,
     ) -> "Split":
-        """Draw what is not given. Named studies or types are held out as `holdout` says, which follows from them.
+        """Draw who is held out, as far as it is not given. `holdout` follows from names of studies or types.
 
-        `val_ratio` None is VAL_RATIO, or more in a small file: enough for MIN_VALIDATION cells and MIN_PER_TYPE per
-        type, but never more than half. Raises InputError for flags that contradict each other or the file.
+        Raises InputError for arguments that contradict each other or the file.
         """
         named = "study" if test_studies else "type" if test_types else None
         holdout = holdout or named or "cells"
         if (test_studies and holdout != "study") or (test_types and holdout != "type"):
-            names = "studies" if test_studies else "types"
-            raise InputError(f"{atlas.path}: --holdout {holdout} takes no names of {names}")
+            kind = "studies" if test_studies else "types"
+            raise InputError(f"{atlas.path}: --holdout {holdout} takes no names of {kind}")
         if fold and holdout != "cells":
             raise InputError(f"--fold {fold}: folds are of cells, and --holdout is {holdout}; leave it out")
         if fold and (fold + 1) * test_ratio > 1.001:
@@ -108,18 +105,24 @@ class Split:
             test_studies = draw_studies(atlas, test_ratio, seed)
         if holdout == "type" and not test_types and test_ratio:
             test_types = draw_types(atlas, test_ratio, seed)
-        split = Split(
+        return Split(
             atlas.fingerprint,
             atlas.num_rows,
             seed,
             test_ratio,
-            VAL_RATIO if val_ratio is None else val_ratio,
-            max_samples,
-            holdout,
-            tuple(test_studies),
-            tuple(test_types),
-            fold,
+            holdout=holdout,
+            test_studies=tuple(test_studies),
+            test_types=tuple(test_types),
+            fold=fold,
         )
+
+    def sampled(self, atlas: Atlas, max_samples: int = 0, val_ratio: float | None = None) -> "Split":
+        """With so many samples, of which this share is validated on.
+
+        `val_ratio` None is VAL_RATIO, or more in a small file: enough for MIN_VALIDATION cells and MIN_PER_TYPE per
+        type, but never more than half.
+        """
+        split = replace(self, max_samples=max_samples, val_ratio=VAL_RATIO if val_ratio is None else val_ratio)
         if val_ratio is None:
             samples = split.sample_rows(atlas)
             wanted = max(MIN_VALIDATION, MIN_PER_TYPE * len(np.unique(atlas.finest[0][samples])))

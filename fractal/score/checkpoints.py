@@ -22,8 +22,8 @@ from fractal.score.embeddings import (
     adapter_encoder,
     distinct_names,
     fit_controls,
-    nearest_in_file,
-    nearest_rows,
+    kept_cells,
+    nearest_in,
     raw,
     vectors_encoder,
 )
@@ -129,32 +129,29 @@ def evaluate(
     cells = atlas.read(np.concatenate([query_rows, needed]))  # one call: labels share their codes
     x = torch.from_numpy(cells.vectors).to(device)
     queries, train = Subset(x[:n], query_rows), Subset(x[n:], needed)
-    encoders, left_out = make_encoders(models, atlas, vectors), list[str]()
+    encoders: list[Encoder] = [raw]
+    encoders += [adapter_encoder(model.adapter, model.name if len(models) > 1 else "") for model in models]
+    others = zip(vectors, distinct_names(vectors), strict=True)
+    encoders += [vectors_encoder(file, atlas.num_rows, name) for file, name in others]
+    left_out = list[str]()
     if controls:
         widths = {j * model.adapter.scale_dim for model in models for j in range(1, model.adapter.num_levels + 1)}
         encode, left_out = fit_controls(train.vectors, cells.labels[n:, -1], sorted(widths))
         encoders.append(encode)
     near, num_bank = None, len(train_rows)
     if bank == "train":
-        near = train, nearest_rows(train, queries, encoders)
+        near = train, nearest_in([train], queries, encoders)
     elif bank == "all":
         keep = ~split.is_test(atlas)
-        num_bank, neighbours = int(keep.sum()), np.stack(nearest_in_file(atlas.path, keep, queries, encoders))
-        numbers, positions = np.unique(neighbours, return_inverse=True)
+        num_bank, neighbours = int(keep.sum()), nearest_in(kept_cells(atlas.path, keep, device), queries, encoders)
+        numbers, positions = np.unique(np.flatnonzero(keep)[neighbours], return_inverse=True)
         cells = atlas.read(np.concatenate([query_rows, numbers]))
-        near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), [*positions.reshape(neighbours.shape)]
+        near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), positions.reshape(neighbours.shape)
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).tensor_split([n])
     unseen = split.test_types if bank else ()
     groups = atlas.studies[0][query_rows] if len(split.test_studies) > 1 and bank else None
     truth = truth_of(cells.levels, labels, cells.classes, models[0].facts["classes"], unseen, groups, graph)
     return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, num_bank, left_out)
-
-
-def make_encoders(models: Sequence[Checkpoint], atlas: Atlas, vectors: Sequence[Path]) -> list[Encoder]:
-    """Raw vectors, then the checkpoints, then others' vectors."""
-    adapters = [adapter_encoder(model.adapter, model.name if len(models) > 1 else "") for model in models]
-    others = zip(vectors, distinct_names(vectors), strict=True)
-    return [raw, *adapters, *(vectors_encoder(file, atlas.num_rows, name) for file, name in others)]
 
 
 def describe_cells(split: Split, seen: np.ndarray, where: str) -> list[str]:

@@ -4,7 +4,7 @@ And their nearest neighbours, among rows that are held in memory or streamed fro
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fractal.base.storage import Location
 from fractal.data.cells import Cells
 from fractal.model.adapter import Adapter, embed
 from fractal.score.metrics import K
-from fractal.search.exact import Nearest, nearest
+from fractal.search.exact import Nearest
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ def vectors_encoder(path: Path, num_rows: int, name: str) -> Encoder:
     """
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
+            raise ValueError("not a matrix of floats")
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a .npy matrix, or damaged ({reason(error)})") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise InputError(f"{path}: not a matrix of floats; save one with numpy.save")
+        raise InputError(f"{path}: not a .npy matrix, or damaged ({reason(error)}); write it by numpy.save") from error
     if len(matrix) != num_rows:
         raise InputError(f"{path}: has {len(matrix):,} rows, and --input {num_rows:,}; write a row for each of them")
 
@@ -107,42 +107,36 @@ def fit_controls(train: Tensor, types: np.ndarray, widths: Sequence[int]) -> tup
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name per file: its stem, or as much of its path as tells it from the others of that stem."""
+    """A name per file: its stem, or its path below the folder that all files share where stems are equal."""
     full = [Path(os.path.abspath(str(path))).with_suffix("") for path in paths]
-    for parts in range(1, max((len(path.parts) for path in full), default=0) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in full]
-        if len(set(names)) == len(names):
-            break
-    else:  # the same file twice, or two suffixes
-        return [f"{path.name} ({i + 1})" for i, path in enumerate(paths)]
+    folder = os.path.commonpath([path.parent for path in full]) if full else ""
     stems = [path.name for path in full]
-    return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, names, strict=True)]
+    names = [path.name if stems.count(path.name) == 1 else str(path.relative_to(folder)) for path in full]
+    if len(set(names)) < len(names):  # the same file twice, or two suffixes
+        return [f"{stem} ({i + 1})" for i, stem in enumerate(stems)]
+    return names
 
 
-def nearest_rows(bank: Subset, queries: Subset, encoders: Sequence[Encoder]) -> list[np.ndarray]:
-    """-> per embedding, in the order of the encoders: (n, 5) positions in the bank of each query's neighbours."""
-    result = []
-    for encode in encoders:
-        embedded = encode(bank)
-        result += [nearest(e, embedded[name], K).cpu().numpy() for name, e in encode(queries).items()]
-    return result
+def nearest_in(bank: Iterable[Subset], queries: Subset, encoders: Sequence[Encoder]) -> np.ndarray:
+    """Each query's neighbours among cells that come in pieces -> (embeddings, n, 5) int64, nearest first.
 
-
-def nearest_in_file(path: Location, keep: np.ndarray, queries: Subset, encoders: Sequence[Encoder]) -> list[np.ndarray]:
-    """The same among the kept rows of a file, as row numbers of the file; `keep` is a mask (num_rows,).
-
-    The file is read once, a row group (34 MB) at a time.
+    The embeddings are in the order of the encoders, the neighbours are positions in the bank.
     """
     searches = [[Nearest(vectors, K) for vectors in encode(queries).values()] for encode in encoders]
+    for cells in bank:
+        for encode, group in zip(encoders, searches, strict=True):
+            for search, embedding in zip(group, encode(cells).values(), strict=True):
+                search.add(embedding)
+    return np.stack([search.rows().cpu().numpy() for group in searches for search in group])
+
+
+def kept_cells(path: Location, keep: np.ndarray, device: torch.device) -> Iterator[Subset]:
+    """The cells of a file that are kept, (num_rows,) bool, a row group (34 MB) at a time."""
     start = 0
     with Cells.open(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
         for _, vectors in source.chunks(strict=True):
             rows = start + np.flatnonzero(keep[start : start + len(vectors)])
-            bank = Subset(torch.from_numpy(vectors[rows - start]).to(queries.vectors.device), rows)
+            if len(rows):
+                yield Subset(torch.from_numpy(vectors[rows - start]).to(device), rows)
             start += len(vectors)
-            for encode, group in zip(encoders, searches, strict=True) if len(rows) else ():
-                for search, embedding in zip(group, encode(bank).values(), strict=True):
-                    search.add(embedding)
             bar.update(len(vectors))
-    kept = np.flatnonzero(keep)
-    return [kept[search.rows().cpu().numpy()] for group in searches for search in group]

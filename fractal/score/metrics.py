@@ -42,24 +42,20 @@ def knn_accuracy(
     return (knn_predict(queries, labels, bank, bank_labels, k) == labels).float().mean(0).tolist()
 
 
-def macro_accuracy(predicted: Tensor, labels: Tensor) -> list[float]:
-    """Mean over the classes of the share of their cells that is right, per level; both (n, levels) int64.
+def macro_scores(predicted: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:
+    """-> accuracy and F1 of labels (n,), both as means over the classes that have cells; None without cells.
 
-    Every class counts the same, however many cells it has; scikit-learn's balanced accuracy, without its warning for
-    a predicted class that no cell has.
+    Every class counts the same, however many cells it has: scikit-learn's balanced accuracy and macro F1.
     """
-    from sklearn.metrics import recall_score  # only here: 3 s that training can do without
+    from sklearn.metrics import precision_recall_fscore_support  # only here: 3 s that training can do without
 
-    columns = zip(labels.cpu().numpy().T, predicted.cpu().numpy().T, strict=True)
-    return [float(recall_score(true, guess, labels=np.unique(true), average="macro")) for true, guess in columns]
-
-
-def macro_f1(predicted: Tensor, labels: Tensor) -> list[float]:
-    """Mean over the classes that have cells of the class's F1, per level; both (n, levels) int64."""
-    from sklearn.metrics import f1_score  # only here, as above
-
-    columns = zip(labels.cpu().numpy().T, predicted.cpu().numpy().T, strict=True)
-    return [float(f1_score(true, guess, labels=np.unique(true), average="macro")) for true, guess in columns]
+    if not len(labels):
+        return None, None
+    classes = np.unique(labels)
+    _, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=classes, average="macro", zero_division=0
+    )
+    return float(recall), float(f1)
 
 
 def hierarchical_f1(predicted: np.ndarray, labels: np.ndarray, ancestors: np.ndarray) -> float | None:
@@ -178,12 +174,3 @@ def silhouette(vectors: Tensor, labels: Tensor) -> float | None:
     outside = (distance / size).scatter(1, code[:, None], torch.inf).min(1).values
     width = (outside - inside) / torch.maximum(inside, outside).clamp(min=1e-12)
     return width.where(size[code] > 1, 0.0).mean().item()  # a class of one cell has 0, by definition
-
-
-def steerability(top_prefix: float, top_full: float, leaf_full: float, leaf_prefix: float) -> float:
-    """S = (top level at prefix 1 - at full) + (leaf level at full - at prefix 1), in accuracies.
-
-    Large when the first block knows the top level and only the whole vector knows the leaf. It rewards destroying
-    information, so read it beside the accuracies.
-    """
-    return (top_prefix - top_full) + (leaf_full - leaf_prefix)

@@ -4,8 +4,9 @@ An embedding is a (n, dims) tensor with a name: the raw vectors, an adapter's fu
 protocols: `loo`, every test cell against the other test cells, and `bank`, against cells that were not set aside.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import networkx as nx
@@ -15,18 +16,17 @@ from torch import Tensor
 
 from fractal.base.table import table
 from fractal.hierarchy.ontology import match_names, term_distances
+from fractal.hierarchy.tree import at_or_above
 from fractal.score.embeddings import Encoder, Subset
 from fractal.score.intervals import share_interval
 from fractal.score.metrics import (
     K,
     hierarchical_f1,
     knn_predict,
-    macro_accuracy,
-    macro_f1,
+    macro_scores,
     majority,
     neighbourhood_purity,
     silhouette,
-    steerability,
     triplet_agreement,
 )
 from fractal.search.exact import nearest
@@ -53,7 +53,7 @@ def ontology_ancestors(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:
     No term at all for a name that is not in the graph.
     """
     terms = [term for term, _ in match_names(names, graph).values()]
-    above = [{term, *nx.descendants(graph, term)} if term in graph else set() for term in terms]  # edges go up
+    above = [at_or_above(graph, term) for term in terms]
     columns = sorted({t for lineage in above for t in lineage if graph.out_degree(t)})  # a root tells nothing
     return np.array([[t in lineage for t in columns] for lineage in above], bool).reshape(len(above), -1)
 
@@ -113,19 +113,14 @@ def score_protocol(row: Row, protocol: str, predicted: Tensor | None, truth: Tru
         row[f"{protocol}_predicted"] = predicted.cpu().numpy()
         row[f"{protocol}_right"] = (predicted == truth.labels).cpu().numpy()
     n = len(predicted)
-    labels, seen, groups = truth.labels[:n], truth.seen[:n], None if truth.groups is None else truth.groups[:n]
-    right, guess, types = (
-        (predicted == labels).cpu().numpy(),
-        predicted[:, -1].cpu().numpy(),
-        labels[:, -1].cpu().numpy(),
-    )
+    guesses, labels = predicted.cpu().numpy(), truth.labels[:n].cpu().numpy()
+    seen, groups = truth.seen[:n], None if truth.groups is None else truth.groups[:n]
+    right, guess, types = guesses == labels, guesses[:, -1], labels[:, -1]
     use = truth.counts[:n] if protocol == "bank" else np.ones_like(right)
     row[protocol], row[f"{protocol}_interval"] = by_level(truth.levels, right, use, groups)
-    for key, metric in (("macro", macro_accuracy), ("macro_f1", macro_f1)):
-        row[f"{protocol}_{key}"] = {
-            level: metric(predicted[rows, k, None], labels[rows, k, None])[0] if len(rows) else None
-            for k, (level, rows) in enumerate(zip(truth.levels, map(np.flatnonzero, use.T), strict=True))
-        }
+    macro = {level: macro_scores(guesses[use[:, k], k], labels[use[:, k], k]) for k, level in enumerate(truth.levels)}
+    row[f"{protocol}_macro"] = {level: accuracy for level, (accuracy, _) in macro.items()}
+    row[f"{protocol}_macro_f1"] = {level: f1 for level, (_, f1) in macro.items()}
     steps = truth.distances[types, guess]
     row[f"{protocol}_distance"] = steps.nanmean().item() if steps.isfinite().any() else None
     row[f"{protocol}_distance_cells"] = int(steps.isfinite().sum())
@@ -210,7 +205,7 @@ def score_table(
     queries: Subset,
     encoders: Sequence[Encoder],
     bank_labels: Tensor | None = None,
-    near: tuple[Subset, Sequence[np.ndarray]] | None = None,
+    near: tuple[Subset, np.ndarray] | None = None,
 ) -> ScoreTable:
     """Score every embedding of the test cells `queries`.
 
@@ -220,23 +215,18 @@ def score_table(
     queries : the test cells, as vectors and row numbers.
     encoders : what makes the embeddings (fractal/score/embeddings.py). The first is `raw`.
     bank_labels : labels (m, levels) of other cells, the bank; without `near`, `loo` alone is scored.
-    near : these m cells and, per embedding, the (n, 5) positions of each query's neighbours among them, nearest first.
+    near : these m cells, and the positions among them of each query's neighbours, see `nearest_in`.
     """
-    others = nearest(queries.vectors, k=K).cpu().numpy()
-    vectors = queries.vectors.cpu().numpy()
-    copies = {"other test cells": count_copies(vectors, vectors[others])}
-    if near:
-        copies["the bank"] = count_copies(vectors, near[0].vectors.cpu().numpy()[near[1][0]])
-    groups: list[list[Row]] = []
-    count = 0
+    cells, others = queries.vectors.cpu().numpy(), nearest(queries.vectors, k=K).cpu().numpy()
+    copies = {"other test cells": count_copies(cells, cells[others])}
+    neighbours: Iterator[Tensor | None] = repeat(None)
+    if near and bank_labels is not None:
+        copies["the bank"] = count_copies(cells, near[0].vectors.cpu().numpy()[near[1][0]])
+        neighbours = iter(bank_labels[torch.from_numpy(near[1]).to(bank_labels.device)])
+    groups = list[list[Row]]()
     for encode in encoders:
-        groups.append([])
-        for name, embedding in encode(queries).items():
-            neighbours = None
-            if near and bank_labels is not None:
-                neighbours = bank_labels[torch.from_numpy(near[1][count]).to(bank_labels.device)]
-            groups[-1].append({"embedding": name, **score(embedding, truth, neighbours)})
-            count += 1
+        embeddings = encode(queries).items()
+        groups.append([{"embedding": name, **score(vectors, truth, next(neighbours))} for name, vectors in embeddings])
     return ScoreTable(truth, groups, copies)
 
 
@@ -248,14 +238,14 @@ def count_copies(vectors: np.ndarray, neighbours: np.ndarray) -> int:
 def steer(rows: Sequence[Row], top: str, leaf: str) -> tuple[float, str]:
     """Steerability of the rows of one adapter, full first and prefix 1 last -> S, and how it comes about.
 
-    top, leaf: the levels of its first and last block.
+    top, leaf: the levels of its first and last block. S is large when the first block knows the top level and only the
+    whole vector knows the leaf. It rewards destroying information, so read it beside the accuracies.
     """
     full, first = rows[0]["loo"], rows[-1]["loo"]
-    terms = [first[top], full[top], full[leaf], first[leaf]]
-    s = steerability(*terms)
+    s = (first[top] - full[top]) + (full[leaf] - first[leaf])
     return s, (
         f"Steerability S = ({top} at prefix 1 - at full) + ({leaf} at full - at prefix 1)\n"
-        f"  = ({terms[0]:.3f} - {terms[1]:.3f}) + ({terms[2]:.3f} - {terms[3]:.3f}) = {s:+.3f}"
+        f"  = ({first[top]:.3f} - {full[top]:.3f}) + ({full[leaf]:.3f} - {first[leaf]:.3f}) = {s:+.3f}"
     )
 
 
@@ -273,7 +263,7 @@ def accuracy_table(rows: Sequence[Row], protocol: str, levels: Sequence[str]) ->
         cells = [with_interval(shares[level], intervals[level]) for level in levels]
         return [row["embedding"], f"{row['dims']}d", *cells, show(row["silhouette"][levels[0]])]
 
-    return table(["Embedding", "Dims", *(level.capitalize() for level in levels), "Sil"], [line(row) for row in rows])
+    return table(["Embedding", "Dims", *map(str.capitalize, levels), "Sil"], [line(row) for row in rows])
 
 
 def unseen_table(rows: Sequence[Row], protocols: Sequence[str], levels: Sequence[str]) -> str:
@@ -284,15 +274,18 @@ def unseen_table(rows: Sequence[Row], protocols: Sequence[str], levels: Sequence
         for who in ("unseen", "seen")
         for row in rows
     ]
-    return table(["Embedding", "Types", *(f"{protocol} {level}" for protocol, level in columns)], lines)
+    return table(["Embedding", "Types", *map(" ".join, columns)], lines)
 
 
 def level_table(rows: Sequence[Row], key: str, levels: Sequence[str], more: Mapping[str, str] | None = None) -> str:
     """One figure per level, `key`, and further columns: title -> key."""
-
-    def line(row: Row) -> list[str]:
-        others = [show(row[k], 0 if k.endswith("cells") else 2) for k in (more or {}).values()]
-        return [row["embedding"], *(show(row[key][level]) for level in levels), *others]
-
-    header = ["Embedding", *(level.capitalize() for level in levels), *(more or {})]
-    return table(header, [line(row) for row in rows])
+    more = more or {}
+    lines = [
+        [
+            row["embedding"],
+            *(show(row[key][level]) for level in levels),
+            *(show(row[k], 0 if k.endswith("cells") else 2) for k in more.values()),
+        ]
+        for row in rows
+    ]
+    return table(["Embedding", *map(str.capitalize, levels), *more], lines)

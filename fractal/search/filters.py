@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import networkx as nx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 from fractal.base.errors import InputError
 from fractal.data.parquet import CELL_ID
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
+from fractal.hierarchy.tree import at_or_below
 from fractal.search.index import Index
 
 COMPARE: dict[type[ast.cmpop], Callable[..., pa.Array]] = {
@@ -131,7 +131,7 @@ def only_mask(index: Index, terms: Sequence[str], obo: str | Path) -> np.ndarray
         graph = load_graph(obo)
         if unknown := [term for term in ids if term not in graph]:
             raise InputError(f"{unknown[0]}: not a term of CL {graph.graph['release']}; write it as CL:0000084")
-        below = set(ids).union(*(nx.ancestors(graph, term) for term in ids))  # edges run child -> parent
+        below = at_or_below(graph, ids)
         names = sorted(index.counts(levels[-1]))
         rows = build_hierarchy(names, graph, "other")
         wanted[levels[-1]] |= {name for name, row in zip(names, rows, strict=True) if row.cl_id in below}

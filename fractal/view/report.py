@@ -18,7 +18,7 @@ from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.hierarchy.tree import Labels
 from fractal.model.embedding import weights_sha256
 from fractal.score.checkpoints import Checkpoint, Evaluation
-from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_rows, raw
+from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_in, raw
 from fractal.score.table import score_table, truth_of
 from fractal.view.labelled import Labelled
 from fractal.view.scored import SEEN, UNSEEN, Scored
@@ -70,7 +70,7 @@ def score_reference(
     widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
     controls, failed = fit_controls(bank.vectors, annotator.path, widths)
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
-    scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_rows(bank, queries, encoders)))
+    scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_in([bank], queries, encoders)))
     title = cells.title
     try:
         lines = provenance(facts, weights)

@@ -82,7 +82,7 @@ def test_whole_studies_are_held_out(tmp_path: Path):
     path = write(tmp_path / "a", 100, studies=studies)
     drawn = draw_studies(path, 0.3, seed=1)
     assert len(drawn) == 2  # one holds .2 of the cells, two hold .4
-    train, val, test = Split.draw(path, 1, 0.3, 0.1, holdout="study").rows(path)
+    train, val, test = Split.draw(path, 1, 0.3, holdout="study").sampled(path, val_ratio=0.1).rows(path)
     assert {f"s{studies[row]}" for row in test} == set(drawn)
     assert not {f"s{studies[row]}" for row in [*train, *val]} & set(drawn)
     assert len(train) + len(val) + len(test) == 100
@@ -97,15 +97,15 @@ def test_studies_and_types_that_are_not_there(tmp_path: Path):
         draw_studies(write(tmp_path / "one", 3, studies=[0, 0, 0]), 0.2, 0)
     path = write(tmp_path / "a", 2, types=[0, 1], studies=[0, 1])
     with pytest.raises(InputError, match="has no study z; it has s0, s1"):
-        Split.draw(path, test_studies=["z"])
+        Split.draw(path, test_studies=["z"]).rows(path)
     with pytest.raises(InputError, match="has no type z; it has t0, t1"):
-        Split.draw(path, test_types=["z"])
+        Split.draw(path, test_types=["z"]).rows(path)
 
 
 def test_whole_types_are_held_out_and_cells_of_the_others(tmp_path: Path):
     types = [i % 8 for i in range(800)] + [8] * 9  # the last is too small to be drawn
     path = write(tmp_path / "a", 809, types=types)
-    split = Split.draw(path, 3, 0.25, 0.1, holdout="type")
+    split = Split.draw(path, 3, 0.25, holdout="type").sampled(path, val_ratio=0.1)
     assert len(split.test_types) == 2
     train, val, test = split.rows(path)
     unseen = split.unseen(path)
@@ -149,7 +149,7 @@ def test_copies_of_a_cell_are_on_one_side(tmp_path: Path, holdout: str):
     """100 vectors, four times each, the copies in other studies and types: no vector is on two sides."""
     copies = [i % 100 for i in range(400)]
     path = write(tmp_path / "a", 400, [i % 7 for i in range(400)], [i // 100 for i in range(400)], copies)
-    split = Split.draw(path, 1, 0.25, 0.3, holdout=holdout)
+    split = Split.draw(path, 1, 0.25, holdout).sampled(path, val_ratio=0.3)
     sides = [{copies[row] for row in rows} for rows in split.rows(path)]
     assert [a & b for a, b in ((sides[0], sides[1]), (sides[0], sides[2]), (sides[1], sides[2]))] == [set()] * 3
     if holdout == "cells":
@@ -179,9 +179,9 @@ def test_a_file_sorted_by_type_and_study_gives_all_of_them(tmp_path: Path):
 )
 def test_small_files_choose_their_validation_share(tmp_path: Path, n: int, num_types: int, expected: int):
     path = write(tmp_path / "a", n, [i % num_types for i in range(n)])
-    train, val, _ = Split.draw(path, test_ratio=0).rows(path)
+    train, val, _ = Split.draw(path, test_ratio=0).sampled(path).rows(path)
     assert (len(val), len(train)) == (expected, n - expected)
-    assert len(Split.draw(path, test_ratio=0, val_ratio=0).rows(path)[1]) == 0
+    assert len(Split.draw(path, test_ratio=0).sampled(path, val_ratio=0).rows(path)[1]) == 0
 
 
 def test_a_split_comes_back_from_a_checkpoint_or_is_refused(tmp_path: Path):

@@ -8,7 +8,7 @@ import torch
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, term_distances
 from fractal.score.intervals import wilson_interval
-from fractal.score.table import count_copies, ontology_ancestors, score, truth_of
+from fractal.score.table import count_copies, ontology_ancestors, score, steer, truth_of
 
 CLASSES = [["Immune"], ["Lymphoid", "Myeloid"], ["B", "T"], ["B cell", "T cell", "blob"]]
 
@@ -73,6 +73,14 @@ def test_a_predicted_sibling_is_some_steps_away(graph: nx.DiGraph):
     assert row["bank_distance"] == pytest.approx(steps / 2)
     assert 0.3 < row["bank_hierarchical_f1"] < 1
     assert row["unseen"]["loo"] == dict.fromkeys(LEVELS)
+
+
+def test_steerability_of_the_published_table():
+    """Four levels x 32: system .941 at prefix 1, .943 at full; subtype .800 at full, .762 at prefix 1."""
+    full, first = {"system": 0.943, "subtype": 0.800}, {"system": 0.941, "subtype": 0.762}
+    s, text = steer([{"loo": full}, {"loo": first}], "system", "subtype")
+    assert s == pytest.approx(0.036)
+    assert text.endswith("= (0.941 - 0.943) + (0.800 - 0.762) = +0.036")
 
 
 def test_exact_copies_are_counted():
