@@ -32,7 +32,8 @@ from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
-from fractal.hierarchy.ontology import CL_SLIM, load_graph, match_names
+from fractal.hierarchy.matching import match_names
+from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import at_or_above
 from fractal.model.adapter import TAU, FractalAdapter, embed
 from fractal.model.checkpoint import load

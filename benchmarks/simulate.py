@@ -137,7 +137,7 @@ class SimulatedAtlas:
         self.levels = np.stack([np.unique(column, return_inverse=True)[1] for column in columns], axis=1)
 
         rng = np.random.default_rng([seed, 1])
-        self._set_sizes([row.system for row in rows], rng)
+        self._set_sizes([row.levels[0] for row in rows], rng)
         self._set_kinship([row.cl_id for row in rows], graph)
         self._set_studies(rng)
         self._set_mistakes(rng)

@@ -37,8 +37,6 @@ from fractal.hierarchy.levels import LEVELS, MAX_LEVELS, MIN_LEVELS
 from fractal.hierarchy.matching import MANUAL, Match, cl_id_of, closest_names, match_names
 from fractal.hierarchy.names import clean, is_missing
 
-__all__ = ["MANUAL", "closest_names", "match_names"]  # what other modules find here
-
 # What is shipped: in fractal/shipped of an installed package, in data/ of a checkout.
 SHIPPED = next(
     folder for folder in (Path(__file__).parents[1] / "shipped", Path(__file__).parents[2] / "data") if folder.is_dir()
@@ -80,14 +78,6 @@ class CellType:
     matched: str  # how rule 1 found the id, see `match_names`; "table" for a row of the user's own hierarchy
     levels: tuple[str, ...]  # coarse to fine; the last is the name of the class
     path: str  # explains rule 4: the is_a chain from the term up to its anchor, CL names joined by " > "
-
-    @property
-    def system(self) -> str:
-        return self.levels[0]
-
-    @property
-    def lineage(self) -> str:
-        return self.levels[1]
 
     @property
     def type(self) -> str:
@@ -144,7 +134,8 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
             graph.add_node(term, name=data["name"], synonyms=_usable_synonyms(data.get("synonym", ())))
     graph.add_edges_from((c, p) for c, p, kind in full.edges(keys=True) if kind == "is_a" and {c, p} <= graph.nodes)
 
-    missing = [f"{a} ({name})" for a, name in _all_anchors().items() if a not in graph]
+    anchors = SYSTEM_ANCHORS | STEM_ANCHOR | LINEAGE_ANCHORS
+    missing = [f"{anchor} ({name})" for anchor, name in anchors.items() if anchor not in graph]
     if missing:
         raise InputError(f"{obo}: not the Cell Ontology, or an old one: it lacks {', '.join(missing)}")
     roots = sum(degree == 0 for _, degree in graph.out_degree())
@@ -156,19 +147,11 @@ def load_graph(obo: str | Path) -> nx.DiGraph:
     return graph
 
 
-def _all_anchors() -> dict[str, str]:
-    return SYSTEM_ANCHORS | STEM_ANCHOR | LINEAGE_ANCHORS
-
-
 def _usable_synonyms(clauses: Iterable[str]) -> list[str]:
     """The texts of OBO synonym clauses such as '"B-cell" EXACT []' whose scope is EXACT or not given."""
-    found = []
-    for clause in clauses:
-        text, _, rest = clause[1:].rpartition('"')
-        scope = rest.split()[0] if rest.split() else ""
-        if scope not in ("BROAD", "NARROW", "RELATED"):
-            found.append(text.replace('\\"', '"').replace("\\\\", "\\"))
-    return found
+    parts = [clause[1:].rpartition('"') for clause in clauses]
+    texts = [text for text, _, scope in parts if not re.match(r"\s*(BROAD|NARROW|RELATED)\b", scope)]
+    return [text.replace('\\"', '"').replace("\\\\", "\\") for text in texts]
 
 
 def nearest(distance: dict[str, int], anchors: Iterable[str]) -> str | None:
@@ -176,11 +159,16 @@ def nearest(distance: dict[str, int], anchors: Iterable[str]) -> str | None:
     return min((a for a in anchors if a in distance), key=distance.__getitem__, default=None)
 
 
+def anchors_of(term: str, graph: nx.DiGraph) -> tuple[str | None, str | None]:
+    """Rules 2 and 3 -> the anchors of the system and of the lineage."""
+    distance = nx.single_source_shortest_path_length(graph, term)
+    system = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR)
+    return system, nearest(distance, LINEAGE_ANCHORS)
+
+
 def place(term: str, name: str, graph: nx.DiGraph, matched: str = "name") -> CellType:
     """Rules 2-5 for one term of `graph`; `name` is what its class is called."""
-    distance = nx.single_source_shortest_path_length(graph, term)
-    system_anchor = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR)
-    lineage_anchor = nearest(distance, LINEAGE_ANCHORS)
+    system_anchor, lineage_anchor = anchors_of(term, graph)
     system = (SYSTEM_ANCHORS | STEM_ANCHOR).get(system_anchor or "", OTHER)
     lineage = LINEAGE_ANCHORS.get(lineage_anchor or "", system)
 
@@ -199,10 +187,9 @@ def level_terms(row: CellType, graph: nx.DiGraph) -> tuple[str, ...]:
     if row.cl_id not in graph or row.matched == "table":
         own = 1 if row.matched == "table" else 2  # of an unmapped name, type and subtype are the name itself
         return (*[""] * (len(row.levels) - own), *[row.cl_id] * own)
-    distance = nx.single_source_shortest_path_length(graph, row.cl_id)
-    system = nearest(distance, SYSTEM_ANCHORS) or nearest(distance, STEM_ANCHOR) or ""
+    system, lineage = anchors_of(row.cl_id, graph)
     parents = [term for term in graph.successors(row.cl_id) if graph.nodes[term]["name"] == row.type]
-    return system, nearest(distance, LINEAGE_ANCHORS) or system, (parents or [row.cl_id])[0], row.cl_id
+    return system or "", lineage or system or "", (parents or [row.cl_id])[0], row.cl_id
 
 
 def build_hierarchy(names: Sequence[str], graph: nx.DiGraph, unmapped: str = "error") -> list[CellType]:
@@ -328,14 +315,11 @@ def tree_of_columns(
     levels = tuple(re.sub(r"\W+", "_", column).strip("_") for column in columns)
     if len(set(levels)) < len(levels) or "" in levels:
         raise InputError(f"levels: every level needs a name of its own, not {', '.join(columns)}")
-    given = list(dict.fromkeys(labels))
-    filled = {}
-    for path in given:
-        full = list(path)
+    filled = {path: list(path) for path in labels}
+    for full in filled.values():
         for k in range(1, len(full)):
             full[k] = full[k - 1] if is_missing(full[k]) else full[k]
-        filled[path] = full
-    renamed = list[str]()
+    renamed = dict[str, None]()  # in their order
     for k in range(1, len(columns)):
         parents = defaultdict(set)
         for full in filled.values():
@@ -344,14 +328,13 @@ def tree_of_columns(
         for full in filled.values():
             if full[k] in split:
                 full[k] = f"{full[k]} ({full[k - 1]})"
-                renamed.append(full[k])
-    terms = match_names({path[-1] for path in given}, graph) if graph is not None else {}
+                renamed[full[k]] = None
+    terms = match_names({path[-1] for path in filled}, graph) if graph is not None else {}
     rows = {
         path: CellType(terms.get(path[-1], ("", ""))[0], "table", tuple(full), " > ".join(reversed(full)))
         for path, full in filled.items()
     }
-    names = list(dict.fromkeys(renamed))
-    return levels, rows, [f"labels with several parents made one type under each: {'; '.join(names)}"] if names else []
+    return levels, rows, ["labels with several parents made one type under each: " + "; ".join(renamed)] * bool(renamed)
 
 
 def write_hierarchy(path: Location, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:
@@ -373,12 +356,8 @@ def read_hierarchy(path: Location) -> tuple[tuple[str, ...], dict[str, CellType]
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table of UTF-8 text, or empty ({reason(error)})") from error
     levels = tuple(header[1:-1])
-    if (
-        header[0] != "cl_id"
-        or header[-1] != "path"
-        or not MIN_LEVELS <= len(levels) <= MAX_LEVELS
-        or len(set(levels)) < len(levels)
-    ):
+    named = header[0] == "cl_id" and header[-1] == "path" and len(set(levels)) == len(levels)
+    if not named or not MIN_LEVELS <= len(levels) <= MAX_LEVELS:
         raise InputError(f"{path}: its first line must be cl_id, the names of 2 to 6 levels, path, separated by tabs")
     rows: dict[str, CellType] = {}
     for number, line in enumerate(lines, 2):
@@ -436,9 +415,9 @@ def term_distances(names: Sequence[str], graph: nx.DiGraph) -> np.ndarray:
     """
     terms = [term for term, _ in match_names(names, graph).values()]
     both_ways = graph.to_undirected(as_view=True)
-    found = np.full((len(terms), len(terms)), np.nan)
+    distances = np.full((len(terms), len(terms)), np.nan)
     for i, term in enumerate(terms):
         if term in graph:
             steps = nx.single_source_shortest_path_length(both_ways, term)
-            found[i] = [steps.get(other, np.nan) for other in terms]
-    return found
+            distances[i] = [steps.get(other, np.nan) for other in terms]
+    return distances

@@ -103,7 +103,7 @@ class Tree:
 def term_of(text: str, graph: nx.DiGraph) -> str:
     """A name, a synonym or an id of CL, as "T cell", "CL_0000084", "cl:0000084" -> "CL:0000084"; "" for no term."""
     text = text.strip()
-    term = cl_id_of(text.upper()) or match_names([text], graph)[text][0]
+    term = cl_id_of(text) or match_names([text], graph)[text][0]
     return term if term in graph else ""
 
 

@@ -47,29 +47,24 @@ def check(checkpoint: dict[str, Any]) -> None:
     """
     config, classes, state = checkpoint["config"], checkpoint["classes"], checkpoint["state"]
     levels, block_levels = config["levels"], config["block_levels"]
-    if not config["recipe"].isidentifier():  # it is shown
-        raise ValueError("the recipe's name is not a word")
-    if not all(isinstance(checkpoint[name], dict) for name in ("training", "versions", "split")):
-        raise ValueError("no training, versions or split")
-    if not isinstance(checkpoint["validation"], dict | None):
-        raise ValueError("validation is not a table of scores")
-    if not all(isinstance(names, list) for names in (levels, block_levels, classes, *classes)):
-        raise ValueError("levels and classes are not lists")
-    if not all(isinstance(name, str) for names in (levels, *classes) for name in names):
-        raise ValueError("names are not text")
-    if not MIN_LEVELS <= len(levels) == len(classes) <= MAX_LEVELS:
-        raise ValueError("levels are not 2 to 6, each with its classes")
-    if not MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS:
-        raise ValueError("blocks are not 2 to 6")
-    if not {*block_levels} <= {*range(len(levels))}:
-        raise ValueError("a block is of no level")
-    for tensor in state.values():  # a view of one number may claim any shape
-        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() < tensor.nbytes:
-            raise ValueError("a weight is not all there")
+    sound = (
+        config["recipe"].isidentifier()  # it is shown
+        and all(isinstance(checkpoint[name], dict) for name in ("training", "versions", "split"))
+        and isinstance(checkpoint["validation"], dict | None)
+        and all(isinstance(names, list) for names in (levels, block_levels, classes, *classes))
+        and all(isinstance(name, str) for names in (levels, *classes) for name in names)
+        and MIN_LEVELS <= len(levels) == len(classes) <= MAX_LEVELS
+        and MIN_LEVELS <= config["num_levels"] == len(block_levels) <= MAX_LEVELS
+        and {*block_levels} <= {*range(len(levels))}
+        # a view of one number may claim any shape
+        and all(t.is_contiguous() and t.untyped_storage().nbytes() >= t.nbytes for t in state.values())
+    )
+    if not sound:
+        raise ValueError("not as train.py writes it")
     published = config["recipe"] == "published"
     shapes = PublishedAdapter.shapes(config, classes) if published else FractalAdapter.shapes(config)
-    if other := [name for name, shape in shapes.items() if tuple(state[name].shape) != shape]:
-        raise ValueError(f"sizes of {', '.join(other)} are not those of the config")
+    if any(tuple(state[name].shape) != shape for name, shape in shapes.items()):
+        raise ValueError("the sizes of the weights are not those of the config")
     if not published:
         matrix = 4 * len(config["paths"]) * shapes["anchors"][0]  # bytes of path_to_class
         if matrix > MAX_GROWTH * sum(tensor.nbytes for tensor in state.values()):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fractal.base.table import table
-from fractal.hierarchy.ontology import match_names, term_distances
+from fractal.hierarchy.matching import match_names
+from fractal.hierarchy.ontology import term_distances
 from fractal.hierarchy.tree import at_or_above
 from fractal.score.embeddings import Encoder, Subset
 from fractal.score.intervals import share_interval

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.base.errors import InputError
-from fractal.hierarchy.matching import ABBREVIATIONS, SEVERAL_MEANINGS, agree, closest_names, markers
+from fractal.hierarchy.matching import (
+    ABBREVIATIONS,
+    SEVERAL_MEANINGS,
+    agree,
+    closest_names,
+    markers,
+    match_names,
+)
 from fractal.hierarchy.ontology import (
     CL_SLIM,
     LINEAGE_ANCHORS,
@@ -18,7 +25,6 @@ from fractal.hierarchy.ontology import (
     SYSTEM_ANCHORS,
     build_hierarchy,
     load_graph,
-    match_names,
     place,
     read_hierarchy,
     term_distances,
@@ -47,28 +53,28 @@ def graph(*edges: tuple[str, str], names: dict[str, str] | None = None) -> nx.Di
 
 def test_nearest_system_wins():
     g = graph(("x", "a"), ("a", "b"), ("b", IMMUNE), ("a", EPITHELIAL))
-    assert place("x", "x", g).system == "Epithelial"
+    assert place("x", "x", g).levels[0] == "Epithelial"
 
 
 def test_a_tie_goes_to_the_earlier_anchor():
-    assert place("x", "x", graph(("x", NEURAL), ("x", EPITHELIAL), ("x", IMMUNE))).system == "Immune"
-    assert place("x", "x", graph(("x", NEURAL), ("x", EPITHELIAL))).system == "Epithelial"
+    assert place("x", "x", graph(("x", NEURAL), ("x", EPITHELIAL), ("x", IMMUNE))).levels[0] == "Immune"
+    assert place("x", "x", graph(("x", NEURAL), ("x", EPITHELIAL))).levels[0] == "Epithelial"
     # the same for lineages: Lymphoid stands before Neuron
-    assert place("x", "x", graph(("x", NEURON), ("x", LYMPHOID))).lineage == "Lymphoid"
+    assert place("x", "x", graph(("x", NEURON), ("x", LYMPHOID))).levels[1] == "Lymphoid"
 
 
 def test_the_stem_cell_trap():
     """A neuron two steps from neural cell stays Neural, though it is one step from stem cell."""
     g = graph(("x", STEM), ("x", "a"), ("a", NEURAL))
-    assert place("x", "x", g).system == "Neural"
-    assert place("y", "y", graph(("y", STEM))).system == "Stem/Progenitor"
+    assert place("x", "x", g).levels[0] == "Neural"
+    assert place("y", "y", graph(("y", STEM))).levels[0] == "Stem/Progenitor"
 
 
 def test_a_term_is_its_own_anchor():
     row = place(LYMPHOID, "lymphocyte", graph((LYMPHOID, "a"), ("a", IMMUNE)))
-    assert (row.system, row.lineage, row.type) == ("Immune", "Lymphoid", "lymphocyte")
+    assert (*row.levels[:2], row.type) == ("Immune", "Lymphoid", "lymphocyte")
     # distance 0 beats an earlier anchor at distance 1
-    assert place(EPITHELIAL, "e", graph((EPITHELIAL, IMMUNE))).system == "Epithelial"
+    assert place(EPITHELIAL, "e", graph((EPITHELIAL, IMMUNE))).levels[0] == "Epithelial"
 
 
 def test_without_an_anchor_everything_is_other():
@@ -97,7 +103,7 @@ def test_of_several_shortest_paths_the_first_name_in_the_alphabet_counts():
 def test_stromal_is_a_system_and_a_lineage_with_different_anchors():
     assert SYSTEM_ANCHORS[STROMAL_SYSTEM] == LINEAGE_ANCHORS[STROMAL_LINEAGE] == "Stromal"
     row = place("x", "x", graph(("x", STROMAL_LINEAGE)))
-    assert (row.system, row.lineage) == ("Other", "Stromal")
+    assert row.levels[:2] == ("Other", "Stromal")
 
 
 def test_names_are_matched_by_name_then_synonym():
@@ -146,14 +152,14 @@ def test_the_203_scimilarity_types_on_the_shipped_release(cl: nx.DiGraph):
     assert by_name["regulatory T cell"].levels == ("Immune", "Lymphoid", "mature T cell", "regulatory T cell")
     assert by_name["pancreatic D cell"].levels[:2] == ("Epithelial", "Neuron")
     assert by_name["microglial cell"].levels[:2] == ("Neural", "Glial")
-    assert by_name["hematopoietic stem cell"].system == "Immune"
+    assert by_name["hematopoietic stem cell"].levels[0] == "Immune"
     assert by_name["native cell"].levels == ("Other", "Other", "native cell", "native cell")
-    assert place("CL:0000646", "basal cell", cl).system == "Stem/Progenitor"
-    assert by_name["natural killer cell"].lineage == "Innate Lymphoid"
-    assert place("CL:0000451", "dendritic cell", cl).lineage == "Immune"
+    assert place("CL:0000646", "basal cell", cl).levels[0] == "Stem/Progenitor"
+    assert by_name["natural killer cell"].levels[1] == "Innate Lymphoid"
+    assert place("CL:0000451", "dendritic cell", cl).levels[1] == "Immune"
     assert len({row.type for row in rows if "T cell" in row.subtype}) >= 5
     for oddity in ("melanocyte", "ciliated cell", "progenitor cell", "mesenchymal cell"):
-        assert by_name[oddity].system == "Other"
+        assert by_name[oddity].levels[0] == "Other"
 
 
 def test_systems_agree_with_networkx_on_every_term(cl: nx.DiGraph):
@@ -167,7 +173,7 @@ def test_systems_agree_with_networkx_on_every_term(cl: nx.DiGraph):
         stem = "Stem/Progenitor" if steps.pop(STEM, None) is not None else "Other"
         low = min(steps.values(), default=None)
         expected = next((SYSTEM_ANCHORS[a] for a in SYSTEM_ANCHORS if steps.get(a, -1) == low), stem)
-        assert place(term, "any", cl).system == expected
+        assert place(term, "any", cl).levels[0] == expected
 
 
 def test_unmapped_names_stop_or_go_to_other(cl: nx.DiGraph):
@@ -368,8 +374,8 @@ def test_a_cycle_of_terms_ends(tmp_path: Path):
         encoding="utf-8",
     )
     cat, dog = build_hierarchy(["cat cell", "dog cell"], load_graph(tmp_path / "cl.obo"))
-    assert (cat.system, cat.lineage, cat.type) == ("Immune", "Lymphoid", "dog cell")
-    assert (dog.lineage, dog.type) == ("Lymphoid", "lymphocyte")
+    assert (*cat.levels[:2], cat.type) == ("Immune", "Lymphoid", "dog cell")
+    assert (dog.levels[1], dog.type) == ("Lymphoid", "lymphocyte")
 
 
 def test_obsolete_terms_are_not_matched(tmp_path: Path):
