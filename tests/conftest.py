@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,23 +85,31 @@ def subnormal_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    """600 cells of 6 types and 3 studies, 16-d, in a folder with a space and an umlaut in its name."""
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="session")
+def first_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release, and what ingest.py and stratify.py make of it; the tests get copies."""
+    folder, rng = tmp_path_factory.mktemp("first_steps"), np.random.default_rng(0)
     labels = [*TYPES, *rng.choice(TYPES, 594, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])]
-    folder = tmp_path / "ein Atlas für Zellen" / "model_v1.1"
-    write_release(folder, clustered(labels), labels, rng.choice(["s1", "s2", "s3"], 600).tolist(), threads=4)
+    studies = rng.choice(["s1", "s2", "s3"], 600).tolist()
+    write_release(folder / "model_v1.1", clustered(labels), labels, studies, threads=4)
+    cells, output = str(folder / "cells.parquet"), str(folder / "stratified.parquet")
+    ingest.main(["--model-dir", str(folder / "model_v1.1"), "--output", cells])
+    stratify.main(["--input", cells, "--output", output])
     return folder
 
 
 @pytest.fixture
-def stratified(release: Path, tmp_path: Path) -> Path:
+def release(first_steps: Path, tmp_path: Path) -> Path:
+    """600 cells of 6 types and 3 studies, 16-d, in a folder with a space and an umlaut in its name."""
+    return shutil.copytree(first_steps / "model_v1.1", tmp_path / "ein Atlas für Zellen" / "model_v1.1")
+
+
+@pytest.fixture
+def stratified(release: Path, first_steps: Path, tmp_path: Path) -> Path:
     """The same cells after ingest.py and stratify.py."""
-    ingest.main(["--model-dir", str(release), "--output", str(tmp_path / "cells.parquet")])
-    out = tmp_path / "stratified.parquet"
-    stratify.main(["--input", str(tmp_path / "cells.parquet"), "--output", str(out)])
-    return out
+    for name in ("cells.parquet", "cells.hierarchy.tsv", "stratified.parquet"):
+        shutil.copyfile(first_steps / name, tmp_path / name)
+    return tmp_path / "stratified.parquet"
 
 
 @pytest.fixture(params=["pbmc_tonsil", "fetal_organs"])

@@ -228,12 +228,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
+
+
 @torch.inference_mode()
-def embed(adapter: Adapter, vectors: Tensor, batch: int = 2_048) -> list[Tensor]:
-    """(n, dim), on the adapter's device -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
+def blocks_of(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> Tensor:
+    """(n, dim), on the adapter's device -> (n, num_levels, scale_dim), in memory for a batch at a time."""
     adapter.eval()
-    parts = []
-    for x in vectors.split(batch):
-        blocks = adapter.blocks(x)
-        parts.append([*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)])
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    return torch.cat([adapter.blocks(x) for x in vectors.split(batch)])
+
+
+@torch.inference_mode()
+def embed(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> list[Tensor]:
+    """(n, dim), on the adapter's device -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
+    blocks = blocks_of(adapter, vectors, batch)
+    return [*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)]

@@ -15,9 +15,7 @@ from tqdm.auto import tqdm
 from fractal.data.cells import Cells
 from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
-from fractal.model.adapter import Adapter, FractalAdapter, truncate_blocks
-
-BATCH = 2_048  # cells; 4 MB of hidden units per layer, which stay in the cache
+from fractal.model.adapter import Adapter, FractalAdapter, blocks_of, truncate_blocks
 
 Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
 OpenCells = Callable[[Any, str | None, bool], AbstractContextManager[Cells]]  # cells, use_rep, force
@@ -73,18 +71,13 @@ def embed_matrix(adapter: Adapter, vectors: np.ndarray, prefix: int | None = Non
     two differ: a published full vector is no longer prefix, but has passed one more norm. The blocks are those behind
     it, not normalised. A row that is zero or not finite becomes NaN in both.
     """
-    adapter.eval()
-    device = next(adapter.parameters()).device
-    rows = np.flatnonzero(usable(vectors))
-    levels = adapter.num_levels
+    rows, levels, width = usable(vectors), adapter.num_levels, adapter.scale_dim
     prefix = prefix or levels
-    result = np.full((len(vectors), prefix * adapter.scale_dim), np.nan, np.float32)
-    all_blocks = np.full((len(vectors), levels * adapter.scale_dim), np.nan, np.float32)
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        blocks = adapter.blocks(torch.from_numpy(vectors[batch]).to(device))
-        result[batch] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
-        all_blocks[batch] = blocks.flatten(1).cpu()
+    blocks = blocks_of(adapter, torch.from_numpy(vectors[rows]).to(next(adapter.parameters()).device))
+    result = np.full((len(vectors), prefix * width), np.nan, np.float32)
+    all_blocks = np.full((len(vectors), levels * width), np.nan, np.float32)
+    result[rows] = (adapter.full(blocks) if prefix == levels else truncate_blocks(blocks, prefix)).cpu()
+    all_blocks[rows] = blocks.flatten(1).cpu()
     return result, all_blocks
 
 

@@ -100,15 +100,6 @@ class Validator:
         return accuracy, sum(scores) / len(scores) if finite else math.nan
 
 
-def batches(n: int, size: int, min_steps: int) -> list[Tensor]:
-    """Row numbers of one epoch: shuffled, cut to full batches, repeated until there are `min_steps` of them."""
-    rows: list[Tensor] = []
-    while len(rows) < min_steps or not rows:
-        order = torch.randperm(n)
-        rows += order.split(size) if n <= size else order[: n - n % size].split(size)
-    return rows
-
-
 def fit(
     train: LabelledVectors,
     validation: LabelledVectors,
@@ -193,7 +184,12 @@ class Trainer:
         self.scheduler = schedule(self.optimizer, settings, settings.epochs * self.steps)
 
     def batches(self) -> list[Tensor]:
-        return batches(self.num_rows, self.batch_size, self.recipe.min_steps)
+        """Row numbers of one epoch: shuffled, cut to full batches, repeated until there are `min_steps` of them."""
+        rows, n, size = list[Tensor](), self.num_rows, self.batch_size
+        while len(rows) < self.recipe.min_steps or not rows:
+            order = torch.randperm(n)
+            rows += order.split(size) if n <= size else order[: n - n % size].split(size)
+        return rows
 
     def step(self, rows: Tensor) -> Tensor:
         """Learn from the rows of this process with these numbers (b,) -> their loss."""
