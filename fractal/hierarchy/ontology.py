@@ -80,6 +80,10 @@ class CellType:
     path: str  # explains rule 4: the is_a chain from the term up to its anchor, CL names joined by " > "
 
     @property
+    def system(self) -> str:
+        return self.levels[0]
+
+    @property
     def type(self) -> str:
         return self.levels[-2]
 
