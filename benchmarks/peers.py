@@ -53,7 +53,7 @@ from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 from fractal.hierarchy.tree import Tree
 from fractal.model.recipes import Settings
 from fractal.model.training import fit as train
-from fractal.score.metrics import expected_calibration_error, hierarchical_f1, knn_accuracy, macro_f1
+from fractal.score.metrics import expected_calibration_error, hierarchical_f1, knn_accuracy, macro_scores
 from fractal.search.exact import nearest
 
 SURE = 0.8  # the default confidence of `annotate`
@@ -196,7 +196,7 @@ def figures(truth: np.ndarray, said: Arrays, tree: Tree, ancestors: np.ndarray) 
     right = tree.nodes[path] == tree.nodes[true]
     found = {level.capitalize(): float(hits.mean()) for level, hits in zip(tree.levels, right.T, strict=True)}
     found["AURC"] = risk_coverage(said["sure"][known], ~right[:, -1])
-    found["Macro F1"] = macro_f1(torch.from_numpy(path[:, None]), torch.from_numpy(true[:, None]))[0]
+    found["Macro F1"] = macro_scores(path, true)[1]
     found["Hierarchical F1"] = hierarchical_f1(path, true, ancestors) or 0.0
     found["ECE"] = expected_calibration_error(said["probability"][known, -1], right[:, -1])
     enough = (~known).sum() >= MIN_STRANGERS
