@@ -31,8 +31,8 @@ CL_ID = re.compile(r"(?:https?://purl\.obolibrary\.org/obo/)?CL[:_](\d{7})", re.
 
 def cl_id_of(text: str) -> str | None:
     """`CL:0000236`, `CL_0000236` or the term's IRI -> "CL:0000236"; None for any other text."""
-    found = CL_ID.fullmatch(text)
-    return f"CL:{found[1]}" if found else None
+    match = CL_ID.fullmatch(text)
+    return f"CL:{match[1]}" if match else None
 
 
 def _without_human(name: str) -> str:
@@ -45,8 +45,10 @@ class Index:
 
     def __init__(self, graph: nx.DiGraph) -> None:
         self.graph = graph
-        spelled = [(term, data["name"], "name") for term, data in graph.nodes(data=True)]
-        spelled += [(term, text, "synonym") for term, data in graph.nodes(data=True) for text in data["synonyms"]]
+        spelled = {
+            "name": [(data["name"], term) for term, data in graph.nodes(data=True)],
+            "synonym": [(text, term) for term, data in graph.nodes(data=True) for text in data["synonyms"]],
+        }
         keys: list[tuple[str, Callable[[str], str]]] = [
             ("name", str),
             ("name", str.casefold),
@@ -57,9 +59,8 @@ class Index:
         self.steps = []
         for how, key in keys:
             index = defaultdict[str, set[str]](set)
-            for term, text, kind in spelled:
-                if kind == how:
-                    index[key(text)].add(term)
+            for text, term in spelled[how]:
+                index[key(text)].add(term)
             self.steps.append((how, key, index))
         self.obsolete = graph.graph.get("obsolete", {})  # id -> (name, replaced_by, consider)
         self.obsolete_names = {name.casefold(): term for term, (name, *_) in self.obsolete.items() if name}
@@ -74,14 +75,14 @@ class Index:
         return "", "unmapped"
 
     def replaced(self, term: str) -> str | None:
-        """The living term in the place of an obsolete one, where the ontology names exactly one."""
+        """The term that replaces an obsolete one, where the ontology names exactly one."""
         seen = set[str]()
         while term in self.obsolete and term not in seen:
             seen.add(term)
-            places = self.obsolete[term][1]
-            if len(places) != 1:
+            successors = self.obsolete[term][1]
+            if len(successors) != 1:
                 return None
-            term = places[0]
+            term = successors[0]
         return term if term in self.graph else None
 
     def match(self, name: str) -> Match:
@@ -90,15 +91,15 @@ class Index:
                 return term, "id"
             if term in MANUAL.values():
                 return term, "manual"
-            place = self.replaced(term)
-            return (place, "replaced") if place else ("", "unmapped")
+            successor = self.replaced(term)
+            return (successor, "replaced") if successor else ("", "unmapped")
         if name.casefold() in SEVERAL_MEANINGS or _bare(name) in SEVERAL_MEANINGS:
             return "", "unmapped"
-        found = self.look_up(name)
-        if found[0]:
-            return found
-        if (old := self.obsolete_names.get(name.casefold())) and (place := self.replaced(old)):
-            return place, "replaced"
+        match = self.look_up(name)
+        if match[0]:
+            return match
+        if (old := self.obsolete_names.get(name.casefold())) and (successor := self.replaced(old)):
+            return successor, "replaced"
         terms = {other for spelling in spellings(name) if (other := self.look_up(spelling)[0])}
         return (terms.pop(), "spelling") if len(terms) == 1 else ("", "unmapped")
 

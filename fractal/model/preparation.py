@@ -115,9 +115,8 @@ def prepare(
 
 def describe(config: dict[str, Any]) -> str:
     """What the blocks are, and which levels have none, in one line."""
-    names = config["levels"]
-    line = (
-        f"{config['num_levels']} blocks of {config['scale_dim']}: {', '.join(names[k] for k in config['block_levels'])}"
-    )
-    without = [name for k, name in enumerate(names[: config["block_levels"][-1]]) if k not in config["block_levels"]]
+    names, block_levels = config["levels"], config["block_levels"]
+    blocks = ", ".join(names[k] for k in block_levels)
+    line = f"{config['num_levels']} blocks of {config['scale_dim']}: {blocks}"
+    without = [name for k, name in enumerate(names[: block_levels[-1]]) if k not in block_levels]
     return line + (f"; none for {', '.join(without)}, where all training cells are of one class" if without else "")
