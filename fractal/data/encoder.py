@@ -129,7 +129,7 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
         given = {name: tuple(tensor.shape) for name, tensor in state.items()}
     except Exception as error:  # torch raises what zip files, pickles and the system happen to raise
         raise InputError(f"{path}: not a checkpoint of weights, or cut short ({reason(error)})") from error
-    if wrong := [name for name, shape in shapes.items() if given.get(name, shape) != shape or name not in given]:
+    if wrong := [name for name, shape in shapes.items() if given.get(name) != shape]:
         raise InputError(f"{path}: '{wrong[0]}' is {given.get(wrong[0], 'missing')}, {SIZES} says {shapes[wrong[0]]}")
     with torch.device("meta"):
         network = Network(widths)
@@ -162,31 +162,11 @@ def read_sizes(path: Path, num_genes: int) -> tuple[list[int], dict[str, tuple[i
     return widths, shapes
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Which columns of some cells are genes of the model: `to_model` (genes of the cells, genes of the model), 0 or 1.
+def align(expression: Expression, encoder: Encoder, force: bool = False) -> tuple[sp.csr_matrix, str]:
+    """-> (genes of the cells, genes of the model) 0 or 1, what multiplies the counts; and a line on the genes.
 
-    Columns of one symbol are summed, since it multiplies the counts.
-    """
-
-    to_model: sp.csr_matrix
-    message: str
-
-
-def align(expression: Expression, encoder: Encoder, force: bool = False) -> Alignment:
-    """The cells' genes in the order of the model's.
-
-    Parameters
-    ----------
-    expression : the cells
-    encoder : of `read_encoder`
-    force : go on with few genes, and match mouse symbols by their upper case
-
-    Raises
-    ------
-    InputError
-        for fewer than `MIN_GENES` of the model's genes (all of a model that has fewer), unless `force`; for Ensembl ids
-        alone
+    Columns of one symbol are summed. Raises InputError for Ensembl ids alone and, unless `force`, for fewer than
+    MIN_GENES of the model's genes, and for symbols of mouse, which are matched by their upper case then.
     """
     names, where = gene_names(expression.var, encoder.genes)
     known = {gene: i for i, gene in enumerate(encoder.genes.tolist())}
@@ -216,38 +196,28 @@ def align(expression: Expression, encoder: Encoder, force: bool = False) -> Alig
     to_model = sp.csr_matrix((ones, (rows, columns[rows])), shape=(len(names), len(known)))
     repeated = len(rows) - found
     message = f"{found:,} of the model's {len(known):,} genes{where}{note}"
-    return Alignment(to_model, message + (f", {repeated:,} columns of the same symbol summed" if repeated else ""))
+    return to_model, message + (f", {repeated:,} columns of the same symbol summed" if repeated else "")
 
 
 def encode_rows(
     expression: Expression, encoder: Encoder, force: bool = False
 ) -> tuple[Callable[[slice], np.ndarray], str]:
-    """-> a function: rows -> their vectors (m, 128) float32, and a line on what was read.
+    """Counts of `choose_counts` -> a function: rows -> their vectors (m, 128) float32, and a line on what was read.
 
-    Parameters
-    ----------
-    expression : of `fractal.data.expression.choose_counts`
-    encoder : of `read_encoder`
-    force : as in `align`
-
-    Raises
-    ------
-    InputError
-        as `align` does; where it reads rows, for values that are no counts
-
-    Memory: a chunk of the expression, and 8 MB.
+    Raises InputError as `align` does; where it reads rows, for values that are no counts. Memory: a chunk of the
+    expression, and 8 MB.
     """
-    alignment, scale = align(expression, encoder, force), expression.scale
+    (to_model, genes), scale = align(expression, encoder, force), expression.scale
     assert scale is not None
 
     def rows(batch: slice) -> np.ndarray:
         vectors = []
         for part, x in expression.chunks(batch.start, batch.stop):
-            aligned = sp.csr_matrix(as_counts(x, scale, expression.where, part.start) @ alignment.to_model)
+            aligned = sp.csr_matrix(as_counts(x, scale, expression.where, part.start) @ to_model)
             vectors += [encoder.encode(aligned[i : i + CELLS]) for i in range(0, aligned.shape[0], CELLS)]
         return np.concatenate(vectors)
 
-    return rows, f"{expression.where}: {scale.message}, {alignment.message}"
+    return rows, f"{expression.where}: {scale.message}, {genes}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ studies, without a study (see fractal.hierarchy.names).
 
 import csv
 import io
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,6 @@ HEADER = np.dtype(
 )
 RELEASE_FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
 DELETED = 0x01  # hnswlib's DELETE_MARK, in the third byte of a record
-BRUTE_FORCE = np.dtype([("max_elements", "<u8"), ("record_size", "<u8"), ("count", "<u8")])  # header of a BFIndex
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,13 @@ class Release:
         """Its cells to read; they have no names. See `chunks`."""
 
         def read(size: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
-            for _, vectors in self.chunks(size, scratch):
+            for vectors in self.chunks(size, scratch):
                 yield pa.table({"row": range(len(vectors))}).select([]), vectors
 
-        path = self.index_path
-        return Cells(path, len(self), self.dim, pa.schema([]), (), read, lambda _: pa.table({}), dict)
+        return Cells(self.index_path, len(self), self.dim, pa.schema([]), (), read, lambda _: pa.table({}))
 
-    def chunks(
-        self, size: int = 65_536, scratch: str | Path | None = None
-    ) -> Generator[tuple[slice, np.ndarray], None, None]:
-        """Yield (rows, vectors (m, dim) float32) in row order, whatever the order of the records, in one pass.
+    def chunks(self, size: int = 65_536, scratch: str | Path | None = None) -> Iterator[np.ndarray]:
+        """Yield vectors (m, dim) float32 in row order, whatever the order of the records, in one pass.
 
         An index built with several threads holds its records nearly, but not quite, in row order: memory is two chunks
         of `size` rows. Of records in another order most wait in a temporary file in `scratch` (see `reorder`).
@@ -96,7 +92,7 @@ class Release:
                     f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; empty line "
                     f"{start + bad[0] + 1} of reference_labels.tsv to leave it out, or make or download the index again"
                 )
-            yield slice(start, start + len(vectors)), vectors
+            yield vectors
             start += len(vectors)
 
     def records_by_chunk(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -137,25 +133,22 @@ def open_release(model_dir: str | Location) -> Release:
         shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in unknown]
         raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(shown)}")
     records = open_index(index_path)
-    short = len(records) - len(label_codes)
-    if 0 < short <= empty_lines_at_end(labels_path):
-        label_codes = np.pad(label_codes, (0, short), constant_values=-1)
-        study_codes = None if study_codes is None else np.pad(study_codes, (0, short), constant_values=-1)
+    deleted = deleted_cells(index_path, records)
+    if (label_codes[len(records) :] < 0).all():  # empty lines at the end
+        label_codes, study_codes = (
+            None if codes is None else codes[: len(records)] for codes in (label_codes, study_codes)
+        )
     if len(records) != len(label_codes):
-        cause = "the two files belong to different releases, or one is cut short"
-        deleted = int(deleted_cells(index_path, records).sum())
-        if len(records) - deleted == len(label_codes):
-            cause = (
-                f"the lines of its {deleted:,} cells that are marked as deleted are missing, but line i must name cell "
-                "i: put them back, or build the index without these cells"
-            )
-        counts = f"holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines"
-        raise InputError(f"{index_path}: {counts}; {cause}")
+        raise InputError(
+            f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; the "
+            "two files belong to different releases, or one is cut short. Line i must name cell i, also of the "
+            f"{deleted.sum():,} cells that are marked as deleted"
+        )
     type_codes = np.array([*(position[name] for name in names), -1], np.int32)[label_codes]
     if not studies:
         study_codes = None
     reasons = {
-        "are marked as deleted in the index": deleted_cells(index_path, records),
+        "are marked as deleted in the index": deleted,
         "have no label": label_codes < 0,
         "have no study": np.zeros(len(records), bool) if study_codes is None else study_codes < 0,
     }
@@ -200,14 +193,14 @@ def read_types(path: Path) -> list[str]:
 def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, list[str]]:
     """-> type codes (n,) int64, type names, study codes (n,) int64 or None, study names; code -1 where there is none.
 
-    Names are cleaned (fractal.hierarchy.names); empty lines at the end are not read. Arrow's reader makes dictionary
-    codes as it goes: eight million lines never become Python strings.
+    Names are cleaned (fractal.hierarchy.names). Arrow's reader makes dictionary codes as it goes: eight million lines
+    never become Python strings.
     """
     text = pa.dictionary(pa.int32(), pa.string())
-    lines = path.read_bytes().rstrip(b"\r\n")
+    lines = path.read_bytes()
     try:
         table = pyarrow.csv.read_csv(
-            io.BytesIO(lines + b"\n" if lines else lines),  # Arrow takes a single line without its end for no line
+            io.BytesIO(lines if lines[-1:] in (b"\n", b"") else lines + b"\n"),  # else Arrow takes one line for none
             read_options=pyarrow.csv.ReadOptions(autogenerate_column_names=True),
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
             convert_options=pyarrow.csv.ConvertOptions(column_types={"f0": text, "f1": text}),
@@ -218,11 +211,6 @@ def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, l
         raise InputError(f"{path}: has {table.num_columns} columns; expected 'type' or 'type<TAB>study' on each line")
     (codes, names), *study = map(coded, table.columns)
     return (codes, names, *study[0]) if study else (codes, names, None, [])
-
-
-def empty_lines_at_end(path: Path) -> int:
-    text = path.read_bytes()
-    return max(0, text[len(text.rstrip(b"\r\n")) :].count(b"\n") - 1)
 
 
 def open_index(path: Path) -> np.ndarray:
@@ -244,13 +232,11 @@ def open_index(path: Path) -> np.ndarray:
         and header["record_size"] == header["label_offset"] + 8
         and header["count"] <= header["max_elements"]
     )
-    if not sane and is_brute_force(path, size):
-        raise InputError(
-            f"{path}: a brute-force index of hnswlib (BFIndex), expected its search graph; "
-            "make one with hnswlib.Index(space='cosine', ...)"
-        )
     if not sane:
-        raise InputError(f"{path}: not an index written by hnswlib (its header contradicts itself)")
+        raise InputError(
+            f"{path}: not an index written by hnswlib, its header contradicts itself (a BFIndex has no graph: make one "
+            "with hnswlib.Index(space='cosine', ...))"
+        )
     needed = HEADER.itemsize + header["count"] * header["record_size"]
     if size < needed:
         raise InputError(f"{path}: cut short, {size:,} bytes of at least {needed:,}; download it again")
@@ -265,12 +251,6 @@ def open_index(path: Path) -> np.ndarray:
     if header["count"] == 0:
         raise InputError(f"{path}: the index holds no vectors")
     return map_records(path, record, 0, header["count"])
-
-
-def is_brute_force(path: Path, size: int) -> bool:
-    """Does the header say so, and the size agree? Each record is a vector and a u64 label."""
-    capacity, record_size, count = map(int, np.fromfile(path, BRUTE_FORCE, 1)[0].item())
-    return count <= capacity and record_size > 8 and size == BRUTE_FORCE.itemsize + capacity * record_size
 
 
 def map_records(path: Path, record: np.dtype, start: int, count: int) -> np.ndarray:

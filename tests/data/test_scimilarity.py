@@ -14,7 +14,7 @@ from tests.conftest import TYPES, clustered, write_release
 
 
 def all_vectors(release) -> np.ndarray:
-    return np.concatenate([vectors for _, vectors in release.chunks(size=100)])
+    return np.concatenate(list(release.chunks(size=100)))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -207,7 +207,7 @@ def test_a_label_file_without_the_deleted_cells_is_explained(tmp_path: Path):
     path = tmp_path / "m" / "annotation" / "reference_labels.tsv"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(line for i, line in enumerate(lines) if i not in (3, 17)), encoding="utf-8")
-    with pytest.raises(InputError, match="2 cells that are marked as deleted are missing, but line i must name cell i"):
+    with pytest.raises(InputError, match="Line i must name cell i, also of the 2 cells that are marked as deleted"):
         open_release(tmp_path / "m")
     path.write_text("".join(lines[:-1]), encoding="utf-8")
     with pytest.raises(InputError, match="different releases, or one is cut short"):
@@ -274,7 +274,7 @@ def test_a_brute_force_index(tmp_path: Path):
     index.init_index(max_elements=20)
     index.add_items(clustered(TYPES))
     index.save_index(str(tmp_path / "m" / "annotation" / "labelled_kNN.bin"))
-    with pytest.raises(InputError, match=r"labelled_kNN\.bin: a brute-force index of hnswlib"):
+    with pytest.raises(InputError, match=r"labelled_kNN\.bin: not an index .*a BFIndex has no graph"):
         open_release(tmp_path / "m")
 
 
