@@ -19,6 +19,7 @@ from fractal.base.storage import Location, Remote, stamp, upload
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room: on the disk, in the quota, for so large a file
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system without them
+LOCK = ".{}.lock"  # beside a file or folder
 MAX_HEADER = 1 << 20  # bytes, for thousands of arrays
 READS = 5  # attempts to read a folder that is being replaced
 T = TypeVar("T")
@@ -30,9 +31,8 @@ _locked: dict[Location, tuple[int, Any]] = {}  # path -> the thread that holds i
 def locked(path: str | Location) -> Iterator[None]:
     """No other run writes the file or folder `path` meanwhile: enter it before reading what is to be changed.
 
-    A second run waits, with a line on stderr, and then reads what the first one has written. The same thread may enter
-    it again, as `atomic_write` and `atomic_folder` do. Where another program has changed `path` since it was locked,
-    they raise InputError and leave it as it is: all that protects a URI, and a file system without locks.
+    A second run waits, with a line on stderr. The same thread may enter it again, as `atomic_write` and `atomic_folder`
+    do, which leave what another program has changed since: all that protects a URI, and a file system without locks.
     """
     path = real_path(path)
     if _locked.get(path, (None,))[0] == threading.get_ident():
@@ -54,7 +54,8 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
     """
     from filelock import FileLock, SoftFileLock, Timeout  # a tenth of a second, which --help need not wait for
 
-    lock = FileLock(lock_path(path), timeout=1 if wait else 0, thread_local=False)
+    name = path.with_name(LOCK.format(path.name))
+    lock = FileLock(name, timeout=1 if wait else 0, thread_local=False)
     with naming_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -67,19 +68,15 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            lock_path(path).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
         else:
             restore(path)  # without locks, leftovers stay: they might be in use
     try:
         yield
     finally:
         if lock.is_locked and not isinstance(lock, SoftFileLock):  # a soft one removes its file
-            lock_path(path).unlink(missing_ok=True)  # who waits for it sees that it has lost its name
+            name.unlink(missing_ok=True)  # who waits for it sees that it has lost its name
         lock.release()
-
-
-def lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
 
 
 def check_unchanged(path: Location) -> None:
@@ -131,12 +128,10 @@ def check_header(path: Path) -> None:
 def atomic_write(path: str | Location) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well, move it there, else remove it.
 
-    Missing folders are made. File and folder are flushed to disk, so after a crash `path` is the old whole file, the
-    new whole file, or nothing. What a killed run has left is removed by the next one that writes the same path. Runs
-    that write it at once take turns (`locked`). For a URI, the temporary path is one of this machine, and what was
-    written there is uploaded.
-    Raises InputError for a path that is something else than a file, such as a folder or /dev/null, for a full disk, and
-    where another program has written `path` meanwhile.
+    Missing folders are made. After a crash `path` is the old whole file, the new one, or nothing; what a killed run has
+    left is removed by the next one. Runs that write it at once take turns (`locked`). For a URI, the temporary path is
+    one of this machine, whose contents are uploaded.
+    Raises InputError for a path that is no file, for a full disk, and where another program has written it meanwhile.
     (Give `torch.save` an open file: of one that it opens it only says "iostream error".)
     """
     if isinstance(path, Remote):
@@ -246,11 +241,8 @@ def leftovers(path: Path) -> Iterator[Path]:
 def recover(path: str | Location) -> None:
     """For readers: as `restore`, unless a run is writing `path`."""
     path = real_path(path)
-    if not isinstance(path, Remote) and (lock_path(path).exists() or any(leftovers(path))):
-        with (
-            suppress(OSError, InputError),
-            file_lock(path, wait=False),
-        ):  # a run that lives, or a folder of another user
+    if not isinstance(path, Remote) and (path.with_name(LOCK.format(path.name)).exists() or any(leftovers(path))):
+        with suppress(OSError, InputError), file_lock(path, wait=False):  # a run that lives, or another user's folder
             pass
 
 

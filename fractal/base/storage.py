@@ -164,9 +164,6 @@ def connect(scheme: str, host: str, query: str, _: str | None) -> tuple[FileSyst
     return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(files)), root
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def open_random(path: Location) -> Any:
     """What h5py and numpy read from: the path itself, or a file of the store with 1 MB of it in memory."""
     if isinstance(path, Path):
@@ -201,19 +198,14 @@ def children(folder: Location) -> set[str]:
     return {info.base_name for info in listed(folder, recursive=False)}
 
 
-def sizes_below(path: Location) -> dict[str, int]:
-    """The size of each file of a folder and of the folders in it, by its name from there on; "" for a file.
+def names_below(path: Location) -> list[str]:
+    """The files of a folder and of the folders in it, sorted, by their names from there on; [""] for a file.
 
     Without the hidden ones: those that begin with . or _, and those in folders that do.
     """
     start = len(file_system(path)[1])
-    sizes = {info.path[start:].strip("/"): info.size for info in listed(path, recursive=True) if info.is_file}
-    return {name: size for name, size in sizes.items() if not re.search(r"(^|/)[._]", name)}
-
-
-def files_of(folder: Location) -> list[Location]:
-    """All files of a folder and of the folders in it, sorted, but the hidden ones."""
-    return [folder / name for name in sizes_below(folder)]
+    names = [info.path[start:].strip("/") for info in listed(path, recursive=True) if info.is_file]
+    return [name for name in names if not re.search(r"(^|/)[._]", name)]
 
 
 def download(path: Location, target: Path) -> None:
@@ -244,7 +236,7 @@ def copied(path: Remote, names: tuple[str, ...] | None, _: tuple[Any, ...]) -> P
     if path.is_file():
         download(path, target)
         return target
-    for name in sizes_below(path) if names is None else names:
+    for name in names_below(path) if names is None else names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if (path / name).is_file():  # else whoever reads it says what is missing
             download(path / name, target / name)
@@ -264,10 +256,7 @@ def stamp(path: Location) -> tuple[Any, ...]:
 
 
 def same_files(path: Location) -> Callable[[], None]:
-    """-> a check, for what opens the files of `path` again and again, that they are still those of now.
-
-    It raises InputError where one of them has been replaced.
-    """
+    """-> a check, which raises InputError where a file of `path` has been replaced since now."""
     before = stamp(path)
 
     def check() -> None:
@@ -275,9 +264,6 @@ def same_files(path: Location) -> Callable[[], None]:
             raise InputError(f"{path}: has been replaced while it was read; run this again")
 
     return check
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def writer(path: Remote) -> tuple[Any, str]:
@@ -292,8 +278,7 @@ def writer(path: Remote) -> tuple[Any, str]:
 
 def fsspec_options(path: Remote) -> dict[str, Any]:
     """The options of a URI, as s3fs and gcsfs take them."""
-    options: dict[str, Any] = {}
-    given, key = dict(parse_qsl(path.query)), path.host.rpartition("@")[0]
+    options, given, key = dict[str, Any](), dict(parse_qsl(path.query)), path.host.rpartition("@")[0]
     if endpoint := given.get("endpoint_override"):
         options["endpoint_url"] = f"{given.get('scheme', 'https')}://{endpoint}"
     if path.scheme == "s3":
@@ -321,9 +306,8 @@ def check_output(path: Remote, flag: str = "") -> None:
 def upload(path: Remote) -> Iterator[IO[bytes]]:
     """Yield a file to write to; the object is there, whole, when the block has ended well.
 
-    Otherwise it is not, or is still the old one: after an error and after Ctrl-C the parts that the store has are given
-    up. (A process that is killed leaves parts that no listing shows; a lifecycle rule of the bucket removes them.)
-    Memory: a part of 32 MB.
+    After an error and Ctrl-C the parts that the store has are given up, and an old object stays. (A process that is
+    killed leaves parts that no listing shows; a lifecycle rule of the bucket removes them.)
     """
     with store_errors(path, "written"):
         files, inner = writer(path)
@@ -338,9 +322,6 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
             file.discard()
         file.closed = True  # else it would send the rest when it is collected
         raise
-
-
-# --- for libraries that open URIs themselves -------------------------------------------------------------------------
 
 
 def tiledb_config(path: Location) -> dict[str, str]:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Location, Remote, children, files_of, locate, open_random, store_errors
+from fractal.base.storage import Location, Remote, children, locate, names_below, open_random, store_errors
 from fractal.data.h5ad import (
     find_embedding,
     fractal_uns,
@@ -55,7 +55,7 @@ def kind_of(path: str | Location) -> str:
             return "soma"
         if names & {"__schema", "__array_schema.tdb", EMBEDDING}:
             return "tiledb"
-        return "parquet" if any(file.suffix in PARQUET for file in files_of(path)) else "tiledb"
+        return "parquet" if any(name.endswith(PARQUET) for name in names_below(path)) else "tiledb"
     return suffix[1:] if suffix in (".h5ad", ".npy", ".zarr") else "parquet"
 
 

@@ -31,7 +31,7 @@ from pyarrow.fs import LocalFileSystem
 from fractal.base.errors import InputError, reason
 from fractal.base.files import atomic_stream
 from fractal.base.prefetch import prefetch_calls
-from fractal.base.storage import Location, file_system, files_of, locate, pieces, same_files, sizes_below, store_errors
+from fractal.base.storage import Location, file_system, locate, names_below, pieces, same_files, store_errors
 from fractal.hierarchy.levels import LEVELS, column_names
 
 ROW_GROUP = 65_536  # rows; 34 MB of 128-d vectors, so that reading streams
@@ -191,7 +191,7 @@ class Parquet:
         if not path.exists():
             raise InputError(f"{path}: no such file; make it with ingest.py and stratify.py")
         check_same = same_files(path)
-        names = [name for name in sizes_below(path) if not name or name.endswith(PARQUET)]
+        names = [name for name in names_below(path) if not name or name.endswith(PARQUET)]
         if not names:
             raise InputError(f"{path}: holds no Parquet files (their names end in .parquet)")
         with reading(path):
@@ -308,8 +308,9 @@ def fingerprint(path: str | Location) -> str:
         with open(path, "rb") as file:  # Python's error names a file that is missing, Arrow's does not
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for piece in chain.from_iterable(pieces(file) for file in (files_of(path) if path.is_dir() else [path])):
-        digest.update(piece)
+    for name in names_below(path) if path.is_dir() else [""]:
+        for piece in pieces(path / name if name else path):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -381,8 +382,12 @@ def open_writer(
     )
     path, numbers = locate(path), count()
     folder = path.parent
-    if in_parts(path) and folder.is_dir() and (there := [f for f in files_of(folder) if f.suffix in PARQUET]):
-        raise InputError(f"{folder}: holds {there[0].name} already; name another folder, or remove what is in it")
+    if (
+        in_parts(path)
+        and folder.is_dir()
+        and (there := [name for name in names_below(folder) if name.endswith(PARQUET)])
+    ):
+        raise InputError(f"{folder}: holds {there[0]} already; name another folder, or remove what is in it")
     with ExitStack() as files:
 
         def open_next() -> pq.ParquetWriter:
