@@ -25,7 +25,7 @@ from fractal.commands.options import add, non_negative_int, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.adapter import pick_device
-from fractal.reference import load_adapter, read_folder
+from fractal.reference import load_adapter, read_reference
 from fractal.score import checkpoints
 from fractal.score.checkpoints import BANKS, Checkpoint, Evaluation
 from fractal.score.table import steer
@@ -146,7 +146,7 @@ def draw(
     protocols["loo"] = "the other test cells"
     scored = []
     for i, model in enumerate(models):
-        annotator = read_folder(model.path).annotator if args.all_rows and model.path.is_dir() else None
+        annotator = read_reference(model.path).annotator if args.all_rows and model.path.is_dir() else None
         scored.append(scored_checkpoint(models, i, result, atlas, protocols, about, annotator))
     for one in scored:
         one.warnings.extend(notes)

@@ -50,7 +50,7 @@ from fractal.data.labels import Labels, read_map
 from fractal.hierarchy import levels, ontology
 from fractal.model.checkpoint import build_adapter, load, save
 from fractal.model.split import MIN_VALIDATION, Split
-from fractal.reference import make_reference, read_folder, write_folder
+from fractal.reference import make_reference, read_reference
 
 BATCH = 5_000  # executions per process
 CPU_LIMIT, MEMORY_LIMIT = 1.0, 64  # seconds and MB of one execution
@@ -233,12 +233,12 @@ def make_folder(folder: Path) -> None:
     facts = {"cl_release": "2025-07-30", "split": SPLIT, "versions": {"torch": "2"}}
     counts: dict[tuple[str, ...], int] = dict.fromkeys(paths, 60)
     annotator = Annotator.of(build_adapter(config, classes), cells, cells, counts)
-    write_folder(folder, make_reference(annotator, config, classes, None, facts))
+    make_reference(annotator, config, classes, None, facts).save(folder)
 
 
 def use_folder(folder: Path) -> None:
     """Read it and annotate with it, as `fractal annotate` does."""
-    reference = read_folder(folder)
+    reference = read_reference(folder)
     vectors = np.random.default_rng(1).normal(size=(3, reference.adapter.dim)).astype(np.float32)
     answer_columns(reference.annotator.answer(vectors), reference.annotator.tree)
     model_card(reference.facts, 0)

@@ -40,7 +40,7 @@ from fractal.commands import annotate, embed
 from fractal.commands.options import positive_int
 from fractal.data.cells import Cells
 from fractal.model.checkpoint import load
-from fractal.reference import read_folder
+from fractal.reference import read_reference
 from fractal.score.metrics import silhouette
 from fractal.search.exact import nearest
 
@@ -140,7 +140,7 @@ def annotating(name: str, args: argparse.Namespace) -> Prepared:
                 annotate.main(["--reference", str(args.reference), *files, "--device", "cpu"])
 
         return command, len(vectors), 1.0
-    voting = read_folder(args.reference).annotator.voting
+    voting = read_reference(args.reference).annotator.voting
     if name == "exact search":
         assert isinstance(voting.neighbours, Neighbours)
         vectors, voting.neighbours.lengths = vectors[:EXACTLY], []

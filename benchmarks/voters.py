@@ -23,7 +23,7 @@ from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
-from fractal.reference import read_folder
+from fractal.reference import read_reference
 from fractal.score.metrics import expected_calibration_error
 from fractal.search import open_index, voters
 
@@ -47,9 +47,9 @@ def votes_of_others(annotator: Annotator, vectors: np.ndarray) -> Raw:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    reference = read_folder(args.reference)
+    reference = read_reference(args.reference)
     index, plain = open_index(args.index), reference.annotator
-    indexed = reference.asking(index, None)
+    indexed = reference.run(index=index).annotator
     total = Atlas.open(args.input).num_rows
     rows = np.sort(np.random.default_rng(0).permutation(total)[: args.cells])
     cells = Atlas.open(args.input).read(rows)

@@ -31,7 +31,7 @@ from fractal.model.recipes import Settings, find_recipe
 from fractal.model.split import Split
 from fractal.model.training import Fitted
 from fractal.model.training import fit as train
-from fractal.reference import Reference, make_reference, versions
+from fractal.reference import Reference, make_reference
 from fractal.score.metrics import knn_accuracy
 
 if TYPE_CHECKING:
@@ -201,8 +201,6 @@ def train_reference(
         "held_out": folds.about,
         "split": asdict(split),
         "training": {**fitted.training(fit.settings), "best_epochs_of_folds": best},
-        "validation": None,
-        "versions": versions(),
     }
     study = atlas.studies[0][rows].astype(np.int64) if by_study else np.zeros(len(rows), np.int64)
     path = tree.rows(path_names(training))

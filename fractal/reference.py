@@ -1,23 +1,8 @@
-"""A reference: an adapter and labelled cells, which label and embed new cells; the class, and its folder.
+"""A reference: an adapter and labelled cells, which label and embed new cells; the Python API."""
 
-    adapter.safetensors   weights of the adapter
-    cells.safetensors     reference cells: their vectors as they went in, their rows of hierarchy.tsv, codes of studies
-    held_out.safetensors  cells, and what was said of them without them (fractal.annotate.calibration.HeldOut)
-    hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
-    projection.safetensors   only of a PCA: what projects new cells (fractal.annotate.projection)
-    maps.safetensors      only after `fractal map`: layouts of the cells (fractal.view.maps), with a hash of its own
-    bundle.json           format version, the adapter's config, sha256 of the files above, provenance
-    README.md             the model card
-
-The full fractal vectors are not kept: the adapter makes 100,000 in a second or two. Nor is the calibration: it is made
-of the held-out cells, also for those who ask for a few types only.
-"""
-
-import csv
-import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,34 +10,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save
 
 from fractal import __version__
 from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import CONFIDENCE, NOVELTY, annotation_columns, as_obs
-from fractal.annotate.calibration import HeldOut
-from fractal.annotate.card import headline, model_card
+from fractal.annotate.answers import CONFIDENCE, annotation_columns, as_obs
+from fractal.annotate.card import headline
+from fractal.annotate.folder import MAPS, VERSION, read_folder, write_folder
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake
-from fractal.annotate.run import Run
+from fractal.annotate.run import Run, check_answers
 from fractal.annotate.truth import report
-from fractal.annotate.votes import COPIES, NEIGHBOURS, SIGNALS
-from fractal.base.errors import InputError, in_python
-from fractal.base.files import atomic_folder, check_header, read_whole, recover
+from fractal.annotate.votes import COPIES, NEIGHBOURS
+from fractal.base.errors import in_python
+from fractal.base.files import read_whole
 from fractal.base.storage import Location, fetch, locate
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
 from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import CELL_ID, fingerprint
-from fractal.data.vectors import usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.hierarchy.tree import Tree
 from fractal.model import checkpoint as checkpoints
 from fractal.model.adapter import Adapter, pick_device
-from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights, weights_sha256
+from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights_sha256
 from fractal.score.answers import answer_table
 from fractal.view.colours import label_colours
-from fractal.view.maps import MAPS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,15 +44,6 @@ if TYPE_CHECKING:
     from fractal.view.maps import Maps
     from fractal.view.notebook import InlinePage
     from fractal.view.scored import Scored
-
-VERSION = 5  # 4: cells that were held out once; 3: two signals of unknown types; 2: no validation cells
-FILES = ("adapter.safetensors", "cells.safetensors", "held_out.safetensors", "hierarchy.tsv")
-PROJECTION = "projection.safetensors"  # only where the vectors are principal components
-# calibration.json and reference.parquet are of older versions
-OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "calibration.json", "reference.parquet")
-CELL_ARRAYS = ("vectors", "path", "study")
-# As a checkpoint's facts, where nothing is known.
-NOTHING_KNOWN: dict[str, Any] = {"training": {}, "versions": {}, "split": {}, "validation": None}
 
 
 @dataclass
@@ -135,7 +107,7 @@ class Reference:
     @in_python
     def save(self, folder: str | Path) -> None:
         """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
-        write_folder(Path(folder), self)
+        write_folder(Path(folder), (self.annotator, self.facts, self.projection))
         self.name, self.folder = Path(folder).resolve().name, Path(folder)
 
     @in_python
@@ -492,27 +464,6 @@ class Reference:
         return vectors
 
 
-def check_answers(confidence: float, novelty: str, error: float | None = None) -> None:
-    """Raises InputError for what `annotate` can't be asked."""
-    if not 0 < confidence <= 1:
-        raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
-    if error is not None and not 0 < error < 1:
-        raise InputError(f"error {error:g}: must be above 0 and below 1")
-    if error is not None and confidence != CONFIDENCE:
-        raise InputError("give either a confidence or an error: either says how deep the answers go")
-    if novelty not in NOVELTY:
-        raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")
-
-
-def versions() -> dict[str, str]:
-    return {
-        "fractal": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def make_reference(
     annotator: Annotator,
     config: dict[str, Any],
@@ -527,21 +478,28 @@ def make_reference(
     config, classes: those of the checkpoint. facts: provenance, for bundle.json and the card. projection: where the
     vectors are those of a PCA. studies: (n,) that of each test cell, where whole studies are held out.
     """
+    facts, tree = facts or {}, annotator.tree
+    versions = {
+        "fractal": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
     about: dict[str, Any] = {
+        **{"training": {}, "split": {}, "validation": None},  # as of a checkpoint; the facts have them where known
+        **facts,
+        "versions": versions | facts.get("versions", {}),
         "config": config,
         "classes": classes,
         "recipe": config["recipe"],
-        "levels": list(annotator.tree.levels),
+        "levels": list(tree.levels),
         "reference_cells": len(annotator.path),
         "reference_types": len(np.unique(annotator.path)),
-        "training_cells": int(annotator.tree.counts.sum()),
+        "training_cells": int(tree.counts.sum()),
         **({"projection": projection.facts()} if projection else {}),
         "scores": annotator.scores(test, studies),
     }
-    return Reference(annotator, {**NOTHING_KNOWN, **(facts or {}), **about}, projection)
-
-
-# --- the folder -------------------------------------------------------------------------------------------------------
+    return Reference(annotator, about, projection)
 
 
 @in_python
@@ -550,9 +508,13 @@ def load(folder: str | Path, device: str = "auto", model: str | Path | None = No
 
     model: where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it.
     """
-    reference = read_folder(locate(folder), pick_device(device))
-    reference.model = Path(model) if model else None
-    return reference
+    return read_reference(locate(folder), pick_device(device), Path(model) if model else None)
+
+
+def read_reference(folder: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Reference:
+    path = fetch(folder)
+    annotator, facts, projection = read_whole(path, partial(read_folder, device=device))
+    return Reference(annotator, facts, projection, folder.resolve().name, path, model)
 
 
 def open_embedder(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
@@ -561,152 +523,19 @@ def open_embedder(path: Location, device: torch.device | str = "cpu", model: Pat
     Raises InputError for neither.
     """
     if path.is_dir():
-        reference = read_folder(path, device)
-        reference.model = model
-        return reference.embedder
+        return read_reference(path, device, model).embedder
     (adapter, checkpoint), sha256 = read_whole(path, lambda path: (checkpoints.load(path, device), fingerprint(path)))
-    config = checkpoint["config"]
 
     def open_cells(cells: Any, use_rep: str | None, force: bool) -> Any:
         return Cells.open(cells, use_rep or "X_scimilarity", adapter.dim)
 
-    blocks = block_names(config)
-    return Embedder(adapter, config["recipe"], blocks, sha256, "X_scimilarity", open_cells)
+    config = checkpoint["config"]
+    return Embedder(adapter, config["recipe"], block_names(config), sha256, "X_scimilarity", open_cells)
 
 
 def load_adapter(path: Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """A checkpoint of train.py, or a reference's folder -> the adapter, and what it says beside it."""
     if path.is_dir():
-        reference = read_folder(path, device)
+        reference = read_reference(path, device)
         return reference.adapter, reference.facts
     return checkpoints.load(path, device)
-
-
-def check_folder(path: Path) -> None:
-    """Raises InputError for an output that would lose anything: only a reference's own files are replaced."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise InputError(f"{path}: is a file, and the reference is a folder; name another folder")
-    recover(path / MAPS)  # of a run of `fractal map` that was killed
-    there = sorted(file.name for file in path.iterdir())
-    if there and "bundle.json" not in there:
-        raise InputError(f"{path}: is there, and no reference; name another folder")
-    if foreign := sorted(set(there) - set(OWN_FILES)):
-        raise InputError(f"{path}: also holds {foreign[0]}, which would be lost; name another folder")
-
-
-def write_folder(path: Path, reference: Reference) -> None:
-    """Write all files, whole or not at all; the facts are completed with the version and the hashes."""
-    check_folder(path)
-    annotator = reference.annotator
-    tree = annotator.tree
-    with atomic_folder(path, OWN_FILES) as part:
-        (part / "adapter.safetensors").write_bytes(weights(annotator.adapter))
-        held_out = {field.name: getattr(annotator.held_out, field.name) for field in fields(HeldOut)}
-        cells = {name: getattr(annotator, name) for name in CELL_ARRAYS}
-        (part / "cells.safetensors").write_bytes(save_arrays(cells))
-        (part / "held_out.safetensors").write_bytes(save_arrays(held_out))
-        with open(part / "hierarchy.tsv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow([*tree.levels, *(f"{level}_cl_id" for level in tree.levels), "cells"])
-            for names, ids, count in zip(tree.paths, tree.cl_ids.tolist(), tree.counts, strict=True):
-                writer.writerow([*names, *ids, count])
-        names = FILES
-        if reference.projection:
-            (part / PROJECTION).write_bytes(save_arrays(reference.projection.arrays()))
-            names = (*FILES, PROJECTION)
-        hashes = {name: fingerprint(part / name) for name in names}
-        facts = {**reference.facts, "version": VERSION, "sha256": hashes}
-        (part / "bundle.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        (part / "README.md").write_text(model_card(reference.facts, VERSION), encoding="utf-8")
-
-
-def read_folder(place: Location, device: torch.device | str = "cpu") -> Reference:
-    """Raises InputError for a folder that is no reference, is of another version, or whose files were changed."""
-    reference: Reference = read_whole(fetch(place), partial(read_files, device=device))
-    reference.name = place.resolve().name
-    return reference
-
-
-def read_files(path: Path, device: torch.device | str) -> Reference:
-    try:
-        facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
-        version, hashes = facts.get("version"), dict(facts.get("sha256", {}))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not a reference (bundle.json cannot be read); make one with `fractal fit`"
-        ) from error
-    if version != VERSION:
-        raise InputError(f"{path}: a reference of version {version}, this reads {VERSION}; make it again")
-    for name in (*FILES, PROJECTION) if facts.get("projection") else FILES:
-        if not (path / name).is_file() or fingerprint(path / name) != hashes.get(name):
-            raise InputError(f"{path / name}: missing, or not the file that the reference was made with; make it again")
-    try:
-        adapter = read_adapter(path, facts).to(device).eval()
-        arrays = read_arrays(path / "cells.safetensors")
-        held_out = HeldOut(**read_arrays(path / "held_out.safetensors"))
-        vectors, rows, study = (arrays[name] for name in CELL_ARRAYS)
-        annotator = Annotator(adapter, read_tree(path, facts), vectors, rows, study, held_out)
-        projection = None
-        if facts.get("projection"):
-            projection = Projection.of(read_arrays(path / PROJECTION), facts["projection"], adapter.dim)
-        if "encoder" in facts:
-            EncoderLink(**facts["encoder"])
-        check_consistent(annotator)
-        model_card(facts, VERSION)  # fails where a fact is missing that saving it again takes
-    except Exception as error:  # whatever damaged files make torch, json and numpy raise
-        raise InputError(f"{path}: a damaged reference; make it again") from error
-    return Reference(annotator, facts, projection, folder=path)
-
-
-def read_adapter(path: Path, facts: dict[str, Any]) -> Adapter:
-    check_header(path / "adapter.safetensors")
-    return checkpoints.restore({**facts, "state": load_file(path / "adapter.safetensors")})
-
-
-def read_tree(path: Path, facts: dict[str, Any]) -> Tree:
-    with open(path / "hierarchy.tsv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", strict=True))
-    levels = tuple(facts["levels"])
-    paths = [tuple(row[level] for level in levels) for row in rows]
-    if not all(isinstance(label, str) for path in paths for label in path):
-        raise ValueError("labels are missing")
-    cl_ids = np.array([[row[f"{level}_cl_id"] for level in levels] for row in rows])
-    return Tree.of(paths, levels, cl_ids, np.array([int(row["cells"]) for row in rows]))
-
-
-def save_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
-    tensors = {name: torch.tensor(values) for name, values in arrays.items()}  # copies: they may share memory
-    return bytes(save(tensors))
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    check_header(path)
-    return {name: tensor.numpy() for name, tensor in load_file(path).items()}
-
-
-def check_consistent(annotator: Annotator) -> None:
-    """Raises ValueError, or whatever numpy does, unless the parts that were read fit together."""
-    tree, held_out = annotator.tree, annotator.held_out
-    for cells in annotator, held_out:
-        x, codes, study = cells.vectors, cells.path, cells.study
-        if x.dtype != np.float32 or x.shape != (len(codes), annotator.adapter.dim) or codes.dtype != np.int64:
-            raise ValueError("cells do not fit the adapter")
-        if not usable(x).all() or not ((codes >= 0) & (codes < len(tree.paths))).all():
-            raise ValueError("cells are not finite, or on no path")
-        if not len(codes) or study.shape != codes.shape or study.dtype != np.int64:
-            raise ValueError("no cells, or no study of each")
-    if (annotator.study < 0).any() or (held_out.study < -1).any() or (tree.counts < 0).any():
-        raise ValueError("codes or counts below 0")
-    n, k = held_out.cosine.shape
-    shapes = {"fold": (n,), "weight": (n,), "neighbour_path": (n, k), "signals": (n, len(SIGNALS))}
-    if n != len(held_out) or not k or any(getattr(held_out, name).shape != shape for name, shape in shapes.items()):
-        raise ValueError("what was said of held-out cells is not of each")
-    neighbours = held_out.neighbour_path
-    if neighbours.dtype != np.int32 or not ((neighbours >= 0) & (neighbours < len(tree.paths))).all():
-        raise ValueError("neighbours are on no path")
-    if not np.isfinite(held_out.signals).all() or not (np.isfinite(held_out.weight) & (held_out.weight > 0)).all():
-        raise ValueError("held-out cells hold something else than numbers")
-    if np.isnan(held_out.cosine).any() or not np.isfinite(held_out.cosine[:, 0]).all():
-        raise ValueError("cells without a neighbour")

@@ -9,6 +9,8 @@ from tqdm.auto import tqdm
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import (
+    CONFIDENCE,
+    NOVELTY,
     Answer,
     answer_columns,
     group_columns,
@@ -20,7 +22,7 @@ from fractal.annotate.answers import (
 from fractal.annotate.query import Origin
 from fractal.annotate.space import RowCheck
 from fractal.annotate.votes import BATCH
-from fractal.base.errors import warn
+from fractal.base.errors import InputError, warn
 from fractal.base.prefetch import prefetch
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
@@ -90,3 +92,15 @@ class Run:
         table = group_columns(before, after, codes, labels, self.annotator.tree)
         self.results["groups"] = table.to_pandas().set_index("group")
         return pa.concat_tables(names), after
+
+
+def check_answers(confidence: float, novelty: str, error: float | None = None) -> None:
+    """Raises InputError for what `annotate` can't be asked."""
+    if not 0 < confidence <= 1:
+        raise InputError(f"confidence {confidence:g}: must be above 0 and at most 1")
+    if error is not None and not 0 < error < 1:
+        raise InputError(f"error {error:g}: must be above 0 and below 1")
+    if error is not None and confidence != CONFIDENCE:
+        raise InputError("give either a confidence or an error: either says how deep the answers go")
+    if novelty not in NOVELTY:
+        raise InputError(f"novelty '{novelty}': is one of {', '.join(NOVELTY)}")

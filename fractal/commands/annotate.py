@@ -96,8 +96,8 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
+    from fractal.annotate.run import check_answers
     from fractal.data.cells import has_obs, has_obsm, is_h5ad
-    from fractal.reference import check_answers
 
     args.input = one_input(args, EXAMPLE)
     check_suffix("--output", args.output, (".tsv", ".parquet", ".h5ad"))
@@ -133,10 +133,10 @@ def annotate(args: argparse.Namespace) -> None:
     from fractal.annotate.answers import annotation_columns
     from fractal.commands.output import open_output
     from fractal.model.adapter import pick_device
-    from fractal.reference import read_folder
+    from fractal.reference import read_reference
     from fractal.view.colours import label_colours
 
-    reference = read_folder(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, pick_device(args.device))
     reference.model = args.model
     names = ("confidence", "error", "novelty", "index", "index_labels", "only", "exclude", "obo")
     run = reference.run(**{name: getattr(args, name) for name in names})

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.stage == "ingest" and bool(args.model_dir) == bool(args.h5ad):
         raise InputError("name either --model-dir or --h5ad")
     if args.stage == "annotate":
-        from fractal.reference import check_answers
+        from fractal.annotate.run import check_answers
 
         check_answers(args.confidence, args.novelty, args.error)
     with locked(args.output), ray_engine(args.address, args.workers) as engine:

@@ -71,12 +71,12 @@ def main(argv: list[str] | None = None) -> None:
     check_flags(args)
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import cut_matrix
-    from fractal.reference import read_folder
+    from fractal.reference import read_reference
     from fractal.view.embedding_atlas import atlas_columns, write_embedding_atlas
     from fractal.view.explorer import write_page
     from fractal.view.shown import MAX_CELLS, read_shown
 
-    reference = read_folder(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, pick_device(args.device))
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     with reference.embedder.open(args.input, args.use_rep, args.force) as cells:
         shown = read_shown(cells, args.labels, args.columns, limit)

@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.write_label_map:
         propose_labels(args, parser)
         return
+    from fractal.annotate.folder import check_folder
     from fractal.data.encoder import OBSM
     from fractal.fitting import fit
-    from fractal.reference import check_folder
 
     inputs = {"input": args.input, "--label-map": args.label_map, "--hierarchy": args.hierarchy}
     check_paths(inputs, {}, folders={"--output": args.output})

@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import cut_matrix
-    from fractal.reference import read_folder
+    from fractal.reference import read_reference
     from fractal.view.maps import COLUMN, OBSM
 
     to_h5ad, invalid = is_h5ad(args.output), 0
-    reference = read_folder(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, pick_device(args.device))
     embedder = reference.embedder
     with ExitStack() as stack:
         stack.enter_context(locked(args.output))  # it may be the input

@@ -42,12 +42,13 @@ def main(argv: list[str] | None = None) -> None:
 
     from fractal.annotate.annotator import Annotator
     from fractal.annotate.card import headline
+    from fractal.annotate.folder import check_folder
     from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import pick_device
     from fractal.model.checkpoint import load
     from fractal.model.split import TEST_CELLS, Split
-    from fractal.reference import check_folder, make_reference, versions
+    from fractal.reference import make_reference
     from fractal.score.answers import answer_table
 
     args.obo = args.obo or CL_SLIM
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": args.input.name,
         "source": Path(metadata.get("source", "unknown")).name,
         "obsm": metadata.get("obsm", ""),
-        "versions": versions() | checkpoint["versions"],
+        "versions": checkpoint["versions"],
     }
     test_rows = np.sort(test_rows)
     test = atlas.read(test_rows) if len(test_rows) else None

@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     from fractal.model.adapter import pick_device
-    from fractal.reference import read_folder
+    from fractal.reference import read_reference
     from fractal.view.findings import summary
     from fractal.view.page import write
 
-    reference = read_folder(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, pick_device(args.device))
     columns = {name: getattr(args, name) for name in ("labels", "levels", "study", "use_rep", "force")}
     scored = reference.score(args.input, **columns, num_samples=args.num_samples, obo=args.obo, seed=args.seed)
     write(f"How good {scored.name} is", [scored], args.output, args.figures)

@@ -47,7 +47,7 @@ from fractal.data.scimilarity import map_records, open_release
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
 from fractal.model.embedding import Embedder
-from fractal.reference import open_embedder, read_folder
+from fractal.reference import open_embedder, read_reference
 
 Task = Callable[[int], int]  # the number of a part -> how many cells it has
 Engine = Callable[[Task, int, str], Iterator[int]]  # runs the tasks 0 ... n - 1, in any order -> their cells
@@ -66,7 +66,7 @@ def embedder_of(path: Path) -> Embedder:
 
 @lru_cache(maxsize=1)
 def run_of(path: Path, **asked: Any) -> Run:
-    return read_folder(path).run(**asked)
+    return read_reference(path).run(**asked)
 
 
 def part(folder: Path, number: int) -> Path:

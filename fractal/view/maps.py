@@ -29,7 +29,6 @@ from fractal.base.files import atomic_write, check_header
 from fractal.data.vectors import usable
 from fractal.search.exact import Nearest
 
-MAPS = "maps.safetensors"  # in the folder of a reference
 VERSION = 1  # of the file
 OBSM, COLUMN = "X_fractal_umap_{}", "fractal_umap_{}"  # of prefix 1, 2, ...; in an AnnData, and in Parquet
 MIN_CELLS = 20

@@ -24,6 +24,7 @@ import eval as evaluate
 import ingest
 import train
 from fractal.annotate.calibration import tail
+from fractal.annotate.folder import VERSION
 from fractal.annotate.votes import Voting, descend
 from fractal.base.errors import InputError
 from fractal.commands import annotate, export
@@ -35,7 +36,7 @@ from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, lo
 from fractal.hierarchy.tree import Tree
 from fractal.model import embedding
 from fractal.model.adapter import FractalAdapter, embed
-from fractal.reference import VERSION, read_folder
+from fractal.reference import read_reference
 from tests.conftest import TYPES, clustered, write_h5ad
 
 SMALL = [("I", "L", "T", name) for name in "abc"] + [("I", "L", "B", "d"), ("I", "M", "m", "e"), ("S", "L", "f", "g")]
@@ -241,7 +242,7 @@ def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path
     more = ["--only", "CL:0000542", "--exclude", "CL:0000084"]  # T cell
     rows = annotated(reference, tmp_path / "x.npy", tmp_path / "a.tsv", *more)
     assert {row["subtype"] for row in rows} == {"B cell", "natural killer cell", ""}
-    tree, graph = read_folder(reference / "ref").annotator.tree, load_graph(CL_SLIM)
+    tree, graph = read_reference(reference / "ref").annotator.tree, load_graph(CL_SLIM)
     assert tree.choose(graph, [], []) is None
     base = ["--reference", reference / "ref", "--input", tmp_path / "x.npy", "--output", tmp_path / "b.tsv"]
     assert "nor a term of CL" in fails(annotate.main, *base, "--only", "tee cell")
@@ -258,7 +259,7 @@ def test_a_bundle_says_where_it_comes_from_and_gives_back_what_went_in(reference
     assert scores["levels"]["subtype"]["accuracy_forced"] > 0.9
     assert sum(b["cells"] for b in scores["levels"]["subtype"]["reliability"]) == scores["cells"]
     assert "| `subtype`" in (reference / "ref" / "README.md").read_text()
-    found = read_folder(reference / "ref")
+    found = read_reference(reference / "ref")
     checkpoint = torch.load(reference / "adapter.pt", weights_only=True)
     for name, tensor in found.adapter.state_dict().items():
         assert torch.equal(tensor, checkpoint["state"][name])
@@ -325,7 +326,7 @@ def test_a_confidence_out_of_range(tmp_path: Path, fails):
     assert "name a .tsv" in fails(annotate.main, *base, "--output", tmp_path / "a.txt")
     assert "only written for an .h5ad" in fails(annotate.main, *base, "--output", tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="not a reference"):
-        read_folder(tmp_path)
+        read_reference(tmp_path)
 
 
 def test_no_input_is_overwritten_and_no_embedding_embedded_again(reference: Path, tmp_path: Path, fails):

@@ -17,7 +17,7 @@ from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model.checkpoint import build_adapter
-from fractal.reference import Reference, make_reference, write_folder
+from fractal.reference import Reference, make_reference
 from fractal.view.scored import Scored
 
 EVIL = "</text><script>alert(1)</script><img src=x onerror=alert(2)> & \"'`\x1b[31m"
@@ -62,7 +62,7 @@ def scored(bundle: Reference) -> Scored:
 
 @pytest.fixture
 def folder(bundle: Reference, tmp_path: Path) -> Path:
-    write_folder(tmp_path / "blood", bundle)
+    replace(bundle).save(tmp_path / "blood")
     return tmp_path / "blood"
 
 

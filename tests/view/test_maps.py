@@ -16,12 +16,12 @@ from safetensors.numpy import save
 from sklearn.metrics import silhouette_score
 
 import fractal
+from fractal.annotate.folder import MAPS
 from fractal.base.errors import InputError
 from fractal.commands.map import main
 from fractal.model.embedding import cut_matrix
-from fractal.reference import write_folder
 from fractal.view import maps as module
-from fractal.view.maps import MAPS, Maps, amid, fit_maps, kept_maps
+from fractal.view.maps import Maps, amid, fit_maps, kept_maps
 from tests.conftest import clustered
 
 KINDS = ["B cell", "fibroblast", "regulatory T cell"] * 120
@@ -193,7 +193,7 @@ def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypa
     bundle = fractal.load(folder)
     keep = np.array([path[-1] != "fibroblast" for path in bundle.annotator.tree.paths])
     other = replace(bundle, annotator=bundle.annotator.restricted(keep))
-    write_folder(tmp_path / "other", other)
+    replace(other).save(tmp_path / "other")
     shutil.copy(folder / MAPS, tmp_path / "other" / MAPS)
     made: list[int] = []
 
@@ -205,7 +205,7 @@ def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypa
     for _ in range(2):
         assert len(fractal.load(tmp_path / "other").maps.vectors) == len(other.annotator.vectors)
     assert made == [len(other.annotator.vectors)]
-    write_folder(tmp_path / "other", bundle)  # a reference that is made again has no maps of the one before
+    replace(bundle).save(tmp_path / "other")  # a reference that is made again has no maps of the one before
     assert not (tmp_path / "other" / MAPS).exists()
 
 

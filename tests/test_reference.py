@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fractal import reference as references
+from fractal.annotate import folder as folders
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CAUTION, NOVEL, answer
 from fractal.annotate.calibration import Calibration
@@ -18,7 +18,7 @@ from fractal.base.errors import InputError
 from fractal.data.atlas import LabelledVectors
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.checkpoint import build_adapter
-from fractal.reference import Reference, load_adapter, make_reference, read_folder, write_folder
+from fractal.reference import Reference, load_adapter, make_reference, read_reference
 from tests.conftest import columns
 
 CLASSES = [["I", "S"], ["L", "M"], ["f", "m", "t"], ["a", "b", "c", "d"]]
@@ -48,8 +48,8 @@ def reference() -> Reference:
 
 
 def test_what_is_written_is_read_again(reference: Reference, tmp_path: Path):
-    write_folder(tmp_path / "ref", reference)
-    again = read_folder(tmp_path / "ref")
+    replace(reference).save(tmp_path / "ref")
+    again = read_reference(tmp_path / "ref")
     x = cells(50, 3).vectors
     for name, values in columns(reference.annotator, x).items():
         again_values = columns(again.annotator, x)[name]
@@ -57,14 +57,14 @@ def test_what_is_written_is_read_again(reference: Reference, tmp_path: Path):
     adapter, facts = load_adapter(tmp_path / "ref")
     assert adapter.dim == facts["config"]["dim"] == 8
     assert (facts["reference_cells"], facts["reference_types"], facts["training_cells"]) == (200, 4, 1000)
-    write_folder(tmp_path / "ref", again)  # its own files are replaced
+    replace(again).save(tmp_path / "ref")  # its own files are replaced
 
 
 def test_a_reference_that_a_killed_run_moved_away_is_put_back(reference: Reference, tmp_path: Path):
     part = tmp_path / ".ref.01234567.part"  # as a run killed between its two renames leaves it
     for name in ("old", "new"):
-        write_folder(part / name, reference)
-    assert read_folder(tmp_path / "ref").levels == reference.levels
+        replace(reference).save(part / name)
+    assert read_reference(tmp_path / "ref").levels == reference.levels
     assert [path.name for path in tmp_path.iterdir()] == ["ref"]
 
 
@@ -72,27 +72,27 @@ def test_a_reference_that_is_replaced_while_it_is_read(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """All that is read is of one run, not the first one's facts and the second one's cells."""
-    path, load_file = tmp_path / "ref", references.load_file
+    path, load_file = tmp_path / "ref", folders.load_file
     a = reference.annotator
     other = replace(reference, annotator=replace(a, vectors=a.vectors[::-1].copy(), path=a.path[::-1].copy()))
-    write_folder(path, reference)
+    replace(reference).save(path)
 
     def replaced(file: Path) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(references, "load_file", load_file)
-        write_folder(path, other)
+        monkeypatch.setattr(folders, "load_file", load_file)
+        replace(other).save(path)
         return load_file(file)
 
-    monkeypatch.setattr(references, "load_file", replaced)
-    again = read_folder(path)
+    monkeypatch.setattr(folders, "load_file", replaced)
+    again = read_reference(path)
     assert np.array_equal(again.annotator.vectors, other.annotator.vectors)
     assert again.facts["sha256"] == json.loads((path / "bundle.json").read_text())["sha256"]
 
 
 def test_nothing_that_is_not_the_reference_s_own_is_lost(reference: Reference, tmp_path: Path):
-    write_folder(tmp_path / "ref", reference)
+    replace(reference).save(tmp_path / "ref")
     (tmp_path / "ref" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"notes\.txt"):
-        write_folder(tmp_path / "ref", reference)
+        replace(reference).save(tmp_path / "ref")
     assert (tmp_path / "ref" / "notes.txt").read_text() == "mine"
 
 
