@@ -28,7 +28,7 @@ from fractal.model.adapter import embed, pick_device
 from fractal.reference import load_adapter
 from fractal.score.checkpoints import choose_rows, of_one_split
 from fractal.score.metrics import K, majority
-from fractal.search.exact import funnel, nearest
+from fractal.search.exact import nearest
 
 SEARCHES = 2_000  # queries
 RECALL = 10  # neighbours
@@ -51,6 +51,25 @@ Search = Callable[[int, int], Tensor]  # queries from row a to row b -> (b - a, 
 def exact(queries: Tensor, bank: Tensor) -> Search:
     unit = bank.dtype == torch.float32  # rounded to float16, lengths are off by 1e-3, and recall by more
     return lambda a, b: nearest(queries[a:b], bank, RECALL, unit)
+
+
+def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
+    """Search in stages: all rows by the first vectors, what is left by the second, ... -> (n, keep[-1]) int64.
+
+    Stage i ranks by the cosine of queries[i] (n, d_i) and banks[i] (m, d_i), both of unit length, and leaves keep[i]
+    rows; longer prefixes come later. Adaptive retrieval of Kusupati et al. 2022 (Matryoshka representation learning).
+    """
+    rows = nearest(queries[0], banks[0], keep[0], unit=True)
+    for vectors, bank, k in zip(queries[1:], banks[1:], keep[1:], strict=True):
+        size = max(1, 2**18 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 1 MB of gathered rows
+        ranked = []
+        for batch, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
+            # index_select: three times as fast as bank[shortlist]
+            gathered = bank.index_select(0, shortlist.flatten()).float().view(*shortlist.shape, -1)
+            similarity = torch.bmm(gathered, batch[:, :, None])[:, :, 0]
+            ranked.append(shortlist.gather(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices))
+        rows = torch.cat(ranked)
+    return rows
 
 
 def in_stages(queries: list[Tensor], banks: list[Tensor], plan: list[tuple[int, int]]) -> Search:

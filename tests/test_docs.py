@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -37,6 +38,7 @@ def blood_like() -> anndata.AnnData:
 def test_the_example_runs(tmp_path: Path, monkeypatch, capsys):
     """Where scanpy is not installed, on made cells and without the blocks that call it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fractal, "fit", partial(fractal.fit, epochs=8))
     names: dict[str, object] = {"np": np} if HAS_SCANPY else {"np": np, "cells": blood_like()}
     done = 0
     for block in blocks(ROOT / "docs" / "example.md", "python"):

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,15 +31,20 @@ from fractal.model.checkpoint import load
 from tests.conftest import TYPES, clustered, write_release
 
 ROOT = Path(__file__).parent.parent
+QUICK = ["--epochs", "1", "--scale-dim", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(first_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "adapter.pt"
+    train.main(["--input", str(first_steps / "stratified.parquet"), "--output", str(path), *QUICK])
+    return path
 
 
 @pytest.fixture
-def checkpoint(stratified: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "adapter.pt"
-    train.main(
-        ["--input", str(stratified), "--output", str(path), "--epochs", "2", "--scale-dim", "4", "--device", "cpu"]
-    )
-    return path
+def checkpoint(trained: Path, tmp_path: Path) -> Path:
+    """Of the cells of `stratified`."""
+    return Path(shutil.copy(trained, tmp_path))
 
 
 def evaluated(checkpoint: Path, data: Path, *more: str) -> dict:
@@ -223,26 +230,35 @@ def test_the_same_seed_gives_the_same_weights(stratified: Path, tmp_path: Path):
     assert not torch.equal(states[0], states[2])
 
 
-def test_the_command_line_exits_with_2_and_one_line(tmp_path: Path):
-    for script in ("stratify.py", "train.py", "eval.py"):
-        flag = "--model-path" if script == "eval.py" else "--input"
-        done = subprocess.run(
-            [sys.executable, script, flag, str(tmp_path / "none")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert str(tmp_path / "none") in done.stderr
+def run_script(script: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> object:
+    """Run a script as `python SCRIPT` does -> its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return stop.value.code
+
+
+@pytest.mark.parametrize("script", ["stratify.py", "train.py", "eval.py"])
+def test_a_script_exits_with_2_and_one_line(script: str, tmp_path: Path, monkeypatch, capsys):
+    flag = "--model-path" if script == "eval.py" else "--input"
+    assert run_script(script, monkeypatch, flag, str(tmp_path / "none")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert str(tmp_path / "none") in line
 
 
 @pytest.mark.parametrize("script", ["ingest.py", "stratify.py", "train.py", "eval.py"])
-def test_help(script: str):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "usage" in done.stdout
+def test_help(script: str, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--help") == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_a_process_of_its_own(tmp_path: Path):
+    """Without what the tests have imported, and from another folder."""
+    done = subprocess.run([sys.executable, ROOT / "stratify.py", "--input", "none"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: none")
 
 
 def test_the_best_epoch_is_kept_and_patience_stops(stratified: Path, tmp_path: Path, monkeypatch, capsys):

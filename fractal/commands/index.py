@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("name the folder of the new index with --output")
     if args.output:
         check_paths({"input": path, "--reference": args.reference}, {}, folders={"--output": args.output})
-    from fractal.search.folder import OWN_FILES, check_files, read_folder
+    from fractal.search.folder import OWN_FILES, check_files
 
     if args.check:
         print(f"{path}: whole, {check_files(folder) / 1e6:,.0f} MB agree with their checksums")
@@ -78,11 +78,11 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.base.paths import check_folder
     from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
-    from fractal.search import build
+    from fractal.search import build, open_index
     from fractal.search.source import open_cells
 
     if args.add:
-        read_folder(folder)  # an error before the work
+        open_index(folder)  # an error before the work
     else:
         check_folder(folder, OWN_FILES)
     began = time.perf_counter()
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             build.build(folder, source, args.seed)
     seconds = time.perf_counter() - began
-    print(f"{line(read_folder(folder))}; {source.cells.num_rows:,} cells in {seconds:,.0f} s")
+    print(f"{line(open_index(folder).folder)}; {source.cells.num_rows:,} cells in {seconds:,.0f} s")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -29,15 +29,7 @@ from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, locked
 from fractal.data.parquet import CELL_ID
 from fractal.search.exact import nearest
-from fractal.search.folder import (
-    CENTROIDS,
-    MAX_PARTS,
-    NO_COLUMN,
-    OWN_FILES,
-    Folder,
-    part_names,
-    write_manifest,
-)
+from fractal.search.folder import CENTROIDS, MAX_PARTS, NO_COLUMN, OWN_FILES, part_names, write_manifest
 from fractal.search.index import Index, open_index
 from fractal.search.source import Source
 
@@ -84,13 +76,11 @@ class Lists:
         """sample (n, dim) float16 of length 1 -> about `num_lists` lists."""
         branches = kmeans(sample, round(num_lists**0.5), seed)
         branch = nearest_centre(sample, branches)
-        parts = [
-            kmeans(members, round(num_lists * len(members) / len(sample)), seed)
-            if len(members)
-            else branches[b : b + 1]
-            for b in range(len(branches))
-            for members in [sample[branch == b]]
-        ]
+        parts = []
+        for b in range(len(branches)):
+            members = sample[branch == b]
+            wanted = round(num_lists * len(members) / len(sample))
+            parts.append(kmeans(members, wanted, seed) if len(members) else branches[b : b + 1])
         return Lists(branches, np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
     def assign(self, vectors: np.ndarray) -> np.ndarray:
@@ -126,9 +116,7 @@ class Spool:
         """Yield (first row, vectors (m, dim) float16)."""
         self.vectors.seek(0)
         for start in range(0, self.cells, PIECE):
-            piece = np.empty((min(PIECE, self.cells - start), self.dim), "<f2")
-            self.vectors.readinto(piece.data)  # type: ignore[attr-defined]
-            yield start, piece
+            yield start, np.fromfile(self.vectors, "<f2", PIECE * self.dim).reshape(-1, self.dim)
 
     def sample(self, n: int, seed: int) -> np.ndarray:
         """n rows at random, (n, dim) float16, fewer where one is drawn twice; all where there are no more."""
@@ -167,32 +155,24 @@ class Spool:
 
 def stored_schema(table: pa.Table) -> pa.Schema:
     """How columns like those of the first chunk are stored: text of few distinct values as codes."""
-
-    def kind(name: str, column: pa.ChunkedArray) -> pa.DataType:
+    fields = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
         coded = pa.types.is_dictionary(column.type)
-        value = column.type.value_type if coded else column.type
-        if not pa.types.is_string(value) and not pa.types.is_large_string(value):
-            return value
-        few = coded or len(pc.unique(column)) < FEW_VALUES * len(column)
-        return pa.dictionary(pa.int32(), pa.string()) if few and name != CELL_ID else pa.string()
-
-    fields = [(name, kind(name, table[name])) for name in table.column_names]
+        kind = column.type.value_type if coded else column.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            few = coded or len(pc.unique(column)) < FEW_VALUES * len(column)
+            kind = pa.dictionary(pa.int32(), pa.string()) if few and name != CELL_ID else pa.string()
+        fields.append((name, kind))
     return pa.schema(fields or [(NO_COLUMN, pa.null())])
 
 
 def stored(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
     """A chunk's columns as one batch; its codes have a dictionary with the values of the chunk alone."""
-
-    def column(field: pa.Field) -> pa.Array:
-        values = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        values = values.cast(field.type)
-        if isinstance(values, pa.ChunkedArray):
-            values = values.unify_dictionaries().combine_chunks()
-        return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
-
-    return pa.record_batch([column(field) for field in schema], schema=schema)
+    if schema.names == [NO_COLUMN] and not table.column_names:
+        table = pa.table([pa.nulls(len(table))], schema=schema)
+    columns = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in table.columns]
+    table = pa.table(columns, names=table.column_names).select(schema.names).cast(schema)
+    return table.unify_dictionaries().combine_chunks().to_batches()[0]
 
 
 def spool_cells(source: Source, spool: Spool, path: Path) -> None:
@@ -209,25 +189,22 @@ def spool_cells(source: Source, spool: Spool, path: Path) -> None:
 
 
 def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:
-    """Put every cell into its list; write the sizes and the vectors."""
+    """Put every cell into its list; write the sizes, and of each list its vectors, then its rows."""
     sizes = spool.assign(lists)
     np.save(names[0], sizes)
     ends, most = np.cumsum(sizes), max(1, BUFFER // (2 * spool.dim))  # cells
+    first = 0
     with open(names[1], "wb") as file:
-        first = 0
         while first < len(sizes):  # several lists at a time, at least one
             last = max(first + 1, int(np.searchsorted(ends, ends[first] - sizes[first] + most, "right")))
-            write_some(file, sizes[first:last], *spool.ordered(first, sizes[first:last]))
+            vectors, rows = spool.ordered(first, sizes[first:last])
+            end = 0
+            for size in sizes[first:last].tolist():
+                start, end = end, end + size
+                file.write(vectors[start:end].data)
+                file.write(rows[start:end].data)
+            del vectors, rows  # one buffer goes before the next comes
             first = last
-
-
-def write_some(file: IO[bytes], sizes: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> None:
-    """Lists of these sizes: of each its vectors, then its rows. A function, so that one buffer goes before the next."""
-    end = 0
-    for size in sizes.tolist():
-        start, end = end, end + size
-        file.write(vectors[start:end].data)
-        file.write(rows[start:end].data)
 
 
 def build(path: Path, source: Source, seed: int = 0) -> None:
@@ -239,13 +216,8 @@ def build(path: Path, source: Source, seed: int = 0) -> None:
         lists = Lists.train(spool.sample(min(MAX_SAMPLE, SAMPLE_PER_LIST * num_lists), seed), num_lists, seed)
         np.save(folder / CENTROIDS, lists.centroids)
         write_lists(spool, lists, (sizes, vectors))
-        metadata = {
-            "space": asdict(source.space),
-            "sources": [source.name],
-            "fractal": __version__,
-            "seed": seed,
-        }
-        write_manifest(folder, metadata, [CENTROIDS, *part_names(0)])
+        about = {"sources": [source.name], "fractal": __version__, "seed": seed}
+        write_manifest(folder, {"space": asdict(source.space), **about}, [CENTROIDS, *part_names(0)])
 
 
 def add(path: Path, source: Source, force: bool = False) -> None:
@@ -260,9 +232,9 @@ def add(path: Path, source: Source, force: bool = False) -> None:
         number, metadata = len(index.parts), index.folder.metadata
         if number >= MAX_PARTS:
             raise InputError(f"{path}: cells were added {number - 1} times, which is the most; build it anew")
-        check_same_space(index.folder, source)
+        check_same_space(index, source)
         old = list(metadata["files"])
-        with atomic_folder(path, OWN_FILES) as folder, Spool.open(folder, index.space.dim) as spool:
+        with atomic_folder(path, OWN_FILES) as folder, Spool.open(folder, source.space.dim) as spool:
             for name in old:
                 link_or_copy(path / name, folder / name)
             sizes, vectors, columns = (folder / name for name in part_names(number))
@@ -282,45 +254,40 @@ def check_new(index: Index, name: str, spool: Spool, columns: Path) -> None:
     or if they have one name in files of one name. Raises InputError where at least half of them are there.
     """
     sample = spool.sample(CHECKED, seed=0)
-    stored = index.vectors_of(index.search(sample, 1).cells[:, 0])
-    same = int(((stored == sample).mean(1) > SAME_NUMBERS).sum())
+    stored_alike = index.vectors_of(index.search(sample, 1).cells[:, 0])
+    same = int(((stored_alike == sample).mean(1) > SAME_NUMBERS).sum())
     with pa.memory_map(str(columns)) as file:
-        batch = next(iter(pa.ipc.open_stream(file)))
-        ids = batch[CELL_ID][:CHECKED] if CELL_ID in batch.schema.names else pa.array([], pa.string())
-        for part in index.parts if len(ids) else ():
-            if part.source == name and CELL_ID in part.batches[0].schema.names:
-                known = [
-                    pc.is_in(ids, batch[CELL_ID]).to_numpy(False) for batch in map(part.batch, range(len(part.batches)))
-                ]
-                same = max(same, round(np.any(known, axis=0).mean() * len(sample)))
+        new = next(iter(pa.ipc.open_stream(file)))
+        ids = new[CELL_ID][:CHECKED] if CELL_ID in new.schema.names else pa.nulls(1, pa.string())
+        known = np.zeros(len(ids), bool)
+        for batch in (batch for part in index.parts if part.source == name for batch in part.batches):
+            known |= pc.is_in(ids, batch.column(CELL_ID), skip_nulls=True).to_numpy(False)
+    same = max(same, round(known.mean() * len(sample)))
     if 2 * same >= len(sample):
         raise InputError(
             f"{name}: {same:,} of {len(sample):,} cells that were looked at are in {index.folder.path} already, and "
             "would be among the hits twice; leave them out, build the index anew, or add them with --force"
         )
     if same:
-        print(
-            f"warning: {name}: {same:,} of {len(sample):,} cells that were looked at are in the index already",
-            file=sys.stderr,
-        )
+        seen = f"{same:,} of {len(sample):,} cells that were looked at"
+        print(f"warning: {name}: {seen} are in the index already", file=sys.stderr)
 
 
-def check_same_space(index: Folder, source: Source) -> None:
+def check_same_space(index: Index, source: Source) -> None:
     """Raises InputError for cells that can't be compared with those of the index."""
     old, new = index.space, source.space
-    if new.dim != old.dim:
-        raise InputError(f"{source.name}: its vectors have {new.dim} numbers, those of {index.path} {old.dim}")
-    if new.blocks != old.blocks or (old.adapters and not set(new.adapters) & set(old.adapters)):
-        made = f"by the adapter {old.adapters[0][:12]}..." if old.adapters else "by no adapter, they are as they came"
+    if (new.dim, new.blocks) != (old.dim, old.blocks):
+        made = "by an adapter; name it with --reference" if old.adapters else "by no adapter; drop --reference"
         raise InputError(
-            f"{source.name}: its vectors can't be compared with those of {index.path}, which were made {made}; name "
-            "that adapter with --reference"
+            f"{source.name}: its vectors have {new.dim} numbers in {len(new.blocks)} blocks and can't be compared with "
+            f"those of {index.folder.path}, {old.dim} in {len(old.blocks)}, which were made {made}"
         )
+    index.check_adapter(new.adapters, source.name)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for the file; a copy where the file system has no such links."""
-    with suppress(OSError):
+    try:
         os.link(source, target)
-    if not target.exists():
+    except OSError:
         shutil.copyfile(source, target)

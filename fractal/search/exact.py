@@ -1,10 +1,8 @@
-"""Exact nearest neighbours by cosine, in bounded memory, and the funnel: a shortlist by a short prefix, re-ranked.
+"""Exact nearest neighbours by cosine, in bounded memory.
 
 Nothing is indexed: every similarity is computed, tile by tile, and the k nearest so far are kept. So the bank may come
 in pieces, and a file of millions of cells is searched without holding it.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -86,22 +84,3 @@ def nearest(queries: Tensor, bank: Tensor | None = None, k: int = 5, unit: bool 
     search = Nearest(queries, k, leave_one_out=bank is None)
     search.add(queries if bank is None else bank, unit)
     return search.rows()
-
-
-def funnel(queries: Sequence[Tensor], banks: Sequence[Tensor], keep: Sequence[int]) -> Tensor:
-    """Search in stages: all rows by the first vectors, what is left by the second, ... -> (n, keep[-1]) int64.
-
-    Stage i ranks by the cosine of queries[i] (n, d_i) and banks[i] (m, d_i), both of unit length, and leaves keep[i]
-    rows; longer prefixes come later. Adaptive retrieval of Kusupati et al. 2022 (Matryoshka representation learning).
-    """
-    rows = nearest(queries[0], banks[0], keep[0], unit=True)
-    for vectors, bank, k in zip(queries[1:], banks[1:], keep[1:], strict=True):
-        size = max(1, 2**18 // (rows.shape[1] * bank.shape[1]))  # queries at a time: 1 MB of gathered rows
-        ranked = []
-        for batch, shortlist in zip(vectors.split(size), rows.split(size), strict=True):
-            # index_select: three times as fast as bank[shortlist]
-            gathered = bank.index_select(0, shortlist.flatten()).float().view(*shortlist.shape, -1)
-            similarity = torch.bmm(gathered, batch[:, :, None])[:, :, 0]
-            ranked.append(shortlist.gather(1, similarity.topk(min(k, similarity.shape[1]), dim=1).indices))
-        rows = torch.cat(ranked)
-    return rows

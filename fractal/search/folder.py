@@ -29,6 +29,7 @@ MANIFEST, CENTROIDS = "index.json", "centroids.npy"
 MAX_PARTS = 100
 NO_COLUMN = "none"  # stands alone in the stream of a file without columns, so that it has as many rows as cells
 WAY_OUT = "make it again with `fractal index`"
+DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, pa.ArrowException)
 
 
 def part_names(part: int) -> tuple[str, str, str]:
@@ -62,6 +63,32 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """The columns of some cells, mapped, as they were written."""
+
+    path: Path
+    first: int  # the number of its first cell in the index
+    data: pa.RecordBatch
+    validated: set[str] = field(default_factory=set)  # columns
+
+    @property
+    def cells(self) -> slice:
+        return slice(self.first, self.first + len(self.data))
+
+    def column(self, name: str, kind: pa.DataType | None = None) -> pa.Array:
+        """A column; where there is none, nulls of the type `kind`, by default text."""
+        if name not in self.data.schema.names:
+            return pa.nulls(len(self.data), kind or pa.string())
+        if name not in self.validated:  # Arrow does not look at what it maps, and may read beyond its end
+            try:
+                self.data[name].validate(full=True)
+            except pa.ArrowException as error:
+                raise InputError(f"{self.path}: damaged ({reason(error)}); {WAY_OUT}") from error
+            self.validated.add(name)
+        return self.data[name]
+
+
+@dataclass(frozen=True)
 class Part:
     """The cells of one source. Its files are mapped when it is opened: what replaces them later is not seen."""
 
@@ -72,22 +99,23 @@ class Part:
     dim: int
     path: Path  # of its vectors
     data: np.ndarray  # these, (bytes,) uint8, mapped copy-on-write: torch takes no array that is read-only
-    batches: list[pa.RecordBatch]  # its columns, mapped, as they were written
-    validated: set[int] = field(default_factory=set)  # numbers of batches
+    batches: list[Batch]
 
     @staticmethod
-    def open(folder: Path, number: int, source: str, first: int, dim: int) -> "Part":
-        """Raises InputError, or what numpy does, for damaged files."""
+    def open(folder: Path, number: int, source: str, first: int, centroids: np.ndarray) -> "Part":
+        """Raises one of DAMAGES for files that do not fit together."""
         sizes, vectors, columns = (folder / name for name in part_names(number))
-        counts = np.load(sizes)
+        counts, data, dim = np.load(sizes), np.memmap(vectors, np.uint8, "c"), centroids.shape[1]
+        if counts.dtype != np.int64 or counts.shape != (len(centroids),) or (counts < 0).any() or not counts.any():
+            raise ValueError("the sizes are not those of the lists")
         starts = np.concatenate([[0], np.cumsum(counts * (2 * dim + 8))])
-        try:
-            batches = list(pa.ipc.open_stream(pa.memory_map(str(columns))))
-            if sum(map(len, batches)) != counts.sum():
-                raise pa.ArrowInvalid("it has another number of cells")
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{columns}: damaged ({reason(error)}); {WAY_OUT}") from error
-        return Part(source, first, counts, starts, dim, vectors, np.memmap(vectors, np.uint8, "c"), batches)
+        batches, end = list[Batch](), first
+        for batch in pa.ipc.open_stream(pa.memory_map(str(columns))):
+            batches.append(Batch(columns, end, batch))
+            end += len(batch)
+        if starts[-1] != len(data) or end - first != counts.sum():
+            raise ValueError("its files have different numbers of cells")
+        return Part(source, first, counts, starts, dim, vectors, data, batches)
 
     @property
     def cells(self) -> int:
@@ -99,24 +127,15 @@ class Part:
         return self.data[start : start + 2 * self.dim * size].view("<f2").reshape(size, self.dim)
 
     def rows(self, number: int) -> np.ndarray:
-        """The rows of a list's cells in the source, (m,) int64. Raises InputError for numbers that are none."""
+        """The rows of a list's cells in the source, (m,) int64."""
         start = self.starts[number] + 2 * self.dim * self.sizes[number]
         return self.checked(np.frombuffer(self.data[start : self.starts[number + 1]], "<i8"))
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as they are. Raises InputError for those of no cell."""
         if rows.size and not 0 <= rows.min() <= rows.max() < self.cells:
             raise InputError(f"{self.path}: damaged, it names cells that are not there; {WAY_OUT}")
         return rows
-
-    def batch(self, number: int) -> pa.RecordBatch:
-        """One of the batches, validated: Arrow does not look at what it maps, and may read beyond its end."""
-        if number not in self.validated:
-            try:
-                self.batches[number].validate(full=True)
-            except pa.ArrowException as error:
-                raise InputError(f"{self.path.parent}: its columns are damaged ({reason(error)}); {WAY_OUT}") from error
-            self.validated.add(number)
-        return self.batches[number]
 
 
 @dataclass(frozen=True)
@@ -138,57 +157,42 @@ class Folder:
         return sum(length for length, _ in self.metadata["files"].values())
 
 
-def read_folder(path: str | Path) -> Folder:
-    """Open an index, all of whose files one run has written, also while another run replaces it.
+def open_folder(path: Path) -> Folder:
+    """Small files are compared with their sha256, of large ones only the length is (`check_files` reads them whole).
 
-    Small files are compared with their sha256; of large ones only the length is (`check_files` reads them whole).
     Raises InputError for a folder that is none, of another version, cut short or changed.
     """
-    return read_whole(Path(path), open_folder)
-
-
-def open_folder(path: Path) -> Folder:
     try:
         metadata = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, files = metadata["version"], dict(metadata["files"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: not an index ({MANIFEST} cannot be read); make one with `fractal index`") from error
-    if version != VERSION:
-        raise InputError(f"{path}: an index of version {version}, this reads {VERSION}; {WAY_OUT}")
+        if metadata["version"] != VERSION:
+            raise InputError(f"{path}: an index of version {metadata['version']}, this reads {VERSION}; {WAY_OUT}")
+        check_small(path, metadata["files"])
+        known, sources, files = metadata["space"], metadata["sources"], metadata["files"]
+        blocks, levels, adapters = known["blocks"], map(str, known["levels"]), map(str, known["adapters"])
+        space = Space(int(known["dim"]), str(known["recipe"]), tuple(map(int, blocks)), tuple(levels), tuple(adapters))
+        if not sources or set(files) != {CENTROIDS, *(name for i in range(len(sources)) for name in part_names(i))}:
+            raise ValueError("files are missing")
+        if space.blocks and (min(space.blocks) < 1 or sum(space.blocks) != space.dim):
+            raise ValueError("the blocks are not those of the vectors")
+        centroids = np.load(path / CENTROIDS)
+        if centroids.dtype != np.float32 or centroids.shape != (len(centroids), space.dim) or not len(centroids):
+            raise ValueError("the centroids are of another width")
+        parts = list[Part]()
+        for i, source in enumerate(sources):
+            parts.append(Part.open(path, i, str(source), sum(part.cells for part in parts), centroids))
+        return Folder(path, space, centroids, tuple(parts), metadata)
+    except DAMAGES as error:
+        raise InputError(f"{path}: not an index, or a damaged one ({reason(error)}); {WAY_OUT}") from error
+
+
+def check_small(path: Path, files: dict[str, tuple[int, str]]) -> None:
+    """Raises InputError for files that are missing or of another length, and for .npy of another sha256."""
     for name, (length, sha256) in files.items():
         file = path / name
         if name not in OWN_FILES or not file.is_file() or file.stat().st_size != length:
             raise InputError(f"{file}: missing, or not as long as it was written; {WAY_OUT}")
         if name.endswith(".npy") and fingerprint(file) != sha256:
             raise InputError(f"{file}: not the file that the index was made with; {WAY_OUT}")
-    try:
-        known, sources = metadata["space"], metadata["sources"]
-        blocks, levels, adapters = known["blocks"], map(str, known["levels"]), map(str, known["adapters"])
-        space = Space(int(known["dim"]), str(known["recipe"]), tuple(map(int, blocks)), tuple(levels), tuple(adapters))
-        if not sources or set(files) != {CENTROIDS, *(name for i in range(len(sources)) for name in part_names(i))}:
-            raise ValueError("files are missing")
-        parts = list[Part]()
-        for i, source in enumerate(sources):
-            parts.append(Part.open(path, i, str(source), sum(part.cells for part in parts), space.dim))
-        folder = Folder(path, space, np.load(path / CENTROIDS), tuple(parts), metadata)
-        check_consistent(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: a damaged index ({reason(error)}); {WAY_OUT}") from error
-    return folder
-
-
-def check_consistent(folder: Folder) -> None:
-    """Raises ValueError, or whatever numpy does, unless what was read fits together."""
-    space, centroids = folder.space, folder.centroids
-    if centroids.dtype != np.float32 or centroids.ndim != 2 or centroids.shape[1] != space.dim or not len(centroids):
-        raise ValueError("the centroids are of another width")
-    if space.blocks and (min(space.blocks) < 1 or sum(space.blocks) != space.dim):
-        raise ValueError("the blocks are not those of the vectors")
-    for part in folder.parts:
-        if part.sizes.dtype != np.int64 or part.sizes.shape != (len(centroids),) or (part.sizes < 0).any():
-            raise ValueError("the sizes are not those of the lists")
-        if part.cells < 1 or part.starts[-1] != len(part.data):
-            raise ValueError("the vectors are not as many as the lists hold")
 
 
 def check_files(path: str | Path) -> int:

@@ -60,6 +60,7 @@ class Index:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.space, self.parts, self.centroids = folder, folder.space, folder.parts, folder.centroids
+        self.batches = [batch for part in folder.parts for batch in part.batches]  # of columns
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
         self.quantizer.add(self.centroids)
         self.cut_centres: dict[int, np.ndarray] = {}
@@ -169,9 +170,8 @@ class Index:
             options = faiss.SearchParametersIVF(nprobe=lists.shape[1])
             if only is not None:
                 options.sel = only.selectors[number]
-            pointers = (faiss.swig_ptr(array) for array in (unit, lists, coarse, similarity, rows))
-            vectors, *outputs = pointers
-            scanner.search_preassigned_c(n, vectors, k, *outputs, False, options)
+            vectors, *pointers = map(faiss.swig_ptr, (unit, lists, coarse, similarity, rows))
+            scanner.search_preassigned_c(n, vectors, k, *pointers, False, options)
             part.checked(rows[rows >= 0])
             best.append((np.where(rows >= 0, rows + part.first, -1), similarity))
         return best_of(best, k)
@@ -212,13 +212,9 @@ class Index:
     def types(self) -> dict[str, pa.DataType]:
         """The cells' columns beside their id, and their types; text where two parts differ."""
         types: dict[str, pa.DataType] = {}
-        for part in self.parts:
-            schema = part.batches[0].schema
-            if schema.names == [NO_COLUMN] and pa.types.is_null(schema.types[0]):
-                continue
-            for field in schema:
-                kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-                types[field.name] = kind if types.get(field.name, kind) == kind else pa.string()
+        for field in self.fields():
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            types[field.name] = kind if types.get(field.name, kind) == kind else pa.string()
         types.pop(CELL_ID, None)
         return types
 
@@ -226,11 +222,16 @@ class Index:
     def columns(self) -> list[str]:
         return list(self.types)
 
+    def fields(self) -> list[pa.Field]:
+        """The columns of all parts, as they are stored."""
+        schemas = [part.batches[0].data.schema for part in self.parts]
+        none = pa.schema([(NO_COLUMN, pa.null())])
+        return [field for schema in schemas if not schema.equals(none) for field in schema]
+
     @property
     def text_columns(self) -> list[str]:
         """The columns that hold codes: text of few distinct values."""
-        fields = [field for part in self.parts for field in part.batches[0].schema]
-        return list(dict.fromkeys(field.name for field in fields if pa.types.is_dictionary(field.type)))
+        return list(dict.fromkeys(field.name for field in self.fields() if pa.types.is_dictionary(field.type)))
 
     def check_columns(self, names: Sequence[str]) -> None:
         """Raises InputError for a column that there is not."""
@@ -243,13 +244,11 @@ class Index:
         schema = pa.schema([(name, self.types.get(name, pa.string())) for name in columns])
         order = np.argsort(cells, kind="stable")
         tables, ascending = [schema.empty_table()], cells[order]
-        for part in self.parts:
-            first = part.first
-            for i, batch in enumerate(part.batches):
-                lo, hi = np.searchsorted(ascending, [first, first + len(batch)])
-                if hi > lo:
-                    tables.append(rows_of(part.batch(i), ascending[lo:hi] - first, schema))
-                first += len(batch)
+        for batch in self.batches:
+            here = slice(*np.searchsorted(ascending, [batch.cells.start, batch.cells.stop]))
+            if rows := (ascending[here] - batch.first).tolist():
+                taken = {f.name: batch.column(f.name, f.type).take(pa.array(rows)).cast(f.type) for f in schema}
+                tables.append(pa.table(taken, schema=schema))
         return pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
 
     def table(self, hits: Hits, names: Sequence[str] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
@@ -294,26 +293,12 @@ class Index:
 
     def coded(self, column: str) -> Iterator[tuple[list[str], np.ndarray, slice]]:
         """Yield (values, codes (m,) int32 with -1 for none, slice of cells), batch by batch, for a column as text."""
-        for part in self.parts:
-            first = part.first
-            for i, batch in enumerate(part.batches):
-                values = part.batch(i)[column] if column in batch.schema.names else pa.nulls(len(batch), pa.string())
-                if not pa.types.is_dictionary(values.type):
-                    values = values.cast(pa.string()).dictionary_encode()
-                codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-                yield values.dictionary.to_pylist(), codes, slice(first, first + len(batch))
-                first += len(batch)
-
-
-def rows_of(batch: pa.RecordBatch, rows: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Rows of a batch, codes as what they stand for."""
-    arrays = [
-        batch[field.name].take(pa.array(rows)).cast(field.type)
-        if field.name in batch.schema.names
-        else pa.nulls(len(rows), field.type)
-        for field in schema
-    ]
-    return pa.table(arrays, schema=schema)
+        for batch in self.batches:
+            values = batch.column(column)
+            if not pa.types.is_dictionary(values.type):
+                values = values.cast(pa.string()).dictionary_encode()
+            codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+            yield values.dictionary.to_pylist(), codes, batch.cells
 
 
 def hit_name(name: str, columns: Sequence[str]) -> str:

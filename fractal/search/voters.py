@@ -18,32 +18,28 @@ LISTS = 32  # opened per cell: of 7.9 million cells, 16 give another answer than
 
 @dataclass(frozen=True)
 class IndexVoters:
-    """The cells of an index with a path; see `fractal.annotate.votes.Voters`."""
+    """The cells of an index with a path; see `fractal.annotate.votes.Voters`. Raises InputError for too few."""
 
     index: Index
     path: np.ndarray  # (len(index),) int32, -1 of a cell without a vote
     least: int  # how many must vote
 
+    def __post_init__(self) -> None:
+        if (voting := int((self.path >= 0).sum())) < self.least:
+            where = self.index.folder.path
+            raise InputError(f"{where}: {voting} of its cells may vote, too few (it takes {self.least})")
+
     def __str__(self) -> str:
         return f"{int((self.path >= 0).sum()):,} of {len(self.path):,} cells of {self.index.folder.path}"
 
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """See there."""
         voting = self.path >= 0
         hits = self.index.search(queries.cpu().numpy(), k, keep=None if voting.all() else voting, probes=LISTS)
         return torch.from_numpy(hits.similarity), torch.from_numpy(np.maximum(hits.cells, 0))
 
     def restricted(self, keep: np.ndarray) -> "IndexVoters":
-        """Only the cells on the paths of a mask (paths,). Raises InputError where they are too few."""
-        path = np.where(np.append(keep, False)[self.path], self.path, -1).astype(np.int32)
-        check_enough(path, self.index, self.least)
-        return replace(self, path=path)
-
-
-def check_enough(path: np.ndarray, index: Index, least: int) -> None:
-    voting = int((path >= 0).sum())
-    if voting < least:
-        raise InputError(f"{index.folder.path}: {voting} of its cells may vote, too few (it takes {least})")
+        """Only the cells on the paths of a mask (paths,)."""
+        return replace(self, path=np.where(np.append(keep, False)[self.path], self.path, -1).astype(np.int32))
 
 
 def index_voters(
@@ -59,9 +55,7 @@ def index_voters(
     if not index.space.adapters:
         raise InputError(f"{index.folder.path}: its vectors were made by no adapter; make it with --reference")
     index.check_adapter([adapter], "the reference")
-    path = paths_of(index, tree, labels)
-    check_enough(path, index, least)
-    return IndexVoters(index, path, least)
+    return IndexVoters(index, paths_of(index, tree, labels), least)
 
 
 def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
@@ -82,15 +76,13 @@ def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
     number: dict[tuple[str | None, ...], int] = {path[-len(columns) :]: i for i, path in enumerate(tree.paths)}
     paths = np.full(len(index), -1, np.int32)
     for coded in zip(*(index.coded(column) for column in columns), strict=True):
-        values, codes, cells = zip(*coded, strict=True)
-        shape = [len(names) + 1 for names in values]  # code 0: of a cell without a label
-        combined = np.ravel_multi_index([of + 1 for of in codes], shape)
-        distinct, inverse = np.unique(combined, return_inverse=True)
-        found = [
-            number.get(tuple(names[i - 1] if i else None for names, i in zip(values, row, strict=True)), -1)
-            for row in zip(*np.unravel_index(distinct, shape), strict=True)
-        ]
-        paths[cells[0]] = np.array(found, np.int32)[inverse]
+        names = [np.array([None, *values], object) for values, _, _ in coded]  # number 0: of a cell without a label
+        shape = tuple(map(len, names))
+        numbers = np.ravel_multi_index([codes + 1 for _, codes, _ in coded], shape)
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        labels = [column[i] for column, i in zip(names, np.unravel_index(distinct, shape), strict=True)]
+        found = [number.get(path, -1) for path in zip(*labels, strict=True)]
+        paths[coded[0][2]] = np.array(found, np.int32)[inverse]
     voting = int((paths >= 0).sum())
     if voting < len(paths) / 2:
         raise InputError(

@@ -4,15 +4,19 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from benchmarks import fuzz
 
 ROOT = Path(__file__).parents[2]
-SCRATCH = TemporaryDirectory()
-TARGETS = fuzz.targets(Path(SCRATCH.name))
+BUNDLES = ["bundle.json", "held_out.safetensors", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"]
+NAMES = ["index", "labels", "types", "map", "npy", "obo", "parquet", "checkpoint", "checkpoint pickle", *BUNDLES]
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz.Target]:
+    return fuzz.targets(tmp_path_factory.mktemp("fuzz"))
 
 
 @pytest.mark.slow
@@ -52,23 +56,33 @@ def test_the_harness_sees_a_file_that_is_written_in_place():
     assert "stratify, file size limit 0: half-written" in done.stderr
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_whole_files_are_read(name: str, tmp_path: Path):
-    target = TARGETS[name]
-    for seed in target.seeds:
-        assert fuzz.execute(target, target.wrap(seed), tmp_path / "a") == "accepted"
+def test_whole_files_are_read(targets: dict[str, fuzz.Target], tmp_path: Path):
+    assert set(targets) == {*NAMES, "h5ad"}
+    for target in targets.values():
+        for seed in target.seeds:
+            assert fuzz.execute(target, target.wrap(seed), tmp_path / "a") == "accepted"
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if name != "h5ad"])
-def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path):
-    target = TARGETS[name]
-    for i in range(250 if name.startswith("checkpoint") else 500):
+def check_damaged(name: str, target: fuzz.Target, numbers: range, path: Path) -> None:
+    for i in numbers:
         data = target.wrap(fuzz.damage(random.Random(f"0 {name} {i}"), target.seeds))
-        assert fuzz.execute(target, data, tmp_path / "a") in ("accepted", "refused"), f"execution {i}"
+        assert fuzz.execute(target, data, path) in ("accepted", "refused"), f"execution {i}"
 
 
-def test_damaged_h5ad_files_are_read_or_refused(tmp_path: Path):
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_files_are_read_or_refused(name: str, targets: dict[str, fuzz.Target], tmp_path: Path):
+    check_damaged(name, targets[name], range(30), tmp_path / "a")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_damaged_files_are_read_or_refused(name: str, targets: dict[str, fuzz.Target], tmp_path: Path):
+    check_damaged(name, targets[name], range(30, 250 if name.startswith("checkpoint") else 500), tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_damaged_h5ad_files_are_read_or_refused(targets: dict[str, fuzz.Target], tmp_path: Path):
     """In a process of their own, which the HDF5 library may end or keep for ever: that alone is not ours to mend."""
-    found = fuzz.batch_in_child("h5ad", TARGETS["h5ad"], 0, 60, 0, tmp_path)
+    found = fuzz.batch_in_child("h5ad", targets["h5ad"], 0, 60, 0, tmp_path)
     assert not [what for what in found.failures if not what.startswith("killed by")]
     assert found.executions == 60

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 import train
 from benchmarks import truncation
-from benchmarks.truncation import search_table
+from benchmarks.truncation import funnel, search_table
 from fractal.hierarchy.levels import LEVELS
+from fractal.search.exact import nearest
+from tests.search.test_exact import cells
 
 
 @pytest.fixture
@@ -62,3 +65,28 @@ def test_it_takes_a_checkpoint_and_its_file(stratified: Path, tmp_path: Path, ca
     full = next(line.split("|") for line in text.splitlines() if line.startswith("| exact, full "))
     assert full[6].strip() == "1.000"  # recall
     assert "test cells against" in text
+
+
+def slow_funnel(query: np.ndarray, bank: np.ndarray, widths: list[int], keep: list[int]) -> list[int]:
+    left = list(range(len(bank)))
+    for width, k in zip(widths, keep, strict=True):
+        cosine = {
+            i: query[:width] @ bank[i, :width] / np.linalg.norm(query[:width]) / np.linalg.norm(bank[i, :width])
+            for i in left
+        }
+        left = sorted(left, key=lambda i: -cosine[i])[:k]
+    return left
+
+
+def test_a_funnel_by_hand():
+    queries, bank, widths, keep = cells(12, 9, 0), cells(300, 9, 1), [2, 5, 9], [60, 20, 4]
+    stages = [[normalize(x[:, :width], dim=1) for width in widths] for x in (queries, bank)]
+    found = funnel(stages[0], stages[1], keep).tolist()
+    assert found == [slow_funnel(q, bank.double().numpy(), widths, keep) for q in queries.double().numpy()]
+
+
+def test_a_funnel_that_keeps_all_is_exact():
+    queries, bank = cells(12, 9, 0), cells(300, 9, 1)
+    unit = normalize(queries, dim=1), normalize(bank, dim=1)
+    short = [normalize(x[:, :3], dim=1) for x in unit]
+    assert torch.equal(funnel([short[0], unit[0]], [short[1], unit[1]], [300, 7]), nearest(queries, bank, 7))

@@ -14,7 +14,7 @@ from fractal.commands import export
 from fractal.model.adapter import FractalAdapter, embed
 from fractal.model.checkpoint import save
 from fractal.model.published import PublishedAdapter
-from fractal.search.exact import funnel
+from fractal.search.exact import nearest
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.test_docs import ROOT, blocks
 
@@ -55,13 +55,17 @@ def vectors(folder: Path) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("kind", "place"), [(kind, i) for i, kind in enumerate(KINDS)])
-def test_the_documents_query_is_the_funnel(folder: Path, kind: str, place: int, tmp_path: Path, monkeypatch):
+def test_the_documents_query_ranks_a_shortlist_by_the_prefix_with_the_full_vector(
+    folder: Path, kind: str, place: int, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr("fractal.data.vectors.CHUNK", 100)  # of 360
     exported(folder, tmp_path / "cells.parquet")
     code = blocks(ROOT / "docs" / "databases.md", "python")[place].replace("200", "50")
     good, prefix, full = vectors(folder)
     queries = [3, 100, 358]
-    expected = good[funnel([prefix[queries], full[queries]], [prefix, full], [50, 10]).numpy()]
+    shortlists = nearest(prefix[queries], prefix, 50)
+    chosen = [rows[nearest(full[[q]], full[rows], 10)[0]] for q, rows in zip(queries, shortlists, strict=True)]
+    expected = good[torch.stack(chosen).numpy()]
     for query, rows in zip(queries, expected, strict=True):
         names: dict[str, Any] = {"prefix": prefix[query].tolist(), "query": full[query].tolist()}
         (tmp_path / str(query)).mkdir()

@@ -1,5 +1,6 @@
 """Clustered cells with hostile columns, and an index of 3,000 of them in lists of 40."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,28 @@ def vectors_of(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def many_lists(monkeypatch: pytest.MonkeyPatch):
+    small_lists(monkeypatch)
+
+
+def small_lists(patch: pytest.MonkeyPatch) -> None:
     """Lists of 40 cells, pieces of 500, and gathering in several rounds, so that small files have many of each."""
     for name, value in {"CELLS_PER_LIST": 40, "PIECE": 500, "BUFFER": 20_000}.items():
-        monkeypatch.setattr(build, name, value)
+        patch.setattr(build, name, value)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `index`, made once."""
+    path = tmp_path_factory.mktemp("built") / "index"
+    with pytest.MonkeyPatch.context() as patch:
+        small_lists(patch)
+        build.build(path, cells_of(vectors_of(3_000), table_of(3_000)))
+    return path
 
 
 @pytest.fixture
-def index(tmp_path: Path, many_lists) -> Index:
-    build.build(tmp_path / "index", cells_of(vectors_of(3_000), table_of(3_000)))
+def index(built: Path, tmp_path: Path, many_lists) -> Index:
+    shutil.copytree(built, tmp_path / "index")
     return open_index(tmp_path / "index")
 
 

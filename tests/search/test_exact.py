@@ -1,4 +1,4 @@
-"""Exact search against scikit-learn and a full sort; the funnel against the same by hand."""
+"""Exact search against scikit-learn and a full sort."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
 from fractal.search import exact as search
-from fractal.search.exact import TILE, Nearest, funnel, nearest, top
+from fractal.search.exact import TILE, Nearest, nearest, top
 
 
 def cells(n: int, dim: int, seed: int) -> torch.Tensor:
@@ -70,28 +70,3 @@ def test_fewer_rows_than_neighbours():
     x = cells(4, 3, 0)
     assert nearest(x, None, 5).shape == (4, 3)
     assert nearest(x, x, 5).shape == (4, 4)
-
-
-def slow_funnel(query: np.ndarray, bank: np.ndarray, widths: list[int], keep: list[int]) -> list[int]:
-    left = list(range(len(bank)))
-    for width, k in zip(widths, keep, strict=True):
-        cosine = {
-            i: query[:width] @ bank[i, :width] / np.linalg.norm(query[:width]) / np.linalg.norm(bank[i, :width])
-            for i in left
-        }
-        left = sorted(left, key=lambda i: -cosine[i])[:k]
-    return left
-
-
-def test_a_funnel_by_hand():
-    queries, bank, widths, keep = cells(12, 9, 0), cells(300, 9, 1), [2, 5, 9], [60, 20, 4]
-    stages = [[normalize(x[:, :width], dim=1) for width in widths] for x in (queries, bank)]
-    found = funnel(stages[0], stages[1], keep).tolist()
-    assert found == [slow_funnel(q, bank.double().numpy(), widths, keep) for q in queries.double().numpy()]
-
-
-def test_a_funnel_that_keeps_all_is_exact():
-    queries, bank = cells(12, 9, 0), cells(300, 9, 1)
-    unit = normalize(queries, dim=1), normalize(bank, dim=1)
-    short = [normalize(x[:, :3], dim=1) for x in unit]
-    assert torch.equal(funnel([short[0], unit[0]], [short[1], unit[1]], [300, 7]), nearest(queries, bank, 7))
