@@ -80,8 +80,8 @@ def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
         shape = tuple(map(len, names))
         numbers = np.ravel_multi_index([codes + 1 for _, codes, _ in coded], shape)
         distinct, inverse = np.unique(numbers, return_inverse=True)
-        labels = [column[i] for column, i in zip(names, np.unravel_index(distinct, shape), strict=True)]
-        found = [number.get(path, -1) for path in zip(*labels, strict=True)]
+        by_level = [column[i] for column, i in zip(names, np.unravel_index(distinct, shape), strict=True)]
+        found = [number.get(path, -1) for path in zip(*by_level, strict=True)]
         paths[coded[0][2]] = np.array(found, np.int32)[inverse]
     voting = int((paths >= 0).sum())
     if voting < len(paths) / 2:

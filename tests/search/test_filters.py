@@ -67,7 +67,7 @@ def test_only_takes_labels_of_any_level_and_terms(index: Index):
 # --- any condition, against Python row by row -------------------------------------------------------------------------
 
 Row = dict[str, Any]
-VALUES = {
+VALUES: dict[str, list[Any]] = {
     "tissue": ["lung", "blood", "gut", "", "é", None],
     "age": [0, 1, 40, -3, 2**62, None],
     "score": [0.0, 0.5, -1.0, 1e300, float("inf"), None],
