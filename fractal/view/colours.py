@@ -10,18 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FAMILIES = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#d55e00",
-    "#56b4e9",
-    "#8c6bb1",
-    "#b8a000",
-    "#7f5539",
-    "#2a9d8f",
-)
+FAMILIES = [
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6bb1", "#b8a000", "#7f5539", "#2a9d8f",
+]  # fmt: skip
 OTHER = "#8a8a8a"
 NEUTRAL = "#6f7f8f"  # above the families
 UNKNOWN = "#b4b4b4"  # cells without a label, on light and dark ground
@@ -62,20 +53,16 @@ def shade(colour: str, position: float) -> str:
 
 
 # OKLab: linear sRGB -> cone responses -> their cube roots -> lightness, green-red, blue-yellow.
-TO_CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
+TO_CONES = np.array([
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+])  # fmt: skip
+TO_LAB = np.array([
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+])  # fmt: skip
 
 
 def to_oklch(colour: str) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from fractal.annotate.neighbours import Neighbours
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.data.parquet import CELL_ID, ROW_GROUP, table_writer
-from fractal.data.vectors import usable
+from fractal.data.vectors import refuse, usable
 from fractal.view.maps import Maps
 from fractal.view.shown import Shown
 
@@ -34,8 +34,7 @@ def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, col
     which those with the names of the new ones are replaced. Distances are 1 - cosine. Raises InputError for vectors
     that are zero or not finite, and for fewer than two cells.
     """
-    if (bad := ~usable(vectors)).any():
-        raise InputError(f"the vector of cell {bad.argmax()} is zero or not finite; leave such cells out")
+    refuse(~usable(vectors), 0, path)
     if len(vectors) < 2:
         raise InputError(f"{len(vectors)} cells are too few to have neighbours; it takes 2")
     new = {
@@ -58,9 +57,7 @@ def neighbor_column(vectors: np.ndarray) -> pa.StructArray:
     k = min(NEIGHBORS, len(unit) - 1)
     cosine, rows = (part.numpy() for part in Neighbours(unit)(unit, k + 1))
     others = rows != np.arange(len(rows))[:, None]
-    others[others.all(1), -1] = (
-        False  # among equal cells a cell may not be one of its neighbours: then the last one goes
-    )
+    others[others.all(1), -1] = False  # a cell with many equals may not be among its neighbours: the last one goes
     ids, distances = rows[others].astype(np.int64), np.maximum(1 - cosine[others], 0).astype(np.float32)
     offsets = pa.array(np.arange(0, len(ids) + 1, k, dtype=np.int32))
     lists = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, distances)]

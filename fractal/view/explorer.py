@@ -75,7 +75,6 @@ def write_page(path: Path, page: Page, shown: Shown, layouts: np.ndarray) -> int
 
 def html(page: Page, shown: Shown, layouts: np.ndarray) -> str:
     check_template()
-    template = TEMPLATE.read_text(encoding="utf-8")
     about, arrays = contents(page, shown, layouts)
     facts = json.dumps(about, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")  # no tag can end here
     parts = [f'<script type="application/json" id="about">{facts}</script>']
@@ -84,9 +83,9 @@ def html(page: Page, shown: Shown, layouts: np.ndarray) -> str:
         f'data-shape="{",".join(map(str, values.shape))}">{packed(values)}</script>'
         for name, values in arrays.items()
     ]
-    heavy = next(i for i, name in enumerate(arrays) if name == "fractal")  # what stands before draws the map
-    first, rest = parts[: heavy + 1], parts[heavy + 1 :]
-    return template.replace(FIRST, "\n".join(first)).replace(REST, "\n".join(rest))
+    heavy = 1 + [*arrays].index("fractal")  # what stands before draws the map
+    first, rest = "\n".join(parts[:heavy]), "\n".join(parts[heavy:])
+    return TEMPLATE.read_text(encoding="utf-8").replace(FIRST, first).replace(REST, rest)
 
 
 def packed(values: np.ndarray) -> str:
@@ -108,33 +107,23 @@ def unit(whole: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-class PageBank(Neighbours):
-    """The cells that vote in the page: `whole` (m, dim) int16."""
+def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, np.ndarray]:
+    """The reference as the page holds it, see the module's text: fewer cells, whose neighbours are farther.
 
-    def __init__(self, whole: np.ndarray, device: torch.device) -> None:
-        super().__init__(torch.from_numpy(unit(whole)).to(device))
-        self.whole = whole
-
-
-def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, PageBank]:
-    """The reference as the page holds it, see the module's text: fewer cells, whose neighbours are farther."""
-    rows = balanced(annotator.path, BANK, seed)
+    -> with the cells that vote, (m, dim) int16.
+    """
+    rows = np.sort(round_robin(annotator.path, seed)[:BANK])  # as equally many per type as there are
     vectors, path, study = annotator.vectors[rows], annotator.path[rows], annotator.study[rows]
     small = replace(annotator, vectors=vectors, path=path, study=study)
     voting = Voting(small.adapter, vectors, path, study, small.tree)
-    bank = PageBank(whole_numbers(voting.neighbours.bank.cpu().numpy()), voting.device)
-    voting.neighbours = bank
+    bank = whole_numbers(voting.neighbours.bank.cpu().numpy())
+    voting.neighbours = Neighbours(torch.from_numpy(unit(bank)).to(voting.device))
     some = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
     far, farther = (np.sort(of.ballot(some).signals[:, 0]) for of in (annotator.voting, voting))
     (values, weight), *others = annotator.calibration.signals
     signals = [(np.interp(values, far, farther), weight), *others]
     small.voting, small.calibration = voting, replace(annotator.calibration, signals=signals)
     return small, bank
-
-
-def balanced(path: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` rows of (n,) paths, sorted, as equally many per path as there are."""
-    return np.sort(round_robin(path, seed)[:count])
 
 
 def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, Any], Arrays]:
@@ -152,7 +141,7 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
     position = {node: i for i, node in enumerate(nodes)}
     node, answers = node_of_cells(page.annotator, shown, position)
     columns, column_arrays = encoded(shown.columns)
-    small, bank = page_annotator(page.annotator)
+    voting, voting_arrays = page_voting(*page_annotator(page.annotator), position)
     about = {
         "title": page.title,
         "reference": page.reference,
@@ -167,18 +156,18 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
         "columns": columns,
         "names": None if shown.names is None else list(shown.names),
         "adapter": about_adapter(adapter),
-        "annotator": {**about_annotator(small, position), "cells": len(page.annotator.path)},
+        "annotator": {**voting, "cells": len(page.annotator.path)},
         "facts": dict(page.facts),
     }
     arrays = {
         "maps": np.rint(layouts * (32_000 / np.abs(layouts).max())).astype(np.int16),
-        "node": node.astype(np.uint16 if len(nodes) < 2**16 else np.uint32),
+        "node": node.astype(np.uint16),
         **column_arrays,
         **answers,
         "fractal": whole_numbers(embed_matrix(adapter, shown.vectors)[0]),
         "raw": whole_numbers(shown.vectors),
         **weights(adapter),
-        **annotator_arrays(small, bank),
+        **voting_arrays,
     }
     return about, arrays
 
@@ -197,7 +186,7 @@ def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, 
     answer = annotator.answer(shown.vectors)
     node = [position[paths[p][:d]] for p, d in zip(answer.path, answer.depth, strict=True)]
     return np.array(node), {
-        "answer_path": answer.path.astype(np.uint16 if len(paths) < 2**16 else np.uint32),
+        "answer_path": answer.path.astype(np.uint16),
         "answer_depth": answer.depth.astype(np.uint8),
         "answer_probability": np.rint(10_000 * answer.probability).astype(np.uint16),
         "answer_p_value": answer.p_value.astype(np.float32),
@@ -240,9 +229,10 @@ def about_adapter(adapter: FractalAdapter) -> dict[str, Any]:
     }
 
 
-def about_annotator(small: Annotator, position: Mapping[Labels, int]) -> dict[str, Any]:
-    """The numbers of the page's annotator, and the nodes of each path."""
-    return {
+def page_voting(small: Annotator, bank: np.ndarray, position: Mapping[Labels, int]) -> tuple[dict[str, Any], Arrays]:
+    """What the page's annotator holds of the reference, and its calibration; `position` of the nodes of each path."""
+    discriminant, calibration = small.voting.discriminant, small.calibration
+    about = {
         "neighbours": NEIGHBOURS,
         "temperature": TEMPERATURE,
         "softness": SOFTNESS,
@@ -250,20 +240,15 @@ def about_annotator(small: Annotator, position: Mapping[Labels, int]) -> dict[st
         "caution": CAUTION,
         "cautiousDepth": CAUTIOUS_DEPTH,
         "confidence": CONFIDENCE,
-        "votes": [[x.tolist(), p.tolist()] for x, p in small.calibration.votes],
+        "votes": [[x.tolist(), p.tolist()] for x, p in calibration.votes],
         "paths": [[position[path[:k]] for k in range(1, len(path) + 1)] for path in small.tree.paths],
         "heldOut": len(small.held_out),
     }
-
-
-def annotator_arrays(small: Annotator, bank: PageBank) -> Arrays:
-    """What the page's annotator holds of the reference, and its calibration."""
-    voting, calibration = small.voting, small.calibration
-    return {
-        "bank": bank.whole,
-        "bank_path": small.path.astype(np.uint16 if len(small.tree.paths) < 2**16 else np.uint32),
-        "discriminant": np.ascontiguousarray(voting.discriminant.axes.T),
-        "discriminant_means": voting.discriminant.means,
+    return about, {
+        "bank": bank,
+        "bank_path": small.path.astype(np.uint16),
+        "discriminant": np.ascontiguousarray(discriminant.axes.T),
+        "discriminant_means": discriminant.means,
         "signals": np.array([column for column, _ in calibration.signals]),
         "signal_weights": np.array([weight for _, weight in calibration.signals]),
         "ood_score": np.array(calibration.ood_score[0]),

@@ -150,13 +150,12 @@ def calibrated(score: dict[str, Any]) -> str:
 
 def tenths(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Bins of fractal.score.metrics.reliability, joined by their probability into tenths, with Wilson intervals."""
-    joined = []
-    for i in range(BINS):
-        inside = [bin for bin in bins if min(int(bin["probability"] * BINS), BINS - 1) == i]
-        if n := sum(bin["cells"] for bin in inside):
-            mean = {key: sum(bin[key] * bin["cells"] for bin in inside) / n for key in ("probability", "accuracy")}
-            interval = wilson_interval(mean["accuracy"] * n, n)
-            joined.append({**mean, "interval": interval, "cells": n, "middle": (i + 0.5) / BINS})
+    frame, joined = pd.DataFrame(bins), []
+    for i, part in frame.groupby((frame["probability"] * BINS).astype(int).clip(upper=BINS - 1)):
+        cells = int(part["cells"].sum())
+        mean = {key: float(np.average(part[key], weights=part["cells"])) for key in ("probability", "accuracy")}
+        interval = wilson_interval(mean["accuracy"] * cells, cells)
+        joined.append({**mean, "interval": interval, "cells": cells, "middle": (i + 0.5) / BINS})
     return joined
 
 

@@ -33,7 +33,7 @@ import fractal
 from fractal.commands import explore
 from fractal.model.embedding import embed_matrix
 from fractal.view import explorer
-from fractal.view.explorer import balanced, page_annotator, unit, whole_numbers
+from fractal.view.explorer import page_annotator, unit, whole_numbers
 from fractal.view.maps import Maps
 from fractal.view.notebook import InlinePage
 from fractal.view.shown import Shown, choose
@@ -64,7 +64,7 @@ def cells(n: int, seed: int = 0, types: tuple[str, ...] = TYPES, column: str = "
 
 @pytest.fixture(scope="module")
 def ref() -> fractal.Reference:
-    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=3, device="cpu")
+    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu")
 
 
 def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
@@ -162,15 +162,6 @@ def test_whole_numbers_keep_the_direction(x):
     assert np.abs(whole).max(1).tolist() == [explorer.LARGEST] * 5
     exact = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
     assert (exact * unit(whole)).sum(1).min() > 1 - 1e-5
-
-
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 70))
-def test_balanced_rows_are_as_even_as_can_be(path, count):
-    rows = balanced(np.array(path), count, 0)
-    assert len(rows) == len({*rows}) == min(count, len(path))
-    taken, there = np.bincount(np.array(path)[rows], minlength=5), np.bincount(path, minlength=5)
-    short = taken < there  # of these types there were more
-    assert not short.any() or taken.max() <= taken[short].min() + 1
 
 
 def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch: pytest.MonkeyPatch):

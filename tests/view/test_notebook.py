@@ -1,12 +1,9 @@
 """A page in a notebook is the page of the file, in an iframe."""
 
-from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
-from fractal.reference import Reference
 from fractal.view.notebook import InlinePage
-from tests.view.conftest import EVIL, check_page
+from tests.view.conftest import EVIL
 
 
 class Frames(HTMLParser):
@@ -26,12 +23,3 @@ def test_the_iframe_holds_the_page_and_nothing_else():
     assert "300px" in (attributes["style"] or "")
     assert "allow-same-origin" not in (attributes["sandbox"] or "")
     assert "0.0 MB" in repr(page)
-
-
-def test_a_report_without_a_path_is_the_page_of_the_file(bundle: Reference, tmp_path: Path):
-    named = replace(bundle, name="blood")
-    page = named.report()
-    assert page
-    assert named.report(tmp_path / "r.html") is None
-    assert (tmp_path / "r.html").read_text() == page.text
-    check_page(page.text)

@@ -15,6 +15,7 @@ import train
 from fractal.commands import report
 from fractal.data.parquet import writing
 from fractal.hierarchy.levels import LEVELS
+from fractal.reference import Reference
 from fractal.view import findings, page
 from fractal.view.draw import share
 from fractal.view.scored import Scored
@@ -26,7 +27,7 @@ def names_of(s: Scored) -> set[str]:
     return {section.name for section in findings.sections(s.apart())}
 
 
-def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, scored: Scored, capsys):
+def test_a_reference_s_page_and_figures_whatever_its_names_are(bundle: Reference, folder: Path, scored: Scored, capsys):
     out, pictures = folder.parent / "r.html", folder.parent / "figures"
     report.main([str(folder), "--output", str(out), "--figures", str(pictures), "--device", "cpu"])
     text = out.read_text()
@@ -40,7 +41,9 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(folder: Path, sco
     assert "120 held-out cells of the reference" in tags.text
     assert "prefers-color-scheme: dark" in text
     assert "| subtype |" in capsys.readouterr().out
-    assert page.render("How good blood is", [scored], [findings.sections(scored)]) == text  # only the input decides
+    in_notebook = replace(bundle, name="blood").report()
+    assert in_notebook
+    assert in_notebook.text == text  # the page of the file; only the input decides
 
     drawn = {section.name for section in sections if section.panels}
     assert {path.stem for path in pictures.iterdir()} == drawn
@@ -76,12 +79,12 @@ def test_an_adapter_of_one_block(scored: Scored):
     s = replace(scored, prefixes=scored.prefixes[-1:])
     assert s.names == ["full"]
     assert {row[1] for row in findings.prefixes(s).rows} == {"full (16)"}
-    check_page(page.render("x", [s], [findings.sections(s)]))
+    check_page(page.render("x", [s], [[findings.prefixes(s)]]))
 
 
 def test_several_adapters_are_parts_of_one_page(scored: Scored):
     both = [scored, replace(scored, name=EVIL)]
-    tags = check_page(page.render("two", both, [findings.sections(s) for s in both]))
+    tags = check_page(page.render("two", both, [[findings.prefixes(s)] for s in both]))
     assert tags.names.count("h2") == 2
     assert "1-prefixes" in [value for name, value in tags.attributes if name == "id"]
 
