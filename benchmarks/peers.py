@@ -8,7 +8,7 @@ Each study is held out once (the donors of blood and tonsil in twos), and at mos
 labelled ones. All get the same vectors, all choose labels down the tree in the same way (`descend`), and all give their
 probabilities as they come. CellTypist is the package, told to take any numbers; it runs in an environment of its own,
 since it needs an older scikit-learn. SCimilarity's votes are those of its 50 nearest cells, each weighing 1 / distance.
-Every peer is a process of its own; seconds are those of learning and answering, without imports. Outputs that are
+Every peer is a process of its own; seconds are of computing (learning and answering, without imports). Outputs that are
 there are not made again; delete the folder after a change of the code.
 
 Curves: --noise gives wrong labels, drawn at random from the other types, to that share of the labelled cells. The share
@@ -123,13 +123,13 @@ import celltypist
 for cells, output in zip(sys.argv[2::2], sys.argv[3::2]):
     with np.load(cells) as file:
         x, path, new, paths = (file[name] for name in ("x", "path", "new", "paths"))
-    began = time.perf_counter()
+    began = time.process_time()
     genes = [f"number {i}" for i in range(x.shape[1])]
     model = celltypist.train(x, labels=path.astype(str), genes=genes, check_expression=False, n_jobs=1)
     scaled = np.minimum((new - model.scaler.mean_) / model.scaler.scale_, 10)  # as celltypist.annotate does
     spread = np.zeros((len(new), len(paths)))
     spread[:, model.cell_types.astype(int)] = model.predict_labels_and_prob(scaled)[1]
-    np.savez(output, spread=spread, odd=1 - spread.max(1), seconds=time.perf_counter() - began)
+    np.savez(output, spread=spread, odd=1 - spread.max(1), seconds=time.process_time() - began)
 """
 ANSWER = "import sys; from benchmarks.peers import answer; answer(*sys.argv[1:])"
 
@@ -139,14 +139,14 @@ def answer(name: str, *files: str) -> None:
     for cells, output in zip(files[::2], files[1::2], strict=True):
         with np.load(cells) as file:
             x, path, study, new, paths = (file[key] for key in ("x", "path", "study", "new", "paths"))
-        tree, began = Tree.of([tuple(row) for row in paths.tolist()]), time.perf_counter()
+        tree, began = Tree.of([tuple(row) for row in paths.tolist()]), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if name == OURS:
                 found = ours(x, path, study, new, tree)
             else:
                 spread, odd = PEERS[name](x, path, new, tree)
                 found = {"spread": spread, "odd": odd}
-        np.savez(output, seconds=time.perf_counter() - began, **found)  # type: ignore[arg-type]
+        np.savez(output, seconds=time.process_time() - began, **found)  # type: ignore[arg-type]
 
 
 def ours(x: np.ndarray, path: np.ndarray, study: np.ndarray, new: np.ndarray, tree: Tree) -> Arrays:
