@@ -38,8 +38,8 @@ def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """torch has no class of its own for a CPU without memory."""
-    said = re.search("out of memory|can't allocate memory", str(error))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
+    message = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
 
 
 P = ParamSpec("P")

@@ -207,17 +207,16 @@ def encode_rows(
     Raises InputError as `align` does; where it reads rows, for values that are no counts. Memory: a chunk of the
     expression, and 8 MB.
     """
-    (to_model, genes), scale = align(expression, encoder, force), expression.scale
-    assert scale is not None
+    to_model, genes = align(expression, encoder, force)
 
     def rows(batch: slice) -> np.ndarray:
         vectors = []
         for part, x in expression.chunks(batch.start, batch.stop):
-            aligned = sp.csr_matrix(as_counts(x, scale, expression.where, part.start) @ to_model)
+            aligned = sp.csr_matrix(as_counts(x, expression, part.start) @ to_model)
             vectors += [encoder.encode(aligned[i : i + CELLS]) for i in range(0, aligned.shape[0], CELLS)]
         return np.concatenate(vectors)
 
-    return rows, f"{expression.where}: {scale.message}, {genes}"
+    return rows, f"{expression.where}: {expression.scale}, {genes}"
 
 
 @contextmanager

@@ -28,14 +28,6 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How numbers give counts, up to a factor per cell: as they are, or by expm1."""
-
-    logged: bool
-    message: str
-
-
-@dataclass(frozen=True)
 class Expression:
     """Cells x genes, dense or sparse, read by rows."""
 
@@ -44,7 +36,8 @@ class Expression:
     num_cells: int
     var: Any  # pandas.DataFrame, a row per gene; its index are the names
     rows: Callable[[slice], Any]  # -> (m, genes), numpy or scipy.sparse
-    scale: Scale | None = None  # of counts, see `choose_counts`
+    scale: str = ""  # what its numbers are, for messages; "" where it is not known that counts can be had from them
+    logged: bool = False  # counts, up to a factor per cell, by expm1; else the numbers are counts
 
     def chunks(self, start: int, stop: int) -> Iterator[tuple[slice, Any]]:
         """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time."""
@@ -80,34 +73,35 @@ def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
-def scale_of(x: Any) -> Scale | None:
-    """What the first cells of a matrix, (m, genes), are; None where counts can't be had from it."""
+def scale_of(x: Any) -> tuple[str, bool]:
+    """`scale` and `logged` of an Expression whose first cells are x (m, genes)."""
     kind = kind_of(x)
     if kind == "counts":
-        return Scale(False, "counts")
+        return "counts", False
     if kind == "normalised":
         with np.errstate(over="ignore"):
             sums = np.asarray((x.expm1() if sp.issparse(x) else np.expm1(x)).sum(1, dtype=np.float64)).reshape(-1)
         sums = sums[sums > 0]
         total = float(np.median(sums)) if len(sums) else 0.0
         if total and np.isfinite(total) and (np.abs(sums / total - 1) < SAME_SUM).mean() > 0.99:
-            return Scale(True, f"log-normalised already, to {total:,.0f} a cell")
-    return None
+            return f"log-normalised already, to {total:,.0f} a cell", True
+    return "", False
 
 
-def as_counts(x: Any, scale: Scale, where: str, first: int) -> sp.csr_matrix:
-    """A matrix (m, genes) whose first row is cell `first` -> its counts, up to a factor per cell.
+def as_counts(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
+    """A part (m, genes) of the expression, from cell `first` on -> its counts, up to a factor per cell.
 
-    Raises InputError for numbers that are not of this scale: below 0, not finite, or, of counts, not whole.
+    Raises InputError for numbers that are not of its scale: below 0, not finite, or, of counts, not whole.
     """
     x = sp.csr_matrix(x)
     bad = ~np.isfinite(x.data) | (x.data < 0)
-    if not scale.logged:
+    if not expression.logged:
         bad |= x.data % 1 != 0
     if bad.any():
         cell = first + int(np.searchsorted(x.indptr, np.flatnonzero(bad)[0], "right")) - 1
-        raise InputError(f"{where}: cell {cell} holds {x.data[bad][0]:g}, the first cells hold {scale.message}")
-    return x.expm1() if scale.logged else x
+        shown = f"cell {cell} holds {x.data[bad][0]:g}, the first cells hold {expression.scale}"
+        raise InputError(f"{expression.where}: {shown}")
+    return x.expm1() if expression.logged else x
 
 
 def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> Expression:
@@ -120,14 +114,16 @@ def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> 
         x = next((part for _, part in expression.chunks(0, min(EXAMINED, expression.num_cells))), None)
         if x is None or not (x.nnz if sp.issparse(x) else np.any(x)):
             others.append(f"{expression.where} is empty")
-        elif scale := scale_of(x):
-            known.append(replace(expression, scale=scale))
+            continue
+        scale, logged = scale_of(x)
+        if scale:
+            known.append(replace(expression, scale=scale, logged=logged))
         else:
             others.append(f"{expression.where} holds {KINDS[kind_of(x)]}, of another total in each cell")
     if not known:
         reasons = "; ".join(others) or "no X, no raw"
         raise InputError(f"{where}: has no counts: {reasons}; bring counts in layers['counts']")
-    return min(known, key=lambda expression: expression.scale is not None and expression.scale.logged)
+    return min(known, key=lambda expression: expression.logged)
 
 
 # --- where it lies ---------------------------------------------------------------------------------------------------

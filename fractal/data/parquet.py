@@ -148,29 +148,20 @@ def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
     return pa.unify_schemas(list(schemas.values()), promote_options="permissive")
 
 
+@dataclass(frozen=True)
 class Parquet:
-    """An open table with a column `embedding`, whatever else it holds: a Parquet file, a folder, or in memory.
+    """An open table with a column `embedding`, whatever else it holds: a Parquet file, a folder, or in memory."""
 
-    Attributes
-    ----------
-    path : Path or Remote, what messages call it
-    schema : pyarrow.Schema
-    groups : its row groups
-    ahead : row groups that are read meanwhile, by threads
-    check_same : raises InputError where a file has been replaced since it was opened
-    """
+    path: Location  # what messages call it
+    schema: pa.Schema
+    groups: list[RowGroup]
+    ahead: int = 0  # row groups that threads read meanwhile
+    check_same: Callable[[], None] = lambda: (
+        None
+    )  # raises InputError where a file has been replaced since it was opened
 
-    def __init__(
-        self,
-        path: Location,
-        schema: pa.Schema,
-        groups: list[RowGroup],
-        ahead: int = 0,
-        check_same: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.path, self.schema, self.groups, self.ahead, self.check_same = path, schema, groups, ahead, check_same
-        self.sizes = [group.num_rows for group in groups]
-        self.num_rows = sum(self.sizes)
+    def __post_init__(self) -> None:
+        path, schema, groups = self.path, self.schema, self.groups
         if "embedding" not in schema.names:
             raise InputError(f"{path}: lacks the column embedding; make it with ingest.py")
         kind = schema.field("embedding").type
@@ -183,6 +174,15 @@ class Parquet:
             raise InputError(
                 f"{path}: damaged, it is too short for one vector of {kind.list_size:,} numbers; make it again"
             )
+
+    @property
+    def sizes(self) -> list[int]:
+        """The rows of each row group."""
+        return [group.num_rows for group in self.groups]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.sizes)
 
     @staticmethod
     def open(path: str | Location) -> "Parquet":

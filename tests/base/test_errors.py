@@ -1,7 +1,6 @@
 """Exit codes, one line for each error, and names that would like to be more than text."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,11 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fractal.base.errors import MAX_LINE, InputError, in_python, printable, reason, run
-from fractal.base.table import table
+from fractal.base.errors import MAX_LINE, InputError, in_python, reason, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,29 +109,6 @@ def test_a_terminal_that_knows_ascii_only():
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"Gr\\xf6\\xdfe \\udcff\n", b"")
-
-
-@given(st.lists(st.lists(st.text(max_size=20), min_size=3, max_size=3), min_size=1, max_size=4))
-def test_a_name_stays_in_its_cell(cells: list[list[str]]):
-    lines = table(["<b>", "|", "n"], cells).split("\n")
-    assert len(lines) == len(cells) + 2
-    for line in lines:
-        assert line.isprintable()
-        bare = re.sub(r"\\.", "", line)  # without what is escaped
-        assert bare.count("|") == 4
-        assert "<" not in bare
-
-
-def test_hostile_names_by_hand():
-    shown = table(["Type", "Cells"], [["<script>alert(1)</script>", "1"], ["a|b\\", "2"], ["c\x1b[2J\nd", "3"]])
-    assert shown.split("\n") == [
-        "| Type                        | Cells |",
-        "|-----------------------------|------:|",
-        "| \\<script>alert(1)\\</script> |     1 |",
-        "| a\\|b\\\\                      |     2 |",
-        "| c\\x1b[2J\\nd                 |     3 |",
-    ]
-    assert printable("Größe, T cell α") == "Größe, T cell α"
 
 
 def test_errors_speak_the_language_of_the_caller(capsys):

@@ -19,7 +19,6 @@ from fractal.commands import embed as embed_command
 from fractal.commands import encode as encode_command
 from fractal.commands import fit as fit_command
 from fractal.data.encoder import encoded_chunks, open_encoded, read_encoder
-from fractal.data.expression import choose_counts, open_expression
 
 GENES = [f"GENE{i}" for i in range(300)]
 
@@ -124,32 +123,6 @@ def test_log_normalised_values_give_the_same_vectors_and_are_named(tmp_path: Pat
     assert "log-normalised already, to 3,000 a cell" in line
 
 
-def test_counts_are_looked_for_in_layers_x_and_raw(tmp_path: Path):
-    network, x = write_model(tmp_path), counts()
-    scaled = cells(x - x.mean(0))
-    with pytest.raises(InputError, match="X holds numbers below 0"):
-        encoded(scaled, tmp_path)
-    scaled.raw = cells(x)
-    assert np.abs(encoded(scaled, tmp_path)[1] - expected(network, x)).max() < 1e-5
-    other = counts(seed=5)
-    scaled.layers["counts"] = other
-    assert np.abs(encoded(scaled, tmp_path)[1] - expected(network, other)).max() < 1e-5
-
-
-def test_values_that_are_no_counts_are_refused(tmp_path: Path):
-    write_model(tmp_path)
-    x = counts()
-    twice = np.log1p(np.log1p(x / x.sum(1, keepdims=True) * 1e4))
-    for values in (twice, x * np.float32(0.3), np.zeros_like(x)):
-        with pytest.raises(InputError, match="has no counts"):
-            encoded(cells(values), tmp_path)
-    late = counts(3_000)
-    late[2_500, 3] = 0.5
-    late[2_600, 4] = -1
-    with pytest.raises(InputError, match=r"cell 2500 holds 0\.5"):
-        encoded(cells(late), tmp_path)
-
-
 def test_a_cell_without_counts_has_no_vector(tmp_path: Path):
     write_model(tmp_path)
     x = counts()
@@ -217,18 +190,6 @@ def test_files_give_the_same_vectors(tmp_path: Path, monkeypatch, kind, suffix: 
         assert np.abs(np.concatenate(list(encoded_chunks(found))) - expected(network, x)).max() < 1e-5
         assert found.names is not None
         assert found.names.tolist() == adata.obs_names.tolist()
-
-
-def test_backed_and_raw_on_disk(tmp_path: Path):
-    network, x = write_model(tmp_path / "model"), counts()
-    cells(sp.csr_matrix(x)).write_h5ad(tmp_path / "cells.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    assert np.abs(encoded(backed, tmp_path / "model")[1] - expected(network, x)).max() < 1e-5
-    scaled = cells(x - 1)
-    scaled.raw = cells(x)
-    scaled.write_h5ad(tmp_path / "raw.h5ad")
-    with open_expression(str(tmp_path / "raw.h5ad")) as (_, matrix):
-        assert choose_counts(matrix, "raw.h5ad").where.endswith(": raw")
 
 
 def test_the_command_and_python_agree(tmp_path: Path, capsys):
