@@ -80,8 +80,7 @@ class Moments:
 
 def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
     """Rows (m, genes) of expression -> log1p of TOTAL a cell. Raises InputError as `as_counts` does."""
-    assert expression.scale is not None
-    counts = as_counts(x, expression.scale, expression.where, first).astype(np.float64)
+    counts = as_counts(x, expression, first).astype(np.float64)
     total = np.asarray(counts.sum(1)).reshape(-1)
     return (sp.diags_array(TOTAL / np.where(total > 0, total, 1)) @ counts).log1p().tocsr()
 

@@ -135,9 +135,8 @@ def open_release(model_dir: str | Location) -> Release:
     records = open_index(index_path)
     deleted = deleted_cells(index_path, records)
     if (label_codes[len(records) :] < 0).all():  # empty lines at the end
-        label_codes, study_codes = (
-            None if codes is None else codes[: len(records)] for codes in (label_codes, study_codes)
-        )
+        label_codes = label_codes[: len(records)]
+        study_codes = None if study_codes is None else study_codes[: len(records)]
     if len(records) != len(label_codes):
         raise InputError(
             f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; the "
