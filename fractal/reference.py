@@ -21,7 +21,7 @@ from fractal.annotate.query import Intake
 from fractal.annotate.run import Run, check_answers
 from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS
-from fractal.base.errors import in_python
+from fractal.base.errors import InputError, in_python
 from fractal.base.files import read_whole
 from fractal.base.storage import Location, fetch, locate
 from fractal.data.cells import Cells, has_obs
