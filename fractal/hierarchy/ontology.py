@@ -338,7 +338,8 @@ def tree_of_columns(
         path: CellType(terms.get(path[-1], ("", ""))[0], "table", tuple(full), " > ".join(reversed(full)))
         for path, full in filled.items()
     }
-    return levels, rows, ["labels with several parents made one type under each: " + "; ".join(renamed)] * bool(renamed)
+    notes = [f"labels with several parents made one type under each: {'; '.join(renamed)}"] if renamed else []
+    return levels, rows, notes
 
 
 def write_hierarchy(path: Location, levels: tuple[str, ...], rows: Iterable[CellType]) -> None:

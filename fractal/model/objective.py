@@ -54,9 +54,8 @@ class PrefixObjective(nn.Module):
         self.targets = torch.cat(smoothed, 1)  # (num_paths, paths and all classes): the targets of a cell of a path
         levels = torch.arange(adapter.num_levels, device=device)
         level = levels.repeat_interleave(torch.tensor(adapter.classes, device=device))
-        self.reach = (levels <= level[:, None]).repeat_interleave(
-            adapter.scale_dim, 1
-        )  # blocks up to the class's level
+        # blocks up to the class's level
+        self.reach = (levels <= level[:, None]).repeat_interleave(adapter.scale_dim, 1)
         self.prototypes = nn.Parameter(torch.randn(self.reach.shape, device=device))
 
     def forward(self, adapter: FractalAdapter, rows: Tensor) -> Tensor:

@@ -19,9 +19,8 @@ class Recipe:
     """What to train an adapter on, and how. `Settings` may override `lr` and `batch_size`."""
 
     name: str  # a word, for the checkpoint; all but "published" train a `FractalAdapter`
-    objective: Callable[
-        [Any, TrainingRows], nn.Module
-    ]  # adapter, rows -> module whose forward(adapter, batch) is a loss
+    # adapter, rows -> module whose forward(adapter, batch) is a loss
+    objective: Callable[[Any, TrainingRows], nn.Module]
     own_level: bool  # prefix j is trained on level j; else all on the finest level
     lr: float = 2e-3
     batch_size: int = 512

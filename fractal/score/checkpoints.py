@@ -48,10 +48,8 @@ class Checkpoint:
         return block_names(self.facts["config"])
 
     def __str__(self) -> str:
-        config = self.facts["config"]
-        return (
-            f"recipe {config['recipe']}, {len(self.blocks)} blocks of {config['scale_dim']}: {', '.join(self.blocks)}"
-        )
+        config, blocks = self.facts["config"], self.blocks
+        return f"recipe {config['recipe']}, {len(blocks)} blocks of {config['scale_dim']}: {', '.join(blocks)}"
 
 
 def of_one_split(paths: Sequence[Path], loaded: Sequence[tuple[Adapter, dict[str, Any]]]) -> list[Checkpoint]:

@@ -47,6 +47,7 @@ def fit(train: LabelledVectors, validation: LabelledVectors, counts: Counts, set
 
 NOBODY = cells(0)
 SHORT = Settings(epochs=1, batch_size=32, scale_dim=4)
+SMALL = ["--batch-size", "32", "--scale-dim", "4", "--device", "cpu"]
 
 
 def test_the_saved_weights_are_the_moving_average(monkeypatch):
@@ -60,12 +61,12 @@ def test_the_saved_weights_are_the_moving_average(monkeypatch):
         return done
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noting)
-    fitted = fit(cells(100), NOBODY, counts_of([20] * 5), Settings(epochs=2, batch_size=32, scale_dim=4))
+    fitted = fit(cells(100), NOBODY, counts_of([20] * 5), Settings(epochs=1, batch_size=32, scale_dim=4))
     average = steps[0]
     for weights in steps[1:]:
         average = [EMA_DECAY * a + (1 - EMA_DECAY) * w for a, w in zip(average, weights, strict=True)]
     saved = list(fitted.adapter.parameters())
-    assert len(steps) == 60
+    assert len(steps) == 30
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(saved, average[: len(saved)], strict=True))
     assert not torch.allclose(saved[0], steps[-1][0], atol=1e-3)
     steps.clear()
@@ -84,7 +85,7 @@ def test_the_learning_rate_rises_for_a_tenth_and_falls(monkeypatch, recipe: str,
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noting)
     fit(
-        cells(320), NOBODY, counts_of([1] * 5), Settings(RECIPES[recipe], epochs=4, batch_size=32, scale_dim=4, lr=0.01)
+        cells(320), NOBODY, counts_of([1] * 5), Settings(RECIPES[recipe], epochs=2, batch_size=32, scale_dim=4, lr=0.01)
     )
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(0.01)
@@ -215,7 +216,7 @@ def test_any_tree_of_2_to_6_levels(fails, tmp_path: Path, levels: int, recipe: s
 
 
 def test_split_and_weights_have_their_own_seeds(stratified: Path, tmp_path: Path):
-    argv = ["--input", str(stratified), "--epochs", "1", "--scale-dim", "4", "--device", "cpu"]
+    argv = ["--input", str(stratified), "--epochs", "1", *SMALL]
     made = {}
     for name, more in (("a", []), ("weights", ["--seed", "1"]), ("split", ["--split-seed", "1"])):
         train.main([*argv, "--output", str(tmp_path / name), *more])
@@ -236,8 +237,7 @@ def test_no_trace_is_left_in_torch():
 
 
 def test_loading_leaves_random_numbers_alone(stratified: Path, tmp_path: Path):
-    argv = ["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "1", "--scale-dim", "4"]
-    train.main([*argv, "--device", "cpu"])
+    train.main(["--input", str(stratified), "--output", str(tmp_path / "a.pt"), "--epochs", "1", *SMALL])
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -253,8 +253,8 @@ def test_a_stopped_run_never_takes_the_place_of_a_finished_one(
     stratified: Path, tmp_path: Path, monkeypatch, capsys, name: str, code: int
 ):
     output, partial = tmp_path / "a.pt", tmp_path / "a.partial.pt"
-    flags = ["--input", str(stratified), "--output", str(output), "--scale-dim", "4", "--device", "cpu"]
-    train.main([*flags, "--epochs", "2"])
+    flags = ["--input", str(stratified), "--output", str(output), *SMALL]
+    train.main([*flags, "--epochs", "1"])
     finished = output.read_bytes()
     validate, validations = training.Validator.__call__, []
 
@@ -275,7 +275,7 @@ def test_a_stopped_run_never_takes_the_place_of_a_finished_one(
     assert 1 <= done["best_epoch"] <= done["epochs_done"] == 2
     line = f"interrupted: 2 of 100000 epochs done; epoch {done['best_epoch']}, the best of them, "
     assert line + f"written to {partial}" in capsys.readouterr().err
-    train.main([*flags, "--epochs", "2"])  # a finished run removes its own partial one
+    train.main([*flags, "--epochs", "1"])  # a finished run removes its own partial one
     assert output.read_bytes() == finished
     assert not partial.exists()
     assert torch.load(output, weights_only=True)["training"]["partial"] is False

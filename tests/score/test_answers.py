@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fractal.score.answers import answer_counts, answer_scores, answer_table
@@ -15,6 +15,7 @@ def drawn(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ran
     return rng.random((n, 2)) < 0.7, rng.random((n, 2)) < 0.5, rng.random((n, 2)), rng
 
 
+@settings(max_examples=20)  # of 100 draws each, for the noise floor
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_figures_per_level_are_those_of_a_slow_count(n: int, seed: int):
     right, answered, probability, _ = drawn(n, seed)

@@ -1,6 +1,7 @@
 """Checkpoints scored on a file: types that were held out, and what eval.py refuses or warns of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import eval as evaluate
-import train
 from fractal.data.parquet import writing
 from tests.conftest import TYPES, clustered
-
-
-def checkpoint_of(data: Path, out: Path, *flags: str) -> Path:
-    train.main(["--input", str(data), "--output", str(out), "--epochs", "1", "--scale-dim", "4", *flags])
-    return out
+from tests.score.conftest import checkpoint_of
 
 
 def test_types_held_out_are_scored_apart(stratified: Path, tmp_path: Path, capsys):
@@ -43,13 +39,12 @@ def test_types_held_out_are_scored_apart(stratified: Path, tmp_path: Path, capsy
     assert raw["loo"]["subtype"] == pytest.approx(apart)
 
 
-def test_copies_and_another_ontology_are_said(stratified: Path, tmp_path: Path, capsys):
+def test_copies_and_another_ontology_are_said(trained: Path, tmp_path: Path, capsys):
     """Every cell of another file twice; the file says that it was made with another release."""
-    model = checkpoint_of(stratified, tmp_path / "m.pt")
     vectors, codes = clustered(TYPES * 4), np.arange(24) % 6
     with writing(tmp_path / "twice", 16, False, {"cl_release": "2020-01-01", "anchors_sha256": "0"}) as writer:
         writer.append(np.repeat(vectors, 2, axis=0), [(np.repeat(codes, 2), TYPES)] * 4)
-    argv = ["--model-path", str(model), "--input", str(tmp_path / "twice"), "--all-rows"]
+    argv = ["--model-path", str(trained), "--input", str(tmp_path / "twice"), "--all-rows"]
     capsys.readouterr()
     evaluate.main(argv)
     printed = capsys.readouterr().out
@@ -58,9 +53,11 @@ def test_copies_and_another_ontology_are_said(stratified: Path, tmp_path: Path, 
     assert "was made with Cell Ontology 2020-01-01, and steps are counted in 2025-07-30" in printed
 
 
-def test_two_checkpoints_of_one_name_are_both_in_the_json(stratified: Path, tmp_path: Path):
-    one = checkpoint_of(stratified, tmp_path / "one" / "m.pt")
-    two = checkpoint_of(stratified, tmp_path / "two" / "m.pt", "--seed", "1")
+def test_two_checkpoints_of_one_name_are_both_in_the_json(trained: Path, stratified: Path, tmp_path: Path):
+    one, two = tmp_path / "one" / "m.pt", tmp_path / "two" / "m.pt"
+    for path in (one, two):
+        path.parent.mkdir()
+        shutil.copyfile(trained, path)
     argv = ["--model-path", str(one), str(two), "--input", str(stratified), "--json", str(tmp_path / "a.json")]
     evaluate.main(argv)
     result = json.loads((tmp_path / "a.json").read_text())

@@ -11,7 +11,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn.functional import normalize
 
 import eval as evaluate
-import train
 from fractal.data.atlas import Atlas
 from fractal.score.embeddings import Subset, distinct_names, fit_controls
 from tests.conftest import TYPES, clustered
@@ -55,14 +54,12 @@ def test_names_of_checkpoints_are_distinct():
     assert len(set(distinct_names([Path("m.pt"), Path("m.pt")]))) == 2
 
 
-def test_vectors_of_others_are_rows_of_the_table(stratified: Path, tmp_path: Path, fails):
+def test_vectors_of_others_are_rows_of_the_table(trained: Path, stratified: Path, tmp_path: Path, fails):
     """The file's vectors once more give the figures of raw, in both banks; others are refused."""
-    model, mine, figures = tmp_path / "m.pt", tmp_path / "mine.npy", tmp_path / "a.json"
-    argv = ["--input", str(stratified), "--device", "cpu"]
-    train.main([*argv, "--output", str(model), "--epochs", "1", "--scale-dim", "4"])
+    mine, figures = tmp_path / "mine.npy", tmp_path / "a.json"
+    argv = ["--input", str(stratified), "--device", "cpu", "--model-path", str(trained), "--vectors", str(mine)]
     cells = Atlas.open(stratified).read(np.arange(600))
     np.save(mine, cells.vectors)
-    argv += ["--model-path", str(model), "--vectors", str(mine)]
     for bank in "train", "all":
         evaluate.main([*argv, "--bank", bank, "--json", str(figures)])
         rows = {row.pop("embedding"): row for row in json.loads(figures.read_text())["rows"]}
