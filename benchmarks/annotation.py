@@ -38,7 +38,7 @@ from benchmarks.intervals import cluster_bootstrap
 from benchmarks.quality import summary, tonsil_and_blood
 from fractal.annotate.annotator import Annotator, path_names
 from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
-from fractal.annotate.calibration import calibrate, calibrate_raw, held_out_of
+from fractal.annotate.calibration import calibrate, held_out_of
 from fractal.annotate.votes import NEIGHBOURS, Raw, descend
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
@@ -181,7 +181,7 @@ def known_cells(folder: Path, seed: int, graph: nx.DiGraph) -> dict[str, dict[st
             held_out, tested = (
                 Raw(*(field[rows] for field in vars(raw).values())) for rows in (slice(v), slice(v, None))
             )
-            own = calibration if name == OURS else calibrate_raw(held_out, kept, tree)
+            own = calibration if name == OURS else calibrate(kept, tree, held_out)
             answers.append(answer(tested, own))
         per_level = answers if len(answers) > 1 else answers * len(LEVELS)
         probability = np.stack([a.probability[:, k] for k, a in enumerate(per_level)], axis=1)

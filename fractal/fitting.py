@@ -15,7 +15,7 @@ import numpy as np
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
-from fractal.annotate.projection import learn
+from fractal.annotate.projection import Projection, learn
 from fractal.base.errors import InputError, in_python
 from fractal.base.storage import Location, locate
 from fractal.data.atlas import Atlas, LabelledVectors
@@ -25,12 +25,12 @@ from fractal.data.ingestion import atlas_in_memory, order_warning, place_cells, 
 from fractal.data.labels import read_map
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree, terms_of
-from fractal.model.adapter import Adapter, pick_device
+from fractal.model.adapter import pick_device
 from fractal.model.distributed import Group
 from fractal.model.recipes import Settings, find_recipe
 from fractal.model.split import Split
 from fractal.model.training import Fitted
-from fractal.model.training import fit as train
+from fractal.model.training import fit as fit_adapter
 from fractal.reference import Reference, make_reference
 from fractal.score.metrics import knn_accuracy
 
@@ -99,18 +99,15 @@ def fit(
                 atlas: Atlas = Atlas.open(path)
             else:
                 atlas = atlas_in_memory(opened, plan)
-        for line in filter(None, [*plan.hierarchy.notes, order_warning(atlas)]):
+        projection, kept = (None, "") if encoder else learn(cells, use_rep)
+        for line in filter(None, [*plan.hierarchy.notes, order_warning(atlas), kept]):
             print(line)
         name = locate(cells).name if isinstance(cells, str | Location) else "an AnnData"
-        facts = {
-            "obsm": use_rep,
-            "data": name,
-            "source": name,
-            **({"encoder": asdict(encoder.link)} if encoder else {}),
-        }
-        fit = Fit(atlas, settings, device)
-        projection = None if encoder else learned(cells, use_rep)
-        return train_reference(fit, study is not None, max_cells, graph, facts, projection)
+        facts = {"obsm": use_rep, "data": name, "source": name}
+        if encoder:
+            facts["encoder"] = asdict(encoder.link)
+        train = Training(atlas, settings, device)
+        return train_reference(train, study is not None, max_cells, graph, facts, projection)
 
 
 @contextmanager
@@ -142,65 +139,54 @@ def check_labels(
         raise InputError(f"{', '.join(ignored)}: without effect beside {tree}; leave out one or the other")
 
 
-def learned(cells: Any, use_rep: str) -> Any:
-    """The Projection of these cells, if obsm[use_rep] is a PCA; what was learnt, or why not, is printed."""
-    projection, line = learn(cells, use_rep)
-    if line:
-        print(line)
-    return projection
-
-
 @dataclass(frozen=True)
-class Fit:
+class Training:
     """Trains on rows of an atlas, as often as cross-fitting needs it."""
 
     atlas: Atlas
     settings: Settings
     device: str
 
-    def train(self, training: LabelledVectors, validation: LabelledVectors, counted: np.ndarray, epochs: int) -> Fitted:
+    def __call__(
+        self, training: LabelledVectors, validation: LabelledVectors, counted: np.ndarray, epochs: int | None = None
+    ) -> Fitted:
         """counted (n,) bool: which rows of the atlas say how frequent types are."""
-        settings, group = replace(self.settings, epochs=epochs), Group(device=pick_device(self.device))
-        counts = self.atlas.path_counts(counted)
-        fitted = train(training, validation, counts, settings, knn_accuracy, group=group)
+        settings = replace(self.settings, epochs=epochs or self.settings.epochs)
+        counts, group = self.atlas.path_counts(counted), Group(device=pick_device(self.device))
+        fitted = fit_adapter(training, validation, counts, settings, knn_accuracy, group=group)
         if fitted.stopped:
             raise fitted.stopped
         return fitted
 
-    def fold(self, training: LabelledVectors, held_out: LabelledVectors, counted: np.ndarray) -> tuple[Adapter, int]:
-        """The adapter of a fold, and its best epoch by the held-out cells."""
-        fitted = self.train(training, held_out, counted, self.settings.epochs)
-        return fitted.adapter, fitted.best_epoch
-
 
 def train_reference(
-    fit: Fit,
+    train: Training,
     by_study: bool,
     max_cells: int,
     graph: "DiGraph",
     facts: Mapping[str, Any],
-    projection: Any = None,
+    projection: Projection | None,
 ) -> Reference:
     """Cross-fit, for scores and calibration; then train on all cells, for the median of the folds' best epochs."""
-    atlas, seed = fit.atlas, fit.settings.seed
+    atlas, seed = train.atlas, train.settings.seed
     folds = draw_folds(atlas, by_study, seed)
     every = np.ones(atlas.num_rows, bool)
     counts = atlas.path_counts(every)
     paths = sorted(counts)
     tree = Tree.of(paths, atlas.levels, terms_of(paths, graph), np.array([counts[path] for path in paths]))
-    held_out, best = cross_fit(atlas, folds, tree, fit.fold, seed)
+    held_out, best = cross_fit(atlas, folds, tree, train, seed)
     split = Split.draw(atlas, seed, test_ratio=0.0).sampled(atlas, max_cells, val_ratio=0.0)
     rows = split.sample_rows(atlas)
     training, nothing = atlas.read(rows).split(len(rows))
     epochs = int(np.median(best))
     print(f"all: {len(rows):,} cells train, for {epochs} epochs, the median of the folds' best")
-    fitted = fit.train(training, nothing, every, epochs)
+    fitted = train(training, nothing, every, epochs)
     facts = {
         **facts,
         "cl_release": graph.graph["release"],
         "held_out": folds.about,
         "split": asdict(split),
-        "training": {**fitted.training(fit.settings), "best_epochs_of_folds": best},
+        "training": {**fitted.training(train.settings), "best_epochs_of_folds": best},
     }
     study = atlas.studies[0][rows].astype(np.int64) if by_study else np.zeros(len(rows), np.int64)
     path = tree.rows(path_names(training))

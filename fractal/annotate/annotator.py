@@ -6,14 +6,14 @@ probability is below the confidence asked for (answers.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from fractal.annotate.answers import CONFIDENCE, Answer, answer, join, unforced
+from fractal.annotate.answers import CONFIDENCE, Answer, answer, unforced
 from fractal.annotate.calibration import Calibration, HeldOut, calibrate, held_out_of
 from fractal.annotate.cross_fit import path_names
 from fractal.annotate.votes import COPIES, NEIGHBOURS, SAME, Voters, Voting
@@ -178,13 +178,9 @@ class Annotator:
 
 def cross_answers(held_out: HeldOut, tree: Tree, folds: np.ndarray) -> tuple[Answer, np.ndarray]:
     """The answers for held-out cells, each fold calibrated on the others; and which labels are right (n, levels)."""
-    order, answers = [], []
-    for fold in folds:
-        rows = np.flatnonzero(held_out.fold == fold)
-        order.append(rows)
-        answers.append(answer(held_out[rows].raw(tree), calibrate(held_out[held_out.fold != fold], tree)))
-    found, back = join(answers), np.argsort(np.concatenate(order))
-    found = Answer(*(getattr(found, field.name)[back] for field in fields(Answer)))
+    parts = [(held_out[held_out.fold == fold], held_out[held_out.fold != fold]) for fold in folds]
+    found = Answer.join([answer(cells.raw(tree), calibrate(others, tree)) for cells, others in parts])
+    found = found[np.argsort(held_out.fold, kind="stable").argsort()]  # in the order of the cells again
     return found, tree.nodes[found.path] == tree.nodes[held_out.path]
 
 

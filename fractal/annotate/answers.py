@@ -1,14 +1,14 @@
 """The answer for each cell: the labels of all levels, and how many of them can be trusted; as a table of columns."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fractal.annotate.calibration import Calibration
-from fractal.annotate.votes import Raw
+from fractal.annotate.votes import Raw, Rows
 from fractal.hierarchy.tree import Tree
 
 # Shares of ordinary cells, which is what a p-value promises: 4 % of those that are like the held-out cells are flagged,
@@ -18,18 +18,6 @@ CAUTION = 0.05  # p-value below this: no label below the second level
 CAUTIOUS_DEPTH = 2
 CONFIDENCE = 0.8  # the default, and what the model card reports
 NOVELTY = ("on", "flag", "off")
-COLUMNS = (
-    "level",
-    "label",
-    "cl_id",
-    "runner_up",
-    "runner_up_probability",
-    "distance",
-    "ood_score",
-    "p_value",
-    "status",
-    "withheld_by",
-)
 ONE_TYPE, ENOUGH = 0.9, 50  # share of the cells, of at least so many, that look like one type
 # Columns of the output beside those of the levels.
 COLUMNS = (
@@ -40,7 +28,7 @@ STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Rows):
     """n annotated cells. The labels of all levels are there, `depth` says how many can be trusted."""
 
     path: np.ndarray  # (n,) int64 into Tree.paths
@@ -65,12 +53,8 @@ class Answer:
             out[valid] = values
             return out
 
-        whole = {field.name: fill(getattr(self, field.name)) for field in fields(self)}
+        whole = {name: fill(values) for name, values in vars(self).items()}
         return Answer(**whole | {"runner_up": np.where(valid, whole["runner_up"], -1)})
-
-
-def join(answers: Sequence[Answer]) -> Answer:
-    return Answer(*(np.concatenate([getattr(a, field.name) for a in answers]) for field in fields(Answer)))
 
 
 def answer(raw: Raw, calibration: Calibration, confidence: float = CONFIDENCE, novelty: str = "on") -> Answer:
@@ -156,7 +140,7 @@ def group_columns(cells: Answer, voted: Answer, groups: np.ndarray, names: Seque
     """
     rows = members(voted, groups)
     first = np.array([cells_of[0] for cells_of in rows.values()], np.int64)
-    one = Answer(*(getattr(voted, field.name)[first] for field in fields(Answer)))
+    one = voted[first]
     level = np.maximum(one.depth - 1, 0)
     agree = [
         (tree.nodes[cells.path[cells_of], k] == tree.nodes[path, k]).mean() if depth else np.nan
@@ -164,19 +148,10 @@ def group_columns(cells: Answer, voted: Answer, groups: np.ndarray, names: Seque
     ]
     columns = answer_columns(one, tree)
     confidence = np.where(one.depth > 0, one.probability[np.arange(len(first)), level], np.nan)
-    return pa.table(
-        {
-            "group": [names[code] for code in rows],
-            "cells": [len(cells_of) for cells_of in rows.values()],
-            "label": columns["label"],
-            "level": columns["level"],
-            "confidence": confidence,
-            "agreement": np.array(agree, np.float64),
-            "withheld_by": columns["withheld_by"],
-            "runner_up": columns["runner_up"],
-            "runner_up_probability": columns["runner_up_probability"],
-        }
-    )
+    sizes = [len(cells_of) for cells_of in rows.values()]
+    table = columns.select(["label", "level", "withheld_by", "runner_up", "runner_up_probability"])
+    table = table.add_column(2, "confidence", [confidence]).add_column(3, "agreement", [np.array(agree, np.float64)])
+    return table.add_column(0, "group", [[names[code] for code in rows]]).add_column(1, "cells", [sizes])
 
 
 def one_type_warning(answered: pa.Table, tree: Tree) -> str:

@@ -7,12 +7,12 @@ conformal p-values, joined as Fisher did into the `ood_score`; `p_value` is the 
 as high or higher. All studies weigh the same: a new query is a draw of studies.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
-from fractal.annotate.votes import Ballot, Raw, count
+from fractal.annotate.votes import Ballot, Raw, Rows, count
 from fractal.hierarchy.tree import Tree
 
 FULL_WEIGHT = 50  # cells; a smaller study weighs less, as so many of these as it has
@@ -21,7 +21,7 @@ Knots = tuple[np.ndarray, np.ndarray]  # values, ascending, and what belongs to 
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Rows):
     """n labelled cells, and what reference cells that exclude them and their studies say of them."""
 
     vectors: np.ndarray  # (n, dim) float32, as they went in
@@ -32,9 +32,6 @@ class HeldOut:
     neighbour_path: np.ndarray  # (n, k) int32, see `Ballot`
     cosine: np.ndarray  # (n, k) float32
     signals: np.ndarray  # (n, 3) float32
-
-    def __getitem__(self, rows: np.ndarray) -> "HeldOut":
-        return HeldOut(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def __len__(self) -> int:
         return len(self.path)
@@ -48,25 +45,17 @@ class HeldOut:
         votes = keep[self.neighbour_path]
         cosine = np.where(votes, self.cosine, -np.inf).astype(np.float32)
         order = np.argsort(-cosine, axis=1, kind="stable")  # nearest first
-        found = {
-            "cosine": np.take_along_axis(cosine, order, 1),
-            "neighbour_path": np.take_along_axis(self.neighbour_path, order, 1),
-        }
-        rows = keep[self.path] & votes.any(1)
-        return HeldOut(*(found.get(field.name, getattr(self, field.name))[rows] for field in fields(self)))
+        cosine, path = (np.take_along_axis(values, order, 1) for values in (cosine, self.neighbour_path))
+        return replace(self, cosine=cosine, neighbour_path=path)[keep[self.path] & votes.any(1)]
 
 
 def held_out_of(
     ballot: Ballot, vectors: np.ndarray, path: np.ndarray, study: np.ndarray, fold: int, weight: np.ndarray
 ) -> HeldOut:
-    neighbours, cosine, signals = ballot.path.astype(np.int32), ballot.cosine, ballot.signals
-    numbers = (np.asarray(values, np.float32) for values in (weight, cosine, signals))
-    weight, cosine, signals = numbers
-    return HeldOut(vectors, path, study, np.full(len(path), fold), weight, neighbours, cosine, signals)
-
-
-def join_held_out(parts: list[HeldOut]) -> HeldOut:
-    return HeldOut(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(HeldOut)))
+    weight, cosine, signals = (values.astype(np.float32) for values in (weight, ballot.cosine, ballot.signals))
+    return HeldOut(
+        vectors, path, study, np.full(len(path), fold), weight, ballot.path.astype(np.int32), cosine, signals
+    )
 
 
 def study_weight(study: np.ndarray) -> np.ndarray:
@@ -153,12 +142,9 @@ class Calibration:
         return Control(error, confidence, unit, float(lost @ weight), float(max(of_studies)), share)
 
 
-def calibrate(held_out: HeldOut, tree: Tree) -> Calibration:
-    return calibrate_raw(held_out.raw(tree), held_out, tree)
-
-
-def calibrate_raw(raw: Raw, held_out: HeldOut, tree: Tree) -> Calibration:
-    """The same where others have voted: `raw` is what they say of the held-out cells."""
+def calibrate(held_out: HeldOut, tree: Tree, raw: Raw | None = None) -> Calibration:
+    """raw: what others than their neighbours say of the held-out cells."""
+    raw = raw or held_out.raw(tree)
     weight = held_out.weight.astype(np.float64)
     right = tree.nodes[raw.path] == tree.nodes[held_out.path]
     signals = [sorted_knots(column, weight) for column in raw.signals.T]

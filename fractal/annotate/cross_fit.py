@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fractal.annotate.calibration import HeldOut, held_out_of, join_held_out, study_weight
+from fractal.annotate.calibration import HeldOut, held_out_of, study_weight
 from fractal.annotate.votes import Voting
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.hierarchy.tree import Labels, Tree
-from fractal.model.adapter import Adapter
 from fractal.model.split import MIN_VALIDATION
+from fractal.model.training import Fitted
 
 FOLDS = 5
 FOLD_CELLS = 20_000  # that a fold trains on, at most
 ASKED = 4_000  # cells of a fold that are asked, at most: a standard error of .005 at an accuracy of .9
 MIN_SHARED = 0.5  # share of the cells whose type other studies have; with less, a study is no draw of the next one
 
-Train = Callable[[LabelledVectors, LabelledVectors, np.ndarray], tuple[Adapter, int]]
+Train = Callable[[LabelledVectors, LabelledVectors, np.ndarray], Fitted]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def shared(types: np.ndarray, fold: np.ndarray) -> np.ndarray:
 def cross_fit(atlas: Atlas, folds: Folds, tree: Tree, train: Train, seed: int) -> tuple[HeldOut, list[int]]:
     """-> the held-out cells, and the best epoch of each fold.
 
-    train: training cells, held-out cells, and which rows of the atlas (n,) bool may be counted -> an adapter and the
-    number of its best epoch.
+    train: called with training cells, held-out cells, and which rows of the atlas (n,) bool may be counted.
     """
     parts, epochs = list[HeldOut](), list[int]()
     for fold in range(folds.fold.max() + 1):
@@ -96,12 +95,14 @@ def cross_fit(atlas: Atlas, folds: Folds, tree: Tree, train: Train, seed: int) -
         asked = np.random.default_rng([seed, fold]).permutation(np.flatnonzero(out & folds.asked))[:ASKED]
         print(f"fold {fold + 1} of {folds.fold.max() + 1}: {len(rows):,} cells train, {len(asked):,} are asked")
         training, held_out = atlas.read(np.concatenate([rows, asked])).split(len(rows))
-        adapter, epoch = train(training, held_out, others)
+        fitted = train(training, held_out, others)
         path, true = (tree.rows(path_names(cells)) for cells in (training, held_out))
-        ballot = Voting(adapter.eval(), training.vectors, path, folds.study[rows] + 1, tree).ballot(held_out.vectors)
+        ballot = Voting(fitted.adapter.eval(), training.vectors, path, folds.study[rows] + 1, tree).ballot(
+            held_out.vectors
+        )
         parts.append(held_out_of(ballot, held_out.vectors, true, folds.study[asked], fold, np.ones(len(true))))
-        epochs.append(epoch)
-    found = join_held_out(parts)
+        epochs.append(fitted.best_epoch)
+    found = HeldOut.join(parts)
     found.weight[:] = study_weight(found.study)
     return found, epochs
 

@@ -14,7 +14,6 @@ from fractal.annotate.answers import (
     Answer,
     answer_columns,
     group_columns,
-    join,
     one_type_warning,
     real_groups,
     vote,
@@ -87,7 +86,7 @@ class Run:
         """One answer for the cells of a group -> the names of all cells, and their answers."""
         codes, labels = real_groups(*groups)
         names, answers = zip(*parts, strict=True)
-        before = join(answers)
+        before = Answer.join(answers)
         after = vote(before, codes, self.annotator.tree, self.confidence, self.novelty)
         table = group_columns(before, after, codes, labels, self.annotator.tree)
         self.results["groups"] = table.to_pandas().set_index("group")

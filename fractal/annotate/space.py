@@ -124,35 +124,27 @@ def space_problem(vectors: np.ndarray, reference: np.ndarray, seed: int = 0) -> 
 class RowCheck:
     """Looks at the rows of a query for a block of another embedding: in runs of a fortieth of them, MIN_RUN at least.
 
-    A block of a twentieth holds a whole run, wherever it lies. `add` takes the rows in order, and `problem` says which
-    runs have nothing in common with the reference.
+    A block of a twentieth holds a whole run, wherever it lies. `add` takes the rows in order, in chunks of many runs,
+    and `problem` says which runs have nothing in common with the reference.
     """
 
     def __init__(self, reference: np.ndarray, num_rows: int) -> None:
         self.bank = Bank(reference) if reference.shape[1] > 1 and len(reference) >= MIN_CELLS else None
         self.length = max(MIN_RUN, num_rows // RUNS)
-        self.run, self.start = list[np.ndarray](), 0  # vectors of the run so far, and its first row
+        self.row = 0  # that comes next
         self.strange = list[tuple[int, int]]()  # first row, and that after the last
 
     def add(self, vectors: np.ndarray) -> None:
         """vectors (n, dim) float32, usable or not."""
-        while len(vectors) and self.bank is not None:
-            there = sum(map(len, self.run))
-            part, vectors = np.split(vectors, [self.length - there])
-            self.run.append(part)
-            if there + len(part) == self.length:
-                self.look(np.concatenate(self.run))
-                self.run, self.start = [], self.start + self.length
-
-    def look(self, run: np.ndarray) -> None:
-        run = run[usable(run)]
-        if self.bank is None or len(run) < MIN_RUN // 2:
-            return
-        if self.bank.compare(draw(run, MIN_RUN, np.random.default_rng(0))).is_other():
-            if self.strange and self.strange[-1][1] == self.start:
-                self.strange[-1] = (self.strange[-1][0], self.start + self.length)
-            else:
-                self.strange.append((self.start, self.start + self.length))
+        for run in np.split(vectors, range(self.length, len(vectors), self.length)):
+            first, self.row = self.row, self.row + len(run)
+            run = run[usable(run)]
+            if self.bank is None or len(run) < MIN_RUN // 2:
+                continue
+            if self.bank.compare(draw(run, MIN_RUN, np.random.default_rng(0))).is_other():
+                if self.strange and self.strange[-1][1] == first:
+                    first = self.strange.pop()[0]
+                self.strange.append((first, self.row))
 
     def problem(self) -> str:
         """A line, or ""; the rows are counted from 1."""

@@ -10,9 +10,9 @@ type is likely (Hendrycks and Gimpel 2017), the latter two in axes that discount
 (discriminant.py).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -31,8 +31,19 @@ BATCH = 65_536  # cells at a time: the more, the more of them share a list of ne
 PIECE = 4_096  # of these, through the adapter and through the votes, 7 MB for 203 paths, which stay in the cache
 
 
+class Rows:
+    """A dataclass of arrays with a row per cell."""
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        return cls(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
 @dataclass(frozen=True)
-class Ballot:
+class Ballot(Rows):
     """The nearest reference cells of n cells, nearest first, and what speaks for an unknown type."""
 
     path: np.ndarray  # (n, k) int64 into the tree
@@ -41,7 +52,7 @@ class Ballot:
 
 
 @dataclass(frozen=True)
-class Raw:
+class Raw(Rows):
     """What the reference says of n cells, before calibration."""
 
     path: np.ndarray  # (n,) int64, a path that runs through all its labels
@@ -56,20 +67,12 @@ class Voters(Protocol):
     """Labelled cells that may vote in place of the reference's; as text, how many they are and whence."""
 
     @property
-    def path(self) -> np.ndarray:
-        """(m,) integers, see `Tree`; -1 of a cell without a vote."""
-        ...
+    def path(self) -> np.ndarray: ...  # (m,) integers, see `Tree`; -1 of a cell without a vote
 
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(n, dim), fractal vectors -> cosines (n, k), nearest first, and rows (n, k) int64 of k voters each.
+    # (n, dim), fractal vectors -> cosines (n, k), nearest first, -inf where there are fewer voters, and rows (n, k)
+    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
 
-        Where there are fewer, the others have the cosine -inf.
-        """
-        ...
-
-    def restricted(self, keep: np.ndarray) -> "Voters":
-        """Only those on the paths of a mask (paths,)."""
-        ...
+    def restricted(self, keep: np.ndarray) -> "Voters": ...  # only those on the paths of a mask (paths,)
 
 
 class Voting:
@@ -96,13 +99,11 @@ class Voting:
 
     def __call__(self, vectors: np.ndarray) -> Raw:
         """vectors (n, dim) float32, finite and not zero."""
-        parts = [count(ballot, self.tree) for ballot in self.ballots(vectors)]
-        return Raw(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Raw)))
+        return Raw.join([count(ballot, self.tree) for ballot in self.ballots(vectors)])
 
     def ballot(self, vectors: np.ndarray, more: int = 0) -> Ballot:
         """All at once, 500 bytes a cell, and as many neighbours more."""
-        parts = list(self.ballots(vectors, more))
-        return Ballot(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Ballot)))
+        return Ballot.join(list(self.ballots(vectors, more)))
 
     def ballots(self, vectors: np.ndarray, more: int = 0) -> Iterator[Ballot]:
         """Of BATCH cells at a time."""

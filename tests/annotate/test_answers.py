@@ -13,7 +13,6 @@ from fractal.annotate.answers import (
     answer_columns,
     as_obs,
     group_columns,
-    join,
     one_type_warning,
     real_groups,
     unforced,
@@ -50,7 +49,7 @@ def test_a_group_that_lies_in_two_chunks_gets_one_answer():
     """Group 0: a cell of I, x (.9, .8), one of S, z (.6, .5), and one without a vector; group 1: two of S, z."""
     first = answer_of([0, 0, 2], [[0.9, 0.8], [NAN, NAN], [0.9, 0.9]])
     second = answer_of([2, 2], [[0.6, 0.5], [0.7, 0.7]])
-    found = vote(join([first, second]), np.array([0, 0, 1, 0, 1]), TREE, 0.8, "on")
+    found = vote(Answer.join([first, second]), np.array([0, 0, 1, 0, 1]), TREE, 0.8, "on")
     good = found.valid
     assert good.tolist() == [True, False, True, True, True]
     assert found.path[good].tolist() == [0, 2, 0, 2]
