@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from fractal.annotate.answers import (
+    CAUTION,
+    NOVEL,
     Answer,
     annotation_columns,
     answer,
@@ -18,7 +20,8 @@ from fractal.annotate.answers import (
     unforced,
     vote,
 )
-from fractal.annotate.votes import Ballot, count
+from fractal.annotate.calibration import Calibration
+from fractal.annotate.votes import Ballot, Raw, count
 from fractal.hierarchy.tree import Tree
 
 TREE = Tree.of([("I", "x"), ("I", "y"), ("S", "z")], ("k", "t"), counts=np.array([10, 10, 80]))
@@ -159,3 +162,22 @@ def test_the_runner_up_of_a_group():
     assert voted.runner_up_probability == pytest.approx([1.1 / 3] * 3)
     table = group_columns(cells, voted, np.zeros(3, int), ["a"], TREE).to_pydict()
     assert table["runner_up"] == ["z"]
+
+
+def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
+    """1,000 held-out cells of oddness 1 to 1,000: the p-value of a cell is the share that is as odd."""
+    held_out, ones, nothing = np.arange(1.0, 1_001.0), np.ones(1_000), np.zeros(0)
+    certain = (np.array([0.0, 1.0]), np.array([0.9, 0.9]))
+    knots = (held_out, ones)
+    sure = Calibration([certain] * 3, [knots] * 3, knots, nothing, nothing, nothing, nothing)
+    sure = replace(sure, ood_score=(np.sort(sure.score(np.repeat(held_out[:, None], 3, 1))), ones))
+    shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
+    odd = 1_001 - 1_000 * shares
+    raw = Raw(
+        np.zeros(3, np.int64), np.ones((3, 3)), np.repeat(odd[:, None], 3, 1), np.zeros(3), np.full(3, -1), np.zeros(3)
+    )
+    found = answer(raw, sure)
+    assert np.allclose(found.p_value, shares, atol=0.002)
+    assert found.depth.tolist() == [3, 2, 2]
+    assert found.novel.tolist() == [False, False, True]
+    assert answer(raw, sure, novelty="flag").depth.tolist() == [3, 3, 3]

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fractal.annotate.answers import CAUTION, NOVEL, answer
 from fractal.annotate.calibration import HeldOut, calibrate, monotone, study_weight, tail
@@ -151,3 +153,10 @@ def test_of_held_out_cells_only_those_with_a_neighbour_left_stay():
     assert finite[:, 0].all()
     assert np.array_equal(finite.sum(1), keep[cells.neighbour_path[left]].sum(1))
     assert set(part.raw(TREE).path) <= {0, 2}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(-1, 6), min_size=1, max_size=5))
+def test_tail_counts_the_held_out_values_that_are_as_large(held_out, values):
+    found = tail(np.array(values), (np.sort(held_out), np.ones(len(held_out))))
+    assert found.tolist() == pytest.approx([(sum(h >= v for h in held_out) + 1) / (len(held_out) + 1) for v in values])

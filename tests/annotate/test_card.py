@@ -1,6 +1,7 @@
 """What the model card of a reference says."""
 
-from fractal.annotate.card import model_card
+from fractal.annotate.card import code, model_card
+from fractal.reference import Reference
 
 
 def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
@@ -22,3 +23,11 @@ def test_a_card_names_the_file_that_it_was_made_from_and_its_columns():
     header = "| Level | Answered | Accuracy | If all were answered | ECE | ECE by chance |"
     assert header in card
     assert "| `k`   |    0.250 |        - |" in card
+
+
+def test_foreign_text_on_the_card_is_no_markup(reference: Reference):
+    card = model_card(reference.facts, 3)
+    outside = "".join(card.replace("\n", " ").split("`")[::2])
+    assert "script" in card
+    assert not any(mark in outside for mark in ("script", "javascript", "\x1b", "alert"))
+    assert code("a`b\x1b[1m\nc") == "`a'b\\x1b[1m c`"
