@@ -50,7 +50,7 @@ class Page:
     """What a page shows beside its cells."""
 
     annotator: Annotator  # a reference's
-    blocks: Sequence[str]  # the level that each block tells
+    blocks: Sequence[str]  # the level that each block stands for
     title: str
     reference: str  # its name
     facts: Mapping[str, str]  # provenance, lines of "About"
@@ -118,8 +118,8 @@ def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, np.n
     voting = Voting(small.adapter, vectors, path, study, small.tree)
     bank = whole_numbers(voting.neighbours.bank.cpu().numpy())
     voting.neighbours = Neighbours(torch.from_numpy(unit(bank)).to(voting.device))
-    some = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
-    far, farther = (np.sort(of.ballot(some).signals[:, 0]) for of in (annotator.voting, voting))
+    asking = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
+    far, farther = (np.sort(of.ballot(asking).signals[:, 0]) for of in (annotator.voting, voting))
     (values, weight), *others = annotator.calibration.signals
     signals = [(np.interp(values, far, farther), weight), *others]
     small.voting, small.calibration = voting, replace(annotator.calibration, signals=signals)

@@ -114,7 +114,8 @@ def known_paths(tree: Tree, names: Sequence[str], graph: nx.DiGraph) -> list[Lab
     by_name = {path[-1]: path for path in tree.paths}
     by_term = {term: path for term, path in zip(tree.cl_ids[:, -1], tree.paths, strict=True) if term}
     published = bool(by_term) and tree.levels == LEVELS  # the ontology has paths of these levels
-    rows = build_hierarchy(names, graph, "other")
-    placed = [row.levels if published and row.matched != "unmapped" else None for row in rows]
-    found = [by_name.get(name) or by_term.get(row.cl_id) for name, row in zip(names, rows, strict=True)]
-    return [path or other for path, other in zip(found, placed, strict=True)]
+    paths = list[Labels | None]()
+    for name, row in zip(names, build_hierarchy(names, graph, "other"), strict=True):
+        from_ontology = row.levels if published and row.matched != "unmapped" else None
+        paths.append(by_name.get(name) or by_term.get(row.cl_id) or from_ontology)
+    return paths

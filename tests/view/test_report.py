@@ -1,23 +1,16 @@
 """A reference, scored on its validation cells or on labelled cells of a file."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fractal.base.errors import InputError
 from fractal.commands import report
-from fractal.data.atlas import Atlas
-from fractal.hierarchy.levels import LEVELS
-from fractal.model.split import Split
 from fractal.reference import Reference
-from fractal.score.table import truth_of
-from fractal.view.labelled import atlas_cells
-from fractal.view.scored import Scored
 from tests.conftest import TYPES, clustered, write_h5ad
-from tests.view.conftest import FOUR, GRAPH, check_page
+from tests.view.conftest import FOUR, check_page
 
 
 @pytest.mark.parametrize(
@@ -56,22 +49,6 @@ def test_labelled_cells_of_a_file(folder: Path, new: Path):
     assert "neuron for " in tags.text  # what they are taken for
 
 
-def test_the_file_of_training_counts_with_its_test_cells_only(bundle: Reference, stratified: Path):
-    atlas = Atlas.open(stratified)
-    split = Split.draw(atlas)
-    own = replace(bundle, facts={**bundle.facts, "split": asdict(split)})
-    tree = own.annotator.tree
-    cells, tests = atlas_cells(stratified, tree, own.facts, 5_000, 0), split.rows(atlas)[2]
-    assert np.array_equal(cells.vectors, atlas.read(tests).vectors)
-    assert cells.title == f"{len(tests)} test cells of {stratified.name}"
-    assert cells.groups is None  # cells were held out, not studies
-    other = atlas_cells(stratified, tree, bundle.facts, 5_000, 0)  # all of it
-    assert len(other.vectors) == 600
-    assert other.groups is not None
-    with pytest.raises(InputError, match="its levels are"):
-        atlas_cells(stratified, replace(tree, levels=("a", "b")), bundle.facts, 5_000, 0)
-
-
 def test_what_can_t_be_done_is_said_in_a_line(fails, folder: Path, new: Path, tmp_path: Path):
     out = tmp_path / "r.html"
     assert "--output" in fails(report.main, folder)
@@ -88,17 +65,3 @@ def test_what_can_t_be_done_is_said_in_a_line(fails, folder: Path, new: Path, tm
     file.write_text("")
     assert "is a file" in fails(report.main, folder, "--figures", file)
     assert not out.exists()
-
-
-def test_the_seen_mask_decides_what_counts(scored: Scored):
-    """`apart` takes the figures of seen types where there are both, and all where there are not."""
-    labels = scored.truth.labels
-    truth = truth_of(LEVELS, labels, scored.classes, scored.classes, [scored.classes[3][0]], None, GRAPH)
-    s = replace(scored, truth=truth)
-    row = {**s.prefixes[0], "seen": {"bank": {"x": 1}, "loo": {"x": 2}}, "seen_interval": {"bank": {}, "loo": {}}}
-    apart = replace(s, prefixes=[row], controls=[], raw=row).apart()
-    assert apart.prefixes[0]["bank"] == {"x": 1}
-    assert apart.counted(3).sum() == truth.seen.sum() < len(labels)
-    assert scored.apart() is scored
-    none_seen = replace(s, truth=SimpleNamespace(**{**vars(truth), "seen": np.zeros(120, bool)}))  # type: ignore[arg-type]
-    assert none_seen.apart() is none_seen
