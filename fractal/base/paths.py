@@ -40,8 +40,6 @@ def check_paths(
     for flag, path in files:
         check_file(path, f"{flag} ")
     for flag, path in new_folders:
-        if isinstance(path, Remote):
-            raise InputError(f"{flag} {path}: name a folder of this machine, and copy it when it is done")
         check_folder(path, None, f"{flag} ")
     for (other, earlier), (flag, path) in combinations(files + new_folders, 2):
         if is_same(path, earlier):
@@ -65,16 +63,17 @@ def check_file(path: str | Location, flag: str = "") -> None:
         raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
 
 
-def check_folder(path: str | Path, names: Collection[str] | None, flag: str = "") -> None:
+def check_folder(path: str | Location, names: Collection[str] | None, flag: str = "") -> None:
     """Raises InputError for an output that is there and no folder, or holds anything but files with these names."""
-    path = Path(os.path.realpath(path))
+    path = real_path(path)
+    if isinstance(path, Remote):
+        raise InputError(f"{flag}{path}: name a folder of this machine, and copy it when it is done")
     if path.exists() and not path.is_dir():
         raise InputError(f"{flag}{path}: is not a folder, so it can't be replaced by one; name another output")
-    if path.exists() and names is not None:
-        others = sorted(file.name for file in path.iterdir() if file.name not in names or not file.is_file())
-        if others:
-            shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these away")
+    files = path.iterdir() if path.exists() and names is not None else ()
+    if others := sorted(file.name for file in files if file.name not in (names or ()) or not file.is_file()):
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise InputError(f"{path}: holds what would be lost ({shown}); name another output, or move these away")
 
 
 def real_path(path: str | Location) -> Location:

@@ -310,7 +310,7 @@ def every_vector(path: Any) -> np.ndarray:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["local", "store"])
+@pytest.mark.parametrize("where", ["local", pytest.param("store", marks=pytest.mark.slow)])
 def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: Path, where: str):
     """Also where its folders say a column, as Spark writes them, and where other files lie beside."""
     table = pq.read_table(atlas)
@@ -352,7 +352,7 @@ def test_a_folder_of_parquet_is_one_atlas(store: Store, atlas: Path, tmp_path: P
         assert fingerprint(path) != before
 
 
-@pytest.mark.parametrize("where", ["local", "store"])
+@pytest.mark.parametrize("where", ["local", pytest.param("store", marks=pytest.mark.slow)])
 def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: Path, monkeypatch, fails, where: str):
     """The same rows as in one file; all parts or none."""
     folder = str(tmp_path / "parts") if where == "local" else "s3://cells/parts"
