@@ -106,6 +106,7 @@ def test_sizes_that_are_none(text: str):
         stratify.main(["--memory", text])
 
 
+@pytest.mark.slow  # two processes
 def test_a_full_disk_is_one_line(stratified: Path, tmp_path: Path):
     """Files above 10 kB can't be written: first the temporary file is refused, then, without one, the output."""
     before = sorted(os.listdir(tmp_path))
