@@ -35,6 +35,7 @@ def blood_like() -> anndata.AnnData:
     return anndata.AnnData(np.zeros((700, 1), np.float32), obs=obs, obsm={"X_pca": vectors})
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path: Path, monkeypatch, capsys):
     """Where scanpy is not installed, on made cells and without the blocks that call it."""
     monkeypatch.chdir(tmp_path)
