@@ -25,25 +25,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.files import locked
-from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.base.table import table
-from fractal.commands.options import add, check_suffix, command, one_input
+from fractal.commands.options import add, check_output, check_suffix, check_use_rep, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
-    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
-    from fractal.hierarchy.tree import Tree
+    from fractal.commands.output import Chunks
 
 MARKERS = 5  # genes that the table of clusters shows
-STATUSES = ("ok", "withheld", "novel", "excluded", "invalid")
-EXAMPLE = "fractal annotate new.h5ad --reference FOLDER --output FILE"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -97,15 +93,13 @@ def get_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError, before any work, for flags that do not go together."""
     from fractal.annotate.run import check_answers
-    from fractal.data.cells import has_obs, has_obsm, is_h5ad
+    from fractal.data.cells import has_obs
 
-    args.input = one_input(args, EXAMPLE)
+    args.input = one_input(args, "fractal annotate new.h5ad --reference FOLDER --output FILE")
+    check_use_rep(args)
     check_suffix("--output", args.output, (".tsv", ".parquet", ".h5ad"))
-    if args.output.suffix == ".h5ad" and not is_h5ad(args.input):
-        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .tsv or .parquet")
-    in_place = [("--output", "--input")] if args.output.suffix == ".h5ad" else []
-    inputs = {"--input": args.input, "--reference": args.reference, "--index": args.index, "--obo": args.obo}
-    check_paths(inputs, {"--output": args.output, "--confusions": args.confusions}, in_place)
+    inputs = {"--reference": args.reference, "--index": args.index, "--obo": args.obo}
+    check_output(args, inputs, {"--confusions": args.confusions})
     if args.confusions:
         if not args.truth:
             raise InputError(f"--confusions {args.confusions}: needs --truth, the obs column of the known labels")
@@ -115,8 +109,6 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.markers and not args.over:
         raise InputError("--markers: are of clusters; name their column of obs with --over")
     check_answers(args.confidence, args.novelty, args.error)
-    if args.use_rep and not has_obsm(args.input):
-        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
     for flag in ("over", "truth"):
         if getattr(args, flag) and not has_obs(args.input):
             raise InputError(f"--{flag}: names a column of obs, which only an .h5ad --input has")
@@ -130,8 +122,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def annotate(args: argparse.Namespace) -> None:
+    import numpy as np
+
     from fractal.annotate.answers import annotation_columns
-    from fractal.commands.output import open_output
+    from fractal.annotate.truth import draw_confusions, report
+    from fractal.commands.output import write_output
     from fractal.model.adapter import pick_device
     from fractal.reference import read_reference
     from fractal.view.colours import label_colours
@@ -147,17 +142,22 @@ def annotate(args: argparse.Namespace) -> None:
         groups, truth = (cells.codes(column) if column else None for column in (args.over, args.truth))
         if args.markers and groups:
             run.add_markers(args.input, groups)
-        uns = {"fractal": run.results, "fractal_label_colors": lambda labels: label_colours(tree.paths, labels)}
-        copied = cells if args.output.suffix == ".h5ad" else None
+
+        def uns() -> dict[str, Any]:
+            assert run.answered is not None  # it is there after the last chunk
+            labels = sorted(set(run.answered["label"].drop_null().to_pylist()))
+            return {"fractal": run.results, "fractal_label_colors": np.array(label_colours(tree.paths, labels), object)}
+
+        chunks: Chunks = ((table, {}) for table in run.columns(cells, origin, groups))
         old = annotation_columns(cells.column_names, "fractal")
-        with open_output(args.output, copied, uns=uns, prefix="fractal_", replaces=old.__contains__) as write:
-            for rows in run.columns(cells, origin, groups):
-                write(rows)
+        write_output(args.output, chunks, cells, uns=uns, prefix="fractal_", replaces=old)
     print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(run.answered, tree.levels)}")
     if groups:
         print(f"\n{group_summary(run.results, args.over)}")
     if truth:
-        score(run.answered, truth, tree, args)
+        print(f"\n{report(run.answered, *truth, tree, args.truth)}")
+        if args.confusions:
+            draw_confusions(args.confusions, run.answered, *truth, tree, args.truth)
 
 
 def group_summary(results: Mapping[str, pd.DataFrame], column: str) -> str:
@@ -176,6 +176,8 @@ def group_summary(results: Mapping[str, pd.DataFrame], column: str) -> str:
 
 def summary(answered: pa.Table, levels: Sequence[str]) -> str:
     """How many cells got which status, level and label."""
+    from fractal.annotate.answers import STATUSES
+
     counts = {name: answered[name].to_pandas().value_counts(dropna=False) for name in ("status", "level", "label")}
     statuses = ", ".join(f"{counts['status'].get(status, 0):,} {status}" for status in STATUSES)
     depths = ", ".join(f"{counts['level'].get(level, 0):,} {level}" for level in (*reversed(levels), "none"))
@@ -184,16 +186,3 @@ def summary(answered: pa.Table, levels: Sequence[str]) -> str:
         [label if isinstance(label, str) else "(none)", f"{n:,}", f"{n / len(answered):.1%}"] for label, n in common
     ]
     return f"{statuses}\ndeepest level answered: {depths}\n\n{table(['Deepest label', 'Cells', 'Share'], rows)}"
-
-
-def score(answered: pa.Table, truth: tuple[np.ndarray, list[str]], tree: Tree, args: argparse.Namespace) -> None:
-    """Print how good the answers are, and draw what is taken for what."""
-    from fractal.annotate.truth import draw_confusions, report
-
-    print("\n" + report(answered, *truth, tree, args.truth))
-    if args.confusions:
-        draw_confusions(args.confusions, answered, *truth, tree, args.truth)
-
-
-if __name__ == "__main__":
-    run(main)

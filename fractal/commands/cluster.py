@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fractal.base.errors import InputError, needs, reason, run
+from fractal.base.errors import InputError, needs, reason
 from fractal.base.files import locked
 from fractal.base.paths import check_paths
 from fractal.commands.options import add, command, num_bytes, positive_int
@@ -133,7 +133,3 @@ def main(argv: list[str] | None = None) -> None:
         cells = getattr(stages, args.stage)(args, engine)
     parts = len(list(args.output.glob("part-*.parquet")))
     print(f"{cells:,} cells written to {args.output}, {parts:,} parts")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,26 +11,18 @@ taken as well. Files may be at a URI, such as s3://bucket/new.h5ad.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.files import locked
-from fractal.base.paths import check_paths
 from fractal.base.storage import Location
-from fractal.commands.options import CHECKPOINT, add, command, one_input
+from fractal.commands.options import CHECKPOINT, add, check_output, check_use_rep, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    import pyarrow as pa
-
+    from fractal.commands.output import Chunks
     from fractal.data.cells import Cells
     from fractal.model.embedding import Embedder
-
-EXAMPLE = "fractal embed new.h5ad --reference FOLDER"
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -59,34 +51,26 @@ def get_parser() -> argparse.ArgumentParser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Fill in the output. Raises InputError, before any work, for flags that do not go together."""
-    from fractal.data.cells import has_obsm, is_h5ad
+    from fractal.data.cells import is_h5ad
 
-    args.input = one_input(args, EXAMPLE, Path("data/stratified.parquet"))
-    from_h5ad = is_h5ad(args.input)
-    if args.use_rep and not has_obsm(args.input):
-        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
+    args.input = one_input(args, "fractal embed new.h5ad --reference FOLDER", Path("data/stratified.parquet"))
+    check_use_rep(args)
     beside = args.input.with_name(f"{args.input.stem}_fractal.h5ad")
-    args.output = args.output or (beside if from_h5ad else Path("data/fractal_embeddings.parquet"))
-    to_h5ad = is_h5ad(args.output)
-    if to_h5ad and not from_h5ad:
-        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad --input; name a .parquet or .npy")
-    if to_h5ad and (args.prefix or args.dtype != "float32"):
+    args.output = args.output or (beside if is_h5ad(args.input) else Path("data/fractal_embeddings.parquet"))
+    check_output(args, {"--reference": args.reference})
+    if is_h5ad(args.output) and (args.prefix or args.dtype != "float32"):
         raise InputError(
             f"{args.output}: an .h5ad gets full float32 vectors; cut them with fractal.truncate, or name a "
             ".parquet or .npy with --output"
         )
-    in_place = [("--output", "input")] if to_h5ad else []
-    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output}, in_place)
 
 
-@contextmanager
-def open_cells(embedder: "Embedder", args: argparse.Namespace) -> Iterator["Cells"]:
-    """The cells of --input. Raises InputError for those of another embedding, and for a --prefix beyond the vector."""
+def num_blocks(args: argparse.Namespace, embedder: "Embedder") -> int:
+    """How many blocks are kept. Raises InputError for a --prefix beyond the vector."""
     levels = embedder.adapter.num_levels
     if (args.prefix or 1) > levels:
         raise InputError(f"{args.reference}: has {levels} blocks, --prefix {args.prefix} asks for more")
-    with embedder.open(args.input, args.use_rep, args.force) as cells:
-        yield cells
+    return args.prefix or levels
 
 
 def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: int, dtype: str = "float32") -> int:
@@ -94,32 +78,38 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: 
 
     prefix: so many blocks of each; an .h5ad gets all. dtype: of Parquet and .npy, float32 or float16.
     """
-    from fractal.commands.output import open_output
+    import numpy as np
+
+    from fractal.commands.output import kept_metadata, progress, write_output
     from fractal.data.cells import is_h5ad
     from fractal.data.outputs import facts
     from fractal.data.parquet import ROW_GROUP
     from fractal.data.vectors import CHUNK
-    from fractal.model.embedding import embed_chunks
+    from fractal.model.embedding import embed_matrix
 
-    to_h5ad = is_h5ad(output)
-    with open_output(
-        output,
-        cells,
-        metadata=embedder.metadata(prefix),
-        uns={"fractal": facts(embedder.adapter, embedder.recipe, embedder.sha256, embedder.levels)},
-        replaces=("X_fractal", "X_fractal_blocks").__contains__,
-        dtype=dtype,
-    ) as write:
+    to_h5ad, invalid = is_h5ad(output), 0
 
-        def append(columns: "pa.Table", vectors: np.ndarray, blocks: np.ndarray) -> None:
-            if to_h5ad:
-                both = {"X_fractal": vectors, "X_fractal_blocks": blocks}
-                write(columns, both if embedder.recipe == "published" else {"X_fractal": vectors})
+    def chunks() -> "Chunks":
+        nonlocal invalid
+        for columns, vectors in progress(cells, "embed", CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad):
+            embedded, blocks = embed_matrix(embedder.adapter, vectors, prefix)
+            invalid += int(np.isnan(embedded[:, 0]).sum())
+            if not to_h5ad:
+                yield columns, {"embedding": embedded.astype(dtype, copy=False)}
+            elif embedder.recipe == "published":
+                yield columns, {"X_fractal": embedded, "X_fractal_blocks": blocks}
             else:
-                write(columns, {"embedding": vectors})
+                yield columns, {"X_fractal": embedded}
 
-        chunks = cells.chunks(CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad)
-        return embed_chunks(embedder.adapter, chunks, cells.num_rows, prefix, append)
+    write_output(
+        output,
+        chunks(),
+        cells,
+        metadata={**kept_metadata(cells), **embedder.metadata(prefix)},
+        uns=lambda: {"fractal": facts(embedder.adapter, embedder.recipe, embedder.sha256, embedder.levels)},
+        replaces=("X_fractal", "X_fractal_blocks"),
+    )
+    return invalid
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,17 +119,12 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.reference import open_embedder
 
     embedder = open_embedder(args.reference, pick_device(args.device), args.model)
-    levels = embedder.adapter.num_levels
-    prefix = args.prefix or levels
-    with locked(args.output), open_cells(embedder, args) as cells:  # the output may be the input
+    prefix = num_blocks(args, embedder)
+    with locked(args.output), embedder.open(args.input, args.use_rep, args.force) as cells:  # it may be the input
         invalid = embed_cells(embedder, cells, args.output, prefix, args.dtype)
-    kind = "full vectors" if prefix == levels else f"prefix {prefix}"
+    kind = "full vectors" if prefix == embedder.adapter.num_levels else f"prefix {prefix}"
     print(
         f"{cells.num_rows:,} cells, {kind} of recipe {embedder.recipe}, {prefix * embedder.adapter.scale_dim} numbers "
         f"each as {args.dtype}, written to {args.output}"
         + (f"; NaN for {invalid:,} cells whose vector is zero or not finite" if invalid else "")
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -12,9 +12,8 @@ of ingest.py brings labels. docs/explore.md shows what the page can do.
 import argparse
 from pathlib import Path
 
-from fractal.base.errors import InputError, run
 from fractal.base.paths import check_paths
-from fractal.commands.options import add, command, one_input, positive_int
+from fractal.commands.options import add, check_suffix, check_use_rep, command, one_input, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -50,32 +49,23 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Fill in the output. Raises InputError, before any work, for flags that do not go together."""
-    from fractal.data.cells import has_obsm
-    from fractal.view.explorer import check_template
-
-    args.input = one_input(args, "fractal explore cells.h5ad --reference FOLDER")
-    args.output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
-    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
-    if args.use_rep and not has_obsm(args.input):
-        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
-    if not args.embedding_atlas:
-        check_template()
-    elif args.output.suffix != ".parquet":
-        raise InputError(f"{args.output}: --embedding-atlas writes Parquet; name a .parquet file with --output")
-
-
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    check_flags(args)
+    args.input = one_input(args, "fractal explore cells.h5ad --reference FOLDER")
+    args.output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
+    check_use_rep(args)
+    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
+    if args.embedding_atlas:
+        check_suffix("--output", args.output, (".parquet",))
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import cut_matrix
     from fractal.reference import read_reference
     from fractal.view.embedding_atlas import atlas_columns, write_embedding_atlas
-    from fractal.view.explorer import write_page
+    from fractal.view.explorer import check_template, write_page
     from fractal.view.shown import MAX_CELLS, read_shown
 
+    if not args.embedding_atlas:
+        check_template()
     reference = read_reference(args.reference, pick_device(args.device))
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     with reference.embedder.open(args.input, args.use_rep, args.force) as cells:
@@ -89,7 +79,3 @@ def main(argv: list[str] | None = None) -> None:
         return
     size = write_page(args.output, reference.page(args.input.name), shown, reference.maps.transform(full))
     print(f"{line}, {size / 1e6:.1f} MB; open it in a browser")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fractal.base.errors import InputError, needs, run
+from fractal.base.errors import InputError, needs
 from fractal.base.files import atomic_write
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.commands.options import CHECKPOINT, add, command
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    import pyarrow as pa
     from torch import Tensor, nn
 
+    from fractal.commands.output import Chunks
+    from fractal.data.cells import Cells
     from fractal.model.adapter import Adapter
-    from fractal.model.embedding import Embedder
 
 OPSET = 18  # onnxruntime-web runs it, with WebAssembly and with WebGPU
 TOLERANCE = 1e-5
@@ -111,84 +111,66 @@ def export(adapter: "Adapter", path: Path) -> float:
     return worst
 
 
-def write_cells(embedder: "Embedder", args: argparse.Namespace, prefix: int) -> tuple[int, int]:
-    """Write the Parquet file -> how many cells, and how many were left out."""
-    from tqdm.auto import tqdm
-
-    from fractal.commands.output import open_output
-    from fractal.data.vectors import CHUNK
-
-    metadata = {"recipe": embedder.recipe, "checkpoint_sha256": embedder.sha256}
-    start = left_out = 0
-    with embedder.open(args.vectors, args.use_rep, args.force) as cells:
-        names = {"row", f"prefix_{prefix}", "full"}
-        if taken := names & {*cells.column_names, *cells.schema.names}:
-            raise InputError(f"{cells.path}: has a column '{min(taken)}', as the export writes one; rename it")
-        folded = Counter(name.casefold() for name in cells.column_names)
-        if twice := [name for name in cells.column_names if folded[name.casefold()] > 1]:
-            raise InputError(
-                f"{cells.path}: its columns {' and '.join(twice)} differ by case alone, and databases such as DuckDB "
-                "rename one of them; rename it yourself"
-            )
-        with (
-            open_output(args.output, metadata=metadata) as write,
-            tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="export") as bar,
-        ):
-            for columns, vectors in cells.chunks(CHUNK, obs=True):
-                table, arrays = exported(embedder.adapter, columns, vectors, start, prefix)
-                if len(table):
-                    write(table, arrays)
-                start, left_out = start + len(vectors), left_out + len(vectors) - len(table)
-                bar.update(len(vectors))
-    return start - left_out, left_out
+def check_names(cells: "Cells", prefix: int) -> None:
+    """Raises InputError for columns whose names the export, or a database, would mix up."""
+    if taken := {"row", f"prefix_{prefix}", "full"} & {*cells.column_names, *cells.schema.names}:
+        raise InputError(f"{cells.path}: has a column '{min(taken)}', as the export writes one; rename it")
+    folded = Counter(name.casefold() for name in cells.column_names)
+    if twice := [name for name in cells.column_names if folded[name.casefold()] > 1]:
+        raise InputError(
+            f"{cells.path}: its columns {' and '.join(twice)} differ by case alone, and databases such as DuckDB "
+            "rename one of them; rename it yourself"
+        )
 
 
-def exported(
-    adapter: "Adapter", columns: "pa.Table", vectors: np.ndarray, start: int, prefix: int
-) -> tuple["pa.Table", dict[str, np.ndarray]]:
-    """The usable ones of a chunk of cells, the first of which is number `start`: their columns, and their vectors."""
+def exported(adapter: "Adapter", cells: "Cells", prefix: int) -> "Chunks":
+    """The cells with usable vectors: their numbers, their columns and their vectors."""
     import pyarrow as pa
     import torch
 
-    from fractal.data.vectors import usable
+    from fractal.commands.output import progress
+    from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import embed
 
-    good = np.flatnonzero(usable(vectors))
-    prefixes = embed(adapter, torch.from_numpy(vectors[good]))
-    arrays = {"row": pa.array(start + good)} | {name: columns[name].take(good) for name in columns.column_names}
-    for name, column in arrays.items():
-        if pa.types.is_dictionary(column.type):  # no database takes one
-            arrays[name] = column.cast(column.type.value_type)
-    table = pa.table(arrays)
-    return table, {f"prefix_{prefix}": prefixes[prefix - 1].numpy(), "full": prefixes[-1].numpy()}
+    start = 0
+    for columns, vectors in progress(cells, "export", CHUNK, obs=True):
+        rows = np.flatnonzero(usable(vectors))
+        if len(rows):
+            prefixes = embed(adapter, torch.from_numpy(vectors[rows]))
+            table = {"row": pa.array(start + rows)} | {name: columns[name].take(rows) for name in columns.column_names}
+            for name, column in table.items():
+                if pa.types.is_dictionary(column.type):  # no database takes one
+                    table[name] = column.cast(column.type.value_type)
+            yield pa.table(table), {f"prefix_{prefix}": prefixes[prefix - 1].numpy(), "full": prefixes[-1].numpy()}
+        start += len(vectors)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    from fractal.reference import open_embedder
-
     to_parquet = args.to == "parquet"
     if to_parquet != (args.vectors is not None):
         raise InputError("--to parquet and --vectors, the cells to write, go together; name both, or neither")
     if not to_parquet and (args.use_rep or args.prefix):
         raise InputError("--use-rep and --prefix are about --to parquet; drop them")
-    default = Path("data/cells.parquet") if to_parquet else args.reference.with_suffix(".onnx")
-    args.output = args.output or default
+    args.output = args.output or (Path("data/cells.parquet") if to_parquet else args.reference.with_suffix(".onnx"))
     check_paths({"--reference": args.reference, "--vectors": args.vectors}, {"--output": args.output})
+    from fractal.commands.output import write_parquet
+    from fractal.reference import open_embedder
+
     embedder = open_embedder(args.reference)
-    levels = embedder.adapter.num_levels
+    adapter, levels = embedder.adapter, embedder.adapter.num_levels
     if not to_parquet:
-        worst = export(embedder.adapter, args.output)
-        names = ", ".join(output_names(embedder.adapter))
+        worst = export(adapter, args.output)
+        names = ", ".join(output_names(adapter))
         print(f"{args.output}: opset {OPSET}, outputs {names}; within {worst:.1e} of torch")
         return
     prefix = args.prefix or levels - 1
     if prefix >= levels:
         raise InputError(f"--prefix {prefix}: {args.reference} has {levels} blocks; a prefix has at most {levels - 1}")
-    cells, left_out = write_cells(embedder, args, prefix)
+    with embedder.open(args.vectors, args.use_rep, args.force) as cells:
+        check_names(cells, prefix)
+        metadata = {"recipe": embedder.recipe, "checkpoint_sha256": embedder.sha256}
+        written = write_parquet(args.output, exported(adapter, cells, prefix), metadata)
+    left_out = cells.num_rows - written
     more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
-    print(f"{cells:,} cells, columns prefix_{prefix} and full, written to {args.output}{more}")
-
-
-if __name__ == "__main__":
-    run(main)
+    print(f"{written:,} cells, columns prefix_{prefix} and full, written to {args.output}{more}")

@@ -10,7 +10,7 @@ are. With --study, whole studies (or donors) are set aside where that takes no t
 import argparse
 from pathlib import Path
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.commands.options import add, command, positive_int
@@ -74,23 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {"input": args.input, "--label-map": args.label_map, "--hierarchy": args.hierarchy}
     check_paths(inputs, {}, folders={"--output": args.output})
     check_folder(args.output)  # before minutes of work
-    reference = fit(
-        args.input,
-        labels=args.labels,
-        levels=args.levels,
-        use_rep=args.use_rep or OBSM,
-        model=args.model,
-        study=args.study,
-        label_map=args.label_map,
-        unmapped=args.unmapped,
-        hierarchy=args.hierarchy,
-        tree=args.tree,
-        recipe=args.recipe,
-        max_cells=args.max_cells,
-        epochs=args.epochs,
-        seed=args.seed,
-        device=args.device,
-    )
+    of_command = ("input", "output", "write_label_map", "use_rep")
+    options = {name: value for name, value in vars(args).items() if name not in of_command}
+    reference = fit(args.input, use_rep=args.use_rep or OBSM, **options)
     reference.save(args.output)
     print(f"{reference}\n\nwritten to {args.output}")
 
@@ -111,7 +97,3 @@ def propose_labels(args: argparse.Namespace, parser: argparse.ArgumentParser) ->
     with open_labelled(args.input, args.use_rep or OBSM, encoder) as cells:
         labels = cells.labels(args.labels)
     print(write_label_map(args.write_label_map, labels.names, labels.codes, load_graph(CL_SLIM)))
-
-
-if __name__ == "__main__":
-    run(main)

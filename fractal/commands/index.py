@@ -14,15 +14,11 @@ with it, but for the columns of an obs.
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.commands.options import add, command, one_input
-
-if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    from fractal.search.folder import Folder
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -50,51 +46,48 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def line(folder: "Folder") -> str:
-    """How large an index is, and what its vectors are."""
-    space = folder.space
-    kind = f"recipe {space.recipe}, {len(space.blocks)} blocks" if space.blocks else "vectors as they came, no prefixes"
-    size = f"{folder.cells:,} cells in {len(folder.centroids):,} lists"
-    return f"{folder.path}: {size}, {kind}, {folder.num_bytes / 1e6:,.0f} MB"
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises InputError, before any work, for flags that do not go together."""
+    args.input = one_input(args, "fractal index cells.parquet --output FOLDER")
+    if args.add and args.check:
+        raise InputError("--add and --check: name one of them")
+    if (args.add or args.check) and args.output:
+        raise InputError(f"--output {args.output}: --add and --check work on the index {args.input} itself; drop it")
+    if not (args.add or args.check or args.output):
+        raise InputError("name the folder of the new index with --output")
+    check_paths({"input": args.input, "--reference": args.reference}, {}, folders={"--output": args.output})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    path = one_input(args, "fractal index cells.parquet --output FOLDER")
-    folder = args.output or Path(str(path))  # of the index
-    if args.add and args.check:
-        raise InputError("--add and --check: name one of them")
-    if (args.add or args.check) and args.output:
-        raise InputError(f"--output {args.output}: --add and --check work on the index {path} itself; drop it")
-    if not (args.add or args.check or args.output):
-        raise InputError("name the folder of the new index with --output")
-    if args.output:
-        check_paths({"input": path, "--reference": args.reference}, {}, folders={"--output": args.output})
+    check_flags(args)
+    from fractal.base.paths import check_folder
     from fractal.search.folder import OWN_FILES, check_files
 
+    path = args.output or Path(str(args.input))  # of the index
     if args.check:
-        print(f"{path}: whole, {check_files(folder) / 1e6:,.0f} MB agree with their checksums")
+        print(f"{path}: whole, {check_files(path) / 1e6:,.0f} MB agree with their checksums")
         return
-    from fractal.base.paths import check_folder
     from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
     from fractal.search import build, open_index
     from fractal.search.source import open_cells
 
     if args.add:
-        open_index(folder)  # an error before the work
+        open_index(path)  # an error before the work
     else:
-        check_folder(folder, OWN_FILES)
+        check_folder(path, OWN_FILES)
     began = time.perf_counter()
     embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
-    with open_cells(args.add or path, embedder, args.use_rep, force=args.force) as source:
+    with open_cells(args.add or args.input, embedder, args.use_rep, force=args.force) as source:
         if args.add:
-            build.add(folder, source, args.force)
+            build.add(path, source, args.force)
         else:
-            build.build(folder, source, args.seed)
-    seconds = time.perf_counter() - began
-    print(f"{line(open_index(folder).folder)}; {source.cells.num_rows:,} cells in {seconds:,.0f} s")
-
-
-if __name__ == "__main__":
-    run(main)
+            build.build(path, source, args.seed)
+    seconds, index = time.perf_counter() - began, open_index(path).folder
+    space = index.space
+    kind = f"recipe {space.recipe}, {len(space.blocks)} blocks" if space.blocks else "vectors as they came, no prefixes"
+    print(
+        f"{path}: {index.cells:,} cells in {len(index.centroids):,} lists, {kind}, {index.num_bytes / 1e6:,.0f} MB; "
+        f"{source.cells.num_rows:,} cells in {seconds:,.0f} s"
+    )

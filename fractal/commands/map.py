@@ -12,18 +12,17 @@ fractal_umap_1, ... The layouts are t-SNE's; umap is what other tools call such 
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.files import locked
-from fractal.base.paths import check_paths
-from fractal.commands.options import add, command, one_input
+from fractal.commands.options import add, check_output, check_suffix, command, one_input
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
-    from fractal.base.storage import Location
+    from fractal.commands.output import Chunks
     from fractal.data.cells import Cells
-    from fractal.model.embedding import Embedder
+    from fractal.reference import Reference
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -36,70 +35,63 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def open_embedded(path: "Location", use_rep: str | None, embedder: "Embedder") -> Iterator["Cells"]:
-    """A file of full fractal vectors. Raises InputError where another adapter made them, or they can't be cut."""
+def open_cells(args: argparse.Namespace, reference: "Reference") -> "Iterator[Cells]":
+    """Raises InputError for --embedded vectors that another adapter made, or that can't be cut."""
     from fractal.search.source import open_cells
 
-    key = use_rep or ("X_fractal_blocks" if embedder.recipe == "published" else "X_fractal")
-    with open_cells(path, embedder, key, embedded=True) as opened:
+    embedder = reference.embedder
+    if not args.embedded:
+        with embedder.open(args.input, args.use_rep, args.force) as cells:
+            yield cells
+        return
+    key = args.use_rep or ("X_fractal_blocks" if embedder.recipe == "published" else "X_fractal")
+    with open_cells(args.input, embedder, key, embedded=True) as opened:
         if embedder.recipe == "published" and not key.endswith("_blocks"):
-            raise InputError(f"{path}: prefixes of recipe `published` are no cuts of its full vectors; drop --embedded")
+            raise InputError(
+                f"{args.input}: prefixes of recipe `published` are no cuts of its vectors; drop --embedded"
+            )
         yield opened.cells
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Raises InputError, before any work, for flags that do not go together."""
+def map_cells(args: argparse.Namespace, cells: "Cells", reference: "Reference") -> int:
+    """Write the layouts -> how many cells have none."""
+    from fractal.commands.output import kept_metadata, progress, write_output
     from fractal.data.cells import is_h5ad
+    from fractal.data.vectors import CHUNK, usable
+    from fractal.model.embedding import cut_matrix
+    from fractal.view.maps import COLUMN, OBSM
 
-    args.input = one_input(args, "fractal map new.h5ad --reference FOLDER --output new_maps.h5ad")
-    from_h5ad, to_h5ad = is_h5ad(args.input), is_h5ad(args.output)
-    if to_h5ad and not from_h5ad:
-        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad input; name a .parquet")
-    if not to_h5ad and args.output.suffix.casefold() != ".parquet":
-        raise InputError(f"{args.output}: name a .parquet{' or .h5ad' if from_h5ad else ''} with --output")
-    in_place = [("--output", "input")] if to_h5ad else []
-    check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output}, in_place)
-    if args.reference.is_file():
-        raise InputError(f"{args.reference}: an adapter without cells; make a reference of it with `fractal reference`")
+    to_h5ad, maps, invalid = is_h5ad(args.output), reference.maps, 0
+    names = [(OBSM if to_h5ad else COLUMN).format(j + 1) for j in range(len(maps.layouts))]
+
+    def chunks() -> "Chunks":
+        nonlocal invalid
+        for table, vectors in progress(cells, "map", CHUNK, strict=not to_h5ad):
+            full = vectors if args.embedded else cut_matrix(reference.adapter, vectors)
+            layouts = dict(zip(names, maps.transform(full), strict=True))
+            kept = [name for name in table.column_names if name not in names]  # a second run replaces them
+            invalid += int((~usable(vectors)).sum())
+            yield table.select(kept), layouts if to_h5ad else {**layouts, "embedding": vectors}
+
+    write_output(args.output, chunks(), cells, metadata=kept_metadata(cells), replaces=names)
+    return invalid
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    check_flags(args)
-    from tqdm.auto import tqdm
-
-    from fractal.commands.output import open_output
-    from fractal.data.cells import is_h5ad
-    from fractal.data.vectors import CHUNK, usable
+    args.input = one_input(args, "fractal map new.h5ad --reference FOLDER --output new_maps.h5ad")
+    check_suffix("--output", args.output, (".parquet", ".h5ad"))
+    check_output(args, {"--reference": args.reference})
+    if args.reference.is_file():
+        raise InputError(f"{args.reference}: an adapter without cells; make a reference of it with `fractal reference`")
     from fractal.model.adapter import pick_device
-    from fractal.model.embedding import cut_matrix
     from fractal.reference import read_reference
-    from fractal.view.maps import COLUMN, OBSM
 
-    to_h5ad, invalid = is_h5ad(args.output), 0
     reference = read_reference(args.reference, pick_device(args.device))
-    embedder = reference.embedder
-    with ExitStack() as stack:
-        stack.enter_context(locked(args.output))  # it may be the input
-        opened = open_embedded(args.input, args.use_rep, embedder) if args.embedded else None
-        source = stack.enter_context(opened or embedder.open(args.input, args.use_rep, args.force))
-        maps = reference.maps
-        names = [(OBSM if to_h5ad else COLUMN).format(j + 1) for j in range(len(maps.layouts))]
-        write = stack.enter_context(open_output(args.output, source, replaces=names.__contains__))
-        bar = stack.enter_context(tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="map"))
-        for table, vectors in source.chunks(CHUNK, strict=not to_h5ad):
-            full = vectors if args.embedded else cut_matrix(embedder.adapter, vectors)
-            layouts = dict(zip(names, maps.transform(full), strict=True))
-            kept = [name for name in table.column_names if name not in names]  # a second run replaces them
-            write(table.select(kept), layouts if to_h5ad else {**layouts, "embedding": vectors})
-            invalid += int((~usable(vectors)).sum())
-            bar.update(len(vectors))
+    with locked(args.output), open_cells(args, reference) as cells:  # the output may be the input
+        invalid = map_cells(args, cells, reference)
     print(
-        f"{source.num_rows:,} cells placed on the maps of {len(maps.vectors):,} cells of {args.reference}, one per "
-        f"prefix ({', '.join(embedder.levels)}), written to {args.output}"
+        f"{cells.num_rows:,} cells placed on the maps of {len(reference.maps.vectors):,} cells of {args.reference}, "
+        f"one per prefix ({', '.join(reference.embedder.levels)}), written to {args.output}"
         + (f"; NaN for {invalid:,} cells whose vector is zero or not finite" if invalid else "")
     )
-
-
-if __name__ == "__main__":
-    run(main)

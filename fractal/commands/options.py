@@ -1,4 +1,4 @@
-"""The flags that commands share, each declared once, and the kinds of numbers that flags take.
+"""The flags that commands share, each declared once, the kinds of numbers that flags take, and checks of flags.
 
     parser = command("embed", __doc__)
     add(parser, "input", "--reference", "--use-rep")
@@ -8,41 +8,35 @@ A flag that only one command has is declared in that command.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fractal.base.errors import InputError
+from fractal.base.paths import Paths, check_paths
 from fractal.base.storage import Location, locate
 
-
-def positive_int(text: str) -> int:
-    """An argparse type, as are the next ones."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
+T = TypeVar("T", int, float)
 
 
-def non_negative_int(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:  # what numpy and torch take as a seed
-        raise argparse.ArgumentTypeError(f"{value} is below 0 or above 2^63 - 1")
-    return value
+def number(kind: Callable[[str], T], fits: Callable[[T], bool], otherwise: str) -> Callable[[str], T]:
+    """An argparse type: a number that fits."""
+
+    def parse(text: str) -> T:
+        value = kind(text)
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text} {otherwise}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
+    return parse
 
 
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
-    return value
-
-
-def ratio(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
-    return value
+positive_int = number(int, lambda value: value > 0, "is not above 0")
+# what numpy and torch take as a seed
+non_negative_int = number(int, lambda value: 0 <= value < 2**63, "is below 0 or above 2^63 - 1")
+positive_float = number(float, lambda value: 0 < value < float("inf"), "is not a number above 0")
+ratio = number(float, lambda value: 0 <= value < 1, "is not in [0, 1)")
 
 
 def num_bytes(text: str) -> int:
@@ -57,10 +51,7 @@ CHECKPOINT = Path("data/fractal_adapter_4L.pt")  # of train.py, by default
 ALIASES = {"--use-rep": ["--obsm"], "--reference": ["--model-path"]}
 FLAGS: dict[str, dict[str, Any]] = {
     "input": {"type": locate, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
-    "--reference": {
-        "type": locate,
-        "help": "folder of `fractal fit`, or a checkpoint of train.py",
-    },
+    "--reference": {"type": locate, "help": "folder of `fractal fit`, or a checkpoint of train.py"},
     "--output": {"type": locate},
     "--model": {
         "type": locate,
@@ -164,3 +155,22 @@ def check_suffix(flag: str, path: Location | None, suffixes: Sequence[str]) -> N
     if path is not None and path.suffix.casefold() not in suffixes:
         *most, last = suffixes
         raise InputError(f"{path}: name a {', '.join(most)}{' or ' * bool(most)}{last} file with {flag}")
+
+
+def check_use_rep(args: argparse.Namespace) -> None:
+    from fractal.data.cells import has_obsm
+
+    if args.use_rep and not has_obsm(args.input):
+        raise InputError(f"--use-rep {args.use_rep}: only an .h5ad has several vectors, {args.input} is none; drop it")
+
+
+def check_output(
+    args: argparse.Namespace, inputs: Mapping[str, Paths], others: Mapping[str, Paths] | None = None
+) -> None:
+    """Raises InputError for an --output that can't be written; an .h5ad is a copy of the input, or takes its place."""
+    from fractal.data.cells import is_h5ad
+
+    if is_h5ad(args.output) and not is_h5ad(args.input):
+        raise InputError(f"{args.output}: an .h5ad is only written for an .h5ad input; name another kind of file")
+    in_place = [("--output", "input")] if is_h5ad(args.output) else []
+    check_paths({"input": args.input, **inputs}, {"--output": args.output, **(others or {})}, in_place)

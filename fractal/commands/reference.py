@@ -10,7 +10,7 @@ be trusted.
 import argparse
 from pathlib import Path
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.paths import check_paths
 from fractal.commands.options import CHECKPOINT, add, command, positive_int
 
@@ -86,7 +86,3 @@ def main(argv: list[str] | None = None) -> None:
     if scores["cells"]:
         print(f"{headline(about)}\n")
         print(answer_table(scores["levels"]))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,7 +11,7 @@ page is one file: it needs no network and runs no script.
 import argparse
 from pathlib import Path
 
-from fractal.base.errors import InputError, printable, run
+from fractal.base.errors import InputError, printable
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.base.table import table
@@ -49,10 +49,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
     if not (args.output or args.figures):
         raise InputError("name the page with --output report.html, or a folder for its figures with --figures")
-    check_paths(
-        {"--input": args.input, "REFERENCE": args.reference, "--obo": args.obo},
-        {"--output": args.output},
-    )
+    check_paths({"--input": args.input, "REFERENCE": args.reference, "--obo": args.obo}, {"--output": args.output})
     check_output(args.output, args.figures)
     with_obs = args.input is not None and has_obs(args.input)
     for flag in ("labels", "levels", "use_rep", "study"):
@@ -77,7 +74,3 @@ def main(argv: list[str] | None = None) -> None:
     write(f"How good {scored.name} is", [scored], args.output, args.figures)
     print(f"{printable(scored.cells)}\n\n{table(*summary(scored.apart()))}\n")
     print("\n".join(f"{path}" for path in (args.output, args.figures) if path))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -11,12 +11,20 @@ neighbours of each other and no independent draws: take the order from it, and n
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fractal.base.errors import InputError, run
+from fractal.base.errors import InputError
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
 from fractal.commands.options import add, check_suffix, command, positive_int
+
+if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
+    import numpy as np
+
+    from fractal.search import Index
+    from fractal.search.source import Source
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -59,17 +67,11 @@ def check_flags(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    import pyarrow as pa
-    from tqdm.auto import tqdm
-
-    from fractal.commands.output import open_output
     from fractal.hierarchy.ontology import CL_SLIM
     from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
-    from fractal.search import Hits, open_index
-    from fractal.search.enrichment import enrichment, summary
+    from fractal.search import open_index
     from fractal.search.filters import mask_of
-    from fractal.search.query import search
     from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
@@ -79,37 +81,54 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{args.index}: holds vectors as they came, made by no adapter; drop --reference")
         index.check_adapter(space_of(embedder).adapters, str(args.reference))
     keep = mask_of(index, args.where, args.only, args.obo or CL_SLIM)
-    options = {"prefix": args.prefix, "keep": keep, "probes": args.lists}
-    k, names, found, tables = args.k or (100 if args.group_by else 10), list[str](), list[Hits](), list[pa.Table]()
-    to_h5ad = args.output is not None and args.output.suffix.casefold() == ".h5ad"
     with open_cells(args.query, embedder, args.use_rep, args.embedded, args.force) as source:
         if index.space.adapters and not (source.space.adapters or args.embedded):
             raise InputError(
                 f"{args.query}: name the adapter that embeds its vectors with --reference, or say --embedded"
             )
         index.check_adapter(source.space.adapters, str(args.query))
-        num_rows = source.cells.num_rows
-        bar = tqdm(total=num_rows, unit="cells", unit_scale=True, desc="search")
-        with bar, open_output(args.output) as write:
-            for batch, hits in search(source, index, k, args.group_by, **options):
-                tables.append(index.table(hits, batch, args.columns))
-                if not to_h5ad:
-                    write(tables.pop())
-                names += batch
+        print(search_cells(args, index, source, keep))
+
+
+def search_cells(args: argparse.Namespace, index: "Index", source: "Source", keep: "np.ndarray | None") -> str:
+    """Write the hits and the summary -> what is printed."""
+    import pyarrow as pa
+    from tqdm.auto import tqdm
+
+    from fractal.commands.output import write_new_h5ad, write_parquet, write_tsv
+    from fractal.search import Hits
+    from fractal.search.enrichment import enrichment, summary
+    from fractal.search.query import search
+
+    names, found = list[str](), list[Hits]()
+
+    def tables() -> Iterator[pa.Table]:
+        k, num_rows = args.k or (100 if args.group_by else 10), source.cells.num_rows
+        with tqdm(total=num_rows, unit="cells", unit_scale=True, desc="search") as bar:
+            for batch, hits in search(
+                source, index, k, args.group_by, prefix=args.prefix, keep=keep, probes=args.lists
+            ):
+                names.extend(batch)
                 found.append(hits)
+                yield index.table(hits, batch, args.columns)
                 bar.update(num_rows if args.group_by else len(batch))
-            hits = Hits.concat(found)
-            if to_h5ad:  # at once: to look up their vectors takes a pass through the index
-                write(pa.concat_tables(tables), {"X_fractal": index.vectors_of(hits.cells[hits.cells >= 0])})
+
+    suffix = args.output.suffix.casefold() if args.output else ""
+    if suffix == ".tsv":
+        write_tsv(args.output, tables())
+    elif suffix == ".parquet":
+        write_parquet(args.output, ((table, {}) for table in tables()), {})
+    else:
+        kept = [table for table in tables() if suffix]
+    hits = Hits.concat(found)
+    if suffix == ".h5ad":  # at once: to look up the hits' vectors takes a pass through the index
+        write_new_h5ad(
+            args.output, pa.concat_tables(kept), {"X_fractal": index.vectors_of(hits.cells[hits.cells >= 0])}
+        )
     enriched = enrichment(index, hits, names if args.group_by else ["all queries"] * len(names), keep=keep)
     if args.summary:
-        with open_output(args.summary) as write:
-            write(enriched)
+        write_tsv(args.summary, [enriched])
     among = len(index) if keep is None else int(keep.sum())
     kind, to = "groups" if args.group_by else "cells", f" -> {args.output}" if args.output else ""
-    print(f"{len(names):,} {kind} of {args.query}, {int((hits.cells >= 0).sum()):,} hits among {among:,} cells{to}\n")
-    print(summary(enriched))
-
-
-if __name__ == "__main__":
-    run(main)
+    line = f"{len(names):,} {kind} of {args.query}, {int((hits.cells >= 0).sum()):,} hits among {among:,} cells{to}"
+    return f"{line}\n\n{summary(enriched)}"

@@ -27,21 +27,14 @@ from fractal.annotate.run import Run
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, atomic_write
 from fractal.base.storage import same_files
-from fractal.commands.embed import embed_cells, open_cells
-from fractal.commands.output import open_output
+from fractal.commands.embed import embed_cells, num_blocks
+from fractal.commands.output import write_parquet
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, parquet_cells
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
 from fractal.data.ingestion import Plan, place_cells
 from fractal.data.labels import read_map
-from fractal.data.parquet import (
-    ROW_GROUP,
-    Parquet,
-    level_columns,
-    metadata_of,
-    open_writer,
-    read_vectors,
-)
+from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, metadata_of, open_writer, read_vectors
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import map_records, open_release
 from fractal.data.vectors import refuse, usable
@@ -109,15 +102,13 @@ def unchanged(*inputs: Path) -> Iterator[None]:
 
 def embed(args: argparse.Namespace, engine: Engine) -> int:
     """`fractal embed` in parts -> how many cells."""
-    embedder = embedder_of(args.reference)
-    with open_cells(embedder, args):  # raises InputError as the command does
-        prefix = args.prefix or embedder.adapter.num_levels
-    return for_each_group(partial(embed_part, args.input, args.reference, prefix), args, engine)
+    prefix = num_blocks(args, embedder_of(args.reference))
+    return for_each_group(partial(embed_part, args, prefix), args, engine)
 
 
-def embed_part(path: Path, reference: Path, prefix: int, folder: Path, number: int) -> int:
-    cells = parquet_cells(table_of(path), [number])
-    embed_cells(embedder_of(reference), cells, part(folder, number), prefix)
+def embed_part(args: argparse.Namespace, prefix: int, folder: Path, number: int) -> int:
+    cells = parquet_cells(table_of(args.input), [number])
+    embed_cells(embedder_of(args.reference), cells, part(folder, number), prefix)
     return cells.num_rows
 
 
@@ -127,22 +118,19 @@ def annotate(args: argparse.Namespace, engine: Engine) -> int:
     asked |= {"only": tuple(args.only), "exclude": tuple(args.exclude)}
     for line in run_of(args.reference, **asked).lines:
         print(line)
-    with open_embedder(args.reference).open(args.input, None, args.force):  # raises InputError as the command does
-        pass
-    return for_each_group(partial(annotate_part, args.input, args.reference, asked), args, engine)
+    return for_each_group(partial(annotate_part, args, asked), args, engine)
 
 
-def annotate_part(path: Path, reference: Path, asked: dict[str, Any], folder: Path, number: int) -> int:
-    cells = parquet_cells(table_of(path), [number])
-    with open_output(part(folder, number)) as write:
-        for table in run_of(reference, **asked).columns(cells, Origin("", "")):
-            write(table)
-    return cells.num_rows
+def annotate_part(args: argparse.Namespace, asked: dict[str, Any], folder: Path, number: int) -> int:
+    cells = parquet_cells(table_of(args.input), [number])
+    tables = run_of(args.reference, **asked).columns(cells, Origin("", ""))
+    return write_parquet(part(folder, number), ((table, {}) for table in tables), {})
 
 
 def for_each_group(task: Callable[[Path, int], int], args: argparse.Namespace, engine: Engine) -> int:
     """task: folder of parts, number of a row group of the input -> how many cells its part has."""
-    table = Parquet.open(args.input)
+    with embedder_of(args.reference).open(args.input, None, args.force):  # raises InputError as the command does
+        table = Parquet.open(args.input)
     with parts_folder(args.output, len(table.sizes)) as (folder, _), unchanged(args.input, args.reference):
         return all_of(engine(partial(task, folder), len(table.sizes), args.stage), table.num_rows, args.output)
 

@@ -1,8 +1,8 @@
-"""Vectors in, fractal vectors out, chunk by chunk: the one loop behind all that embeds cells."""
+"""Vectors in, fractal vectors out."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from tqdm.auto import tqdm
 
 from fractal.data.cells import Cells
 from fractal.data.vectors import usable
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.adapter import Adapter, FractalAdapter, blocks_of, truncate_blocks
 
-Append = Callable[[Any, np.ndarray, np.ndarray], None]  # a chunk: columns, vectors (m, dims), blocks (m, dims)
 OpenCells = Callable[[Any, str | None, bool], AbstractContextManager[Cells]]  # cells, use_rep, force
 
 
@@ -88,20 +86,3 @@ def cut_matrix(adapter: Adapter, vectors: np.ndarray) -> np.ndarray:
     """
     full, blocks = embed_matrix(adapter, vectors)
     return full if isinstance(adapter, FractalAdapter) else blocks
-
-
-def embed_chunks(
-    adapter: Adapter, chunks: Iterable[tuple[Any, np.ndarray]], num_rows: int, prefix: int | None, append: Append
-) -> int:
-    """Pass each chunk (columns, vectors (m, dim) float32) and what `embed_matrix` makes of it to `append`.
-
-    -> how many cells have no usable vector, and so NaN.
-    """
-    invalid = 0
-    with tqdm(total=num_rows, unit="cells", unit_scale=True, desc="embed") as bar:
-        for columns, vectors in chunks:
-            embedded, blocks = embed_matrix(adapter, vectors, prefix)
-            append(columns, embedded, blocks)
-            invalid += int(np.isnan(embedded[:, 0]).sum())
-            bar.update(len(vectors))
-    return invalid

@@ -111,14 +111,14 @@ def test_embed_and_annotate_in_one_h5ad_at_once(reference: Path, tmp_path: Path,
         str(file),
         str(file),
     ]
-    began, embed_chunks = threading.Event(), embedding.embed_chunks
+    began, embed_matrix = threading.Event(), embedding.embed_matrix
 
-    def slow(*args: Any) -> int:
+    def slow(*args: Any) -> tuple[np.ndarray, np.ndarray]:
         began.set()
         time.sleep(1)
-        return embed_chunks(*args)
+        return embed_matrix(*args)
 
-    monkeypatch.setattr(embedding, "embed_chunks", slow)
+    monkeypatch.setattr(embedding, "embed_matrix", slow)
     with ThreadPoolExecutor(1) as pool:
         embedded = pool.submit(embed_script.main, flags)
         assert began.wait(60)

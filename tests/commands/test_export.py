@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fractal.commands import export
+from fractal.model import adapter
 from fractal.model.adapter import FractalAdapter, embed
 from fractal.model.checkpoint import save
 from fractal.model.published import PublishedAdapter
@@ -31,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = torch.arange(6)[:, None].repeat(1, 4)
     config = {"recipe": "fractal", "dim": 16, "num_levels": 4, "scale_dim": 4, "paths": paths.tolist()}
     config |= {"levels": ["a", "b", "c", "d"], "block_levels": [0, 1, 2, 3]}
-    adapter, classes = FractalAdapter(16, 4, 4, paths), [[f"t{i}" for i in range(6)]] * 4
-    save(folder / "adapter.pt", adapter, config, classes, split={}, training={}, versions={}, validation=None)
+    model, classes = FractalAdapter(16, 4, 4, paths), [[f"t{i}" for i in range(6)]] * 4
+    save(folder / "adapter.pt", model, config, classes, split={}, training={}, versions={}, validation=None)
     x = clustered(TYPES * (CELLS // 6))
     x[BAD] = np.nan
     write_h5ad(folder / "cells.h5ad", x, kind=TYPES * (CELLS // 6))
@@ -107,9 +108,9 @@ def test_nothing_is_left_of_a_run_that_fails(folder: Path, tmp_path: Path, monke
             raise KeyboardInterrupt
         return chosen(*args)
 
-    chosen = export.exported
+    chosen = adapter.embed
     monkeypatch.setattr("fractal.data.vectors.CHUNK", 100)  # of 360
-    monkeypatch.setattr(export, "exported", broken)
+    monkeypatch.setattr(adapter, "embed", broken)
     with pytest.raises(KeyboardInterrupt):
         exported(folder, tmp_path / "cells.parquet")
     assert [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
@@ -150,13 +151,13 @@ PATHS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
 @pytest.mark.parametrize("recipe", ["fractal", "published"])
 def test_onnx_equals_torch(tmp_path: Path, recipe: str):
     torch.manual_seed(0)
-    adapter = FractalAdapter(16, 3, 5, PATHS) if recipe == "fractal" else PublishedAdapter(16, 3, 5, 2, 4)
-    assert export.export(adapter.eval(), tmp_path / "a.onnx") <= 1e-5
+    model = FractalAdapter(16, 3, 5, PATHS) if recipe == "fractal" else PublishedAdapter(16, 3, 5, 2, 4)
+    assert export.export(model.eval(), tmp_path / "a.onnx") <= 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     assert [output.name for output in session.get_outputs()] == ["prefix_1", "prefix_2", "full"]
     for size in (1, 31):
         x = 5 * torch.randn(size, 16)
         found = session.run(None, {"x": x.numpy()})
-        for ours, theirs in zip(embed(adapter, x), found, strict=True):
+        for ours, theirs in zip(embed(model, x), found, strict=True):
             assert np.allclose(ours, theirs, atol=1e-5)
             assert np.allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from fractal.base.errors import InputError
-from fractal.commands.output import open_output
+from fractal.commands.output import write_new_h5ad
 from fractal.data.outputs import obs_of, truncate
 from tests.conftest import TYPES, clustered
 
@@ -52,8 +52,7 @@ def test_columns_of_every_type_and_name_come_out_of_an_h5ad(tmp_path: Path):
         "index": ["s", "t", "u"],
         "": [1, 2, 3],
     })  # fmt: skip
-    with open_output(tmp_path / "a.h5ad") as write:
-        write(table, {"X": np.ones((3, 2), np.float32)})
+    write_new_h5ad(tmp_path / "a.h5ad", table, {"X": np.ones((3, 2), np.float32)})
     obs = anndata.read_h5ad(tmp_path / "a.h5ad").obs
     assert obs.columns.tolist() == obs_of(table).column_names
     assert obs.columns.tolist()[-4:] == ["CD4|CD8", "index", "index_2", "unnamed"]
