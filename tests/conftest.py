@@ -63,6 +63,17 @@ def clustered(labels: Sequence[str], dim: int = 16, spread: float = 0.5, seed: i
     return vectors.astype(np.float32)
 
 
+def labelled_cells(n: int, seed: int = 0, dim: int = 16, **obs: object) -> anndata.AnnData:
+    """n cells of the six TYPES and three donors; the same types lie in the same places for every seed."""
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(TYPES, n)
+    centres = clustered(TYPES, dim, spread=0.0)
+    vectors = centres[np.searchsorted(TYPES, kind)] + 0.5 * rng.normal(size=(n, dim))
+    table = pd.DataFrame({"cell_type": kind, "donor": rng.choice(["a", "b", "c"], n), **obs})
+    table.index = [f"cell {seed}-{i}" for i in range(n)]
+    return anndata.AnnData(np.zeros((n, 1), np.float32), obs=table, obsm={"X_scVI": vectors.astype(np.float32)})
+
+
 def write_h5ad(path: Path, vectors: np.ndarray, **obs: object) -> Path:
     data = anndata.AnnData(np.zeros((len(vectors), 1), np.float32), obs=pd.DataFrame(obs).set_axis(
         [f"cell {i}" for i in range(len(vectors))]), obsm={"X_pca": vectors})  # fmt: skip

@@ -9,32 +9,16 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-import torch
 
 import fractal
-import ingest as ingest_script
 from fractal.__main__ import COMMANDS
 from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit
-from fractal.data.cells import Cells
-from fractal.data.ingestion import place_cells, write_atlas
-from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from tests.conftest import TYPES, clustered
+from tests.conftest import TYPES
+from tests.conftest import labelled_cells as cells
 
 ROOT = Path(__file__).parents[1]
-
-
-def cells(n: int, seed: int = 0, dim: int = 16, **obs: object) -> anndata.AnnData:
-    """n cells of the six TYPES and three donors; the same types lie in the same places for every seed."""
-    rng = np.random.default_rng(seed)
-    kind = rng.choice(TYPES, n)
-    centres = clustered(TYPES, dim, spread=0.0)
-    vectors = centres[np.searchsorted(TYPES, kind)] + 0.5 * rng.normal(size=(n, dim))
-    table = pd.DataFrame({"cell_type": kind, "donor": rng.choice(["a", "b", "c"], n), **obs})
-    table.index = [f"cell {seed}-{i}" for i in range(n)]
-    return anndata.AnnData(np.zeros((n, 1), np.float32), obs=table, obsm={"X_scVI": vectors.astype(np.float32)})
 
 
 @pytest.fixture(scope="module")
@@ -189,57 +173,6 @@ def test_a_second_annotation_takes_the_place_of_the_first(ref):
     assert not (labels == "").any()
 
 
-def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    adata = cells(300)
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace({"fibroblast": "fibroblastz"})
-    adata.write_h5ad("cells.h5ad")
-    flags = ["cells.h5ad", "--labels", "cell_type", "--use-rep", "X_scVI"]
-    with pytest.raises(InputError, match="fibroblastz.*--write-label-map"):
-        fit.main([*flags, "--output", "blood"])
-    fit.main([*flags, "--write-label-map", "map.tsv"])
-    assert "--label-map map.tsv" in capsys.readouterr().out
-    template = Path("map.tsv").read_text(encoding="utf-8")
-    assert "fibroblastz\t\t\tunmapped\t" in template
-    Path("map.tsv").write_text(template.replace("fibroblastz\t\t\t", "fibroblastz\tfibroblast\t\t"), encoding="utf-8")
-    with pytest.raises(InputError, match="--write-label-map"):
-        fit.main([*flags, "--write-label-map", "map.tsv", "--label-map", "map.tsv"])
-    fit.main([*flags, "--label-map", "map.tsv", "--output", "blood", "--epochs", "1", "--device", "cpu"])
-    assert Path("blood", "bundle.json").is_file()
-
-
-def test_the_same_seed_gives_the_same_reference(tmp_path: Path):
-    found = []
-    for _ in range(2):
-        new = cells(60, seed=1)
-        fractal.fit(cells(400), labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu").embed(new)
-        found.append(new.obsm["X_fractal"])
-    assert np.array_equal(*found)
-
-
-def test_random_numbers_go_on_as_if_nothing_had_been_drawn(ref, tmp_path: Path):
-    """Else every torch.rand after a fit is the same."""
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    ref.save(tmp_path / "ref")
-    for work in (
-        lambda: fractal.load(tmp_path / "ref"),
-        lambda: fractal.fit(cells(400), "cell_type", "X_scVI", epochs=1),
-    ):
-        torch.manual_seed(3)
-        work()
-        assert torch.equal(torch.rand(4), expected)
-
-
-def test_the_input_is_not_changed():
-    labelled = cells(400)
-    before = labelled.copy()
-    fractal.fit(labelled, labels="cell_type", use_rep="X_scVI", epochs=1, device="cpu")
-    pd.testing.assert_frame_equal(labelled.obs, before.obs)
-    assert np.array_equal(labelled.obsm["X_scVI"], before.obsm["X_scVI"])
-    assert labelled.uns == before.uns
-
-
 def test_the_key_is_remembered_and_another_space_is_refused(ref):
     new = cells(100, seed=1)
     new.obsm["X_other"] = new.obsm["X_scVI"][:, :5]
@@ -299,25 +232,6 @@ assert not loaded, loaded
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"usage: fractal {name or 'COMMAND'}" in done.stdout
-
-
-def test_what_fit_ingests_says_where_it_comes_from(tmp_path: Path):
-    """As a file of ingest.py does: the rules' sha256 and the cells' names, from memory and from a file."""
-    cells(60).write_h5ad(tmp_path / "cells.h5ad")
-    graph = load_graph(CL_SLIM)
-    found = []
-    for name, data in {"memory": cells(60), "file": tmp_path / "cells.h5ad"}.items():
-        with Cells.open(data, "X_scVI") as opened:
-            plan = place_cells(opened.labels("cell_type"), graph, opened.path)
-            write_atlas(tmp_path / f"{name}.parquet", opened, plan)
-        table = pq.read_table(tmp_path / f"{name}.parquet")
-        assert table["cell_id"].to_pylist() == list(cells(60).obs_names)
-        found.append(table.schema.metadata[b"anchors_sha256"])
-    argv = ["--h5ad", tmp_path / "cells.h5ad", "--obsm", "X_scVI", "--output", tmp_path / "script.parquet"]
-    ingest_script.main([str(part) for part in argv])
-    script = pq.read_table(tmp_path / "script.parquet")
-    assert found == [script.schema.metadata[b"anchors_sha256"]] * 2
-    assert script.equals(table)
 
 
 def test_one_version():

@@ -63,7 +63,11 @@ class Annotator:
         ------
         InputError : with fewer than MIN_VALIDATION validation cells.
         """
-        check_validation(len(validation.vectors))
+        if len(validation.vectors) < MIN_VALIDATION:
+            raise InputError(
+                f"{len(validation.vectors)} validation cells are too few to calibrate on, it takes {MIN_VALIDATION}; "
+                "train with a larger --val-ratio, or on more cells"
+            )
         named = [path_names(cells) for cells in (train, validation)]
         paths = sorted({names for part in named for names in part})
         natural = np.array([counts.get(names, 0) for names in paths])
@@ -80,7 +84,6 @@ class Annotator:
     ) -> "Annotator":
         """Of the file that the adapter was trained on: at most so many of its training cells vote. Raises as `of`."""
         train, validation, _ = split.rows(atlas)
-        check_validation(len(validation))
         train = atlas.balanced_rows(train, reference_cells, split.seed)
         counts = atlas.path_counts(~split.is_test(atlas))
         return Annotator.of(adapter, atlas.read(train), atlas.read(validation), counts, graph)
@@ -182,11 +185,3 @@ def cross_answers(held_out: HeldOut, tree: Tree, folds: np.ndarray) -> tuple[Ans
     found = Answer.join([answer(cells.raw(tree), calibrate(others, tree)) for cells, others in parts])
     found = found[np.argsort(held_out.fold, kind="stable").argsort()]  # in the order of the cells again
     return found, tree.nodes[found.path] == tree.nodes[held_out.path]
-
-
-def check_validation(cells: int) -> None:
-    if cells < MIN_VALIDATION:
-        raise InputError(
-            f"{cells} validation cells are too few to calibrate on, it takes {MIN_VALIDATION}; "
-            "train with a larger --val-ratio, or on more cells"
-        )
