@@ -70,7 +70,8 @@ class Shell:
 Fit = Callable[..., fractal.Reference | Shell]
 
 
-@pytest.fixture(params=["python", "shell"])
+# `fit` of a file is tested with every format in tests/data and tests/base, too
+@pytest.fixture(params=["python", pytest.param("shell", marks=pytest.mark.slow)])
 def fitted(request: pytest.FixtureRequest, tmp_path: Path) -> Fit:
     """A function labelled cells -> a reference that labels and embeds new ones; three epochs."""
 
