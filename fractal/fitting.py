@@ -16,6 +16,7 @@ import numpy as np
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
 from fractal.annotate.projection import Projection, learn
+from fractal.annotate.vague import without_vague
 from fractal.base.errors import InputError, in_python
 from fractal.base.storage import Location, locate
 from fractal.data.atlas import Atlas, LabelledVectors
@@ -49,6 +50,8 @@ def fit(
     levels: Sequence[str] = (),
     label_map: Mapping[str, str] | str | Path | None = None,
     unmapped: str = "error",
+    vague: Sequence[str] = (),
+    not_vague: Sequence[str] = (),
     hierarchy: str | Path | None = None,
     tree: str = "published",
     recipe: str = "fractal",
@@ -72,6 +75,8 @@ def fit(
     levels : 2 to 6 columns of obs, coarse to fine, in place of the ontology
     label_map : dict of name -> CL name or id, or a TSV of both; an empty one leaves its cells out
     unmapped : "error" or "other", for names that CL does not know
+    vague, not_vague : labels that other studies divide, as "T cell" into CD4 and CD8, and whose cells are left out, and
+        labels that are to stay; by default the cells and their studies decide, see `fractal.annotate.vague`
     hierarchy : path of an edited table of ingest.py
     tree : "published" (system, lineage, type, subtype) or "cellxgene" (system, subclass, type), of the ontology
     recipe : "fractal" or "published"
@@ -93,6 +98,7 @@ def fit(
         with open_labelled(cells, use_rep, encoder) as opened:
             read = opened.labels(labels or "", study, label_map, levels)
             plan = place_cells(read, graph, opened.path, locate(hierarchy) if hierarchy else None, unmapped, tree)
+            plan = without_vague(plan, opened, graph, vague, not_vague, seed)
             if isinstance(cells, str | Location):  # streamed, so that memory does not grow with the file
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cells.parquet"
                 write_atlas(path, opened, plan)

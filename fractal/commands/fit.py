@@ -38,6 +38,16 @@ def get_parser() -> argparse.ArgumentParser:
     add(labels.add_mutually_exclusive_group(required=True), "--labels", "--levels")
     add(labels, "--label-map", "--unmapped", "--hierarchy")
     labels.add_argument(
+        "--vague", nargs="+", default=[], metavar="LABEL", help="leave its cells out: other studies divide this label"
+    )
+    labels.add_argument(
+        "--not-vague",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="keep its cells (default: fit finds out, and says so)",
+    )
+    labels.add_argument(
         "--tree",
         choices=["published", "cellxgene"],
         default="published",
