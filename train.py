@@ -150,8 +150,9 @@ def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> Non
 
 def draw_split(args: argparse.Namespace, atlas: Atlas) -> tuple[Split, tuple[np.ndarray, np.ndarray], Counts]:
     """-> the split, its training and validation rows, and how many cells but test cells lie on each path."""
-    names = args.test_studies, args.test_types
-    split = Split.draw(atlas, args.split_seed, args.test_ratio, args.holdout, *names, args.fold)
+    split = Split.draw(
+        atlas, args.split_seed, args.test_ratio, args.holdout, args.test_studies, args.test_types, args.fold
+    )
     split = split.sampled(atlas, args.max_samples, args.val_ratio)
     train_rows, val_rows, test_rows = split.rows(atlas)
     for kind, names in ("studies", split.test_studies), ("types", split.test_types):

@@ -196,7 +196,7 @@ def figures(truth: np.ndarray, said: Arrays, tree: Tree, ancestors: np.ndarray) 
     right = tree.nodes[path] == tree.nodes[true]
     found = {level.capitalize(): float(hits.mean()) for level, hits in zip(tree.levels, right.T, strict=True)}
     found["AURC"] = risk_coverage(said["sure"][known], ~right[:, -1])
-    found["Macro F1"] = macro_scores(path, true)[1]
+    found["Macro F1"] = macro_scores(path, true)[1] or 0.0
     found["Hierarchical F1"] = hierarchical_f1(path, true, ancestors) or 0.0
     found["ECE"] = expected_calibration_error(said["probability"][known, -1], right[:, -1])
     enough = (~known).sum() >= MIN_STRANGERS
