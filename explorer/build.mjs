@@ -16,6 +16,7 @@ const policy = [
   "default-src 'none'",
   `script-src ${sha256(code)}`,
   `style-src ${sha256(css)}`,
+  "worker-src blob:", // of the same script, see src/main.tsx
   "base-uri 'none'",
   "form-action 'none'",
 ].join("; ");

@@ -1,6 +1,7 @@
 """A reference: an adapter and labelled cells, which label and embed new cells; the Python API."""
 
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -337,6 +338,7 @@ class Reference:
         labels: str | None = None,
         *,
         columns: Sequence[str] | None = None,
+        genes: Sequence[str] | None = None,
         use_rep: str | None = None,
         max_cells: int = 20_000,
         force: bool = False,
@@ -349,6 +351,7 @@ class Reference:
         path : of the page to write; without one the page is returned, and a notebook shows it
         labels : str, column of obs with the cells' types, named as the reference's finest; by default its answers
         columns : other columns to colour by; by default those of text with 2 to 60 values
+        genes : at most 500, to colour by; by default the types' markers, where there are counts
         use_rep, force : as in `annotate`
         max_cells : int, drawn at random
 
@@ -357,12 +360,16 @@ class Reference:
         InputError : for a column that is not there, for vectors as in `annotate`, and for recipe `published`.
         """
         from fractal.view.explorer import check_template, html, write_page
+        from fractal.view.genes import read_genes
         from fractal.view.notebook import InlinePage
         from fractal.view.shown import read_shown
 
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
             shown = read_shown(cells, labels, columns, max_cells)
+        shown = replace(shown, genes=read_genes(adata, shown.rows, genes))
+        if shown.genes and shown.genes.missing:
+            warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
         layouts = self.maps.transform(cut_matrix(self.adapter, shown.vectors))
         if path is None:
             return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")

@@ -1,7 +1,7 @@
 // The forward pass of the package's FractalAdapter, in float32: vectors of the embedding -> fractal vectors.
 
 import type { About, Matrix } from "./data";
-import { length, normalize, products, softmax } from "./matrix";
+import { normalize, products, rowOf, softmax, squaredDistances } from "./matrix";
 
 /** Abramowitz and Stegun 7.1.26, to 1.5e-7: as exact as float32. */
 function erf(x: number): number {
@@ -12,50 +12,46 @@ function erf(x: number): number {
 
 const gelu = (x: number) => 0.5 * x * (1 + erf(x * Math.SQRT1_2));
 
+/** Rows (n, shift.length), each plus the shift. */
+const plus = (rows: Float32Array, shift: Float32Array) => rows.map((value, i) => value + shift[i % shift.length]);
+
 export class Adapter {
   readonly dim: number; // of the embedding
   readonly width: number; // of the full vector
   private readonly weights: Record<string, Float32Array> = {};
   private readonly paths: number;
-  private readonly meanSquares: Float64Array; // of the class means, (paths,)
+  private readonly anchors: Float32Array[]; // per level (scaleDim, classes)
 
   constructor(private readonly config: About["adapter"], arrays: Record<string, Matrix>) {
+    const { classes, levels, scaleDim } = config;
     for (const [name, { values }] of Object.entries(arrays)) this.weights[name] = Float32Array.from(values);
     this.dim = arrays.mean.shape[0];
-    this.width = config.levels * config.scaleDim;
+    this.width = levels * scaleDim;
     this.paths = arrays.path_anchors.shape[0];
     normalize(this.weights.path_anchors, arrays.path_anchors.shape[1]);
-    normalize(this.weights.anchors, config.scaleDim);
-    const means = this.weights.class_means;
-    this.meanSquares = Float64Array.from({ length: this.paths }, (_, p) => length(means, p * this.dim, this.dim) ** 2);
-  }
-
-  /** x (n, inputs) -> (n, outputs) */
-  private layer(x: Float32Array, inputs: number, weight: string, bias?: string): Float32Array {
-    const y = products(x, this.weights[weight], inputs);
-    if (!bias) return y;
-    const shift = this.weights[bias];
-    return y.map((value, i) => value + shift[i % shift.length]);
+    const anchors = normalize(this.weights.anchors, scaleDim);
+    let before = 0; // anchors of the levels above
+    this.anchors = classes.map((count) => {
+      const first = before;
+      before += count;
+      return Float32Array.from({ length: count * scaleDim }, (_, i) => anchors[(first + (i % count)) * scaleDim + Math.floor(i / count)]);
+    });
   }
 
   /** x (n, dim) -> the full vectors (n, width), of length 1 */
   forward(x: Float32Array): Float32Array {
-    const { dim, paths, weights } = this;
-    const n = x.length / dim;
-    const centred = normalize(x.slice(), dim).map((value, i) => value - weights.mean[i % dim]);
-    const whitened = this.layer(centred, dim, "axes");
+    const { config, dim, paths, weights } = this;
+    const centred = plus(normalize(x.slice(), dim), weights.mean.map((value) => -value));
+    const whitened = products(centred, weights.axes, dim);
     const unit = normalize(whitened.slice(), dim);
-    const cosines = this.layer(this.query(unit), weights.path_anchors.length / paths, "path_anchors");
-    const inner = this.layer(whitened, dim, "class_means");
-    const full = new Float32Array(n * this.width);
-    for (let i = 0; i < n; i++) {
-      const square = length(whitened, i * dim, dim) ** 2;
-      const logits = Float64Array.from({ length: paths }, (_, p) => cosines[i * paths + p] / this.config.tau);
-      const distances = this.meanSquares.map((meanSquare, p) => square - 2 * inner[i * paths + p] + meanSquare);
-      const own = unit.subarray(i * dim, (i + 1) * dim);
-      this.blocks(this.probabilities(logits, distances), own, full.subarray(i * this.width));
+    const cosines = products(this.query(unit), weights.path_anchors, weights.path_anchors.length / paths);
+    const distances = squaredDistances(whitened, weights.class_means, dim);
+    const probability = new Float64Array(cosines.length); // (n, paths)
+    for (let i = 0; i < x.length / dim; i++) {
+      const logits = Float64Array.from(rowOf(cosines, i, paths), (cosine) => cosine / config.tau);
+      probability.set(this.probabilities(logits, Float64Array.from(rowOf(distances, i, paths))), i * paths);
     }
-    return normalize(full, this.width);
+    return this.join(probability, unit);
   }
 
   /** The perceptron, with a linear map beside it: whitened cells of length 1 (n, dim) -> (n, query) of length 1. */
@@ -63,11 +59,10 @@ export class Adapter {
     const { dim, weights } = this;
     const entries = unit.map((value) => value * Math.sqrt(dim)); // of about 1
     const hidden = weights.mlp_0_bias.length;
-    const first = this.layer(entries, dim, "mlp_0_weight", "mlp_0_bias").map(gelu);
-    const second = this.layer(first, hidden, "mlp_1_weight", "mlp_1_bias").map(gelu);
-    const linear = this.layer(entries, dim, "linear");
-    const sum = this.layer(second, hidden, "mlp_2_weight", "mlp_2_bias").map((value, i) => value + linear[i]);
-    return normalize(sum, weights.mlp_2_bias.length);
+    const first = plus(products(entries, weights.mlp_0_weight, dim), weights.mlp_0_bias).map(gelu);
+    const second = plus(products(first, weights.mlp_1_weight, hidden), weights.mlp_1_bias).map(gelu);
+    const linear = products(entries, weights.linear, dim);
+    return normalize(plus(products(second, weights.mlp_2_weight, hidden, linear), weights.mlp_2_bias), weights.mlp_2_bias.length);
   }
 
   /** Of each path: the network's, averaged with those of the (squared) distances to the class means. */
@@ -81,23 +76,24 @@ export class Adapter {
     return byNetwork.map((share, p) => share + meansShare * (byMeans[p] - share));
   }
 
-  /** Probabilities of the paths, and the whitened cell of length 1 -> the cell's blocks, into `out`. */
-  private blocks(probability: Float64Array, unit: Float32Array, out: Float32Array): void {
+  /** Probabilities of the paths (n, paths), and the whitened cells of length 1 (n, dim) -> the full vectors (n, width). */
+  private join(probability: Float64Array, unit: Float32Array): Float32Array {
+    const { dim, paths, width } = this;
     const { levels, scaleDim, classes, blockScale, residualScale, sharpness } = this.config;
-    const { anchors, paths } = this.weights;
-    const kept = Math.min(scaleDim, Math.ceil(this.dim / levels)); // numbers of the cell in a block
-    let before = 0; // anchors of the levels above
-    for (let j = 0; j < levels; j++) {
-      const ofClass = new Float64Array(classes[j]).fill(1e-9);
-      probability.forEach((share, p) => (ofClass[paths[p * levels + j]] += share));
-      const sharp = ofClass.map((share) => share ** sharpness[j]);
-      const sum = sharp.reduce((a, b) => a + b);
-      for (let k = 0; k < scaleDim; k++) {
-        const anchor = sharp.reduce((mean, share, c) => mean + (share / sum) * anchors[(before + c) * scaleDim + k], 0);
-        const from = (levels - 1 - j) * kept + k; // the first numbers of the cell are in the last block
-        out[j * scaleDim + k] = blockScale[j] * anchor + residualScale[j] * (k < kept ? (unit[from] ?? 0) : 0);
-      }
-      before += classes[j];
-    }
+    const full = new Float32Array((probability.length / paths) * width);
+    const kept = Math.min(scaleDim, Math.ceil(dim / levels)); // numbers of the cell in a block
+    classes.forEach((count, j) => {
+      const shares = new Float64Array((full.length / width) * count).fill(1e-9); // of the classes
+      probability.forEach((share, i) => (shares[Math.floor(i / paths) * count + this.weights.paths[(i % paths) * levels + j]] += share));
+      const sharp = Float32Array.from(shares, (share) => share ** sharpness[j]);
+      const sums = Float32Array.from({ length: sharp.length / count }, (_, i) => rowOf(sharp, i, count).reduce((a, b) => a + b));
+      products(sharp, this.anchors[j], count).forEach((anchor, i) => {
+        const [row, k] = [Math.floor(i / scaleDim), i % scaleDim];
+        const number = k < kept ? (levels - 1 - j) * kept + k : dim; // the first numbers of the cell are in the last block
+        const residual = number < dim ? unit[row * dim + number] : 0;
+        full[row * width + j * scaleDim + k] = (blockScale[j] * anchor) / sums[row] + residualScale[j] * residual;
+      });
+    });
+    return normalize(full, width);
   }
 }

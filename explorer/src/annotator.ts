@@ -2,9 +2,8 @@
 
 import { bisectLeft, cumsum, min, rollup, sum } from "d3-array";
 import type { Adapter } from "./adapter";
-import { ramp } from "./colours";
-import type { About, CellColumn, Knots, Matrix } from "./data";
-import { length, softmax } from "./matrix";
+import type { About, Knots, Matrix } from "./data";
+import { length, normalize, products, rowOf, softmax, squaredDistances, take } from "./matrix";
 import type { Bank, Neighbours } from "./neighbours";
 
 export const STATUSES = ["ok", "withheld", "novel", "invalid"] as const;
@@ -18,22 +17,26 @@ export interface Answers {
   status: Uint8Array; // row in STATUSES
 }
 
+export const noAnswers = (n: number, levels: number): Answers => ({
+  path: new Int32Array(n).fill(-1),
+  probability: new Float64Array(n * levels).fill(NaN),
+  depth: new Uint8Array(n),
+  pValue: new Float64Array(n).fill(NaN),
+  status: new Uint8Array(n).fill(STATUSES.indexOf("invalid")),
+});
+
 /** A node, and its share of the votes. */
 export interface Vote {
   node: number;
   share: number;
 }
 
-/** What the answers say, as columns that colour cells. */
-export function answerColumns({ status, depth, probability, pValue }: Answers, levels: string[]): CellColumn[] {
-  const ofLevel = (k: number) => Float64Array.from(status, (_, row) => probability[row * levels.length + k]);
-  const colours = ["#009e73", "#e69f00", "#d81b60", "#8a8a8a"];
-  return [
-    { name: "status", values: [...STATUSES], colours, codes: status.map((code) => code + 1) },
-    { name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)), codes: depth },
-    ...levels.map((level, k) => ({ name: `probability of the ${level}`, low: 0, high: 1, codes: ofLevel(k) })),
-    { name: "p-value", low: 0, high: 1, codes: pValue },
-  ];
+/** Why a cell (dim,) gets no answer, as in the package; "" for one that gets one. */
+export function problemOf(cell: Float32Array): string {
+  if (cell.some(Number.isNaN)) return "missing numbers";
+  const norm = length(cell, 0, cell.length);
+  if (!Number.isFinite(Math.fround(norm ** 2))) return "infinite numbers";
+  return norm < 1e-12 ? "zeros alone" : "";
 }
 
 /** Linear interpolation between knots, constant beyond them. */
@@ -52,12 +55,10 @@ function tail(values: Float64Array, weights: Float64Array): (x: number) => numbe
   return (x) => (total - below[bisectLeft(values, x)] + mean) / (total + mean);
 }
 
-const BATCH = 64; // cells at a time; their cosines to 8,000 cells are 2 MB
-
 export class Annotator {
   private readonly votersPath: ArrayLike<number>;
-  private readonly axes: ArrayLike<number>; // of the discriminant (dim, dim), one output a row
-  private readonly means: ArrayLike<number>; // (types, dim), in these axes
+  private readonly axes: Float32Array; // of the discriminant (dim, dim), one output a row
+  private readonly means: Float32Array; // (types, dim), in these axes
   private readonly signalTails: ((x: number) => number)[];
   private readonly scoreTail: (x: number) => number;
 
@@ -68,59 +69,40 @@ export class Annotator {
     arrays: Record<string, Matrix>,
   ) {
     this.votersPath = arrays.bank_path.values;
-    this.axes = arrays.discriminant.values;
-    this.means = arrays.discriminant_means.values;
+    this.axes = Float32Array.from(arrays.discriminant.values);
+    this.means = Float32Array.from(arrays.discriminant_means.values);
     const [count, knots] = arrays.signals.shape;
     const row = (name: string, i: number) => arrays[name].values.subarray(i * knots, (i + 1) * knots) as Float64Array;
     this.signalTails = Array.from({ length: count }, (_, i) => tail(row("signals", i), row("signal_weights", i)));
     this.scoreTail = tail(row("ood_score", 0), row("ood_weights", 0));
   }
 
-  /**
-   * vectors (n, dim) -> answers and fractal vectors (n, width). `progress` gets the number of cells that are done, and
-   * stops the work by returning false.
-   */
-  async answer(
-    vectors: Float32Array,
-    progress: (done: number) => boolean | Promise<boolean>,
-  ): Promise<{ answers: Answers; full: Float32Array } | null> {
+  /** cells (n, dim), some 64 at a time -> answers, and fractal vectors (n, width), 0 where there is no answer. */
+  answer(cells: Float32Array): { answers: Answers; full: Float32Array } {
     const { dim, width } = this.adapter;
-    const n = vectors.length / dim;
-    const full = new Float32Array(n * width);
-    const answers: Answers = {
-      path: new Int32Array(n).fill(-1),
-      probability: new Float64Array(n * this.config.votes.length).fill(NaN),
-      depth: new Uint8Array(n),
-      pValue: new Float64Array(n).fill(NaN),
-      status: new Uint8Array(n).fill(STATUSES.indexOf("invalid")),
-    };
-    for (let start = 0; start < n; start += BATCH) {
-      const end = Math.min(n, start + BATCH);
-      const cell = (row: number) => vectors.subarray(row * dim, (row + 1) * dim);
-      const rows = Array.from({ length: end - start }, (_, i) => start + i);
-      const usable = rows.filter((row) => cell(row).every(Number.isFinite) && cell(row).some(Boolean));
-      const x = new Float32Array(usable.length * dim);
-      usable.forEach((row, i) => x.set(cell(row), i * dim));
-      const vectorsOfUsable = this.adapter.forward(x);
-      const [neighbours] = this.voters.search(vectorsOfUsable, this.config.neighbours);
-      usable.forEach((row, i) => {
-        full.set(vectorsOfUsable.subarray(i * width, (i + 1) * width), row * width);
-        this.answerCell(cell(row), neighbours[i], row, answers);
-      });
-      if (!(await progress(end))) return null;
-    }
+    const answers = noAnswers(cells.length / dim, this.config.votes.length);
+    const full = new Float32Array(answers.path.length * width);
+    const rows = [...answers.path.keys()].filter((row) => !problemOf(rowOf(cells, row, dim)));
+    const usable = take(cells, rows, dim);
+    const vectors = this.adapter.forward(usable);
+    const [neighbours] = this.voters.search(vectors, this.config.neighbours);
+    const unlike = this.discriminate(usable);
+    rows.forEach((row, i) => {
+      full.set(rowOf(vectors, i, width), row * width);
+      this.answerCell(neighbours[i], unlike[i], row, answers);
+    });
     return { answers, full };
   }
 
-  /** Put the answer for the cell (dim,) into a row of the answers. */
-  private answerCell(cell: Float32Array, neighbours: Neighbours, row: number, answers: Answers): void {
+  /** Put the answer for a cell into a row of the answers. */
+  private answerCell(neighbours: Neighbours, unlike: number[], row: number, answers: Answers): void {
     const { votes, confidence, novel, caution, cautiousDepth } = this.config;
     const { path, shares } = this.descend(neighbours);
     const probability = answers.probability.subarray(row * votes.length, (row + 1) * votes.length);
     shares.forEach((share, k) => {
       probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));
     });
-    const signals = [1 - neighbours.cosines[neighbours.cosines.length - 1], ...this.discriminate(cell)];
+    const signals = [1 - neighbours.cosines[neighbours.cosines.length - 1], ...unlike];
     const pValue = this.scoreTail(-sum(signals, (value, k) => Math.log(this.signalTails[k](value)))); // Fisher's
     const confident = probability.filter((value) => value >= confidence).length;
     const depth = pValue < caution ? Math.min(confident, cautiousDepth) : confident;
@@ -150,16 +132,17 @@ export class Annotator {
     return { path: voters[0].path, shares: votes.map(([first]) => first.share), votes };
   }
 
-  /** The distance of a cell (dim,) from the nearest mean, and -log of the largest probability of a type. */
-  private discriminate(cell: Float32Array): [number, number] {
+  /** Of cells (n, dim): the distance from the nearest mean, and -log of the largest probability of a type. */
+  private discriminate(cells: Float32Array): number[][] {
     const { dim } = this.adapter;
-    const norm = length(cell, 0, dim);
-    const x = Float64Array.from({ length: dim }, (_, o) => sum(cell, (value, k) => (value / norm) * this.axes[o * dim + k]));
-    const squares = Float64Array.from({ length: this.means.length / dim }, (_, type) =>
-      sum(x, (value, o) => (value - this.means[type * dim + o]) ** 2),
-    );
-    const nearest = min(squares)!;
-    const softness = 2 * this.config.softness;
-    return [Math.sqrt(nearest), Math.log(sum(squares, (square) => Math.exp((nearest - square) / softness)))];
+    const x = products(normalize(cells.slice(), dim), this.axes, dim);
+    const squares = squaredDistances(x, this.means, dim);
+    const types = this.means.length / dim;
+    return Array.from({ length: cells.length / dim }, (_, i) => {
+      const ofCell = rowOf(squares, i, types);
+      const nearest = min(ofCell)!;
+      const ambiguity = Math.log(sum(ofCell, (square) => Math.exp((nearest - square) / (2 * this.config.softness))));
+      return [Math.sqrt(nearest), ambiguity];
+    });
   }
 }

@@ -20,9 +20,7 @@ export class Camera {
 
   /** isFree: whether the event may move the camera; moved: called on each step, and at rest. */
   constructor(
-    private readonly canvas: HTMLCanvasElement,
-    isFree: (event: MouseEvent) => boolean,
-    moved: (isAtRest: boolean) => void,
+    private readonly canvas: HTMLCanvasElement, isFree: (event: MouseEvent) => boolean, moved: (isAtRest: boolean) => void,
   ) {
     this.zooming
       .scaleExtent(LIMITS)
@@ -63,13 +61,13 @@ export class Camera {
   }
 
   look([k, x, y]: [number, number, number], smooth = false): void {
-    const next = zoomIdentity
-      .translate(this.width / 2, this.height / 2)
-      .scale(Math.min(LIMITS[1], Math.max(LIMITS[0], k)))
-      .translate(-(this.width / 2 + this.fit * x), -(this.height / 2 - this.fit * y));
+    const { width, height, fit, zooming } = this;
+    const zoom = Math.min(LIMITS[1], Math.max(LIMITS[0], k));
+    const middle = zoomIdentity.translate(width / 2, height / 2).scale(zoom);
+    const next = middle.translate(-(width / 2 + fit * x), -(height / 2 - fit * y));
     const canvas = select(this.canvas).interrupt();
-    if (smooth && !isStill()) canvas.transition().duration(MOVE).call(this.zooming.transform, next);
-    else canvas.call(this.zooming.transform, next);
+    if (smooth && !isStill()) canvas.transition().duration(MOVE).call(zooming.transform, next);
+    else canvas.call(zooming.transform, next);
   }
 
   zoomBy(factor: number): void {

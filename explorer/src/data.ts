@@ -1,7 +1,8 @@
 // What the package wrote into the page: facts as JSON, arrays as base64 of gzip of their byte planes.
 
 import { Adapter } from "./adapter";
-import { answerColumns, type Answers, Annotator } from "./annotator";
+import { type Answers, Annotator, STATUSES } from "./annotator";
+import { ramp } from "./colours";
 import { find } from "./format";
 import { normalize } from "./matrix";
 import { Bank } from "./neighbours";
@@ -21,6 +22,7 @@ export interface Column {
   low?: number; // of numbers: the 1st and the 99th percentile
   high?: number;
   colours?: string[]; // of the values
+  unit?: string; // of the expression, where the column is a gene
 }
 
 export type Knots = [number[], number[]];
@@ -37,6 +39,7 @@ export interface About {
   unknown: string; // colour of cells without a label
   known: boolean; // labels are those of the file, not the reference's answers
   columns: Column[];
+  genes: Required<Pick<Column, "name" | "low" | "high" | "unit">>[];
   names: string[] | null; // of the cells
   adapter: {
     levels: number;
@@ -73,6 +76,7 @@ export interface Vectors {
   fractal: Bank;
   raw: Bank;
   annotator: Annotator;
+  arrays: Record<string, Matrix>; // of which the annotator and `fractal` are made
 }
 
 export type Numbers = Uint8Array | Uint16Array | Uint32Array | Int16Array | Float32Array | Float64Array;
@@ -111,7 +115,7 @@ async function readArray(element: HTMLElement): Promise<Matrix> {
 }
 
 /** The cells of the page. */
-export function cellsOf({ columns, names, widths, levels }: About, arrays: Record<string, Matrix>): CellSet {
+export function cellsOf({ columns, genes, names, widths, levels }: About, arrays: Record<string, Matrix>): CellSet {
   const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
   const size = maps.length / widths.length;
   const layouts = widths.map((_, j) => maps.subarray(j * size, (j + 1) * size));
@@ -123,19 +127,36 @@ export function cellsOf({ columns, names, widths, levels }: About, arrays: Recor
     status: Uint8Array.from(arrays.answer_status.values),
   };
   const ofFile = columns.map((column, i) => ({ ...column, codes: arrays[`column_${i}`].values }));
+  const ofGenes = genes.map((gene, i) => {
+    const bytes = arrays.genes.values.subarray(i * arrays.genes.shape[1], (i + 1) * arrays.genes.shape[1]);
+    return { ...gene, codes: Float32Array.from(bytes, (byte) => gene.low + (byte / 255) * (gene.high - gene.low)) };
+  });
   const ofAnswers = answers ? answerColumns(answers, levels) : [];
-  return { names, node: arrays.node.values, layouts, answers: answers ?? null, columns: [...ofAnswers, ...ofFile] };
+  return { names, node: arrays.node.values, layouts, answers: answers ?? null, columns: [...ofAnswers, ...ofFile, ...ofGenes] };
+}
+
+/** What the answers say, as columns that colour cells. */
+export function answerColumns({ status, depth, probability, pValue }: Answers, levels: string[]): CellColumn[] {
+  const ofLevel = (k: number) => Float64Array.from(status, (_, row) => probability[row * levels.length + k]);
+  const colours = ["#009e73", "#e69f00", "#d81b60", "#8a8a8a"];
+  return [
+    { name: "status", values: [...STATUSES], colours, codes: status.map((code) => code + 1) },
+    { name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)), codes: depth },
+    ...levels.map((level, k) => ({ name: `probability of the ${level}`, low: 0, high: 1, codes: ofLevel(k) })),
+    { name: "p-value", low: 0, high: 1, codes: pValue },
+  ];
 }
 
 /** The vectors, a hundred times larger than the rest: they stand behind the script. */
-export async function readVectors({ adapter, annotator }: About): Promise<Vectors> {
+export async function readVectors(about: About): Promise<Vectors> {
   if (document.readyState === "loading") {
     await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
   }
-  const arrays = await readArrays();
-  const [fractal, raw, voters] = ["fractal", "raw", "bank"].map((name) => {
-    const { values, shape } = arrays[name];
-    return new Bank(normalize(Float32Array.from(values), shape[1]), shape[1]);
-  });
-  return { fractal, raw, annotator: new Annotator(new Adapter(adapter, arrays), annotator, voters, arrays) };
+  const { raw, ...arrays } = await readArrays();
+  return { fractal: bankOf(arrays.fractal), raw: bankOf(raw), annotator: annotatorOf(about, arrays), arrays };
 }
+
+export const bankOf = ({ values, shape }: Matrix) => new Bank(normalize(Float32Array.from(values), shape[1]), shape[1]);
+
+export const annotatorOf = ({ adapter, annotator }: About, arrays: Record<string, Matrix>) =>
+  new Annotator(new Adapter(adapter, arrays), annotator, bankOf(arrays.bank), arrays);

@@ -1,7 +1,8 @@
 // The tab "Group": what the selected cells are, per level and column, against the whole map.
 
 import type { CellSet } from "./data";
-import { count, download, downloadCsv, percent } from "./format";
+import { download, downloadCsv } from "./download";
+import { count, percent } from "./format";
 import { type Page, textOf } from "./page";
 import { type Mode, MODES, type Selection } from "./selection";
 import { type Part, Parts, Table } from "./widgets";
@@ -31,7 +32,7 @@ export function Group({ page }: { page: Page }) {
     return { title: column.name, parts: tally(kinds, column.codes, group, (code) => code) };
   });
   const tables = [...levels, ...ofText];
-  const setMode = (event: Event) => page.nextMode((event.currentTarget as HTMLSelectElement).value as Mode);
+  const setMode = (event: Event) => page.update({ mode: (event.currentTarget as HTMLSelectElement).value as Mode });
   return (
     <>
       <h2>{count(group.length)} cells</h2>

@@ -8,7 +8,9 @@ import type { Page } from "./page";
 import { Swatch } from "./widgets";
 
 export function Types({ page }: { page: Page }) {
-  const { column, tree, query } = page;
+  const { about, column, tree, query } = page;
+  const options = (areGenes: boolean) =>
+    [...page.colourings].filter(([id]) => id.startsWith("gene:") === areGenes).map(([id, name]) => <option value={id}>{name}</option>);
   const matches = query ? tree.search(query) : null;
   const press = (event: KeyboardEvent) => {
     const [best] = matches?.keys() ?? [];
@@ -26,7 +28,8 @@ export function Types({ page }: { page: Page }) {
       <label class="field">
         Colour by
         <select id="colour" value={page.colour} onChange={(event) => page.colourBy(event.currentTarget.value)}>
-          {page.colourings.map(([id, name]) => <option value={id}>{name}</option>)}
+          {options(false)}
+          {about.genes.length > 0 && <optgroup label="Genes">{options(true)}</optgroup>}
         </select>
       </label>
       {!column && <TreeLegend page={page} matches={matches} />}
@@ -138,7 +141,7 @@ function Ramp({ column }: { column: CellColumn }) {
   return (
     <div id="values">
       <div class="ramp" style={{ background: `linear-gradient(90deg, ${RAMP.join(", ")})` }} />
-      <p class="ends"><span>{text(column.low!)}</span><span>{text(column.high!)}</span></p>
+      <p class="ends"><span>{text(column.low!)}</span><span>{column.unit}</span><span>{text(column.high!)}</span></p>
     </div>
   );
 }

@@ -5,11 +5,13 @@ import { restore } from "./address";
 import { CellPanel } from "./cell";
 import { readAbout, readArrays, readVectors } from "./data";
 import { find } from "./format";
+import { Genes } from "./genes";
 import { Group } from "./group";
 import { Types } from "./legend";
 import { Page, TABS } from "./page";
 import { Header, Help, listenForKeys } from "./tools";
 import { Swatch } from "./widgets";
+import { serve } from "./worker";
 import { YourCells } from "./yours";
 
 async function start(): Promise<void> {
@@ -32,7 +34,8 @@ async function start(): Promise<void> {
   performance.mark("map"); // the cells are drawn
   // Let the browser show the map before the vectors, which are a hundred times larger, are unpacked.
   await new Promise((resolve) => setTimeout(resolve, 30));
-  page.ready(await readVectors(about));
+  page.update({ vectors: await readVectors(about) });
+  document.documentElement.dataset.ready = "true";
   performance.mark("ready");
 }
 
@@ -46,20 +49,22 @@ function draw(page: Page): void {
 }
 
 function Aside({ page }: { page: Page }) {
-  const panels = { types: Types, cell: CellPanel, group: Group, yours: YourCells };
+  const panels = { types: Types, genes: Genes, cell: CellPanel, group: Group, yours: YourCells };
   return (
     <>
       <nav role="tablist">
         {Object.entries(TABS).map(([id, text]) => (
           <button
-            id={`tab-${id}`} role="tab" aria-controls={id} aria-selected={page.tab === id} onClick={() => page.showTab(id)}
+            id={`tab-${id}`} role="tab" aria-controls={id} aria-selected={page.tab === id} onClick={() => page.update({ tab: id })}
           >
             {text}
           </button>
         ))}
       </nav>
       {Object.entries(panels).map(([id, Panel]) => (
-        <section id={id} role="tabpanel" aria-labelledby={`tab-${id}`} hidden={page.tab !== id}><Panel page={page} /></section>
+        <section id={id} role="tabpanel" aria-labelledby={`tab-${id}`} hidden={page.tab !== id}>
+          {page.tab === id && <Panel page={page} />}
+        </section>
       ))}
     </>
   );
@@ -137,9 +142,12 @@ function listenForFiles(page: Page): void {
   });
 }
 
-start().catch((error: unknown) => {
+function fail(error: unknown): never {
   const message = find("#message");
   message.hidden = false;
   message.textContent = `This page can't be shown: ${error instanceof Error ? error.message : String(error)}`;
   throw error;
-});
+}
+
+if (globalThis.document) start().catch(fail);
+else serve(); // workers run the page's script as well

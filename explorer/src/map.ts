@@ -6,28 +6,12 @@ import { interpolateNumber } from "d3-interpolate";
 import { polygonContains } from "d3-polygon";
 import { select } from "d3-selection";
 import { Camera, isStill, type Point } from "./camera";
-import type { Island } from "./islands";
 import { type Box, drawLine, drawNames, drawRing } from "./overlay";
+import type { Page } from "./page";
 import { Points } from "./points";
 import { spread } from "./spread";
 
 export type Hit = { layer: number; row: number }; // layer 0: the cells of the page; 1: those that were dropped
-
-export interface Link {
-  from: Hit;
-  to: Hit;
-  isDashed: boolean;
-}
-
-interface Events {
-  click(hit: Hit | null): void;
-  hover(hit: Hit | null, x: number, y: number): void;
-  lasso(corners: number[] | null): void;
-  rest(): void; // camera, or prefix, came to rest
-  names(prefix: number): Island[];
-  nameOf(node: number): string;
-  isLit(hit: Hit): boolean;
-}
 
 interface Layer {
   layouts: Float32Array[]; // (n, 2) per prefix
@@ -41,29 +25,25 @@ export class MapView {
   isDrawing = false; // a pointer that moves draws a lasso
   lasso: number[] | null = null; // corners on the map, x and y in turn
   lassoAt = 1; // the prefix at which it was drawn: at another one the cells lie elsewhere
-  links: Link[] = [];
-  chosen: Hit | null = null;
   nameBoxes: Box[] = []; // of the names on the screen
   readonly camera: Camera;
+  readonly ratio = Math.min(devicePixelRatio, 2); // pixels of a canvas per pixel of the screen
   private readonly points: Points;
   private readonly layers: Layer[] = [];
   private planned = 0;
   private current = 1;
 
-  constructor(
-    private readonly canvas: HTMLCanvasElement,
-    private readonly overlay: HTMLCanvasElement,
-    private readonly events: Events,
-  ) {
+  constructor(private readonly canvas: HTMLCanvasElement, private readonly overlay: HTMLCanvasElement, private readonly page: Page) {
     this.points = new Points(canvas);
     const isLasso = (event: MouseEvent) => this.isDrawing || event.shiftKey;
-    this.camera = new Camera(canvas, (event) => !isLasso(event), (isAtRest) => (isAtRest ? events.rest() : this.draw()));
+    this.camera = new Camera(canvas, (event) => !isLasso(event), (isAtRest) => (isAtRest ? page.remember() : this.draw()));
     const hit = ({ offsetX, offsetY }: MouseEvent) => this.pick(offsetX, offsetY);
-    canvas.addEventListener("click", (event) => isLasso(event) || events.click(hit(event)));
+    canvas.addEventListener("click", (event) => isLasso(event) || page.choose(hit(event)));
     canvas.addEventListener("pointermove", (event) => {
-      if (!event.buttons && event.pointerType !== "touch") events.hover(hit(event), event.offsetX, event.offsetY);
+      if (event.buttons || event.pointerType === "touch") return;
+      page.pointAt(hit(event), event.offsetX + canvas.parentElement!.offsetLeft, event.offsetY);
     });
-    canvas.addEventListener("pointerleave", () => events.hover(null, 0, 0));
+    canvas.addEventListener("pointerleave", () => page.pointAt(null));
     canvas.addEventListener("pointerdown", (event) => isLasso(event) && event.button === 0 && this.drawLasso(event));
     new ResizeObserver(() => this.resize()).observe(canvas);
   }
@@ -75,9 +55,9 @@ export class MapView {
     const cells = (this.layers[0]?.layouts ?? layouts)[0].length / 2;
     const side = Math.min(0.018, Math.max(0.0065, 1.74 / Math.sqrt(cells))); // of a disc, see `size`
     const apart = layouts.map((layout) => spread(layout, side));
-    const layer = { layouts: apart, positions: blend(apart, this.prefix) };
-    this.points.add(this.layers.length, layer.positions, colours);
-    this.layers.push(layer);
+    const positions = blend(apart, this.prefix);
+    this.layers.push({ layouts: apart, positions });
+    this.points.add(positions, colours);
     this.draw();
   }
 
@@ -108,19 +88,14 @@ export class MapView {
 
   /** Move to a prefix, at once or in MORPH milliseconds; `step` is called at each prefix on the way. */
   morph(to: number, smooth: boolean, step: () => void): void {
-    const arrive = (prefix: number) => {
-      this.prefix = prefix;
+    const between = interpolateNumber(this.prefix, to);
+    const at = (share: number) => {
+      this.prefix = share === 1 ? to : between(share);
       step();
     };
     const canvas = select(this.canvas).interrupt("prefix");
-    if (!smooth || this.prefix === to || isStill()) {
-      arrive(to);
-      this.events.rest();
-      return;
-    }
-    const between = interpolateNumber(this.prefix, to);
-    const transition = canvas.transition("prefix").duration(MORPH).ease(easeCubicInOut);
-    transition.tween("prefix", () => (share) => arrive(between(share))).on("end", () => this.events.rest());
+    if (!smooth || isStill()) return at(1);
+    canvas.transition("prefix").duration(MORPH).ease(easeCubicInOut).tween("prefix", () => at).on("end", () => this.page.remember());
   }
 
   position({ layer, row }: Hit): Point {
@@ -144,7 +119,7 @@ export class MapView {
       let least = ((this.size() / 2 + (layer ? 5 : 3)) / this.camera.scale) ** 2;
       for (let row = 0; row < positions.length / 2; row++) {
         const square = (positions[2 * row] - mapX) ** 2 + (positions[2 * row + 1] - mapY) ** 2;
-        if (square < least && this.events.isLit({ layer, row })) [nearest, least] = [{ layer, row }, square];
+        if (square < least && this.page.isLit({ layer, row })) [nearest, least] = [{ layer, row }, square];
       }
       if (nearest) return nearest;
     }
@@ -175,11 +150,6 @@ export class MapView {
     this.drawOverlay();
   }
 
-  /** Pixels of a canvas per pixel of the screen. */
-  get ratio(): number {
-    return Math.min(devicePixelRatio, 2);
-  }
-
   /** Pixels across a cell: less where there are more, and more where one looks closer. */
   private size(): number {
     const { width, height, zoom } = this.camera;
@@ -202,29 +172,34 @@ export class MapView {
   }
 
   private drawOverlay(): void {
-    const { camera, ratio, prefix, chosen } = this;
+    const { camera, page, prefix, ratio } = this;
     const context = this.overlay.getContext("2d")!;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.overlay.width, this.overlay.height);
     const { color: ink, backgroundColor: ground, accentColor: accent } = getComputedStyle(document.body);
     const nearest = Math.round(prefix);
     const opacity = 1 - 5 * Math.abs(prefix - nearest);
-    const islands = opacity > 0 ? this.events.names(nearest) : []; // none between two prefixes
     context.globalAlpha = Math.max(0, opacity);
+    const islands = opacity > 0 ? page.islands(nearest) : []; // none between two prefixes
     const positions = this.layers.map((layer) => layer.positions);
-    this.nameBoxes = drawNames(context, camera, islands, positions, this.events.nameOf, ink, ground);
+    this.nameBoxes = drawNames(context, camera, islands, positions, (node) => page.tree.name(node), ink, ground);
     context.globalAlpha = 1;
     const at = (hit: Hit) => camera.toScreen(this.position(hit));
-    for (const { from, to, isDashed } of this.links) {
-      const [colour, width] = isDashed ? ["#888888", 0.8] : [accent, 1.2];
-      drawLine(context, [at(from), at(to)], colour, width, isDashed ? [3, 3] : []);
-      drawRing(context, at(to), isDashed ? 2.5 : 3, colour, width);
+    if (page.cell) {
+      for (const row of page.cellNeighbours?.raw.rows ?? []) link(at({ layer: 0, row }), 2.5, "#888888", 0.8, [3, 3]);
+      for (const row of page.cellNeighbours?.fractal.rows ?? []) link(at({ layer: 0, row }), 3, accent, 1.2, []);
+      drawRing(context, at(page.cell), 8, ground, 5);
+      drawRing(context, at(page.cell), 8, ink, 2.5);
     }
-    if (chosen) drawRing(context, at(chosen), 8, ground, 5);
-    if (chosen) drawRing(context, at(chosen), 8, ink, 2.5);
     if (this.lasso && Math.abs(prefix - this.lassoAt) < 0.01) {
       const corners = pairs(this.lasso).map((corner) => camera.toScreen(corner));
       drawLine(context, [...corners, corners[0]], ink, 1.5, [5, 4]);
+    }
+
+    /** A line from the chosen cell to another one, with a ring there. */
+    function link(to: Point, radius: number, colour: string, width: number, dashes: number[]): void {
+      drawLine(context, [at(page.cell!), to], colour, width, dashes);
+      drawRing(context, to, radius, colour, width);
     }
   }
 
@@ -251,7 +226,7 @@ export class MapView {
       this.canvas.removeEventListener("pointermove", move);
       const step = Math.ceil(corners.length / 2 / CORNERS);
       const kept = corners.filter((_, i) => (i >> 1) % step === 0);
-      this.events.lasso(kept.length >= 6 ? kept : null);
+      this.page.select(kept.length >= 6 ? kept : null, this);
     };
     move(start);
     this.setLasso(corners);

@@ -1,5 +1,14 @@
 // Arithmetic on rows of float32: matrices lie in one array, row after row.
 
+export const rowOf = (rows: Float32Array, row: number, dim: number) => rows.subarray(row * dim, (row + 1) * dim);
+
+/** Some of the rows, one after the other. */
+export function take(rows: Float32Array, some: number[], dim: number): Float32Array {
+  const taken = new Float32Array(some.length * dim);
+  some.forEach((row, i) => taken.set(rowOf(rows, row, dim), i * dim));
+  return taken;
+}
+
 /** Rows of length 1, in place; a row of zeros stays. */
 export function normalize(rows: Float32Array, dim: number): Float32Array {
   for (let start = 0; start < rows.length; start += dim) {
@@ -18,41 +27,54 @@ export function length(values: Float32Array, start: number, width: number): numb
 
 /**
  * Add to `sums` (n, m) the scalar products of the rows of a (n, dim) and b (m, dim), of their numbers from `first` to
- * before `end`. Four rows of a at a time, so that b is read a quarter as often.
+ * before `end`. Four rows of a and two of b at a time: a number that is read serves several products, and b is read once.
  */
 export function products(
-  a: Float32Array, b: Float32Array, dim: number, sums = new Float32Array((a.length * b.length) / dim ** 2), first = 0, end = dim,
+  a: Float32Array, b: Float32Array, dim: number,
+  sums: Float32Array = new Float32Array((a.length * b.length) / dim ** 2), first = 0, end = dim,
 ): Float32Array {
-  const [n, m] = [a.length / dim, b.length / dim];
-  let i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const [a0, a1, a2, a3] = [i * dim, (i + 1) * dim, (i + 2) * dim, (i + 3) * dim];
-    for (let j = 0, to = i * m; j < m; j++, to++) {
-      let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      for (let k = first, at = j * dim + first; k < end; k++, at++) {
-        const value = b[at];
-        s0 += a[a0 + k] * value;
-        s1 += a[a1 + k] * value;
-        s2 += a[a2 + k] * value;
-        s3 += a[a3 + k] * value;
+  const n = a.length / dim;
+  const m = b.length / dim;
+  for (let j = 0; j < m; j += 2) {
+    const b0 = j * dim;
+    const b1 = Math.min(j + 1, m - 1) * dim; // past the last row: that one again, and its sums are not kept
+    for (let i = 0; i < n; i += 4) {
+      const a0 = i * dim;
+      const a1 = Math.min(i + 1, n - 1) * dim;
+      const a2 = Math.min(i + 2, n - 1) * dim;
+      const a3 = Math.min(i + 3, n - 1) * dim;
+      let s00 = 0, s01 = 0, s10 = 0, s11 = 0, s20 = 0, s21 = 0, s30 = 0, s31 = 0;
+      for (let k = first; k < end; k++) {
+        const y0 = b[b0 + k], y1 = b[b1 + k];
+        const x0 = a[a0 + k], x1 = a[a1 + k], x2 = a[a2 + k], x3 = a[a3 + k];
+        s00 += x0 * y0;
+        s01 += x0 * y1;
+        s10 += x1 * y0;
+        s11 += x1 * y1;
+        s20 += x2 * y0;
+        s21 += x2 * y1;
+        s30 += x3 * y0;
+        s31 += x3 * y1;
       }
-      sums[to] += s0;
-      sums[to + m] += s1;
-      sums[to + 2 * m] += s2;
-      sums[to + 3 * m] += s3;
+      const add = (row: number, left: number, right: number) => {
+        if (row >= n) return;
+        sums[row * m + j] += left;
+        if (j + 1 < m) sums[row * m + j + 1] += right;
+      };
+      add(i, s00, s01);
+      add(i + 1, s10, s11);
+      add(i + 2, s20, s21);
+      add(i + 3, s30, s31);
     }
   }
-  for (; i < n; i++) addRow(sums.subarray(i * m, (i + 1) * m), a.subarray(i * dim, (i + 1) * dim), b, first, end);
   return sums;
 }
 
-/** As `products`, of one row; apart, so that the browser compiles both well. */
-function addRow(sums: Float32Array, row: Float32Array, b: Float32Array, first: number, end: number): void {
-  for (let j = 0; j < sums.length; j++) {
-    let sum = 0;
-    for (let k = first, at = j * row.length + first; k < end; k++, at++) sum += row[k] * b[at];
-    sums[j] += sum;
-  }
+/** a (n, dim), b (m, dim) -> (n, m) squared distances. */
+export function squaredDistances(a: Float32Array, b: Float32Array, dim: number): Float32Array {
+  const squares = (rows: Float32Array) => Float32Array.from({ length: rows.length / dim }, (_, i) => length(rows, i * dim, dim) ** 2);
+  const [ofA, ofB] = [squares(a), squares(b)];
+  return products(a, b, dim).map((product, i) => Math.max(0, ofA[Math.floor(i / ofB.length)] - 2 * product + ofB[i % ofB.length]));
 }
 
 export function softmax(values: Float64Array): Float64Array {

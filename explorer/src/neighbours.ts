@@ -17,28 +17,25 @@ export class Bank {
     this.n = rows.length / dim;
   }
 
+
   /** The k cells nearest to each query (q, dim) by its first numbers, for each width; row `except` is left out. */
   search(queries: Float32Array, k: number, widths = [this.dim], except = -1): Neighbours[][] {
     const { n, dim, rows } = this;
-    const sums = new Float32Array((queries.length / dim) * n);
+    const count = queries.length / dim;
+    const sums = new Float32Array(count * n);
     const cosines = new Float32Array(n);
     return widths.map((width, j) => {
       products(queries, rows, dim, sums, j ? widths[j - 1] : 0, width);
-      const lengths = this.lengthsAt(width);
-      return Array.from({ length: queries.length / dim }, (_, i) => {
+      if (!this.lengths.has(width)) {
+        this.lengths.set(width, Float64Array.from({ length: n }, (_, i) => length(rows, i * dim, width)));
+      }
+      const lengths = this.lengths.get(width)!;
+      return Array.from({ length: count }, (_, i) => {
         const norm = length(queries, i * dim, width);
         for (let row = 0; row < n; row++) cosines[row] = sums[i * n + row] / (norm * lengths[row] || 1);
         return largest(cosines, Math.min(k, n), except);
       });
     });
-  }
-
-  private lengthsAt(width: number): Float64Array {
-    const { n, dim, rows } = this;
-    if (!this.lengths.has(width)) {
-      this.lengths.set(width, Float64Array.from({ length: n }, (_, i) => length(rows, i * dim, width)));
-    }
-    return this.lengths.get(width)!;
   }
 }
 

@@ -5,22 +5,18 @@ import type { Island } from "./islands";
 
 type Context = CanvasRenderingContext2D;
 
-export function drawLine(context: Context, points: Point[], colour: string, width: number, dashes: number[]): void {
+export function drawLine(context: Context, points: Point[], strokeStyle: string, lineWidth: number, dashes: number[]): void {
   context.beginPath();
   for (const point of points) context.lineTo(...point);
-  context.lineWidth = width;
-  context.strokeStyle = colour;
   context.setLineDash(dashes);
-  context.stroke();
+  Object.assign(context, { strokeStyle, lineWidth }).stroke();
   context.setLineDash([]);
 }
 
-export function drawRing(context: Context, point: Point, radius: number, colour: string, width: number): void {
+export function drawRing(context: Context, point: Point, radius: number, strokeStyle: string, lineWidth: number): void {
   context.beginPath();
   context.arc(...point, radius, 0, 2 * Math.PI);
-  context.lineWidth = width;
-  context.strokeStyle = colour;
-  context.stroke();
+  Object.assign(context, { strokeStyle, lineWidth }).stroke();
 }
 
 export type Box = [number, number, number, number]; // left, top, right, bottom
@@ -64,10 +60,8 @@ export function drawNames(
   const { width, height, scale } = camera;
   const isSmall = Math.min(width, height) < 480;
   const size = isSmall ? 11 : 13; // pixels
-  context.textAlign = "center";
-  context.textBaseline = "middle";
-  context.lineJoin = "round";
-  context.font = `600 ${size}px system-ui, sans-serif`;
+  const font = `600 ${size}px system-ui, sans-serif`;
+  Object.assign(context, { textAlign: "center", textBaseline: "middle", lineJoin: "round", font });
   const hasCells = islands.length ? cellsIn(camera, layers) : () => false;
   const taken: Box[] = [];
   const isFree = ([left, top, right, bottom]: Box) =>
@@ -93,9 +87,7 @@ export function drawNames(
     const gap = Math.hypot(edge[0] - middleX, edge[1] - middleY);
     const towards = (share: number): Point => [edge[0] + (middleX - edge[0]) * share, edge[1] + (middleY - edge[1]) * share];
     if (gap > 1.8 * reach) drawLine(context, [towards(0), towards(1 - (0.8 * reach) / gap)], ink, 0.7, []);
-    context.lineWidth = 4;
-    context.strokeStyle = ground;
-    context.fillStyle = ink;
+    Object.assign(context, { lineWidth: 4, strokeStyle: ground, fillStyle: ink });
     lines.forEach((text, i) => {
       const lineY = top + 1 + (i + 0.5) * (size + 2);
       context.strokeText(text, (left + right) / 2, lineY);

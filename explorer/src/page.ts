@@ -1,20 +1,21 @@
 // The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
 
 import { addressOf } from "./address";
-import { answerColumns, STATUSES, type Vote } from "./annotator";
+import { STATUSES, type Vote } from "./annotator";
 import { category, paint, ramp } from "./colours";
 import { type About, type CellColumn, type CellSet, cellsOf, type Matrix, type Vectors } from "./data";
-import { nodesOf, positions, problemsOf, type Yours } from "./dropped";
+import { labelled, type Yours } from "./dropped";
 import { readFile } from "./files";
 import { count, find } from "./format";
 import { apart, type Island, islands } from "./islands";
 import { type Hit, MapView } from "./map";
-import type { Bank, Neighbours } from "./neighbours";
+import { rowOf } from "./matrix";
+import type { Neighbours } from "./neighbours";
 import { combine, type Mode, type Selection } from "./selection";
 import { Tree } from "./tree";
 
 const NEAREST = 15;
-export const TABS = { types: "Types", cell: "Cell", group: "Group", yours: "Your cells" };
+export const TABS = { types: "Types", genes: "Genes", cell: "Cell", group: "Group", yours: "Your cells" };
 
 export const isTab = (tab: string | null): tab is string => tab !== null && Object.hasOwn(TABS, tab);
 
@@ -42,7 +43,7 @@ export class Page {
   private readonly slider = find<HTMLInputElement>("#slider");
   private readonly islandsOf = new Map<string, Island[]>();
   private readonly painted = memo<void>();
-  private readonly nearest = memo<{ fractal: Neighbours; raw: Neighbours } | null>();
+  private readonly nearest = memo<Record<"fractal" | "raw", Neighbours> | null>();
 
   /** show: draws the panels beside the map. */
   constructor(readonly about: About, arrays: Record<string, Matrix>, private readonly show: () => void) {
@@ -50,23 +51,13 @@ export class Page {
     this.cells = cellsOf(about, arrays);
     this.counts = tree.counts(this.cells.node);
     this.map = this.newMap("#points", "#overlay");
-    this.slider.max = String(about.widths.length);
+    const stops = about.widths.length;
+    this.slider.max = String(stops);
+    this.slider.style.width = `calc(${(100 * (stops - 1)) / stops}% + 16px)`; // from the middle of the first stop to the last's
   }
 
   private newMap(points: string, overlay: string): MapView {
-    const canvas = find<HTMLCanvasElement>(points);
-    const map: MapView = new MapView(canvas, find(overlay), {
-      click: (hit) => this.choose(hit),
-      hover: (hit, x, y) => {
-        this.tip = hit && { hit, x: x + canvas.parentElement!.offsetLeft, y };
-        this.show();
-      },
-      lasso: (corners) => this.select(corners, map),
-      rest: () => this.remember(),
-      names: (prefix) => this.islands(prefix),
-      nameOf: (node) => this.tree.name(node),
-      isLit: (hit) => this.isLit(hit),
-    });
+    const map = new MapView(find(points), find(overlay), this);
     map.add(this.cells.layouts, this.colours(0));
     if (this.yours) map.add(this.yours.layouts, this.colours(1));
     return map;
@@ -88,24 +79,18 @@ export class Page {
     this.changed();
   }
 
-  ready(vectors: Vectors): void {
-    this.vectors = vectors;
+  /** Set parts of the state, and draw what depends on it. */
+  update(changes: Partial<Page>): void {
+    Object.assign(this, changes);
     this.changed();
-    document.documentElement.dataset.ready = "true";
   }
 
-  changed(): void {
-    const { cell, cellNeighbours: neighbours } = this;
+  private changed(): void {
     this.painted([this.colour, this.level, this.ticked, this.hovered, this.selection, this.tab, this.yours, this.second], () => {
-      const layers = [0, ...(this.yours ? [1] : [])].map((layer) => this.colours(layer));
+      const layers = (this.yours ? [0, 1] : [0]).map((layer) => this.colours(layer));
       for (const map of this.maps) layers.forEach((colours, layer) => map.setColours(layer, colours));
     });
-    const links = (rows: number[], isDashed: boolean) => rows.map((row) => ({ from: cell!, to: { layer: 0, row }, isDashed }));
-    for (const map of this.maps) {
-      map.links = neighbours ? [...links(neighbours.raw.rows, true), ...links(neighbours.fractal.rows, false)] : [];
-      map.chosen = cell;
-      map.draw();
-    }
+    for (const map of this.maps) map.draw();
     this.show();
     this.remember();
   }
@@ -123,7 +108,7 @@ export class Page {
     return this.colour === "prefix" ? this.levelOf(this.stop) : Number(this.colour.split(":")[1]);
   }
 
-  private levelOf(prefix: number): number {
+  levelOf(prefix: number): number {
     return this.about.levels.indexOf(this.about.blocks[prefix - 1]) + 1;
   }
 
@@ -139,7 +124,7 @@ export class Page {
   }
 
   private columnOf(layer: number): CellColumn | null {
-    return this.set(layer).columns.find(({ name }) => this.colour === `column:${name}`) ?? null;
+    return this.set(layer).columns.find((column) => this.colour === idOf(column)) ?? null;
   }
 
   /** The colour of a value of the column: its code, or the number itself. */
@@ -149,8 +134,8 @@ export class Page {
     return colours ? colours[value - 1] : category(value - 1);
   }
 
-  isLit(hit: Hit): boolean {
-    return this.lightOf(hit.layer)(hit.row);
+  isLit({ layer, row }: Hit): boolean {
+    return this.lightOf(layer)(row);
   }
 
   /** Whether the cell of a row is one of those that are ticked or pointed at. */
@@ -165,49 +150,46 @@ export class Page {
     return (row) => isLit[nodes[row]];
   }
 
+  /** (n, 4), see `paint`. */
   private colours(layer: number): Uint8Array {
     const { tree } = this;
     const { node: nodes, answers } = this.set(layer);
     const light = this.lightOf(layer);
     const group = this.selection && this.tab === "group" ? new Set(this.selection.rows[layer]) : null;
-    const isLit = (row: number) => light(row) && (!group || group.has(row));
     const column = this.columnOf(layer);
     const level = this.level ?? this.about.levels.length;
-    const shapeOf = (row: number) => {
-      if (answers && STATUSES[answers.status[row]] === "novel") return "diamond";
-      const stopsAbove = answers && !column && nodes[row] > 0 && tree.depth(nodes[row]) < level;
-      return stopsAbove ? "ring" : "disc";
-    };
-    const ofNode = (row: number) => tree.nodes[tree.at(nodes[row], level)].colour;
-    const colourOf = column ? (row: number) => this.colourOf(column, column.codes[row]) : ofNode;
-    return paint(nodes.length, { isLit, shapeOf, colourOf });
+    return paint(nodes.length, {
+      isLit: (row) => light(row) && (!group || group.has(row)),
+      shapeOf: (row) => {
+        if (answers && STATUSES[answers.status[row]] === "novel") return "diamond";
+        return answers && !column && nodes[row] > 0 && tree.depth(nodes[row]) < level ? "ring" : "disc";
+      },
+      colourOf: (row) => (column ? this.colourOf(column, column.codes[row]) : tree.nodes[tree.at(nodes[row], level)].colour),
+    });
   }
 
-  get colourings(): [string, string][] {
-    const columns = new Set([...this.cells.columns, ...(this.yours?.columns ?? [])].map(({ name }) => name));
-    return [
+  /** What can colour the cells: ids, and names. */
+  get colourings(): Map<string, string> {
+    const columns = [...this.cells.columns, ...(this.yours?.columns ?? [])];
+    return new Map([
       ["prefix", "the level of the slider"],
       ...this.about.levels.map((level, k): [string, string] => [`level:${k + 1}`, level]),
-      ...[...columns].map((name): [string, string] => [`column:${name}`, name]),
-    ];
+      ...columns.map((column): [string, string] => [idOf(column), column.name]),
+    ]);
   }
 
   colourBy(colour: string): void {
-    this.colour = this.colourings.some(([id]) => id === colour) ? colour : "prefix";
+    this.colour = this.colourings.has(colour) ? colour : "prefix";
     this.tick([]);
   }
 
   /** Light up these nodes, or values of the column that colours. */
   tick(values: number[]): void {
-    this.ticked = new Set(values);
-    this.hovered = null;
-    this.changed();
+    this.update({ ticked: new Set(values), hovered: null });
   }
 
-  hover(value: number | null): void {
-    if (value === this.hovered) return;
-    this.hovered = value;
-    this.changed();
+  hover(hovered: number | null): void {
+    if (hovered !== this.hovered) this.update({ hovered });
   }
 
   /** Open or close a node; opening it moves to the prefix that tells those below it apart. */
@@ -222,10 +204,8 @@ export class Page {
   }
 
   search(query: string): void {
-    this.query = query;
-    this.tab = "types";
     if (this.column) this.colourBy("prefix");
-    else this.changed();
+    this.update({ query, tab: "types" });
   }
 
   /** Show a type in the legend and on the map. */
@@ -238,7 +218,7 @@ export class Page {
     this.map.frame(0, [...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
   }
 
-  private islands(prefix: number): Island[] {
+  islands(prefix: number): Island[] {
     const { tree, islandsOf } = this;
     const level = (this.colour !== "prefix" && this.level) || this.levelOf(prefix);
     const key = `${prefix} ${level}`;
@@ -284,40 +264,44 @@ export class Page {
 
   choose(hit: Hit | null): void {
     if (hit?.layer && this.yours!.answers.path[hit.row] < 0) return; // it has no position
-    this.cell = hit;
-    if (hit) this.tab = "cell";
-    this.changed();
+    this.update({ cell: hit, tab: hit ? "cell" : this.tab });
+  }
+
+  /** The pointer is at a cell, at a pixel of the views. */
+  pointAt(hit: Hit | null, x = 0, y = 0): void {
+    if (!hit && !this.tip) return;
+    this.tip = hit && { hit, x, y };
+    this.show();
   }
 
   /** By the prefix, and by the vector as it came. */
-  neighbours({ layer, row }: Hit, prefix: number, k = NEAREST): { fractal: Neighbours; raw: Neighbours } {
+  neighbours({ layer, row }: Hit, prefix: number, k = NEAREST): Record<"fractal" | "raw", Neighbours> {
     const { fractal, raw } = this.vectors!;
-    const vectors = layer ? this.yours! : { full: fractal.rows, raw: raw.rows };
-    const nearest = (bank: Bank, rows: Float32Array, width: number) =>
-      bank.search(rows.subarray(row * bank.dim, (row + 1) * bank.dim), k, [width], layer ? -1 : row)[0][0];
+    const except = layer ? -1 : row;
+    const [ofFull, ofRaw] = layer ? [this.yours!.full, this.yours!.raw] : [fractal.rows, raw.rows];
     return {
-      fractal: nearest(fractal, vectors.full, this.about.widths[prefix - 1]),
-      raw: nearest(raw, vectors.raw, raw.dim),
+      fractal: fractal.search(rowOf(ofFull, row, fractal.dim), k, [this.about.widths[prefix - 1]], except)[0][0],
+      raw: raw.search(rowOf(ofRaw, row, raw.dim), k, [raw.dim], except)[0][0],
     };
   }
 
-  get cellNeighbours(): { fractal: Neighbours; raw: Neighbours } | null {
+  get cellNeighbours(): Record<"fractal" | "raw", Neighbours> | null {
     const { cell, stop, vectors } = this;
     return this.nearest([cell, stop, vectors], () => cell && vectors && this.neighbours(cell, stop));
   }
 
   /** The votes for each level's label of a cell; null while the vectors are unpacked. */
   votes({ layer, row }: Hit): Vote[][] | null {
-    if (!this.vectors) return null;
-    const { fractal, annotator } = this.vectors;
-    return annotator.votes((layer ? this.yours!.full : fractal.rows).subarray(row * fractal.dim, (row + 1) * fractal.dim));
+    const rows = layer ? this.yours!.full : this.vectors?.fractal.rows;
+    return rows ? this.vectors!.annotator.votes(rowOf(rows, row, this.vectors!.fractal.dim)) : null;
   }
 
   /** A cell in words: title, node, and lines of name and value. */
   describe({ layer, row }: Hit): { title: string; node: number; lines: [string, string][] } {
     const { names, node: nodes, answers, columns } = this.set(layer);
     const path = this.tree.path(nodes[row]) || (answers ? "no answer" : "no label");
-    const ofFile = columns.filter(({ name }) => !answers || !/^(probability of the .*|p-value|answered level)$/.test(name));
+    const isExplained = ({ name }: CellColumn) => answers && /^(probability of the .*|p-value|answered level)$/.test(name);
+    const ofFile = columns.filter((column) => (column.unit ? this.colour === idOf(column) : !isExplained(column)));
     const lines = ofFile.map((column): [string, string] => [column.name, textOf(column, row) || "–"]);
     const title = `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`;
     return { title, node: nodes[row], lines: [["path", path], ...lines] };
@@ -338,19 +322,14 @@ export class Page {
       const at = `in a lasso at prefix ${Number(map.prefix.toFixed(2))}: ${corners.join(" ")}`;
       this.selectCells([map.inside(0, corners), this.yours ? map.inside(1, corners) : []], at);
       if (isOnly) map.setLasso(corners);
-    } else {
-      this.selection = null;
-      this.mode = "new";
-    }
-    this.changed();
+      this.remember();
+    } else this.update({ selection: null, mode: "new" });
   }
 
   /** Select rows, by the mode; the rule says what they have in common. */
   selectCells(rows: [number[], number[]], rule: string): void {
     for (const map of this.maps) map.setLasso(null);
-    this.selection = combine(this.selection, { rows, rule }, this.mode);
-    this.tab = "group";
-    this.changed();
+    this.update({ selection: combine(this.selection, { rows, rule }, this.mode), tab: "group" });
   }
 
   /** Select the cells that are ticked in the legend. */
@@ -364,12 +343,6 @@ export class Page {
     const wanted = new Set(names);
     const rows = [...this.cells.node.keys()].filter((row) => wanted.has(this.cells.names?.[row] ?? String(row)));
     this.selectCells([rows, []], `named in the address: ${count(rows.length)} of ${count(wanted.size)} are here`);
-  }
-
-  /** How the next selection and the one before become one. */
-  nextMode(mode: Mode): void {
-    this.mode = mode;
-    this.show();
   }
 
   /** What is ticked, in words. */
@@ -391,66 +364,40 @@ export class Page {
 
   async take(file: File): Promise<void> {
     if (!this.vectors) return;
-    const { annotator, fractal } = this.vectors;
-    const reading = (this.reading = { note: `Reading ${file.name} …`, share: 0 });
-    this.error = "";
-    this.showTab("yours");
-    let rested = performance.now();
-    const rest = async (share: number) => {
-      if (performance.now() - rested > 40) {
+    const { annotator } = this.vectors;
+    const reading = { note: `Reading ${file.name} …`, share: 0 };
+    this.update({ reading, error: "", tab: "yours" });
+    try {
+      const content = await readFile(file, annotator.adapter.dim, this.about.facts.Vectors);
+      reading.note = `Labelling ${count(content.vectors.length / annotator.adapter.dim)} cells of ${file.name} …`;
+      const yours = await labelled(file.name, content, this.about, this.vectors, this.cells.layouts, (share) => {
         reading.share = share;
         this.show();
-        await new Promise((resolve) => setTimeout(resolve));
-        rested = performance.now();
-      }
-      return this.reading === reading; // else it was stopped, or another file was dropped
-    };
-    try {
-      const { vectors: raw, names, what } = await readFile(file, annotator.adapter.dim, this.about.facts.Vectors);
-      const n = raw.length / annotator.adapter.dim;
-      reading.note = `Labelling ${count(n)} cells of ${file.name} …`;
-      const result = await annotator.answer(raw, (done) => rest((0.5 * done) / n));
-      if (!result) return;
-      const { widths, annotator: config } = this.about;
-      const layouts = await positions(result.full, fractal, widths, this.cells.layouts, (share) => rest(0.5 + 0.5 * share));
-      if (!layouts) return;
+        return this.reading === reading; // else it was stopped, or another file was dropped
+      });
+      if (!yours) return;
       this.forget();
-      const columns = answerColumns(result.answers, this.about.levels);
-      const node = nodesOf(result.answers, config.paths);
-      const problems = problemsOf(raw, annotator.adapter.dim);
-      this.yours = { file: file.name, what, problems, names, raw, ...result, node, layouts, columns };
+      this.yours = yours;
       for (const map of this.maps) {
-        map.add(layouts, this.colours(1));
-        map.frame(1, [...node.keys()]);
+        map.add(yours.layouts, this.colours(1));
+        map.frame(1, [...yours.node.keys()]);
       }
     } catch (error) {
       if (this.reading !== reading) return;
       this.error = `${file.name}: ${error instanceof Error ? error.message : "can't be read"}`;
     }
-    this.stopReading();
-  }
-
-  stopReading(): void {
-    this.reading = null;
-    this.changed();
+    this.update({ reading: null });
   }
 
   /** Remove the cells that were dropped. */
   forget(): void {
-    if (this.cell?.layer) this.cell = null;
-    this.tip = null;
-    this.yours = null;
-    if (this.selection) this.selection = { ...this.selection, rows: [this.selection.rows[0], []] };
-    this.changed();
+    const { cell, selection } = this;
+    const ofPage = selection && { ...selection, rows: [selection.rows[0], []] as Selection["rows"] };
+    this.update({ cell: cell?.layer ? null : cell, tip: null, yours: null, selection: ofPage });
     for (const map of this.maps) map.removeFrom(1);
   }
 
   // --- tabs, and the address ---------------------------------------------------------------------------------------
-
-  showTab(tab: string): void {
-    this.tab = tab;
-    this.changed();
-  }
 
   /** Let go of one thing: the lasso, the cell, the group or the type. */
   clear(): void {
@@ -460,13 +407,16 @@ export class Page {
     else this.tick([]);
   }
 
-  private remember(): void {
+  /** Put the view into the address. */
+  remember(): void {
     if (!this.map?.camera) return; // it is being made
     const address = addressOf(this);
     const isInline = location.protocol === "about:"; // in a notebook's iframe, which has no address
     if (!isInline && location.hash !== address) history.replaceState(null, "", address);
   }
 }
+
+const idOf = ({ name, unit }: CellColumn) => `${unit ? "gene" : "column"}:${name}`;
 
 /** The value of a cell, "" where it is missing. */
 export function textOf({ values, codes }: CellColumn, row: number): string {
@@ -476,7 +426,7 @@ export function textOf({ values, codes }: CellColumn, row: number): string {
 }
 
 /** A result that is made anew only when one of the inputs differs from those of the last call. */
-function memo<T>(): (inputs: unknown[], make: () => T) => T {
+export function memo<T>(): (inputs: unknown[], make: () => T) => T {
   let last: unknown[] | null = null;
   let result: T;
   return (inputs, make) => {

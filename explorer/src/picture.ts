@@ -1,6 +1,7 @@
 // The map as a PNG, with a legend of the level or column that colours it.
 
-import { download, find } from "./format";
+import { download } from "./download";
+import { find } from "./format";
 import type { Page } from "./page";
 
 const LINE = 18; // pixels a row of the legend

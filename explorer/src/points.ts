@@ -1,27 +1,29 @@
-// Cells as discs, drawn with WebGL 2.
+// Cells as discs, rings and diamonds, drawn with WebGL 2.
 
 import * as twgl from "twgl.js";
+
+/** What a cell looks like: greyed out, answered, answered less deep than is shown, novel. */
+export const SHAPES = { grey: 0, disc: 1, ring: 2, diamond: 3 };
 
 const VERTEX = `#version 300 es
 in vec2 position; in vec4 colour;
 uniform vec2 scale; uniform vec2 shift; uniform float size;
-out vec4 tint;
+flat out vec3 tint; flat out int shape;
 void main() {
+  shape = int(colour.a * 255.0 + 0.5);
+  tint = colour.rgb;
   gl_Position = vec4(position * scale + shift, 0.0, 1.0);
-  gl_PointSize = size * (colour.a < 0.3 ? 0.8 : colour.a > 0.7 && colour.a < 0.8 ? 1.6 : 1.0);
-  tint = colour;
+  gl_PointSize = size * (shape == ${SHAPES.grey} ? 0.8 : shape == ${SHAPES.diamond} ? 1.6 : 1.0);
 }`;
 const FRAGMENT = `#version 300 es
 precision highp float;
-in vec4 tint; uniform float size; uniform bool ring; out vec4 result;
+flat in vec3 tint; flat in int shape; uniform float size; uniform bool outlined; out vec4 result;
 void main() {
-  vec2 offset = (gl_PointCoord - 0.5) * 2.0;
-  bool diamond = tint.a > 0.7 && tint.a < 0.8; // opacities as in colours.ts
-  bool hollow = tint.a > 0.3 && tint.a < 0.7;
-  float distance = diamond ? abs(offset.x) + abs(offset.y) : length(offset);
-  float alpha = (tint.a > 0.3 ? 0.88 : tint.a) * (1.0 - smoothstep(1.0 - 2.0 / size, 1.0, distance));
-  if (hollow && distance < 0.55) alpha *= 0.1;
-  vec3 shown = ring && distance > 0.62 ? vec3(distance > 0.8 ? 0.0 : 1.0) : tint.rgb;
+  vec2 offset = abs(gl_PointCoord - 0.5) * 2.0;
+  float distance = shape == ${SHAPES.diamond} ? offset.x + offset.y : length(offset);
+  float alpha = (shape == ${SHAPES.grey} ? 0.1 : 0.88) * clamp((1.0 - distance) * size / 2.0, 0.0, 1.0);
+  if (shape == ${SHAPES.ring} && distance < 0.55) alpha *= 0.1;
+  vec3 shown = outlined && distance > 0.62 ? vec3(distance > 0.8 ? 0.0 : 1.0) : tint;
   result = vec4(shown * alpha, alpha);
 }`;
 
@@ -39,12 +41,10 @@ export class Points {
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   }
 
-  /** Set layer number `layer`, with positions (n, 2) and colours (n, 4): red, green, blue, opacity. */
-  add(layer: number, positions: Float32Array, colours: Uint8Array): void {
-    this.layers[layer] = twgl.createBufferInfoFromArrays(this.gl, {
-      position: { numComponents: 2, data: positions },
-      colour: { numComponents: 4, data: colours, normalize: true },
-    });
+  /** Add a layer, with positions (n, 2) and colours (n, 4): red, green, blue, and one of SHAPES. */
+  add(positions: Float32Array, colours: Uint8Array): void {
+    const colour = { numComponents: 4, data: colours, normalize: true };
+    this.layers.push(twgl.createBufferInfoFromArrays(this.gl, { position: { numComponents: 2, data: positions }, colour }));
   }
 
   update(layer: number, name: "position" | "colour", values: Float32Array | Uint8Array): void {
@@ -71,7 +71,7 @@ export class Points {
         scale: [(2 * scale) / width, (2 * scale) / height],
         shift: [(2 * origin[0]) / width - 1, 1 - (2 * origin[1]) / height],
         size: sizes[i] * ratio,
-        ring: i > 0,
+        outlined: i > 0,
       });
       twgl.drawBufferInfo(gl, layer, gl.POINTS);
     });

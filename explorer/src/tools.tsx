@@ -28,12 +28,12 @@ const ACTIONS: Action[] = [
 ];
 
 function findType(page: Page): void {
-  page.showTab("types");
+  page.update({ tab: "types" });
   find("#search").focus();
 }
 
 function nextColour(page: Page): void {
-  const ids = page.colourings.map(([id]) => id);
+  const ids = [...page.colourings.keys()].filter((id) => !id.startsWith("gene:"));
   page.colourBy(ids[(ids.indexOf(page.colour) + 1) % ids.length]);
 }
 
@@ -84,7 +84,7 @@ export function Header({ page }: { page: Page }) {
       <div id="tools" role="toolbar" aria-label="Tools">
         {ACTIONS.map(({ key, title, act, tool }) => tool && (
           <button
-            id={`tool-${tool[0]}`} title={`${title} (${key})`} aria-label={title}
+            id={`tool-${tool[0]}`} title={`${title} (${key})`} aria-label={`${tool[1]}: ${title}`}
             aria-pressed={{ l: page.map.isDrawing, v: page.isSecondShown }[key]} onClick={() => act(page)}
           >
             {tool[1]}

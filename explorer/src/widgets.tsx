@@ -28,7 +28,7 @@ interface TableProps {
 export const Table = ({ kind, caption, head, rows }: TableProps) => (
   <table class={kind}>
     <caption>{caption}</caption>
-    <tr>{head.map((name) => <th>{name}</th>)}</tr>
+    <tr>{head.map((name) => (name ? <th>{name}</th> : <td />))}</tr>
     {rows.map(([name, ...values]) => <tr><th>{name}</th>{values.map((value) => <td>{value}</td>)}</tr>)}
   </table>
 );

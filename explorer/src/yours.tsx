@@ -16,7 +16,7 @@ export function YourCells({ page }: { page: Page }) {
       <>
         <p class="note">{reading.note}</p>
         <progress max={1} value={reading.share} />
-        <button onClick={() => page.stopReading()}>Stop</button>
+        <button onClick={() => page.update({ reading: null })}>Stop</button>
       </>
     );
   }
@@ -41,10 +41,10 @@ export function YourCells({ page }: { page: Page }) {
 function Answers({ page, yours }: { page: Page; yours: Yours }) {
   const { about, tree } = page;
   const { answers, node: nodes } = yours;
-  const counts = STATUSES.map((status, i) => ({ status, n: answers.status.filter((other) => other === i).length }));
+  const counts = STATUSES.map((_, i) => answers.status.filter((status) => status === i).length);
   const [, , novel, invalid] = counts;
-  const shareNovel = novel.n / Math.max(1, nodes.length - invalid.n);
-  const problems = yours.problems.map(({ why, cells }) => `${count(cells)} with ${why}`).join(", ");
+  const shareNovel = novel / Math.max(1, nodes.length - invalid);
+  const problems = [...yours.problems].map(([why, cells]) => `${count(cells)} with ${why}`).join(", ");
   const [voters, all] = [page.vectors!.annotator.voters.n, about.annotator.cells];
   return (
     <>
@@ -58,7 +58,7 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
         Read: {yours.what}. {problems && `Left out: ${problems}.`}
         {nodes.length > MOST && ` ${count(MOST)} of the cells are drawn.`}
       </p>
-      <p class="note">{counts.filter(({ n }) => n).map(({ status, n }) => `${count(n)} ${status}`).join(", ")}</p>
+      <p class="note">{STATUSES.flatMap((status, i) => (counts[i] ? `${count(counts[i])} ${status}` : [])).join(", ")}</p>
       <p class="buttons">
         <button id="save-yours" onClick={() => save(yours, about, tree)}>Download as CSV</button>
         <button onClick={() => page.forget()}>Remove</button>

@@ -2,6 +2,7 @@
 
     fractal explore cells.h5ad --reference blood_reference --output explorer.html
     fractal explore cells.h5ad --reference blood_reference --labels cell_type --columns donor tissue
+    fractal explore cells.h5ad --reference blood_reference --genes CD3E MS4A1 LYZ
 
 The page shows the cells on one map per prefix, aligned, and morphs between them. It lists the neighbours of a cell
 under any prefix and in the vectors that came, and labels CSV, Parquet and .npy files that are dropped on it.
@@ -10,8 +11,11 @@ of ingest.py brings labels. docs/explore.md shows what the page can do.
 """
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+from fractal.base.errors import InputError
 from fractal.base.paths import check_paths
 from fractal.commands.options import add, check_suffix, check_use_rep, command, one_input, positive_int
 
@@ -45,23 +49,35 @@ def get_parser() -> argparse.ArgumentParser:
         "--columns",
         help="other columns to colour by, text or numbers (default: text columns of 2 to 60 values, at most 8)",
     )
+    shown.add_argument(
+        "--genes",
+        nargs="+",
+        metavar="GENE",
+        help="genes to colour by and to compare between types, at most 500, or a text file of them (default: the "
+        "types' markers, at most 60, where an .h5ad has counts)",
+    )
     add(parser, "--force", "--device")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    from fractal.data.cells import has_obsm
+
     args.input = one_input(args, "fractal explore cells.h5ad --reference FOLDER")
     args.output = args.output or Path("cells.parquet" if args.embedding_atlas else "explorer.html")
     check_use_rep(args)
     check_paths({"input": args.input, "--reference": args.reference}, {"--output": args.output})
     if args.embedding_atlas:
         check_suffix("--output", args.output, (".parquet",))
+    if args.genes and (args.embedding_atlas or not has_obsm(args.input)):
+        raise InputError(f"--genes: the page takes them from an .h5ad or .zarr, not from {args.input}; drop it")
     from fractal.model.adapter import pick_device
     from fractal.model.embedding import cut_matrix
     from fractal.reference import read_reference
     from fractal.view.embedding_atlas import atlas_columns, write_embedding_atlas
     from fractal.view.explorer import check_template, write_page
+    from fractal.view.genes import names_of, read_genes
     from fractal.view.shown import MAX_CELLS, read_shown
 
     if not args.embedding_atlas:
@@ -77,5 +93,10 @@ def main(argv: list[str] | None = None) -> None:
         last = len(reference.maps.layouts)
         print(f"{line}; open it with: embedding-atlas {args.output} --x x_{last} --y y_{last} --neighbors neighbors")
         return
+    if has_obsm(args.input):
+        genes = read_genes(args.input, shown.rows, args.genes and names_of(args.genes))
+        shown = replace(shown, genes=genes)
+        if genes and genes.missing:
+            print(f"warning: {args.input}: has no gene {', '.join(genes.missing)}", file=sys.stderr)
     size = write_page(args.output, reference.page(args.input.name), shown, reference.maps.transform(full))
     print(f"{line}, {size / 1e6:.1f} MB; open it in a browser")

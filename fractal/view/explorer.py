@@ -36,6 +36,7 @@ from fractal.hierarchy.tree import Labels, Tree, nodes_of
 from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, FractalAdapter
 from fractal.model.embedding import embed_matrix
 from fractal.view.colours import UNKNOWN, colours_of
+from fractal.view.genes import Genes
 from fractal.view.shown import Shown, encoded
 
 TEMPLATE = SHIPPED / "explorer.html"
@@ -142,6 +143,8 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
     node, answers = node_of_cells(page.annotator, shown, position)
     columns, column_arrays = encoded(shown.columns)
     voting, voting_arrays = page_voting(*page_annotator(page.annotator), position)
+    is_finest = np.array([len(labels) == len(tree.levels) for labels in nodes])
+    genes, gene_arrays = encoded_genes(shown.genes, np.where(is_finest[node], node, 0))
     about = {
         "title": page.title,
         "reference": page.reference,
@@ -154,6 +157,7 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
         "unknown": UNKNOWN,
         "known": shown.labels is not None,
         "columns": columns,
+        "genes": genes,
         "names": None if shown.names is None else list(shown.names),
         "adapter": about_adapter(adapter),
         "annotator": {**voting, "cells": len(page.annotator.path)},
@@ -164,6 +168,7 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
         "node": node.astype(np.uint16),
         **column_arrays,
         **answers,
+        **gene_arrays,
         "fractal": whole_numbers(embed_matrix(adapter, shown.vectors)[0]),
         "raw": whole_numbers(shown.vectors),
         **weights(adapter),
@@ -192,6 +197,16 @@ def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, 
         "answer_p_value": answer.p_value.astype(np.float32),
         "answer_status": np.where(answer.novel, 2, answer.depth < answer.confident_depth).astype(np.uint8),
     }
+
+
+def encoded_genes(genes: Genes | None, types: np.ndarray) -> tuple[list[dict[str, Any]], Arrays]:
+    """The genes of the page, the markers of the types (n,) where nobody has named them -> facts of each, and bytes."""
+    if genes and not genes.are_chosen:
+        genes = genes.markers(types)
+    if not genes or not genes.names:
+        return [], {}
+    about, values = genes.encoded()
+    return about, {"genes": values}
 
 
 def node_table(tree: Tree, nodes: Sequence[Labels]) -> list[dict[str, Any]]:

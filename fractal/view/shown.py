@@ -14,6 +14,7 @@ from fractal.data.cells import Cells, names_of
 from fractal.data.parquet import CELL_ID
 from fractal.data.vectors import CHUNK, usable
 from fractal.hierarchy.names import clean, is_missing
+from fractal.view.genes import Genes
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -32,6 +33,8 @@ class Shown:
     names: Sequence[str] | None = None
     labels: Sequence[str] | None = None  # of the finest level; None: the reference's answers are shown
     columns: Mapping[str, "Series"] = field(default_factory=dict)
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # (n,) of the cells in their file, ascending
+    genes: Genes | None = None
 
 
 def read_shown(
@@ -50,7 +53,8 @@ def read_shown(
     table = table.take(good)
     names = names_of(table)
     types, shown = choose(table.to_pandas(), labels, columns, cells.path)
-    return Shown(vectors[good], cells.num_rows, None if names is None else names.tolist(), types, shown)
+    named = None if names is None else names.tolist()
+    return Shown(vectors[good], cells.num_rows, named, types, shown, rows[good])
 
 
 def read_rows(cells: Cells, rows: np.ndarray, obs: bool = False) -> tuple[np.ndarray, pa.Table]:

@@ -31,9 +31,11 @@ from torch.nn.functional import normalize
 
 import fractal
 from fractal.commands import explore
+from fractal.data.vectors import usable
 from fractal.model.embedding import embed_matrix
 from fractal.view import explorer
 from fractal.view.explorer import page_annotator, unit, whole_numbers
+from fractal.view.genes import read_genes
 from fractal.view.maps import Maps
 from fractal.view.notebook import InlinePage
 from fractal.view.shown import Shown, choose
@@ -59,7 +61,9 @@ def cells(n: int, seed: int = 0, types: tuple[str, ...] = TYPES, column: str = "
         {column: np.array(types)[kind], "donor": rng.choice(["a", "b", "c"], n), "genes": rng.integers(500, 5000, n)},
         index=[f"cell {seed}-{i}" for i in range(n)],
     )
-    return anndata.AnnData(np.zeros((n, 1), np.float32), obs=obs, obsm={"X_scVI": x.astype(np.float32)})
+    counts = rng.poisson(np.where(kind[:, None] == np.arange(30) % len(types), 6, 0.3)).astype(np.float32)
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(30)])
+    return anndata.AnnData(counts, obs=obs, var=var, obsm={"X_scVI": x.astype(np.float32)})
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,9 @@ def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
 
 def write(path: Path, ref: fractal.Reference, adata: anndata.AnnData, labels: str | None, title: str) -> Shown:
     types, columns = choose(adata.obs, labels, ["donor", "genes"], title)
-    some = Shown(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns)
+    rows = np.arange(adata.n_obs)
+    genes = read_genes(adata, rows)
+    some = Shown(adata.obsm["X_scVI"], adata.n_obs, adata.obs_names.tolist(), types, columns, rows, genes)
     page = replace(ref.page(title), reference="blood")
     explorer.write_page(path, page, some, layouts_of(ref, some.vectors))
     return some
@@ -170,6 +176,8 @@ def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch:
     there = [tmp_path / "new.h5ad", "--reference", tmp_path / "blood", "--output", tmp_path / "page.html"]
     assert "no column 'nothing'" in fails(explore.main, *there, "--labels", "nothing")
     assert "only an .h5ad" in fails(explore.main, tmp_path / "x.npy", "--use-rep", "X", *there[1:])
+    assert "from an .h5ad" in fails(explore.main, tmp_path / "x.npy", "--genes", "CD3E", *there[1:])
+    assert "has no gene CD3E" in fails(explore.main, *there, "--genes", "CD3E")
     assert "name another output" in fails(explore.main, *there[:3], "--output", tmp_path / "new.h5ad")
     monkeypatch.setattr(explorer, "TEMPLATE", tmp_path / "nothing.html")
     assert "is not built" in fails(explore.main, *there)
@@ -178,6 +186,20 @@ def test_what_is_refused(ref, bare_template, tmp_path: Path, fails, monkeypatch:
 
 def test_the_lock_holds_no_address():
     assert '"resolved"' not in (ROOT / "explorer" / "package-lock.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def npm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of explorer/ with npm's packages, those of development among them."""
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("no npm on this machine")
+    folder = tmp_path_factory.mktemp("npm") / "explorer"
+    shutil.copytree(ROOT / "explorer", folder, ignore=shutil.ignore_patterns("node_modules"))
+    installed = subprocess.run([npm, "ci", "--prefer-offline"], cwd=folder, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"npm could not install: {installed.stderr[-200:]}")
+    return folder
 
 
 # --- what the page does ----------------------------------------------------------------------------------------------
@@ -202,7 +224,8 @@ class Opened:
     """A page in the browser, and what it said and asked for."""
 
     def __init__(self, browser: Any, address: str, **options: Any) -> None:
-        self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        width, height = options.pop("viewport", (1280, 800))
+        self.context = browser.new_context(viewport={"width": width, "height": height}, **options)
         self.page = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -396,14 +419,14 @@ def test_files_that_do_not_fit_are_refused_in_one_line(shown):
 @pytest.mark.slow
 def test_missing_numbers_are_invalid_in_every_format(shown):
     x = cells(12, seed=5).obsm["X_scVI"].astype(np.float64)
-    x[2, 3], x[5], x[7], x[9, 0] = np.nan, np.nan, 0, np.inf
+    x[2, 3], x[5], x[7], x[9, 0], x[10] = np.nan, np.nan, 0, np.inf, 1e-14
     names = [f"new {i}" for i in range(len(x))]
     columns = pd.DataFrame(x, columns=[f"v{k}" for k in range(DIM)])  # pandas writes NaN as null
     file, lists = io.BytesIO(), io.BytesIO()
     columns.assign(cell_id=names).to_parquet(file)
     missing = [None if np.isnan(row).all() else [None if np.isnan(v) else v for v in row] for row in x]
     pq.write_table(pa.table({"cell_id": names, "embedding": pa.array(missing, pa.list_(pa.float32()))}), lists)
-    expected = np.where(np.isfinite(x).all(1) & x.any(1), "", "invalid").tolist()
+    expected = np.where(usable(x.astype(np.float32)), "", "invalid").tolist()
     statuses = []
     for name, content in (
         ("new.csv", as_csv(x, names)),
@@ -461,9 +484,9 @@ def test_the_view_moves_to_dropped_cells_and_novel_ones_are_diamonds(shown):
     box = page.locator("#points").bounding_box()
     assert ((screen > 0) & (screen < [box["width"], box["height"]])).all(1).mean() > 0.8
     status = np.array(page.evaluate("Array.from(explorer.yours.answers.status)"))
-    opacity = np.array(page.evaluate("Array.from(explorer.colours(1))")).reshape(-1, 4)[:, 3]
+    shape = np.array(page.evaluate("Array.from(explorer.colours(1))")).reshape(-1, 4)[:, 3]
     assert (status == 2).any()
-    assert ((opacity == 190) == (status == 2)).all()
+    assert ((shape == 3) == (status == 2)).all()
     page.evaluate("explorer.forget(); explorer.map.camera.look([1, 0, 0])")
 
 
@@ -699,6 +722,94 @@ def test_the_slider_opens_the_tree_to_its_level(shown):
 
 
 @pytest.mark.slow
+def test_each_name_stands_below_its_stop_of_the_slider(shown):
+    page = shown.page
+    slider, names = page.locator("#slider").bounding_box(), page.locator("#stops button").all()
+    thumb = 16  # pixels across it, in Chromium
+    for i, name in enumerate(names):
+        box = name.bounding_box()
+        stop = slider["x"] + thumb / 2 + (slider["width"] - thumb) * i / (len(names) - 1)
+        assert box["x"] + box["width"] / 2 == pytest.approx(stop, abs=2)
+
+
+@pytest.mark.slow
+def test_genes_colour_the_cells_and_are_compared_between_types(shown):
+    page, genes = shown.page, shown.about["genes"]
+    values = shown.arrays["genes"] / 255 * np.array([[gene["high"]] for gene in genes])
+    page.evaluate("explorer.setPrefix(4, false); explorer.colourBy('prefix')")
+    page.click("#tab-genes")
+    types = page.locator("#genes thead th").all_inner_texts()
+    assert {*types} == {*shown.cells.labels}
+    assert page.locator("#genes tbody th").all_inner_texts() == [gene["name"] for gene in genes]
+    table = csv.DictReader(io.StringIO(shown.opened.download("#save-genes").decode()))
+    for row in table:
+        gene = [each["name"] for each in genes].index(row["gene"])
+        cells_ = np.array([name == row["subtype"].split(" › ")[-1] for name in shown.cells.labels])
+        assert float(row["share of cells"]) == pytest.approx((values[gene, cells_] > 0).mean())
+        assert float(row["mean"]) == pytest.approx(values[gene, cells_].mean(), rel=1e-5)
+    page.locator("#genes tbody button").nth(2).click()
+    column = page.evaluate("({ name: explorer.column.name, codes: Array.from(explorer.column.codes) })")
+    assert column["name"] == genes[2]["name"]
+    assert np.allclose(column["codes"], values[2], atol=1e-5)
+    painted = np.array(page.evaluate("Array.from(explorer.colours(0))")).reshape(-1, 4)
+    order = np.argsort(values[2])
+    assert painted[order[0], :3].tolist() == [68, 1, 84]
+    assert painted[order[-1], :3].tolist() == [253, 231, 37]
+    page.click("#tab-types")
+    assert page.input_value("#colour") == f"gene:{genes[2]['name']}"
+    page.select_option("#colour", "prefix")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+def test_axe_finds_nothing(shown, browser, npm_folder, size, scheme):
+    """In every tab, with a selection, a cell and dropped cells; axe-core's rules for WCAG and its best practices."""
+    axe = (npm_folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    opened = Opened(browser, shown.path.as_uri(), color_scheme=scheme, reduced_motion="reduce", viewport=size)
+    opened.drop("new.npy", as_npy(cells(30, seed=5).obsm["X_scVI"]))
+    opened.page.evaluate(axe)
+    for state in (
+        "explorer.update({ tab: 'yours' })",
+        "explorer.update({ tab: 'types' })",
+        "explorer.colourBy('column:donor')",
+        "explorer.colourBy('gene:GENE3')",
+        "explorer.update({ colour: 'prefix', tab: 'genes' })",
+        "explorer.choose({ layer: 1, row: 3 })",
+        "explorer.select([-9, -9, 9, -9, 9, 9])",
+        "explorer.showSecond(1)",
+        "document.querySelector('#help').showModal()",
+    ):
+        opened.page.evaluate(state)
+        found = opened.page.evaluate("axe.run().then(({ violations }) => violations)")
+        assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == [], state
+    opened.check()
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_every_control(shown, browser):
+    """With Tab alone: each button, input and select that is shown, the map and the tree."""
+    opened = Opened(browser, shown.path.as_uri())
+    page = opened.page
+    for tab in ("types", "genes", "cell", "group", "yours"):
+        page.evaluate("tab => { explorer.update({ tab }); document.activeElement.blur(); }", tab)
+        wanted = page.evaluate(
+            """() => {
+                const all = [...document.querySelectorAll("button, input, select, canvas[tabindex]")];
+                const shown = all.filter((one) => one.checkVisibility() && one.tabIndex >= 0);
+                shown.forEach((one, i) => (one.dataset.number = i));
+                return shown.length;
+            }"""
+        )
+        reached = set()
+        for _ in range(wanted + 10):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.dataset.number ?? ''"))
+        assert reached >= {str(i) for i in range(wanted)}, tab
+    opened.check()
+
+
+@pytest.mark.slow
 def test_a_link_brings_the_view_back(shown, browser):
     page = shown.page
     page.evaluate("explorer.colourBy('column:donor'); explorer.select([-0.4, -0.4, 0.4, -0.4, 0.4, 0.4, -0.4, 0.4])")
@@ -861,7 +972,7 @@ def test_a_notebook_s_iframe_shows_the_page(browser, shown, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     ref.save("blood")
     new = cells(300, seed=2)
@@ -870,6 +981,12 @@ def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pyte
     about, found = contents(Path("explorer.html").read_text())
     assert (about["title"], about["reference"], about["cells"], about["total"]) == ("new.h5ad", "blood", 250, 300)
     assert found["maps"].shape == (len(about["blocks"]), 250, 2)
+    assert len(about["genes"]) == len(found["genes"])  # markers
+    explore.main(["new.h5ad", "--reference", "blood", "--genes", "GENE1", "GENE29", "none", "--output", "genes.html"])
+    about, found = contents(Path("genes.html").read_text())
+    assert [gene["name"] for gene in about["genes"]] == ["GENE1", "GENE29"]
+    assert found["genes"].shape == (2, 300)
+    assert "has no gene none" in capsys.readouterr().err
     explore.main(["new.h5ad", "--reference", "blood", "--embedding-atlas", "--labels", "cell_type"])
     table = pq.read_table("cells.parquet").to_pandas()
     assert {"cell_id", *about["levels"], "donor", "x_1", f"y_{len(about['blocks'])}", "neighbors"} <= {*table}
@@ -882,14 +999,6 @@ def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_the_typescript_is_sound(tmp_path: Path):
-    npm = shutil.which("npm")
-    if not npm:
-        pytest.skip("no npm on this machine")
-    place = tmp_path / "explorer"
-    shutil.copytree(ROOT / "explorer", place, ignore=shutil.ignore_patterns("node_modules"))
-    installed = subprocess.run([npm, "ci", "--prefer-offline"], cwd=place, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"npm could not install: {installed.stderr[-200:]}")
-    checked = subprocess.run([npm, "run", "check"], cwd=place, capture_output=True, text=True)
+def test_the_typescript_is_sound(npm_folder):
+    checked = subprocess.run(["npm", "run", "check"], cwd=npm_folder, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,125 @@
+"""Genes of the explorer's page, a byte for each cell and gene: those that a person names, else the types' markers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from fractal.base.errors import InputError
+from fractal.data.expression import Expression, as_counts, choose_counts, open_expression
+
+MAX_GENES = 500  # 10 MB at 20,000 cells, before compression
+MARKERS, OF_TYPE, FEWEST = 60, 10, 5  # markers of a page, and of a type, which has at least so many cells
+MAX_READ = 200_000  # cells of a file that is read for markers without --genes: more take minutes
+FAR = 2.0  # least t of a marker
+TOTAL = 10_000  # to which the counts of a cell are scaled
+SYMBOLS = ("feature_name", "gene_symbols", "gene_name")  # columns of var, where var_names are Ensembl ids
+
+
+@dataclass(frozen=True)
+class Genes:
+    """Expression of m genes in the n cells of a page."""
+
+    names: Sequence[str]
+    values: sp.csc_matrix  # (n, m) float32
+    unit: str  # what the values are
+    are_chosen: bool  # else they are all genes of the file, of which `markers` chooses
+    missing: Sequence[str] = ()  # names that the file lacks
+
+    def markers(self, types: np.ndarray) -> "Genes":
+        """The genes that set each type apart, in the order of the types, codes (n,) from 1; 0 is none.
+
+        By Welch's t of the type against all other cells, as in scanpy's rank_genes_groups; the best of each type first,
+        then the second, until there are MARKERS.
+        """
+        sizes = np.bincount(types, minlength=1)
+        member = sp.csr_matrix((np.ones(len(types)), (types, np.arange(len(types)))))
+        t = welch(self.values, member)[(np.arange(len(sizes)) > 0) & (sizes >= FEWEST) & (sizes < len(types))]
+        best = np.argsort(-t, axis=1, kind="stable")[:, :OF_TYPE]
+        chosen = dict[int, int]()  # gene -> the type that brought it
+        for rank in range(best.shape[1]):
+            for kind, gene in enumerate(best[:, rank].tolist()):
+                if t[kind, gene] > FAR and len(chosen) < MARKERS:
+                    chosen.setdefault(gene, kind)
+        genes = sorted(chosen, key=lambda gene: chosen[gene])
+        return replace(self, names=[self.names[g] for g in genes], values=self.values[:, genes], are_chosen=True)
+
+    def encoded(self) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """-> name, lowest and highest value of each gene, and (m, n) uint8: 0 is the lowest, 255 the highest."""
+        x = self.values.toarray().T
+        low, high = x.min(1, initial=0, keepdims=True), x.max(1, initial=0, keepdims=True)
+        ends = zip(self.names, low[:, 0].tolist(), high[:, 0].tolist(), strict=True)
+        about = [{"name": name, "low": first, "high": last, "unit": self.unit} for name, first, last in ends]
+        return about, np.rint((x - low) * (255 / np.where(high > low, high - low, 1))).astype(np.uint8)
+
+
+def welch(x: sp.csc_matrix, member: sp.csr_matrix) -> np.ndarray:
+    """x (n, m), member (types, n) of ones -> Welch's t (types, m) of the cells of a type against all others."""
+    size, sums, squares = member.sum(1).A1[:, None], (member @ x).toarray(), (member @ x.power(2)).toarray()
+
+    def moments(n: np.ndarray, total: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = total / np.maximum(n, 1)
+        return mean, (square - n * mean**2).clip(0) / np.maximum(n - 1, 1) / np.maximum(n, 1)
+
+    mean, error = moments(size, sums, squares)
+    other, rest = moments(x.shape[0] - size, sums.sum(0) - sums, squares.sum(0) - squares)
+    return (mean - other) / np.sqrt(np.maximum(error + rest, 1e-12))
+
+
+def read_genes(source: Any, rows: np.ndarray, names: Sequence[str] | None = None) -> Genes | None:
+    """The expression of cells `rows` (n,), ascending, of an AnnData or of the path of an .h5ad or .zarr.
+
+    Values are log1p of counts, scaled to 10,000 a cell; of a file without counts those of X. Without `names` all genes,
+    or None for a file without counts or of more than MAX_READ cells. Raises InputError where none of them is there.
+    """
+    with open_expression(source) as (_, matrix):
+        try:
+            expression = choose_counts(matrix, source if isinstance(source, Path | str) else "adata")
+        except InputError:
+            if names is None:
+                return None
+            if (x := matrix("")) is None:
+                raise
+            expression = x
+        if names is None and expression.num_cells > MAX_READ:
+            return None
+        columns = find(expression, names)
+        parts = []
+        for batch, x in expression.chunks(0, expression.num_cells):
+            values = sp.csr_matrix(x[rows[(rows >= batch.start) & (rows < batch.stop)] - batch.start])
+            if expression.scale:
+                counts = as_counts(values, expression, batch.start)
+                values = (sp.diags(TOTAL / np.maximum(counts.sum(1).A1, 1e-12)) @ counts).log1p()
+            parts.append(values[:, list(columns.values())].astype(np.float32))
+    unit = "log1p of counts, 10,000 a cell" if expression.scale else "as in X"
+    missing = [name for name in names or () if name not in columns]
+    return Genes(list(columns), sp.vstack(parts, format="csc"), unit, names is not None, missing)
+
+
+def find(expression: Expression, names: Sequence[str] | None) -> dict[str, int]:
+    """Genes -> their columns, by var_names or the column of symbols that has more of them."""
+    var = expression.var
+    all_names = [np.asarray(var.index), *(np.asarray(var[key]) for key in SYMBOLS if key in var)]
+    known = [{str(name): column for column, name in reversed([*enumerate(each)])} for each in all_names]
+    if names is None:
+        return known[-1]
+    wanted = dict.fromkeys(names)
+    by = max(known, key=lambda columns: len(columns.keys() & wanted.keys()))
+    if not by.keys() & wanted.keys() or len(wanted) > MAX_GENES:
+        what = f"has no gene {', '.join([*wanted][:3])}; its genes are called {', '.join([*by][-3:])}"
+        raise InputError(f"{expression.where}: {what}; --genes takes at most {MAX_GENES} of them")
+    return {name: by[name] for name in wanted if name in by}
+
+
+def names_of(words: Sequence[str]) -> list[str]:
+    """What --genes takes: names of genes, or a text file of them."""
+    path = Path(words[0])
+    if len(words) > 1 or not path.is_file():
+        return list(words)
+    try:
+        return path.read_text(encoding="utf-8").replace(",", " ").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}; --genes takes names, or a text file of them") from error
