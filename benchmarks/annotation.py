@@ -37,8 +37,9 @@ import train
 from benchmarks.intervals import cluster_bootstrap
 from benchmarks.quality import summary, tonsil_and_blood
 from fractal.annotate.annotator import Annotator, path_names
-from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, NOVEL, Answer, answer
+from fractal.annotate.answers import Answer, answer
 from fractal.annotate.calibration import calibrate, held_out_of
+from fractal.annotate.novelty import CAUTION, CAUTIOUS_DEPTH, NOVEL
 from fractal.annotate.votes import NEIGHBOURS, Raw, descend
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write

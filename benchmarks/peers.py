@@ -41,7 +41,7 @@ from benchmarks.encoder import timed
 from benchmarks.intervals import t_interval
 from benchmarks.quality import add_data
 from benchmarks.studies import ATLASES, cells_of, groups_of
-from fractal.annotate.answers import NOVEL
+from fractal.annotate.novelty import NOVEL
 from fractal.annotate.votes import descend
 from fractal.base.errors import run
 from fractal.base.files import atomic_write

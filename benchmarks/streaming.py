@@ -24,8 +24,8 @@ from fractal.base.errors import run
 from fractal.commands import annotate, embed
 from fractal.commands.options import positive_int
 from fractal.data.h5ad import open_h5ad
-from fractal.data.outputs import add_obsm
 from fractal.data.vectors import CHUNK
+from fractal.data.writers import add_obsm
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.checkpoint import build_adapter, save
 

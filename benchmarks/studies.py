@@ -22,7 +22,7 @@ from pandas import DataFrame
 from tqdm import tqdm
 
 from benchmarks.quality import add_data, prepare
-from fractal.annotate.answers import CAUTION, NOVEL
+from fractal.annotate.novelty import CAUTION, NOVEL
 from fractal.base.errors import run
 from fractal.base.files import atomic_write
 from fractal.base.table import table

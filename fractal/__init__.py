@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fractal.data.encoder import encode
-    from fractal.data.outputs import truncate
+    from fractal.data.writers import truncate
     from fractal.fitting import fit
     from fractal.reference import Reference, load
     from fractal.search import open_index
@@ -27,7 +27,7 @@ LAZY = {
     "fit": "fractal.fitting",
     "load": "fractal.reference",
     "open_index": "fractal.search",
-    "truncate": "fractal.data.outputs",
+    "truncate": "fractal.data.writers",
 }
 
 

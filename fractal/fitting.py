@@ -16,7 +16,7 @@ import numpy as np
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
 from fractal.annotate.projection import Projection, learn
-from fractal.annotate.vague import without_vague
+from fractal.annotate.vague_labels import without_vague
 from fractal.base.errors import InputError, in_python
 from fractal.base.storage import Location, locate
 from fractal.data.atlas import Atlas, LabelledVectors
@@ -76,7 +76,7 @@ def fit(
     label_map : dict of name -> CL name or id, or a TSV of both; an empty one leaves its cells out
     unmapped : "error" or "other", for names that CL does not know
     vague, not_vague : labels that other studies divide, as "T cell" into CD4 and CD8, and whose cells are left out, and
-        labels that are to stay; by default the cells and their studies decide, see `fractal.annotate.vague`
+        labels that are to stay; by default the cells and their studies decide, see `fractal.annotate.vague_labels`
     hierarchy : path of an edited table of ingest.py
     tree : "published" (system, lineage, type, subtype) or "cellxgene" (system, subclass, type), of the ontology
     recipe : "fractal" or "published"

@@ -27,8 +27,8 @@ from fractal.base.files import read_whole
 from fractal.base.storage import Location, fetch, locate
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
-from fractal.data.outputs import facts as embedding_facts
 from fractal.data.parquet import CELL_ID, fingerprint
+from fractal.data.writers import facts as embedding_facts
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import checkpoint as checkpoints
 from fractal.model.adapter import Adapter, pick_device

@@ -8,16 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.annotate.calibration import Calibration
+from fractal.annotate.novelty import CAUTION, CAUTIOUS_DEPTH, NOVEL
 from fractal.annotate.votes import Raw, Rows
 from fractal.hierarchy.tree import Tree
 
-# Shares of ordinary cells, which is what a p-value promises: 4 % of those that are like the held-out cells are flagged,
-# and 5 % lose their fine labels. Chosen so that no more than 6 % are flagged in organs that nothing has seen.
-NOVEL = 0.04  # p-value below this: the cell is flagged
-CAUTION = 0.05  # p-value below this: no label below the second level
-CAUTIOUS_DEPTH = 2
 CONFIDENCE = 0.8  # the default, and what the model card reports
-NOVELTY = ("on", "flag", "off")
 ONE_TYPE, ENOUGH = 0.9, 50  # share of the cells, of at least so many, that look like one type
 # Columns of the output beside those of the levels.
 COLUMNS = (

@@ -1,10 +1,9 @@
-"""Votes -> probabilities, signals of unknown types -> one p-value, an error -> a threshold: what held-out cells teach.
+"""Votes -> probabilities, signals of novelty -> one p-value, an error -> a threshold: what held-out cells teach.
 
 A held-out cell was asked of an adapter and of reference cells that had seen neither it nor its study
 (cross_fit.py). Isotonic regression (Zadrozny and Elkan 2002) of right or wrong on the share of the votes gives the
-probability of each level's label, smoothed so that it never says more than so many cells can show. The signals become
-conformal p-values, joined as Fisher did into the `ood_score`; `p_value` is the share of held-out cells whose score is
-as high or higher. All studies weigh the same: a new query is a draw of studies.
+probability of each level's label, smoothed so that it never says more than so many cells can show. The rule of novelty
+(novelty.py) takes from them what is ordinary. All studies weigh the same: a new query is a draw of studies.
 """
 
 from dataclasses import dataclass, replace
@@ -12,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
+from fractal.annotate.novelty import Knots, fisher, sorted_knots, tail
 from fractal.annotate.votes import Ballot, Raw, Rows, count
 from fractal.hierarchy.tree import Tree
 
 FULL_WEIGHT = 50  # cells; a smaller study weighs less, as so many of these as it has
 PRIOR = 2.0  # cells that are added to a step of the isotonic curve, half of them right: Laplace's rule of succession
-Knots = tuple[np.ndarray, np.ndarray]  # values, ascending, and what belongs to each
 
 
 @dataclass(frozen=True)
@@ -189,22 +188,3 @@ def monotone(votes: np.ndarray, hits: np.ndarray, weight: np.ndarray) -> Knots:
     smooth = (size * right + PRIOR / 2) / (size + PRIOR)
     smooth = isotonic_regression(smooth, sample_weight=size + PRIOR, y_min=0, y_max=1)
     return np.append(0.0, centre), np.append(0.0, smooth)
-
-
-def sorted_knots(values: np.ndarray, weight: np.ndarray) -> Knots:
-    order = np.argsort(values, kind="stable")
-    return values[order], weight[order]
-
-
-def tail(values: np.ndarray, held_out: Knots) -> np.ndarray:
-    """Conformal p-value: the share of held-out values that are at least as large, the value itself counted in.
-
-    `held_out`: values, ascending, and their weights; the value itself has their mean weight (Tibshirani et al. 2019).
-    """
-    knots, weight = held_out
-    at_least = np.append(np.cumsum(weight[::-1])[::-1], 0.0)  # from knot i on
-    return (at_least[np.searchsorted(knots, values, "left")] + weight.mean()) / (weight.sum() + weight.mean())
-
-
-def fisher(signals: np.ndarray, held_out: list[Knots]) -> np.ndarray:
-    return -np.sum([np.log(tail(column, knots)) for column, knots in zip(signals.T, held_out, strict=True)], axis=0)

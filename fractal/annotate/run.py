@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import (
     CONFIDENCE,
-    NOVELTY,
     Answer,
     answer_columns,
     group_columns,
@@ -18,6 +17,7 @@ from fractal.annotate.answers import (
     real_groups,
     vote,
 )
+from fractal.annotate.novelty import NOVELTY
 from fractal.annotate.query import Origin
 from fractal.annotate.space import RowCheck
 from fractal.annotate.votes import BATCH

@@ -3,7 +3,7 @@
     fractal embed new.h5ad --reference blood_reference
     fractal embed data/stratified.parquet --reference data/fractal_adapter_4L.pt --output data/embedded.parquet
 
-An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/data/outputs.py); a
+An .h5ad is copied, to new_fractal.h5ad, and gets obsm["X_fractal"] and uns["fractal"] (see fractal/data/writers.py); a
 cell whose vector is NaN, inf or zero gets NaN there, but stops Parquet and .npy, which other scripts read. Parquet
 keeps all its other columns, and its metadata name the checkpoint, the recipe and the blocks. A .npy file, a float
 matrix (cells, dim), a .zarr of AnnData, an array or SOMA experiment of TileDB, and a folder of Parquet files are
@@ -82,9 +82,9 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: 
 
     from fractal.commands.output import kept_metadata, progress, write_output
     from fractal.data.cells import is_h5ad
-    from fractal.data.outputs import facts
     from fractal.data.parquet import ROW_GROUP
     from fractal.data.vectors import CHUNK
+    from fractal.data.writers import facts
     from fractal.model.embedding import embed_matrix
 
     to_h5ad, invalid = is_h5ad(output), 0

@@ -18,8 +18,8 @@ from fractal.base.errors import needs
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
-from fractal.data.outputs import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
 from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer, vector_list
+from fractal.data.writers import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
 
 Chunks = Iterable[tuple[pa.Table, Mapping[str, np.ndarray]]]  # a table of m rows, and arrays (m, dims) by name
 

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from fractal.annotate.annotator import Annotator
-from fractal.annotate.answers import CAUTION, CAUTIOUS_DEPTH, CONFIDENCE, NOVEL
+from fractal.annotate.answers import CONFIDENCE
 from fractal.annotate.discriminant import TEMPERATURE as SOFTNESS
 from fractal.annotate.neighbours import Neighbours
+from fractal.annotate.novelty import CAUTION, CAUTIOUS_DEPTH, NOVEL
 from fractal.annotate.votes import NEIGHBOURS, TEMPERATURE, Voting
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_write

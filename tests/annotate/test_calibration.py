@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fractal.annotate.answers import CAUTION, NOVEL, answer
-from fractal.annotate.calibration import HeldOut, calibrate, monotone, study_weight, tail
+from fractal.annotate.answers import answer
+from fractal.annotate.calibration import HeldOut, calibrate, monotone, study_weight
+from fractal.annotate.novelty import CAUTION, NOVEL, tail
 from fractal.hierarchy.tree import Tree
 from fractal.score.metrics import expected_calibration_error
 

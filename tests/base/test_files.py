@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_folder, atomic_write, check_header, locked, read_whole, recover
-from fractal.data.outputs import h5ad_copy
 from fractal.data.parquet import writing
+from fractal.data.writers import h5ad_copy
 from tests.conftest import write_h5ad
 
 

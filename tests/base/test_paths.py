@@ -42,7 +42,7 @@ def test_no_output_is_an_input(files: Path, source: str, output: str, says: str)
         check_paths({"--in": files / source, "--not given": None}, {"--out": files / output})
 
 
-def test_outputs_that_are_nobodys_input(files: Path):
+def test_writers_that_are_nobodys_input(files: Path):
     check_paths({"--in": files / "a", "--obo": "https://x.org/a"}, {"--out": files / "new", "--json": None})
     check_paths({"--in": files / "folder"}, {"--out": files / "folder" / "new"})
     check_paths({"--in": files / "a"}, {"--out": files / "a"}, in_place=[("--out", "--in")])

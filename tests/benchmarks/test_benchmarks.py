@@ -21,7 +21,8 @@ from benchmarks.plan import Line as Measured
 from benchmarks.plan import fitted
 from benchmarks.quality import differences, narrow, own_embedding, paired, summary
 from benchmarks.unseen import Draw, Line, Result, bar_2, compare, in_twos
-from fractal.annotate.answers import CAUTION, NOVEL, Answer, depths
+from fractal.annotate.answers import Answer, depths
+from fractal.annotate.novelty import CAUTION, NOVEL
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import LEVELS

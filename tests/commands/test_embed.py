@@ -17,8 +17,8 @@ from fractal.base.errors import InputError
 from fractal.commands import embed
 from fractal.data import vectors
 from fractal.data.atlas import Atlas
-from fractal.data.outputs import truncate
 from fractal.data.parquet import fingerprint
+from fractal.data.writers import truncate
 from fractal.model import adapter as adapters
 from fractal.model import embedding
 from fractal.model.checkpoint import build_adapter, load, save

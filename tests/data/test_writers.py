@@ -10,7 +10,7 @@ import pytest
 
 from fractal.base.errors import InputError
 from fractal.commands.output import write_new_h5ad
-from fractal.data.outputs import obs_of, truncate
+from fractal.data.writers import obs_of, truncate
 from tests.conftest import TYPES, clustered
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import fractal
-from fractal.annotate.vague import without_vague
+from fractal.annotate.vague_labels import without_vague
 from fractal.base.errors import InputError
 from fractal.data.cells import Cells
 from fractal.data.ingestion import Plan, place_cells
