@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fractal.annotate.answers import answer
 from fractal.annotate.calibration import HeldOut, calibrate, monotone, study_weight
-from fractal.annotate.novelty import CAUTION, NOVEL, tail
+from fractal.annotate.novelty import CAUTION, NOVEL
 from fractal.hierarchy.tree import Tree
 from fractal.score.metrics import expected_calibration_error
 
@@ -135,13 +133,6 @@ def test_a_lower_error_never_answers_more():
     assert confidence == sorted(confidence, reverse=True)
 
 
-def test_a_p_value_counts_studies_the_same():
-    """Study 0 has 900 ordinary cells, study 1 has 100 odd ones: half of what is to come is as odd."""
-    weight = study_weight(np.repeat([0, 1], [900, 100]))
-    values = np.repeat([0.0, 5.0], [900, 100])
-    assert tail(np.array([4.0]), (values, weight)) == pytest.approx(0.5, abs=0.01)
-
-
 def test_of_held_out_cells_only_those_with_a_neighbour_left_stay():
     cells = held_out_cells(500, 4)
     keep = np.array([True, False, True])
@@ -154,10 +145,3 @@ def test_of_held_out_cells_only_those_with_a_neighbour_left_stay():
     assert finite[:, 0].all()
     assert np.array_equal(finite.sum(1), keep[cells.neighbour_path[left]].sum(1))
     assert set(part.raw(TREE).path) <= {0, 2}
-
-
-@settings(max_examples=30)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(-1, 6), min_size=1, max_size=5))
-def test_tail_counts_the_held_out_values_that_are_as_large(held_out, values):
-    found = tail(np.array(values), (np.sort(held_out), np.ones(len(held_out))))
-    assert found.tolist() == pytest.approx([(sum(h >= v for h in held_out) + 1) / (len(held_out) + 1) for v in values])
