@@ -62,10 +62,19 @@ ASK = """(queries) => {
     for (let i = 0; i < queries; i++) explorer.neighbours({ layer: 0, row: i }, explorer.about.widths.length);
     return (performance.now() - began) / queries;
 }"""
-LABEL = """async (count) => {
-    const { annotator, fractal, raw } = explorer.vectors;
+LABEL = """(count) => {
+    const { annotator, raw } = explorer.vectors;
     const began = performance.now();
-    await annotator.answer(raw.rows.slice(0, count * raw.dim), () => true);
+    for (let row = 0; row < count; row += 64) annotator.answer(raw.rows.slice(row * raw.dim, (row + 64) * raw.dim));
+    return (1000 * count) / (performance.now() - began);
+}"""
+DROP = """async (count) => {
+    const { raw } = explorer.vectors;
+    const header = `{'descr': '<f4', 'fortran_order': False, 'shape': (${count}, ${raw.dim}), }`.padEnd(117) + "\\n";
+    const start = Uint8Array.from([0x93, ...new TextEncoder().encode("NUMPY"), 1, 0, header.length, 0]);
+    const file = new File([start, header, raw.rows.slice(0, count * raw.dim)], "cells.npy");
+    const began = performance.now();
+    await explorer.take(file);
     return (1000 * count) / (performance.now() - began);
 }"""
 
@@ -113,19 +122,23 @@ def wait(tab: Any, condition: str) -> None:
 
 
 def measure(browser: Any, path: Path) -> list[str]:
-    """-> first paint and ready in seconds, frames a second, milliseconds a query, cells labelled a second."""
+    """-> first paint and ready in seconds, frames a second, milliseconds a query, cells a second.
+
+    These are labelled by one thread, and, dropped on the page, labelled and put on the map by all.
+    """
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.goto(path.as_uri())
     paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
     if "<canvas" not in path.read_text(encoding="utf-8")[:400_000]:
         wait(tab, f"({paint}) !== null")
-        figures = [tab.evaluate(paint) / 1e3, None, None, tab.evaluate(IDLE, SECONDS * 1_000), None, None]
+        figures = [tab.evaluate(paint) / 1e3, None, None, tab.evaluate(IDLE, SECONDS * 1_000), *[None] * 3]
     else:
         wait(tab, "document.documentElement.dataset.ready")
         marks = [
             tab.evaluate(f"performance.getEntriesByName('{name}')[0].startTime") / 1e3 for name in ("map", "ready")
         ]
         rates = [tab.evaluate(MORPH, SECONDS * 1_000), tab.evaluate(ASK, QUERIES), tab.evaluate(LABEL, 512)]
+        rates.append(tab.evaluate(DROP, 4_096))
         figures = [tab.evaluate(paint) / 1e3, *marks, *rates]
     tab.close()
     return ["-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in figures]
@@ -148,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
                 pages[-1].write_text(simulated_page(bundle, count, rng), encoding="utf-8")
         browser = driver.chromium.launch(executable_path=args.browser, args=FLAGS)
         rows = [[path.stem, f"{path.stat().st_size / 1e6:.1f}", *measure(browser, path)] for path in pages]
-    header = ["Page", "MB", "First paint s", "Map s", "Ready s", "Frames/s", "Query ms", "Labelled cells/s"]
+    header = ["Page", "MB", "First paint s", "Map s", "Ready s", "Frames/s", "Query ms", "Labelled/s", "Dropped/s"]
     print(table(header, rows))
 
 
