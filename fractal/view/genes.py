@@ -26,7 +26,7 @@ class Genes:
     names: Sequence[str]
     values: sp.csc_matrix  # (n, m) float32
     unit: str  # what the values are
-    are_chosen: bool  # else they are all genes of the file, of which `markers` chooses
+    are_chosen: bool = False  # else they are all genes of the file, of which `markers` chooses
     missing: Sequence[str] = ()  # names that the file lacks
 
     def markers(self, types: np.ndarray) -> "Genes":
@@ -78,25 +78,29 @@ def read_genes(source: Any, rows: np.ndarray, names: Sequence[str] | None = None
     with open_expression(source) as (_, matrix):
         try:
             expression = choose_counts(matrix, source if isinstance(source, Path | str) else "adata")
+            if names is None:
+                return read(expression, rows, find(expression, None)) if expression.num_cells <= MAX_READ else None
         except InputError:
             if names is None:
                 return None
-            if (x := matrix("")) is None:
+            if (as_it_is := matrix("")) is None:
                 raise
-            expression = x
-        if names is None and expression.num_cells > MAX_READ:
-            return None
-        columns = find(expression, names)
-        parts = []
-        for batch, x in expression.chunks(0, expression.num_cells):
-            values = sp.csr_matrix(x[rows[(rows >= batch.start) & (rows < batch.stop)] - batch.start])
-            if expression.scale:
-                counts = as_counts(values, expression, batch.start)
-                values = (sp.diags(TOTAL / np.maximum(counts.sum(1).A1, 1e-12)) @ counts).log1p()
-            parts.append(values[:, list(columns.values())].astype(np.float32))
+            expression = as_it_is
+        genes = read(expression, rows, find(expression, names))
+    return replace(genes, are_chosen=True, missing=[name for name in names if name not in genes.names])
+
+
+def read(expression: Expression, rows: np.ndarray, columns: dict[str, int]) -> Genes:
+    """Of these genes and their columns; as counts where it has a scale."""
+    parts = []
+    for batch, x in expression.chunks(0, expression.num_cells):
+        values = sp.csr_matrix(x[rows[(rows >= batch.start) & (rows < batch.stop)] - batch.start])
+        if expression.scale:
+            counts = as_counts(values, expression, batch.start)
+            values = (sp.diags(TOTAL / np.maximum(counts.sum(1).A1, 1e-12)) @ counts).log1p()
+        parts.append(values[:, list(columns.values())].astype(np.float32))
     unit = "log1p of counts, 10,000 a cell" if expression.scale else "as in X"
-    missing = [name for name in names or () if name not in columns]
-    return Genes(list(columns), sp.vstack(parts, format="csc"), unit, names is not None, missing)
+    return Genes(list(columns), sp.vstack(parts, format="csc"), unit)
 
 
 def find(expression: Expression, names: Sequence[str] | None) -> dict[str, int]:

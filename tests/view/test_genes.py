@@ -101,6 +101,14 @@ def test_without_counts_named_genes_are_as_they_are_and_others_are_none(adata):
         read_genes(bare, ALL, ["G2"])
 
 
+def test_a_cell_without_counts_stops_only_named_genes(adata, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fractal.data.expression.EXAMINED", 100)
+    adata.X[250, 3] = 0.5  # the first cells hold counts
+    with pytest.raises(InputError, match="first cells hold counts"):
+        of(adata, names=["G2"])
+    assert read_genes(adata, ALL) is None
+
+
 def test_a_large_file_is_not_read_for_markers(adata, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(genes, "MAX_READ", 299)
     assert read_genes(adata, ALL) is None
