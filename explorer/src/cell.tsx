@@ -15,8 +15,7 @@ export function CellPanel({ page }: { page: Page }) {
   }
   if (!neighbours) return <p class="empty">Unpacking the vectors …</p>;
   const { title, node, lines } = page.describe(cell);
-  const prefix = stop === about.widths.length ? "full vector" : `prefix ${stop}`;
-  const lists: [string, Neighbours][] = [[`${about.blocks[stop - 1]}: ${prefix}`, neighbours.fractal], ["Raw vector", neighbours.raw]];
+  const lists: [string, Neighbours][] = [[`${about.blocks[stop - 1]}: ${page.prefixName()}`, neighbours.fractal], ["Raw vector", neighbours.raw]];
   const agreement = about.levels.map((level, k) => {
     const label = tree.depth(node) > k ? tree.at(node, k + 1) : null;
     const head = <>{level}<small>{label === null ? "not answered" : tree.name(label)}</small></>;

@@ -119,20 +119,20 @@ export function cellsOf({ columns, genes, names, widths, levels }: About, arrays
   const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
   const size = maps.length / widths.length;
   const layouts = widths.map((_, j) => maps.subarray(j * size, (j + 1) * size));
-  const answers = arrays.answer_path && {
+  const answers = arrays.answer_path ? {
     path: Int32Array.from(arrays.answer_path.values),
     probability: Float64Array.from(arrays.answer_probability.values, (value) => value / 10_000),
     depth: Uint8Array.from(arrays.answer_depth.values),
     pValue: Float64Array.from(arrays.answer_p_value.values),
     status: Uint8Array.from(arrays.answer_status.values),
-  };
+  } : null;
   const ofFile = columns.map((column, i) => ({ ...column, codes: arrays[`column_${i}`].values }));
   const ofGenes = genes.map((gene, i) => {
     const bytes = arrays.genes.values.subarray(i * arrays.genes.shape[1], (i + 1) * arrays.genes.shape[1]);
     return { ...gene, codes: Float32Array.from(bytes, (byte) => gene.low + (byte / 255) * (gene.high - gene.low)) };
   });
   const ofAnswers = answers ? answerColumns(answers, levels) : [];
-  return { names, node: arrays.node.values, layouts, answers: answers ?? null, columns: [...ofAnswers, ...ofFile, ...ofGenes] };
+  return { names, node: arrays.node.values, layouts, answers, columns: [...ofAnswers, ...ofFile, ...ofGenes] };
 }
 
 /** What the answers say, as columns that colour cells. */

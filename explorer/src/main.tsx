@@ -70,15 +70,13 @@ function Aside({ page }: { page: Page }) {
   );
 }
 
-const nameOf = (prefix: number, last: number) => (prefix === last ? "full" : `prefix ${prefix}`);
-
 /** Buttons below the slider, and what the prefix is. */
 function Stops({ page }: { page: Page }) {
   const { blocks, widths } = page.about;
   const last = widths.length;
   const stops = blocks.map((block, i) => (
     <button aria-pressed={page.stop === i + 1} onClick={() => page.setPrefix(i + 1)}>
-      {block} <small>{nameOf(i + 1, last)}</small>
+      {block} <small>{page.prefixName(i + 1)}</small>
     </button>
   ));
   const [width, whole] = [widths[page.stop - 1], widths[last - 1]];
@@ -100,7 +98,7 @@ function SecondStops({ page }: { page: Page }) {
     <label>
       Beside it:{" "}
       <select value={Math.round(page.second.prefix)} onChange={(event) => page.showSecond(Number(event.currentTarget.value))}>
-        {blocks.map((block, i) => <option value={i + 1}>{block}, {nameOf(i + 1, blocks.length)}</option>)}
+        {blocks.map((block, i) => <option value={i + 1}>{block}, {page.prefixName(i + 1)}</option>)}
       </select>
     </label>
   );

@@ -236,6 +236,11 @@ export class Page {
     return Math.round(this.map?.prefix ?? 1);
   }
 
+  /** "prefix 2", or "full vector" for the last. */
+  prefixName(prefix = this.stop): string {
+    return prefix === this.about.widths.length ? "full vector" : `prefix ${prefix}`;
+  }
+
   /** opensTree: the tree is opened to the level of the prefix. */
   setPrefix(prefix: number, smooth = true, opensTree = true): void {
     let before = this.stop;

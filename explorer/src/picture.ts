@@ -8,7 +8,7 @@ const LINE = 18; // pixels a row of the legend
 const SIDE = 230; // pixels across the legend
 
 export function savePicture(page: Page): void {
-  const { title, widths } = page.about;
+  const { title } = page.about;
   const { ratio } = page.map;
   const layers = [find<HTMLCanvasElement>("#points"), find<HTMLCanvasElement>("#overlay")];
   page.map.drawNow(); // what WebGL has drawn can be read in the same step only
@@ -27,8 +27,7 @@ export function savePicture(page: Page): void {
   context.font = "12px system-ui, sans-serif";
   context.fillStyle = ink;
   const left = map.width / ratio;
-  const prefix = page.stop === widths.length ? "full vector" : `prefix ${page.stop}`;
-  context.fillText(`${title}, ${prefix}`, 12, map.height / ratio - 14);
+  context.fillText(`${title}, ${page.prefixName()}`, 12, map.height / ratio - 14);
   rows.forEach(([name, colour], i) => {
     const y = (i + 1) * LINE;
     context.fillStyle = colour;
