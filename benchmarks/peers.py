@@ -102,7 +102,8 @@ def hierarchical_cross_entropy(x: np.ndarray, path: np.ndarray, new: np.ndarray,
     training, validation = cells.split(len(x) - len(x) // 10)
     counts = {tree.paths[code]: int(number) for code, number in enumerate(np.bincount(path)) if number}
     adapter = train(training, validation, counts, Settings(HCE), knn_accuracy).adapter
-    kept = np.unique(path[order[: len(training.labels)]])  # sorted as the adapter's paths are
+    kept = np.unique(path[order[: len(training.labels)]])
+    kept = kept[np.argsort(names[kept, -1])]  # the adapter's outputs are the finest labels, sorted
     spread = np.zeros((len(new), len(tree.paths)))
     with torch.inference_mode():
         spread[:, kept] = adapter.eval()(torch.from_numpy(new)).logits.softmax(1).double().numpy()
@@ -166,7 +167,10 @@ def read(file: Path, tree: Tree) -> Arrays:
     with np.load(file) as arrays:
         found = dict(arrays)
     if "path" in found:
-        found["sure"] = found["probability"][:, -1] - (found["odd"] > 1 - NOVEL)  # flagged cells come last
+        # Most cells share the highest probability, since no calibration cell contradicts it: among equals the more
+        # ordinary ones are surer (the p-value). Flagged cells come last.
+        ordinary = 1 - found["odd"]
+        found["sure"] = found["probability"][:, -1] + 1e-6 * ordinary - (ordinary < NOVEL)
         return found
     spread = found["spread"]
     every = torch.arange(len(tree.paths)).expand(len(spread), -1)
@@ -204,13 +208,12 @@ def figures(truth: np.ndarray, said: Arrays, tree: Tree, ancestors: np.ndarray) 
     return found
 
 
-def strange(studies: list[tuple[np.ndarray, Arrays]], share: float) -> tuple[float, float]:
-    """(truth, answers) of all studies -> AURC, and the share of sure and wrong subtypes, with so many strangers."""
-    truth = np.concatenate([true for true, _ in studies])
-    path, sure = (np.concatenate([said[key] for _, said in studies]) for key in ("path", "sure"))
-    known, wrong = truth >= 0, path != truth
-    weight = np.where(known, (1 - share) / max(known.sum(), 1), share / max((~known).sum(), 1))
-    return risk_coverage(sure, wrong, weight), float((weight * (wrong & (sure >= SURE))).sum() / weight.sum())
+def strange(truth: np.ndarray, said: Arrays, share: float) -> tuple[float, float]:
+    """Of one study: AURC, and the share of sure and wrong subtypes, if that share of its cells were strangers."""
+    known, wrong = truth >= 0, said["path"] != truth
+    weight = np.where(known, (1 - share) / known.sum(), share / (~known).sum())
+    sure_and_wrong = wrong & (said["probability"][:, -1] >= SURE) & (said["sure"] > 0)  # answered to the subtype
+    return risk_coverage(said["sure"], wrong, weight), float((weight * sure_and_wrong).sum())
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------
@@ -282,26 +285,33 @@ def studies_of(name: str, arrays: Arrays, file: Path, graph: nx.DiGraph) -> list
     return found
 
 
-def main_table(found: dict[str, list[Study]]) -> str:
-    """Means over the studies; below them, of what this tool's figure is more, with the interval over the studies."""
+def main_tables(found: dict[str, list[Study]]) -> list[str]:
+    """Means over the studies; and what this tool's figures are more, with intervals over the studies."""
     frames = {name: DataFrame([row for _, _, row in studies]) for name, studies in found.items()}
     header = list(frames[OURS].columns)
-    rows = [[name, *(f"{value:.3f}" if key not in ("Seconds", "GB") else f"{value:.1f}"
-                     for key, value in frame.mean().items())] for name, frame in frames.items()]  # fmt: skip
+    means = [[name, *(f"{value:.3f}" for value in frame.mean())] for name, frame in frames.items()]
+    differences = []
     for name, frame in frames.items():
         if name != OURS:
-            differences = [(frames[OURS][key] - frame[key]).dropna().to_numpy() for key in header[:-2]]
-            cells = [f"{d.mean():+.3f} [{t_interval(d)[0]:+.3f}, {t_interval(d)[1]:+.3f}]" if len(d) else "-"
-                     for d in differences]  # fmt: skip
-            rows.append([f"{OURS} - {name}", *cells, "", ""])
-    return table(["", *header], rows)
+            more = [(frames[OURS][key] - frame[key]).dropna().to_numpy() for key in header[:-2]]
+            differences.append([f"{OURS} - {name}", *map(with_interval, more)])
+    return [table(["", *header], means), table(["", *header[:-2]], differences)]
+
+
+def with_interval(values: np.ndarray) -> str:
+    """The mean of (studies,); its interval from three studies on."""
+    low, high = t_interval(values) if len(values) > 2 else (float("nan"), float("nan"))
+    interval = "" if np.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{values.mean():+.3f}{interval}" if len(values) else "-"
 
 
 def strangers_table(found: dict[str, list[Study]]) -> str:
+    """Means over the studies that have strangers."""
     rows = []
     for name, studies in found.items():
-        pairs = [strange([(truth, said) for truth, said, _ in studies], share) for share in STRANGERS]
-        rows.append([name, *(f"{area:.3f}, {wrong:.3f}" for area, wrong in pairs)])
+        some = [(truth, said) for truth, said, _ in studies if (truth < 0).sum() >= MIN_STRANGERS]
+        means = [np.mean([strange(*study, share) for study in some], 0) for share in STRANGERS]
+        rows.append([name, *(f"{area:.3f}, {wrong:.3f}" for area, wrong in means)])
     return table(["AURC, sure and wrong", *(f"{share:.0%} strangers" for share in STRANGERS)], rows)
 
 
@@ -336,8 +346,8 @@ def main(argv: list[str] | None = None) -> None:
             for (_, arrays, noise), file in zip(jobs, make_answers(name, jobs, args.celltypist), strict=True):
                 by_noise[noise][name] += studies_of(name, arrays, file, graph)
         found = by_noise[args.noise[0]]
-        parts = [main_table(found)]
-        if any((truth < 0).any() for truth, _, _ in found[OURS]):
+        parts = main_tables(found)
+        if any((truth < 0).sum() >= MIN_STRANGERS for truth, _, _ in found[OURS]):
             parts.append(strangers_table(found))
         if len(args.noise) > 1:
             parts.append(noise_table(by_noise))

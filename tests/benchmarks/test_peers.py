@@ -9,7 +9,11 @@ from benchmarks import peers
 from benchmarks.peers import PEERS, figures, read, risk_coverage, spoil, strange
 from fractal.hierarchy.tree import Tree
 
-PATHS = [("Immune", "Lymphoid", "T", "CD4"), ("Immune", "Lymphoid", "T", "CD8"), ("Stromal", "Stromal", "S", "fibro")]
+PATHS = [
+    ("Immune", "Lymphoid", "T", "CD4"),
+    ("Immune", "Lymphoid", "T", "CD8"),
+    ("Stromal", "Stromal", "S", "Adventitial"),
+]
 TREE = Tree.of(PATHS)
 
 
@@ -40,7 +44,7 @@ def test_spoilt_labels_are_others_and_a_larger_share_spoils_more():
 
 
 def test_labels_are_chosen_down_the_tree(tmp_path: Path):
-    """CD4 and CD8 have .6 together, so the cell is immune, though fibroblast is the likeliest type."""
+    """CD4 and CD8 have .6 together, so the cell is immune, though adventitial cells are the likeliest."""
     np.savez(tmp_path / "said.npz", spread=[[0.25, 0.35, 0.4]], odd=[0.6], seconds=1.0)
     said = read(tmp_path / "said.npz", TREE)
     assert said["path"].tolist() == [1]
@@ -67,8 +71,8 @@ def test_figures_and_strangers_by_hand():
     assert found["Macro F1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert found["Novelty AUROC"] == 1
     # half strangers: one of the five is sure and wrong, and none of the known cells
-    assert strange([(truth, said)], 0.5)[1] == pytest.approx(0.1)
-    assert strange([(truth, said)], 0.0)[1] == 0
+    assert strange(truth, said, 0.5)[1] == pytest.approx(0.1)
+    assert strange(truth, said, 0.0)[1] == 0
 
 
 @pytest.mark.parametrize("name", PEERS)
