@@ -63,7 +63,7 @@ def rows_of(stratified: Path, runs: list[dict]) -> list[list[str]]:
     labels = atlas.read(np.arange(atlas.num_rows)).labels
     for k, level in enumerate(atlas.levels):
         own = own_embedding(runs[0]["config"][0], k)
-        embeddings = ["raw", "fractal full", f"fractal {own}"]
+        embeddings = ["raw", "full", own]
         means = []
         for name in embeddings:
             found = [next(row for row in one["rows"] if row["embedding"] == name) for one in runs]
