@@ -20,7 +20,7 @@ export interface Yours extends CellSet, Omit<Dropped, "vectors"> {
 
 export const MOST = 20_000; // cells that are drawn
 const BATCH = 64;
-const WORKERS = 8;
+const WORKERS = 8; // at most; each holds the voters and the cells of the map, 30 MB
 
 /**
  * Label the cells of a file on all cores: a worker gets the next batch when it has done one. progress: gets the share
@@ -63,7 +63,7 @@ export async function labelled(
     }
     worker.terminate();
   };
-  await Promise.all(Array.from({ length: Math.min(WORKERS, navigator.hardwareConcurrency) }, work));
+  await Promise.all(Array.from({ length: Math.min(WORKERS, navigator.hardwareConcurrency || 1) }, work));
   URL.revokeObjectURL(source);
   if (isStopped) return null;
   const invalid = [...answers.path.keys()].filter((row) => answers.path[row] < 0);
