@@ -75,6 +75,14 @@ def test_python_blocks_compile(path: Path):
         compile(block, path.name, "exec")
 
 
+@pytest.mark.parametrize("path", [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=lambda path: path.name)
+def test_files_that_a_page_names_exist(path: Path):
+    named = re.findall(
+        r"\b(?:fractal|tests|benchmarks|explorer|docs)/[a-z_/]+\.(?:py|md|tsx?)", path.read_text(encoding="utf-8")
+    )
+    assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
+
+
 def test_the_readme_is_short_and_says_how_to_test():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text) <= 12_000
