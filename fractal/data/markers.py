@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from fractal.data.expression import Expression, as_counts
 
 TOTAL = 10_000  # counts a cell, after scaling
-SYMBOL_COLUMNS = (
+SYMBOLS = (
     "feature_name",
     "gene_symbols",
     "gene_symbol",
@@ -40,21 +40,25 @@ class Moments:
     present: np.ndarray
 
     @staticmethod
-    def of(expression: Expression, codes: np.ndarray, num_groups: int, progress: str = "") -> "Moments":
-        """One pass over the expression. codes (n,) int: the group of each cell, -1 for none: these are the last row."""
-        shape = (num_groups + 1, len(expression.var))
-        every = Moments(np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
-        with tqdm(total=len(codes), unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
-            for rows, x in expression.chunks(0, len(codes)):
-                x = log_normalised(x, expression, rows.start)
-                groups = np.where(codes[rows] < 0, num_groups, codes[rows])
-                member = sp.csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))), (shape[0], len(groups)))
-                every.cells += np.bincount(groups, minlength=shape[0])
-                every.sums += member @ x
-                every.squares += member @ x.power(2)
-                every.present += member @ x.sign()
-                bar.update(len(groups))
-        return every
+    def zeros(num_groups: int, num_genes: int) -> "Moments":
+        shape = (num_groups, num_genes)
+        return Moments(np.zeros(num_groups, np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+
+    def add(self, x: sp.csr_matrix, groups: np.ndarray) -> None:
+        """x (n, genes) of cells of these groups (n,)."""
+        shape = (len(self.cells), len(groups))
+        member = sp.csr_matrix((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape)
+        self.cells += np.bincount(groups, minlength=len(self.cells))
+        self.sums += (member @ x).toarray()
+        self.squares += (member @ x.power(2)).toarray()
+        self.present += (member @ x.sign()).toarray()
+
+    def scores(self, group: int) -> np.ndarray:
+        """Welch's t (genes,) of a group against all other cells; 0 for a gene without variance."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sides = *self.of_group(group).statistics, *self.of_rest(group).statistics
+            score = ttest_ind_from_stats(*sides, equal_var=False).statistic
+        return np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
 
     def of_group(self, group: int) -> "Moments":
         return Moments(*(getattr(self, field.name)[group] for field in fields(self)))
@@ -89,7 +93,7 @@ def symbols(var: pd.DataFrame) -> np.ndarray:
     """(genes,) str: what people call the genes: var_names, or, where these are Ensembl ids, a column of symbols."""
     names = np.asarray(var.index).astype(str)
     if np.mean([name.startswith("ENS") for name in names[:1_000]]) > 0.5:
-        for column in SYMBOL_COLUMNS:
+        for column in SYMBOLS:
             if column in var:
                 return np.asarray(var[column]).astype(str)
     return names
@@ -117,15 +121,18 @@ def markers(
     ------
     InputError : for numbers that are not of the expression's scale.
     """
-    moments, genes = Moments.of(expression, codes, len(names), progress), symbols(expression.var)
+    genes, moments = symbols(expression.var), Moments.zeros(len(names) + 1, len(expression.var))
+    with tqdm(total=len(codes), unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
+        for rows, x in expression.chunks(0, len(codes)):
+            groups = np.where(codes[rows] < 0, len(names), codes[rows])  # the last row: cells of no group
+            moments.add(log_normalised(x, expression, rows.start), groups)
+            bar.update(len(groups))
     tables = [pd.DataFrame(columns=["group", "gene", "score", "log2_fold_change", "share", "share_of_rest"])]
     for group, name in enumerate(names):
         own, rest = moments.of_group(group), moments.of_rest(group)
         if min(own.cells, rest.cells) < LEAST:
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):  # genes without variance
-            score = ttest_ind_from_stats(*own.statistics, *rest.statistics, equal_var=False).statistic
-        score = np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
+        score = moments.scores(group)
         fold = np.log2((np.expm1(own.mean) + 1e-9) / (np.expm1(rest.mean) + 1e-9))
         table = pd.DataFrame({"group": name, "gene": genes, "score": score, "log2_fold_change": fold,
                               "share": own.share, "share_of_rest": rest.share})  # fmt: skip

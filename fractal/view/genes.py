@@ -9,14 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from fractal.base.errors import InputError
-from fractal.data.expression import Expression, as_counts, choose_counts, open_expression
+from fractal.data.expression import Expression, choose_counts, open_expression
+from fractal.data.markers import SYMBOLS, Moments, log_normalised
 
 MAX_GENES = 500  # 10 MB at 20,000 cells, before compression
 MARKERS, OF_TYPE, FEWEST = 60, 10, 5  # markers of a page, and of a type, which has at least so many cells
 MAX_READ = 200_000  # cells of a file that is read for markers without --genes: more take minutes
 FAR = 2.0  # least t of a marker
-TOTAL = 10_000  # to which the counts of a cell are scaled
-SYMBOLS = ("feature_name", "gene_symbols", "gene_name")  # columns of var, where var_names are Ensembl ids
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,10 @@ class Genes:
         By Welch's t of the type against all other cells, as in scanpy's rank_genes_groups; the best of each type first,
         then the second, until there are MARKERS.
         """
-        sizes = np.bincount(types, minlength=1)
-        member = sp.csr_matrix((np.ones(len(types)), (types, np.arange(len(types)))))
-        t = welch(self.values, member)[(np.arange(len(sizes)) > 0) & (sizes >= FEWEST) & (sizes < len(types))]
+        moments = Moments.zeros(types.max(initial=0) + 1, len(self.names))
+        moments.add(self.values.tocsr(), types)
+        kinds = [k for k, n in enumerate(moments.cells) if k and FEWEST <= n < len(types)]
+        t = np.array([moments.scores(kind) for kind in kinds]).reshape(len(kinds), len(self.names))
         best = np.argsort(-t, axis=1, kind="stable")[:, :OF_TYPE]
         chosen = dict[int, int]()  # gene -> the type that brought it
         for rank in range(best.shape[1]):
@@ -54,19 +54,6 @@ class Genes:
         ends = zip(self.names, low[:, 0].tolist(), high[:, 0].tolist(), strict=True)
         about = [{"name": name, "low": first, "high": last, "unit": self.unit} for name, first, last in ends]
         return about, np.rint((x - low) * (255 / np.where(high > low, high - low, 1))).astype(np.uint8)
-
-
-def welch(x: sp.csc_matrix, member: sp.csr_matrix) -> np.ndarray:
-    """x (n, m), member (types, n) of ones -> Welch's t (types, m) of the cells of a type against all others."""
-    size, sums, squares = member.sum(1).A1[:, None], (member @ x).toarray(), (member @ x.power(2)).toarray()
-
-    def moments(n: np.ndarray, total: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = total / np.maximum(n, 1)
-        return mean, (square - n * mean**2).clip(0) / np.maximum(n - 1, 1) / np.maximum(n, 1)
-
-    mean, error = moments(size, sums, squares)
-    other, rest = moments(x.shape[0] - size, sums.sum(0) - sums, squares.sum(0) - squares)
-    return (mean - other) / np.sqrt(np.maximum(error + rest, 1e-12))
 
 
 def read_genes(source: Any, rows: np.ndarray, names: Sequence[str] | None = None) -> Genes | None:
@@ -96,8 +83,7 @@ def read(expression: Expression, rows: np.ndarray, columns: dict[str, int]) -> G
     for batch, x in expression.chunks(0, expression.num_cells):
         values = sp.csr_matrix(x[rows[(rows >= batch.start) & (rows < batch.stop)] - batch.start])
         if expression.scale:
-            counts = as_counts(values, expression, batch.start)
-            values = (sp.diags(TOTAL / np.maximum(counts.sum(1).A1, 1e-12)) @ counts).log1p()
+            values = log_normalised(values, expression, batch.start)
         parts.append(values[:, list(columns.values())].astype(np.float32))
     unit = "log1p of counts, 10,000 a cell" if expression.scale else "as in X"
     return Genes(list(columns), sp.vstack(parts, format="csc"), unit)
