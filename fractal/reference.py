@@ -4,7 +4,7 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,16 @@ from fractal import __version__
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CONFIDENCE, annotation_columns, as_obs
 from fractal.annotate.card import headline
-from fractal.annotate.folder import MAPS, VERSION, read_folder, write_folder
+from fractal.annotate.folder import MAPS, VERSION, read_parts, write_folder
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake
 from fractal.annotate.run import Run, check_answers
 from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS
+from fractal.base.archive import is_archive
 from fractal.base.errors import InputError, in_python
 from fractal.base.files import read_whole
-from fractal.base.storage import Location, fetch, locate
+from fractal.base.storage import Location, fetch, locate, locate_shared
 from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
 from fractal.data.parquet import CELL_ID, fingerprint
@@ -106,10 +107,14 @@ class Reference:
         return f"{text}\n\n{headline(self.facts)}\n\n{answer_table(scores['levels'], 3)}"
 
     @in_python
-    def save(self, folder: str | Path) -> None:
-        """Write the reference's folder, whole or not at all. Raises InputError where something else lies there."""
-        write_folder(Path(folder), (self.annotator, self.facts, self.projection))
-        self.name, self.folder = Path(folder).resolve().name, Path(folder)
+    def save(self, path: str | Path) -> None:
+        """Write the reference, whole or not at all: a folder, or one file if the name ends in .zip.
+
+        Raises InputError where something else lies there.
+        """
+        path = Path(path)
+        write_folder(path, (self.annotator, self.facts, self.projection))
+        self.name, self.folder = path.resolve().name, None if is_archive(path) else path
 
     @in_python
     def annotate(
@@ -510,26 +515,34 @@ def make_reference(
 
 
 @in_python
-def load(folder: str | Path, device: str = "auto", model: str | Path | None = None) -> Reference:
-    """A reference from its folder. Runs no code from it. Raises InputError for one that is missing or damaged.
+def load(
+    path: str | Path, device: str = "auto", model: str | Path | None = None, *, sha256: str | None = None
+) -> Reference:
+    """A reference from its folder or .zip. Runs no code from it. Raises InputError for one that is missing or damaged.
 
-    model: where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it.
+        ref = fractal.load("https://example.org/blood.zip", sha256="9f86d081...")
+
+    Parameters
+    ----------
+    path : of a folder or a .zip, on this machine or at a URI; or the https:// address of a .zip
+    device : of torch
+    model : where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it
+    sha256 : of a .zip at an https:// address, which is not read without one; it may stand after URL#sha256=, too
     """
-    return read_reference(locate(folder), pick_device(device), Path(model) if model else None)
+    return read_reference(locate_shared(path, sha256), pick_device(device), Path(model) if model else None)
 
 
-def read_reference(folder: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Reference:
-    path = fetch(folder)
-    annotator, facts, projection = read_whole(path, partial(read_folder, device=device))
-    return Reference(annotator, facts, projection, folder.resolve().name, path, model)
+def read_reference(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Reference:
+    parts = read_parts(path, device)
+    return Reference(*parts, path.resolve().name, None if is_archive(path) else fetch(path), model)
 
 
 def open_embedder(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
-    """Of a checkpoint of train.py, which knows no cells, or a reference's folder; model as in `load`.
+    """Of a checkpoint of train.py, which knows no cells, or a reference; model as in `load`.
 
     Raises InputError for neither.
     """
-    if path.is_dir():
+    if path.is_dir() or is_archive(path):
         return read_reference(path, device, model).embedder
     (adapter, checkpoint), sha256 = read_whole(path, lambda path: (checkpoints.load(path, device), fingerprint(path)))
 
@@ -541,8 +554,8 @@ def open_embedder(path: Location, device: torch.device | str = "cpu", model: Pat
 
 
 def load_adapter(path: Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
-    """A checkpoint of train.py, or a reference's folder -> the adapter, and what it says beside it."""
-    if path.is_dir():
+    """A checkpoint of train.py, or a reference -> the adapter, and what it says beside it."""
+    if path.is_dir() or is_archive(path):
         reference = read_reference(path, device)
         return reference.adapter, reference.facts
     return checkpoints.load(path, device)

@@ -1,7 +1,9 @@
 """Fitting from Python and the shell: it can be repeated, leaves no trace, and ingests as ingest.py does."""
 
 from pathlib import Path
+from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ import torch
 import fractal
 import ingest as ingest_script
 from fractal.base.errors import InputError
-from fractal.commands import fit
+from fractal.commands import annotate, fit
 from fractal.data.cells import Cells
 from fractal.data.ingestion import place_cells, write_atlas
 from fractal.fitting import check_labels
@@ -85,3 +87,85 @@ def test_what_fit_ingests_says_where_it_comes_from(tmp_path: Path):
     script = pq.read_table(tmp_path / "script.parquet")
     assert found == [script.schema.metadata[b"anchors_sha256"]] * 2
     assert script.equals(table)
+
+
+QUICK: dict[str, Any] = {"use_rep": "X_scVI", "epochs": 1, "device": "cpu"}
+ARRAYS = ("adapter.safetensors", "cells.safetensors", "held_out.safetensors", "hierarchy.tsv")
+
+
+def written(ref: fractal.Reference, folder: Path) -> dict[str, bytes]:
+    ref.save(folder)
+    return {name: (folder / name).read_bytes() for name in ARRAYS}
+
+
+def test_two_files_give_the_reference_of_the_joined_one(tmp_path: Path, monkeypatch, capsys):
+    """Byte for byte. In the shell, and as one .zip, which labels cells as the folder does."""
+    monkeypatch.chdir(tmp_path)
+    whole = cells(400)
+    whole.write_h5ad("whole.h5ad")
+    whole[:150].write_h5ad("a.h5ad")
+    whole[150:].write_h5ad("b.h5ad")
+    expected = written(fractal.fit("whole.h5ad", "cell_type", study="donor", **QUICK), tmp_path / "whole")
+    flags = ["--labels", "cell_type", "--use-rep", "X_scVI", "--study", "donor", "--epochs", "1", "--device", "cpu"]
+    fit.main(["a.h5ad", "b.h5ad", *flags, "--output", "both.zip"])
+    assert "cells: 150 of a.h5ad, 250 of b.h5ad\n" in capsys.readouterr().out
+    both = fractal.load("both.zip", "cpu")
+    assert written(both, tmp_path / "both") == expected
+    assert both.facts["source"] == "a.h5ad, b.h5ad"
+    assert both.facts["cells_from"] == [{"name": "a.h5ad", "cells": 150}, {"name": "b.h5ad", "cells": 250}]
+    assert "Labelled cells: 150 of `a.h5ad`, 250 of `b.h5ad`." in Path("both", "README.md").read_text()
+    cells(60, seed=1).write_h5ad("new.h5ad")
+    found = []
+    for name in ("whole", "both.zip"):
+        annotate.main(["new.h5ad", "--reference", name, "--output", "labels.tsv", "--device", "cpu"])
+        found.append(Path("labels.tsv").read_text())
+    assert found[0] == found[1]
+
+
+def test_update_fits_the_kept_cells_and_the_new_ones(tmp_path: Path, monkeypatch):
+    """As a fit of the same cells in one AnnData: labels of the tree, old studies by number, new ones beside them."""
+    monkeypatch.chdir(tmp_path)
+    ref = fractal.fit(cells(300), "cell_type", study="donor", max_cells=200, **QUICK)
+    ref.save("old.zip")
+    new = cells(100, seed=1)
+    new.obs["cell_type"] = new.obs["cell_type"].replace({"B cell": "B cells"})  # one term of CL: one type
+    new.write_h5ad("new.h5ad")
+    flags = ["--labels", "cell_type", "--study", "donor", "--epochs", "1", "--device", "cpu", "--output", "more"]
+    fit.main(["new.h5ad", "--update", "old.zip", *flags])
+    more, a = fractal.load("more", "cpu"), ref.annotator
+    assert more.facts["cells_from"] == [
+        {"name": f"the reference old.zip (adapter {ref.sha256[:16]})", "cells": 200},
+        {"name": "new.h5ad", "cells": 100},
+    ]
+    assert more.facts["source"] == "an AnnData, new.h5ad"
+    assert more.use_rep == "X_scVI"
+    obs = pd.DataFrame({
+        "cell_type": [*(a.tree.paths[row][-1] for row in a.path), *cells(100, seed=1).obs["cell_type"]],
+        "donor": [*(f"study {code} of the reference" for code in a.study), *new.obs["donor"]],
+    })  # fmt: skip
+    obs.index = obs.index.astype(str)
+    joined = anndata.AnnData(obs=obs, obsm={"X_scVI": np.concatenate([a.vectors, new.obsm["X_scVI"]])})
+    in_two = fractal.fit([joined[:120].copy(), joined[120:].copy()], "cell_type", study="donor", **QUICK)
+    assert written(in_two, tmp_path / "joined") == {name: Path("more", name).read_bytes() for name in ARRAYS}
+    assert len(np.unique(more.annotator.study)) == 6
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "the reference has 3 studies; name the column .*study"),
+        ({"study": "donor", "tree": "cellxgene"}, "the reference has the levels system, .*; give its tree"),
+        ({"study": "donor", "model": "x"}, "^model: the reference of update knows its encoder"),
+    ]
+    for options, match in cases:
+        with pytest.raises(InputError, match=match):
+            fractal.fit("new.h5ad", "cell_type", update=ref, **options)
+    with pytest.raises(InputError, match="there are no cells"):
+        fractal.fit([], "cell_type", study="donor", update=ref)
+
+
+def test_levels_of_the_user_s_own_come_back_for_an_update():
+    """Also those that `fit` renamed, since they stand under two parents."""
+    adata = cells(300)
+    adata.obs["side"] = np.where(adata.obs["donor"] == "a", "left", "right")
+    ref = fractal.fit(adata, levels=["side", "cell_type"], **QUICK)
+    assert all(fine.endswith(f" ({coarse})") for coarse, fine in ref.annotator.tree.paths)
+    more = fractal.fit(adata[:50].copy(), levels=["side", "cell_type"], update=ref, epochs=1, device="cpu")
+    assert more.annotator.tree.paths == ref.annotator.tree.paths
+    assert len(more.annotator.path) == 350

@@ -52,6 +52,8 @@ def model_card(facts: Mapping[str, Any], version: int) -> str:
         if projection
         else ""
     )
+    sources = facts.get("cells_from", [])
+    parts = ", ".join(f"{part['cells']:,} of {code(part['name'])}" for part in sources)
     split = facts.get("split")
     fingerprint = split.get("fingerprint") if isinstance(split, Mapping) else "unknown"
     return f"""# Reference for annotating cells
@@ -69,5 +71,5 @@ Cells must come as vectors of the same embedding, made in the same way, as those
 A type that the reference lacks is only sometimes recognised as novel.
 
 Made from {code(facts.get("data", "unknown"))} (sha256 {code(fingerprint)}), with {made_with};
-format {version} of the folder.
+format {version} of the folder.{f" Labelled cells: {parts}." if parts else ""}
 """

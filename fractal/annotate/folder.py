@@ -9,6 +9,8 @@
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
+The same files in one .zip are a reference as well (fractal.base.archive).
+
 The full fractal vectors are not kept: the adapter makes 100,000 in a second or two. Nor is the calibration: it is made
 of the held-out cells, also for those who ask for a few types only.
 """
@@ -16,6 +18,7 @@ of the held-out cells, also for those who ask for a few types only.
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,10 @@ from fractal.annotate.calibration import HeldOut
 from fractal.annotate.card import model_card
 from fractal.annotate.projection import Projection
 from fractal.annotate.votes import SIGNALS
+from fractal.base import archive
 from fractal.base.errors import InputError
-from fractal.base.files import atomic_folder, check_header, recover
+from fractal.base.files import atomic_folder, check_header, read_whole, recover
+from fractal.base.storage import Location, fetch
 from fractal.data.encoder import EncoderLink
 from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
@@ -51,8 +56,12 @@ def check_folder(path: Path) -> None:
     """Raises InputError for an output that would lose anything: only a reference's own files are replaced."""
     if not path.exists():
         return
+    if archive.is_archive(path):
+        if "bundle.json" not in archive.names_in(path):
+            raise InputError(f"{path}: is there, and no reference; name another file")
+        return
     if not path.is_dir():
-        raise InputError(f"{path}: is a file, and the reference is a folder; name another folder")
+        raise InputError(f"{path}: is a file, and the reference is a folder or a .zip; name one of these")
     recover(path / MAPS)  # of a run of `fractal map` that was killed
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
@@ -62,7 +71,7 @@ def check_folder(path: Path) -> None:
 
 
 def write_folder(path: Path, parts: Parts) -> None:
-    """Write all files, whole or not at all; the facts are completed with the version and the hashes."""
+    """Write all files, or one .zip of them, whole or not at all; the facts get the version and the hashes."""
     check_folder(path)
     annotator, facts, projection = parts
     cells = {"vectors": annotator.vectors, "path": annotator.path, "study": annotator.study}
@@ -77,9 +86,26 @@ def write_folder(path: Path, parts: Parts) -> None:
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files["bundle.json"] = (json.dumps({**facts, "version": VERSION, "sha256": hashes}, indent=1) + "\n").encode()
     files["README.md"] = model_card(facts, VERSION).encode()
+    if archive.is_archive(path):
+        archive.write_archive(path, files)
+        return
     with atomic_folder(path, OWN_FILES) as part:
         for name, content in files.items():
             (part / name).write_bytes(content)
+
+
+def read_parts(location: Location, device: torch.device | str) -> Parts:
+    """Of a folder or a .zip, here or at a URI; raises InputError as `read_folder` and `archive.unpacked` do."""
+    path = fetch(location)
+    if not archive.is_archive(location):
+        return read_whole(path, partial(read_folder, device=device))
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    with archive.unpacked(path, OWN_FILES) as folder:
+        try:
+            return read_folder(folder, device)
+        except InputError as error:  # names the temporary folder
+            raise InputError(str(error).replace(str(folder), str(location))) from error
 
 
 def read_folder(path: Path, device: torch.device | str) -> Parts:

@@ -9,7 +9,7 @@ were left out since. Where it differs between cells, X is no longer what the PCA
 New cells must be normalised as the labelled ones were. That is the user's part; what the numbers tell of it is checked.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,17 @@ def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
             return None, f"obsm '{use_rep}': without the expression that it was made of, new cells can't be projected"
         loadings, components = np.asarray(varm[loadings_key][:], np.float32), parts["obsm"][use_rep]
         return measure(x, loadings, components, use_rep, layer)
+
+
+def learn_together(files: Sequence[Any], use_rep: str) -> tuple[Projection | None, str]:
+    """As `learn`, of the first of several files. Raises InputError for one that has a PCA of its own."""
+    first, line = learn(files[0], use_rep)
+    for file in files[1:]:
+        other, _ = learn(file, use_rep)
+        if first and other and not np.array_equal(other.loadings, first.loadings):
+            where = "an AnnData" if hasattr(file, "obsm") else file
+            raise InputError(f"{where}: obsm '{use_rep}' is a PCA of its own; make one of the cells of all files")
+    return first, line
 
 
 def as_text(value: Any) -> str:

@@ -9,6 +9,7 @@ them as well, as Arrow's do: s3://bucket/cells.parquet?endpoint_override=localho
 from __future__ import annotations
 
 import atexit
+import hashlib
 import io
 import os
 import re
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # --help needs none of it
 
 PIECE = 8 << 20  # bytes of one request
 PIECES = 8  # requests under way: one alone is far slower than the network
+TIMEOUT = 60  # seconds without a byte from a web server
 UPLOAD = 32 << 20  # bytes of a part of an upload; a store takes 10,000 of them
 WRITERS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}  # scheme -> package, extra
 
@@ -92,6 +94,48 @@ class Remote:
 
 
 Location = Path | Remote
+
+
+@dataclass(frozen=True)
+class Web(Remote):
+    """A file at an https:// address, read as a whole; its sha256, known before, says that it is the right one."""
+
+    sha256: str = ""
+
+    @property
+    def info(self) -> FileInfo:
+        from pyarrow.fs import FileInfo, FileType
+
+        return FileInfo(self.path, FileType.File)
+
+    def pieces(self) -> Iterator[bytes]:
+        """All bytes in order. Raises InputError, after the last, for another file."""
+        from urllib.request import urlopen  # which --help need not wait for
+
+        digest, query = hashlib.sha256(), f"?{self.query}" if self.query else ""
+        with store_errors(self), urlopen(f"{self}{query}", timeout=TIMEOUT) as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                yield piece
+        if digest.hexdigest() != self.sha256:
+            raise InputError(f"{self}: has the sha256 {digest.hexdigest()}, not {self.sha256}; it is not the same file")
+
+
+def locate_shared(name: str | Location, sha256: str | None = None) -> Location:
+    """Where a reference is: as `locate`, or an https:// address with the file's sha256, as URL#sha256=HEX; a type.
+
+    Raises InputError for another address of the web, and one without sha256.
+    """
+    if not isinstance(name, str) or not re.match("https?://", name, re.IGNORECASE):
+        if sha256:
+            raise InputError(f"{name}: a sha256 goes with an https:// address; sha256sum checks a file that is here")
+        return locate(name)
+    address, _, given = name.partition("#sha256=")
+    digest = (sha256 or given).casefold()
+    parts = re.fullmatch(r"https://([^/?#]+)(/[^?#]*)(?:\?([^#]*))?", address, re.IGNORECASE)
+    if not parts or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InputError(f"{name}: a reference is read from an https:// address with its sha256: URL#sha256=64 digits")
+    return Web("https", parts[1], parts[2], parts[3] or "", digest)
 
 
 def locate(name: str | Path | Remote) -> Location:
@@ -175,6 +219,9 @@ def open_random(path: Location) -> Any:
 
 def pieces(path: Location) -> Iterator[bytes]:
     """All bytes of a file in order, with several requests under way."""
+    if isinstance(path, Web):
+        yield from path.pieces()
+        return
     with store_errors(path):
         files, inner = file_system(path)
         with files.open_input_file(inner) as file:
@@ -250,6 +297,8 @@ def scratch(output: Location) -> Path | None:
 
 def stamp(path: Location) -> tuple[Any, ...]:
     """Changes with a file, or with any file of a folder: sizes and times. Empty where there is none."""
+    if isinstance(path, Web):
+        return (path.sha256,)
     if not path.exists():
         return ()
     return tuple((info.path, info.size, info.mtime_ns) for info in listed(path, recursive=True) if info.is_file)

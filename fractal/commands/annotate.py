@@ -46,7 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = command("annotate", __doc__)
     files = parser.add_argument_group("files")
     add(files, "input")
-    add(files, "--reference", default=Path("data/reference"), help="folder of `fractal fit` (default: %(default)s)")
+    add(files, "--reference", default=Path("data/reference"), help="reference of `fractal fit` (default: %(default)s)")
     files.add_argument(
         "--index",
         type=locate,

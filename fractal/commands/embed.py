@@ -29,7 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = command("embed", __doc__)
     files = parser.add_argument_group("files")
     add(files, "input")
-    add(files, "--reference", default=CHECKPOINT, help="folder of `fractal fit`, or checkpoint (default: %(default)s)")
+    add(files, "--reference", default=CHECKPOINT, help="reference, or checkpoint of train.py (default: %(default)s)")
     add(files, "--use-rep", "--model")
     add(
         files,

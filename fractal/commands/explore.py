@@ -24,7 +24,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = command("explore", __doc__)
     files = parser.add_argument_group("files")
     add(files, "input", "--use-rep")
-    add(files, "--reference", required=True, help="folder of `fractal fit` or `fractal reference`")
+    add(files, "--reference", required=True, help="reference of `fractal fit` or `fractal reference`")
     add(files, "--output", help="the page to write (default: explorer.html; with --embedding-atlas cells.parquet)")
     files.add_argument(
         "--embedding-atlas",

@@ -26,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     add(files, "input", help="cells: .h5ad, .zarr, .npy, Parquet or TileDB; or an index")
     add(files, "--output", type=Path, help="folder of the new index")
-    add(files, "--reference", help="folder of `fractal fit`, or checkpoint: embeds vectors that it has not made")
+    add(files, "--reference", help="reference of `fractal fit`, or checkpoint: embeds vectors that it has not made")
     add(
         files,
         "--use-rep",

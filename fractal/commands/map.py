@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fractal.base.archive import is_archive
 from fractal.base.errors import InputError
 from fractal.base.files import locked
 from fractal.commands.options import add, check_output, check_suffix, command, one_input
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help does not need it
 def get_parser() -> argparse.ArgumentParser:
     parser = command("map", __doc__)
     add(parser, "input", "--use-rep", "--embedded")
-    add(parser, "--reference", required=True, help="folder of `fractal fit`")
+    add(parser, "--reference", required=True, help="reference of `fractal fit`")
     add(parser, "--output", required=True, help=".h5ad for an .h5ad, which may be the input, or Parquet")
     add(parser, "--force", "--device")
     return parser
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     args.input = one_input(args, "fractal map new.h5ad --reference FOLDER --output new_maps.h5ad")
     check_suffix("--output", args.output, (".parquet", ".h5ad"))
     check_output(args, {"--reference": args.reference})
-    if args.reference.is_file():
+    if args.reference.is_file() and not is_archive(args.reference):
         raise InputError(f"{args.reference}: an adapter without cells; make a reference of it with `fractal reference`")
     from fractal.model.adapter import pick_device
     from fractal.reference import read_reference

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fractal.base.archive import is_archive
 from fractal.base.errors import InputError
 from fractal.base.paths import Paths, check_paths
-from fractal.base.storage import Location, locate
+from fractal.base.storage import Location, locate, locate_shared
 
 T = TypeVar("T", int, float)
 
@@ -51,7 +52,10 @@ CHECKPOINT = Path("data/fractal_adapter_4L.pt")  # of train.py, by default
 ALIASES = {"--use-rep": ["--obsm"], "--reference": ["--model-path"]}
 FLAGS: dict[str, dict[str, Any]] = {
     "input": {"type": locate, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
-    "--reference": {"type": locate, "help": "folder of `fractal fit`, or a checkpoint of train.py"},
+    "--reference": {
+        "type": locate_shared,
+        "help": "folder or .zip of `fractal fit`, or https://HOST/NAME.zip#sha256=HEX, or a checkpoint of train.py",
+    },
     "--output": {"type": locate},
     "--model": {
         "type": locate,
@@ -155,6 +159,15 @@ def check_suffix(flag: str, path: Location | None, suffixes: Sequence[str]) -> N
     if path is not None and path.suffix.casefold() not in suffixes:
         *most, last = suffixes
         raise InputError(f"{path}: name a {', '.join(most)}{' or ' * bool(most)}{last} file with {flag}")
+
+
+def check_reference_output(inputs: Mapping[str, Paths], output: Path) -> None:
+    """Raises InputError for an --output that can't become a reference, a folder or a .zip."""
+    from fractal.annotate.folder import check_folder
+
+    files, folders = ({"--output": output}, {}) if is_archive(output) else ({}, {"--output": output})
+    check_paths(inputs, files, folders=folders)
+    check_folder(output)
 
 
 def check_use_rep(args: argparse.Namespace) -> None:

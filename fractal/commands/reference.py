@@ -11,8 +11,7 @@ import argparse
 from pathlib import Path
 
 from fractal.base.errors import InputError
-from fractal.base.paths import check_paths
-from fractal.commands.options import CHECKPOINT, add, command, positive_int
+from fractal.commands.options import CHECKPOINT, add, check_reference_output, command, positive_int
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -31,7 +30,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="how many training cells to keep, 512 bytes each at 128-d (default: %(default)s)",
     )
     add(parser, "--obo", help="Cell Ontology that ingest.py used, a path or a URL (default: the shipped one)")
-    add(parser, "--output", type=Path, default=Path("data/reference"), help="folder to write (default: %(default)s)")
+    add(
+        parser,
+        "--output",
+        type=Path,
+        default=Path("data/reference"),
+        help="folder or .zip to write (default: %(default)s)",
+    )
     add(parser, "--device")
     return parser
 
@@ -42,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from fractal.annotate.annotator import Annotator
     from fractal.annotate.card import headline
-    from fractal.annotate.folder import check_folder
     from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
     from fractal.model.adapter import pick_device
@@ -53,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
     args.obo = args.obo or CL_SLIM
     inputs = {"--model-path": args.reference, "--input": args.input, "--obo": args.obo}
-    check_paths(inputs, {}, folders={"--output": args.output})
-    check_folder(args.output)
+    check_reference_output(inputs, args.output)
     adapter, checkpoint = load(args.reference, pick_device(args.device))
     split = Split.of(checkpoint, args.reference)
     atlas = Atlas.open(args.input)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fractal.base.errors import InputError, printable
 from fractal.base.paths import check_paths
-from fractal.base.storage import locate
+from fractal.base.storage import locate, locate_shared
 from fractal.base.table import table
 from fractal.commands.options import add, command, positive_int
 
@@ -21,7 +21,7 @@ from fractal.commands.options import add, command, positive_int
 def get_parser() -> argparse.ArgumentParser:
     parser = command("report", __doc__)
     files = parser.add_argument_group("files")
-    files.add_argument("reference", type=locate, help="folder of `fractal fit` or `fractal reference`")
+    files.add_argument("reference", type=locate_shared, help="reference of `fractal fit` or `fractal reference`")
     files.add_argument("--output", metavar="HTML", type=Path, help="the page")
     files.add_argument("--figures", metavar="DIR", type=Path, help="write each figure as .svg and .png, too")
     cells = parser.add_argument_group("labelled cells to score")

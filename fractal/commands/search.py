@@ -32,7 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("--query", type=locate, required=True, help="cells: .h5ad, .zarr, .npy, Parquet or TileDB")
     files.add_argument("--index", type=Path, required=True, help="folder of `fractal index`")
-    add(files, "--reference", help="folder of `fractal fit`, or checkpoint, that made the index; embeds the queries")
+    add(files, "--reference", help="reference of `fractal fit`, or checkpoint, that made the index; embeds the queries")
     add(files, "--embedded")
     add(
         files,

@@ -7,6 +7,7 @@
         donors = cells.column("donor")           # a pyarrow.ChunkedArray of all rows
         codes, names = cells.codes("cell_type")  # the same as codes of cleaned names, -1 where one is missing
         labels = cells.labels("cell_type", "donor")
+    both = Cells.chain([some, others])           # several files as one
 
 Vectors stream: one chunk of them is in memory. What is in a folder, and else the end of a name, says what the format
 is; where nothing else fits, it is Parquet. A column that mixes types, as AnnData allows, is text for all who read it.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,7 @@ class Cells:
     schema : of the columns that every chunk brings, with the file's metadata; the names, `cell_id`, come first
     column_names : all columns but the names: those of the chunks, or of obs
     facts : () -> what the tool that made the vectors says of them: a file's metadata, uns["fractal"] of an AnnData
+    parts : those that `chain` made it of
     """
 
     path: Location
@@ -95,6 +98,7 @@ class Cells:
     read_columns: Callable[[Sequence[str]], pa.Table]  # what `table` does
     read_names: Callable[[], pa.Table] | None = None  # what `names` does
     facts: Callable[[], Mapping[str, Any]] = dict
+    parts: "tuple[Cells, ...]" = ()
 
     @staticmethod
     @contextmanager
@@ -123,6 +127,35 @@ class Cells:
             if dim is not None and (made or (several and use_rep.startswith("X_fractal"))):
                 raise InputError(f"{opened.path}: its vectors come from embed.py; name those that they were made of")
             yield opened
+
+    @staticmethod
+    def chain(parts: "Sequence[Cells]") -> "Cells":
+        """Several as one, in this order. Columns are text, as types may differ; names, which may recur, are left out.
+
+        Raises InputError for vectors of different widths; where it is read, for a column that one of them lacks.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        if other := next((part for part in parts if part.dim != first.dim), None):
+            raise InputError(f"{other.path}: its vectors have {other.dim} numbers, those of {first.path} {first.dim}")
+
+        def chunks(size: int) -> Iterator[Chunk]:
+            for part in parts:
+                for columns, vectors in part.read(size):
+                    yield columns.select([]), vectors
+
+        def texts(part: Cells, name: str) -> pa.DictionaryArray:
+            codes, names = part.codes(name)
+            indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+            return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string()))
+
+        def columns(names: Sequence[str]) -> pa.Table:
+            return pa.table({name: pa.chunked_array([texts(part, name) for part in parts]) for name in names})
+
+        path, rows = Path(", ".join(part.path.name for part in parts)), sum(part.num_rows for part in parts)
+        keys = tuple(dict.fromkeys(name for part in parts for name in part.column_names))
+        return Cells(path, rows, first.dim, pa.schema([]), keys, chunks, columns, parts=tuple(parts))
 
     @property
     def has_names(self) -> bool:

@@ -12,7 +12,7 @@ import scipy.sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 
 import fractal
-from fractal.annotate.projection import Projection, learn
+from fractal.annotate.projection import Projection, learn, learn_together
 from fractal.base.errors import InputError
 from fractal.commands import annotate, embed, fit, index, search
 from fractal.data.expression import open_expression
@@ -111,6 +111,20 @@ def test_a_layer_is_looked_up_and_asked_for():
     again = Projection.of(found.arrays(), found.facts(), 15)
     for name in ("genes", "loadings", "means", "offset", "layer", "kind"):
         assert np.array_equal(getattr(again, name), getattr(found, name))
+
+
+def test_files_have_one_pca_between_them(tmp_path: Path):
+    whole, (x, labels) = labelled(200), counts(100, 3)
+    parts = [whole[:120].copy(), whole[120:].copy()]
+    (found, _), (expected, _) = learn_together(parts, "X_pca"), learn(whole, "X_pca")
+    assert found is not None
+    assert expected is not None
+    assert np.array_equal(found.loadings, expected.loadings)
+    with_pca(normalised(x), labels).write_h5ad(tmp_path / "own.h5ad")
+    with pytest.raises(InputError, match=r"own\.h5ad: obsm 'X_pca' is a PCA of its own; make one"):
+        learn_together([whole, tmp_path / "own.h5ad"], "X_pca")
+    with pytest.raises(InputError, match="an AnnData: obsm 'X_pca' is a PCA of its own"):
+        learn_together([tmp_path / "own.h5ad", whole], "X_pca")
 
 
 def test_an_old_scanpy_marks_unused_genes_by_nan():

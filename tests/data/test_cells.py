@@ -353,3 +353,45 @@ def test_a_file_of_empty_vectors_says_so(tmp_path: Path):
         Cells.open(tmp_path / "x.parquet"),
     ):
         pass
+
+
+def test_several_as_one(tmp_path: Path):
+    """As the joined file: vectors, labels and studies, though a category has another code and another type in each."""
+    whole = anndata.read_h5ad(write_h5ad(tmp_path / "x.h5ad", clustered(TYPES * 10), kind=TYPES * 10, batch=range(60)))
+    whole.obs["donor"] = pd.Categorical(["b", "a", None] * 20, categories=["b", "a", "none has it"])
+    parts = [whole[:25].copy(), whole[25:].copy()]
+    parts[0].obs["batch"] = parts[0].obs["batch"].astype(str).astype("category")
+    parts[1].obs["donor"] = parts[1].obs["donor"].astype(object)
+    parts[1].write_h5ad(tmp_path / "b.h5ad")
+    with Cells.open(parts[0], "X_pca") as a, Cells.open(tmp_path / "b.h5ad", "X_pca") as b:
+        both = Cells.chain([a, b])
+        assert Cells.chain([a]) is a
+        assert (both.num_rows, both.dim, both.column_names) == (60, 16, ("kind", "batch", "donor"))
+        assert np.array_equal(read(both, 7), whole.obsm["X_pca"])
+        with Cells.open(whole, "X_pca") as joined:
+            for name in both.column_names:
+                (codes, names), (expected, expected_names) = both.codes(name), joined.codes(name)
+                assert (codes.tolist(), names) == (expected.tolist(), expected_names)
+            some, same = both.labels("kind", "donor"), joined.labels("kind", "donor")
+        assert (some.names, some.studies, some.notes) == (same.names, same.studies, same.notes)
+        assert some.study_codes is not None
+        assert same.study_codes is not None
+        assert np.array_equal(some.codes, same.codes)
+        assert np.array_equal(some.study_codes, same.study_codes)
+    del parts[0].obs["donor"]
+    parts[0].write_h5ad(tmp_path / "a.h5ad")
+    lacks = r"a\.h5ad: obs has no column 'donor'; it has kind, batch"
+    with (
+        Cells.open(tmp_path / "a.h5ad", "X_pca") as a,
+        Cells.open(parts[1], "X_pca") as b,
+        pytest.raises(InputError, match=lacks),
+    ):
+        Cells.chain([b, a]).labels("kind", "donor")
+    np.save(tmp_path / "y.npy", clustered(TYPES, 5))
+    narrow = r"y\.npy: its vectors have 5 numbers, those of adata 16"
+    with (
+        Cells.open(tmp_path / "y.npy") as y,
+        Cells.open(parts[1], "X_pca") as b,
+        pytest.raises(InputError, match=narrow),
+    ):
+        Cells.chain([b, y])
