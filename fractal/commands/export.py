@@ -171,6 +171,8 @@ def main(argv: list[str] | None = None) -> None:
         check_names(cells, prefix)
         metadata = {"recipe": embedder.recipe, "checkpoint_sha256": embedder.sha256}
         written = write_parquet(args.output, exported(adapter, cells, prefix), metadata)
+        if not written:
+            raise InputError(f"{args.vectors}: every cell's vector is zero or not finite; make the embedding again")
     left_out = cells.num_rows - written
     more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
     print(f"{written:,} cells, columns prefix_{prefix} and full, written to {args.output}{more}")

@@ -46,7 +46,6 @@ class Space:
     dim: int
     recipe: str = ""  # of the adapter that made them; "" where they were taken as they are
     blocks: tuple[int, ...] = ()  # widths of the adapter's blocks
-    levels: tuple[str, ...] = ()  # names of the levels that the blocks stand for
     adapters: tuple[str, ...] = ()  # sha256 of the adapter: of its checkpoint, of its weights, or of both
 
     def prefix_width(self, prefix: int) -> int:
@@ -168,8 +167,8 @@ def open_folder(path: Path) -> Folder:
             raise InputError(f"{path}: an index of version {metadata['version']}, this reads {VERSION}; {WAY_OUT}")
         check_small(path, metadata["files"])
         known, sources, files = metadata["space"], metadata["sources"], metadata["files"]
-        blocks, levels, adapters = known["blocks"], map(str, known["levels"]), map(str, known["adapters"])
-        space = Space(int(known["dim"]), str(known["recipe"]), tuple(map(int, blocks)), tuple(levels), tuple(adapters))
+        blocks, adapters = map(int, known["blocks"]), map(str, known["adapters"])
+        space = Space(int(known["dim"]), str(known["recipe"]), tuple(blocks), tuple(adapters))
         if not sources or set(files) != {CENTROIDS, *(name for i in range(len(sources)) for name in part_names(i))}:
             raise ValueError("files are missing")
         if space.blocks and (min(space.blocks) < 1 or sum(space.blocks) != space.dim):

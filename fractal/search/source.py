@@ -71,7 +71,7 @@ def space_of(embedder: Embedder) -> Space:
     adapter = embedder.adapter
     blocks = (adapter.scale_dim,) * adapter.num_levels
     hashes = dict.fromkeys([embedder.sha256, weights_sha256(adapter)])
-    return Space(sum(blocks), embedder.recipe, blocks, tuple(embedder.levels), tuple(hashes))
+    return Space(sum(blocks), embedder.recipe, blocks, tuple(hashes))
 
 
 def space_in(path: Location, use_rep: str) -> Space | None:
@@ -88,7 +88,6 @@ def space_in(path: Location, use_rep: str) -> Space | None:
             blocks = np.diff([0, *facts["prefix_ends"]]).astype(int).tolist()
         else:
             blocks = [int(width) for width in json.loads(facts["block_widths"])[: int(facts["prefix"])]]
-        levels = tuple(map(str, facts.get("levels", ())))
-        return Space(sum(blocks), str(facts["recipe"]), tuple(blocks), levels, tuple(dict.fromkeys(hashes)))
+        return Space(sum(blocks), str(facts["recipe"]), tuple(blocks), tuple(dict.fromkeys(hashes)))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: what it says of its vectors' blocks can't be read; embed it again") from error

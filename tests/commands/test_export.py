@@ -99,6 +99,14 @@ def test_a_file_of_vectors_keeps_its_columns(folder: Path, tmp_path: Path, capsy
     assert pq.read_table(tmp_path / "b.parquet").column_names == ["row", "prefix_3", "full"]
 
 
+def test_cells_of_which_none_has_a_vector_are_refused(folder: Path, tmp_path: Path, fails):
+    np.save(tmp_path / "none.npy", np.full((5, 16), np.nan, np.float32))
+    files = ["--reference", folder / "adapter.pt", "--vectors", tmp_path / "none.npy"]
+    line = fails(export.main, *files, "--to", "parquet", "--output", tmp_path / "cells.parquet")
+    assert "none.npy: every cell's vector is zero or not finite" in line
+    assert not (tmp_path / "cells.parquet").exists()
+
+
 def test_nothing_is_left_of_a_run_that_fails(folder: Path, tmp_path: Path, monkeypatch):
     chunks = list[int]()
 

@@ -40,7 +40,7 @@ def cells_of(vectors: np.ndarray, table: pa.Table, adapters: tuple[str, ...] = (
         return table.slice(rows.start, rows.stop - rows.start)
 
     cells = Cells.from_matrix(Path("cells.parquet"), vectors.shape, vectors.dtype, vectors.__getitem__, columns)
-    space = Space(vectors.shape[1], "fractal", BLOCKS, ("system", "lineage", "type", "subtype"), adapters)
+    space = Space(vectors.shape[1], "fractal", BLOCKS, adapters)
     return Source(cells, space)
 
 

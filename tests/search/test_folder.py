@@ -52,6 +52,15 @@ def test_a_folder_that_is_replaced_while_it_is_opened_is_opened_again(
     assert opened.table(hits)["id"].to_pylist() == [f"cell {i}" for i in range(100)]
 
 
+def test_an_index_that_names_the_levels_as_earlier_ones_do_is_read(index: Index):
+    path = index.folder.path / "index.json"
+    metadata = json.loads(path.read_text())
+    assert "levels" not in metadata["space"]
+    metadata["space"]["levels"] = ["system", "lineage", "type", "subtype"]
+    path.write_text(json.dumps(metadata))
+    assert open_index(index.folder.path).space == index.space
+
+
 @pytest.mark.parametrize("name", ["index.json", "centroids.npy", "sizes-0.npy", "vectors-0.bin", "columns-0.arrow"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "empty", "zeros", "noise"])
 def test_a_damaged_index_is_refused_in_a_line(index: Index, tmp_path: Path, name: str, damage: str):
