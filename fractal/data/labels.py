@@ -30,16 +30,20 @@ class Labels:
 
     def mapped(self, label_map: Mapping[str, str], where: Any) -> "Labels":
         """The same cells under other names; "" leaves them out. Raises InputError where the map names no label."""
-        label_map = {clean(name): "" if is_missing(target) else clean(target) for name, target in label_map.items()}
-        if not set(label_map) & set(self.names):
+        targets: dict[str, str] = {}
+        for key, value in label_map.items():
+            name, target = clean(str(key)), "" if is_missing(value) else clean(value)
+            if targets.setdefault(name, target) != target:
+                raise InputError(f"label map: '{name}' has two targets, '{targets[name]}' and '{target}'; keep one")
+        if not set(targets) & set(self.names):
             there = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise InputError(f"{where}: none of the label map's names is among the labels; these are {there}")
-        names = [label_map.get(name, name) for name in self.names]
+        names = [targets.get(name, name) for name in self.names]
         types = sorted(set(names) - {""})
         codes, notes = renumbered(self.codes, names, types), list(self.notes)
         if lost := int((codes < 0).sum() - (self.codes < 0).sum()):
             notes.append(f"{lost:,} of {len(codes):,} cells left out: their label is mapped to nothing")
-        if unused := sorted(set(label_map) - set(self.names)):
+        if unused := sorted(set(targets) - set(self.names)):
             notes.append(f"warning: the label map has names that no cell has: {'; '.join(unused)}")
         return replace(self, names=types, codes=codes, notes=notes)
 
@@ -150,23 +154,25 @@ def label_paths(columns: Sequence[Codes]) -> tuple[list[tuple[str, ...]], np.nda
 def read_map(path: Location) -> dict[str, str]:
     """A label map -> name -> CL name; an empty CL name leaves these cells out.
 
-    A TSV, a name and its CL name on each line; more columns, a first line that begins with # and blank lines are
-    passed over. Raises InputError for a line of one column, and for a name with two different targets.
+    A TSV, a name and its CL name on each line, in quotation marks or not; more columns, a first line that begins with #
+    and blank lines are passed over. Raises InputError, which names the line, for any other, and for a name with two
+    different targets.
     """
     targets: dict[str, str] = {}
-    try:
-        with open(fetch(path), newline="", encoding="utf-8-sig") as file:
-            for number, line in enumerate(csv.reader(file, delimiter="\t"), 1):
-                cells = [clean(cell) for cell in line]
-                if not any(cells) or (number == 1 and cells[0].startswith("#")):
-                    continue
-                if len(cells) < 2:
-                    raise InputError(f"{path}: expected two columns, name<TAB>CL name; line {number} is '{cells[0]}'")
-                name, target = cells[:2]
-                if targets.setdefault(name, target) != target:
-                    raise InputError(
-                        f"{path}: '{name}' has two targets, '{targets[name]}' and '{target}' in line {number}; keep one"
-                    )
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: expected two columns of UTF-8 text, name<TAB>CL name ({error})") from error
+    expected = f"{path}: expected two columns of UTF-8 text, name<TAB>CL name"
+    for number, line in enumerate(fetch(path).read_bytes().splitlines(), 1):
+        try:  # by itself: a quotation mark that is not closed must not swallow the lines below
+            fields = next(csv.reader([line.decode("utf-8-sig")], delimiter="\t", strict=True), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{expected}; line {number} is not ({error})") from error
+        cells = [clean(cell) for cell in fields]
+        if not any(cells) or (number == 1 and cells[0].startswith("#")):
+            continue
+        if len(cells) < 2 or not cells[0]:
+            raise InputError(f"{expected}; line {number} is '{'<TAB>'.join(cells):.200}'")
+        name, target = cells[:2]
+        if targets.setdefault(name, target) != target:
+            raise InputError(
+                f"{path}: '{name}' has two targets, '{targets[name]}' and '{target}' in line {number}; keep one"
+            )
     return targets
