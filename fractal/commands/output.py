@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from fractal.base.errors import needs
+from fractal.base.errors import needs, warn
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
@@ -73,7 +74,8 @@ def kept_metadata(source: Cells) -> dict[str, str]:
 
 
 def write_tsv(path: Location, tables: Iterable[pa.Table]) -> None:
-    """Numbers with six digits; a header of the columns' names."""
+    """Numbers with six digits; a header of the columns' names. Warns of cells with the same name."""
+    names = list[pa.Array]()
     with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         for number, table in enumerate(tables):
@@ -86,6 +88,10 @@ def write_tsv(path: Location, tables: Iterable[pa.Table]) -> None:
                 for column in table.columns
             ]
             writer.writerows(zip(*columns, strict=True))
+            names += table[CELL_ID].chunks if CELL_ID in table.column_names else []
+    all_names = pa.chunked_array(names, pa.string())
+    if twice := len(all_names) - pc.count_distinct(all_names).as_py():
+        warn(f"{path}: {twice:,} rows repeat the {CELL_ID} of another: join it by the order of rows, not by {CELL_ID}")
 
 
 def write_npy(path: Location, chunks: Chunks, num_rows: int) -> None:

@@ -42,6 +42,7 @@ from fractal.data.vectors import refuse, usable
 
 READ = "Parquet with a column 'embedding', .npy, .h5ad, .zarr, and TileDB's arrays and SOMA experiments"
 IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # columns of Parquet that hold the cells' names, best first
+MAX_NAME = 1_000  # letters of a cell's name
 Chunk = tuple[pa.Table, np.ndarray]
 
 
@@ -292,8 +293,10 @@ def anndata_cells(
     read = rows_of(names, path)
 
     def names_column(batch: slice) -> pa.Table:
-        texts = np.asarray(read(batch), object).astype(str)
-        return pa.table({CELL_ID: pa.array(texts.astype(object), pa.string())})
+        texts = [str(name) for name in read(batch)]
+        if (longest := max(map(len, texts), default=0)) > MAX_NAME:  # arrays of names take as much for each cell
+            raise InputError(f"{path}: obs has a cell's name of {longest:,} letters; give the cells shorter names")
+        return pa.table({CELL_ID: pa.array(texts, pa.string())})
 
     others = {"column_names": keys, "read_columns": partial(obs_table, obs, path)}
     cells = Cells.from_matrix(path, shape, dtype, rows, names_column, facts=partial(fractal_uns, file, path), **others)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fractal.base.errors import InputError, needs, reason
 from fractal.base.storage import Location, locate, open_random, zarr_store
@@ -15,6 +16,7 @@ from fractal.data.parquet import check_format
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
 MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
+MAX_TEXT = 1 << 20  # bytes of a text in obs; what is done with labels takes copies of them
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
 
@@ -207,10 +209,15 @@ def arrow(values: Any, where: str) -> pa.Array:
     if np.ndim(values) != 1:
         raise InputError(f"{where} has {np.ndim(values)} dimensions; name a column of one label per cell")
     try:
-        return pa.array(values, from_pandas=True)
+        array = pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         series = needs("pandas", "h5ad").Series(values)
-        return pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
+        array = pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
+    text = array.dictionary if pa.types.is_dictionary(array.type) else array
+    is_text = pa.types.is_string(text.type) or pa.types.is_large_string(text.type)
+    if is_text and (longest := pc.max(pc.binary_length(text)).as_py() or 0) > MAX_TEXT:
+        raise InputError(f"{where} has a text of {longest:,} bytes; cut it, or drop the column")
+    return array
 
 
 def fractal_uns(file: Any, path: Location) -> Mapping[str, Any]:

@@ -48,6 +48,7 @@ HEADER = np.dtype(
     ]
 )
 RELEASE_FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
+SHOWN = 20  # unknown types that a message lists
 DELETED = 0x01  # hnswlib's DELETE_MARK, in the third byte of a record
 
 
@@ -130,18 +131,19 @@ def open_release(model_dir: str | Location) -> Release:
     position = {clean(name): code for code, name in reversed(list(enumerate(types)))}
     unknown = [(code, name) for code, name in enumerate(names) if name not in position]
     if unknown:
-        shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in unknown]
-        raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(shown)}")
+        shown = [f"'{name}' (line {np.flatnonzero(label_codes == code)[0] + 1})" for code, name in unknown[:SHOWN]]
+        more = f"; and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+        raise InputError(f"{labels_path}: these types are not in {types_path.name}: {'; '.join(shown)}{more}")
     records = open_index(index_path)
     deleted = deleted_cells(index_path, records)
     if (label_codes[len(records) :] < 0).all():  # empty lines at the end
         label_codes = label_codes[: len(records)]
         study_codes = None if study_codes is None else study_codes[: len(records)]
     if len(records) != len(label_codes):
+        problem = line_problem(len(records), len(label_codes), int(deleted.sum()))
         raise InputError(
-            f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; the "
-            "two files belong to different releases, or one is cut short. Line i must name cell i, also of the "
-            f"{deleted.sum():,} cells that are marked as deleted"
+            f"{index_path}: holds {len(records):,} vectors, but {labels_path.name} has {len(label_codes):,} lines; "
+            f"{problem}; line i must name cell i"
         )
     type_codes = np.array([*(position[name] for name in names), -1], np.int32)[label_codes]
     if not studies:
@@ -163,6 +165,16 @@ def open_release(model_dir: str | Location) -> Release:
     return Release(
         Labels(cleaned_types, type_codes, studies, study_codes, notes=notes), records, index_path, check_same
     )
+
+
+def line_problem(cells: int, lines: int, deleted: int) -> str:
+    """What is wrong with a label file of so many lines, and the way out."""
+    if deleted and lines == cells - deleted:
+        return f"it leaves out the {deleted:,} cells that are marked as deleted: give each of them an empty line"
+    if lines > cells:
+        return f"{lines - cells:,} lines too many: cells stand there twice, or it is of another release"
+    also = f", also the {deleted:,} cells that are marked as deleted" if deleted else ""
+    return f"{cells - lines:,} lines are missing{also}: it is cut short, or of another release"
 
 
 def deleted_cells(path: Path, records: np.ndarray, size: int = 65_536) -> np.ndarray:

@@ -4,6 +4,7 @@ import csv
 import shutil
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import anndata
 import h5py
 import networkx as nx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +24,7 @@ from fractal.annotate.folder import VERSION
 from fractal.base.errors import InputError
 from fractal.commands import annotate, export
 from fractal.commands import embed as embed_script
+from fractal.commands.output import write_tsv
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.matching import match_names
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, level_terms, load_graph
@@ -137,6 +140,16 @@ def test_the_three_outputs_say_the_same(reference: Path, tmp_path: Path):
             is_number = values.dtype.kind == "f"
             shown = values.map("{:.6g}".format) if is_number else values.astype(object).fillna("")
             assert shown.tolist() == text
+
+
+def test_a_tsv_of_cells_with_the_same_name_says_so(tmp_path: Path):
+    """Joined by name, the rows of 200 barcodes would be mixed up."""
+    tables = [pa.table({"cell_id": [f"cell {i}" for i in range(start, start + 400)]}) for start in (0, 200)]
+    with pytest.warns(UserWarning, match=r"labels\.tsv: 200 rows repeat the cell_id of another: join it by the order"):
+        write_tsv(tmp_path / "labels.tsv", tables)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_tsv(tmp_path / "labels.tsv", tables[:1])
 
 
 def test_only_and_exclude_take_descendants_along(reference: Path, tmp_path: Path, fails):

@@ -1,5 +1,7 @@
 """ingest.py on an .h5ad, and what scanpy makes of embedded ones. How they are embedded: test_embed.py."""
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from fractal.data.h5ad import open_h5ad
 from fractal.model.adapter import FractalAdapter
 from fractal.model.checkpoint import save
 from tests.conftest import TYPES, clustered, write_h5ad
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_ingest_of_an_h5ad_keeps_labelled_cells_and_renames(tmp_path: Path, h5ad: Path):
@@ -172,3 +176,32 @@ def test_a_small_file_that_asks_for_much_is_refused(
         zarr.consolidate_metadata(path)
     with pytest.raises(InputError, match=says), Cells.open(path, "X_pca"):
         pass
+
+
+def test_a_long_text_in_obs_is_refused_before_it_is_copied(tmp_path: Path):
+    """In a process with 2 GB of addresses beyond what it has loaded: names as an array would take 60 x 4 x 20 MB."""
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=TYPES * 10, note=["x"] * 60)
+    code = """
+import resource, sys
+from fractal.base.errors import InputError
+from fractal.data.cells import Cells
+import anndata, pandas, pyarrow.compute
+resource.setrlimit(resource.RLIMIT_AS, (int(open("/proc/self/statm").read().split()[0]) * 4096 + 2 * 10**9,) * 2)
+with Cells.open(sys.argv[1], "X_pca") as cells:
+    for read in (lambda: next(cells.chunks()), lambda: cells.labels("note")):
+        try:
+            read()
+        except InputError as error:
+            print(error)
+"""
+    with h5py.File(path, "r+") as file:
+        for name in ("_index", "note"):
+            del file["obs"][name]
+            texts = np.array(["x"] * 59 + ["y" * 20_000_000], object)
+            file["obs"].create_dataset(name, data=texts, dtype=h5py.string_dtype())
+            file["obs"][name].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.splitlines() == [
+        f"{path}: obs has a cell's name of 20,000,000 letters; give the cells shorter names",
+        f"{path}: obs 'note' has a text of 20,000,000 bytes; cut it, or drop the column",
+    ], done.stderr

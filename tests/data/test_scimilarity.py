@@ -104,6 +104,9 @@ def test_counts_and_types_must_agree(release: Path):
     labels.write_text("\n".join([*lines[:-1], "blob\ts1"]) + "\n")
     with pytest.raises(InputError, match=r"reference_labels\.tsv: these types are not in label_ints\.csv: 'blob'"):
         open_release(release)
+    labels.write_text("\n".join([*(f"AAACCC-{i}\ts1" for i in range(580)), *lines[580:]]) + "\n")  # barcodes
+    with pytest.raises(InputError, match=r"'AAACCC-0' \(line 1\); .*; and 560 more$"):
+        open_release(release)
     labels.unlink()
     with pytest.raises(InputError, match=r"reference_labels\.tsv: no such file"):
         open_release(release)
@@ -207,10 +210,15 @@ def test_a_label_file_without_the_deleted_cells_is_explained(tmp_path: Path):
     path = tmp_path / "m" / "annotation" / "reference_labels.tsv"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(line for i, line in enumerate(lines) if i not in (3, 17)), encoding="utf-8")
-    with pytest.raises(InputError, match="Line i must name cell i, also of the 2 cells that are marked as deleted"):
+    with pytest.raises(
+        InputError, match="leaves out the 2 cells that are marked as deleted: give each .* an empty line"
+    ):
         open_release(tmp_path / "m")
     path.write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(InputError, match="different releases, or one is cut short"):
+    with pytest.raises(InputError, match="1 lines are missing, .*: it is cut short, or of another release"):
+        open_release(tmp_path / "m")
+    path.write_text("".join([*lines, *lines[:5]]), encoding="utf-8")
+    with pytest.raises(InputError, match="5 lines too many: cells stand there twice, or it is of another release"):
         open_release(tmp_path / "m")
 
 
