@@ -37,8 +37,10 @@ def grouped_interval(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]
     """Interval of a share that differs from group to group: hits (g,) of sizes (g,) cells, g >= 2.
 
     Each group's share is a draw of one beta distribution, whose mean is looked for (a beta-binomial model). The
-    interval is that of 95 % of the mean's probability, given the groups; it holds the share of all cells. It covers .9
-    and more (benchmarks/coverage.py); of two groups it is half as wide as all that is possible.
+    interval is that of 95 % of the mean's probability, given the groups; it holds the share of all cells.
+    Of such groups it covers .9 and more (benchmarks/coverage.py); of two it is half as wide as all that is possible.
+    It covers down to .81 where groups differ in another way: a few of twenty are all wrong, the others nearly all right
+    (normal logits, standard deviation 3). Those few, or none of them, decide the share.
     """
     from scipy.special import betaln  # only here: training does without
 
