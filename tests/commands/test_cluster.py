@@ -4,6 +4,8 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +23,12 @@ import fractal
 import ingest
 import stratify
 from fractal.base.errors import InputError
+from fractal.base.files import recover
 from fractal.commands import annotate, embed
 from fractal.commands import cluster as command
 from fractal.commands import stages as cluster
 
+ROOT = Path(__file__).parents[2]
 SMALL = 97  # rows of a row group here, so that 600 cells make 7 parts
 
 
@@ -253,3 +257,89 @@ def test_ray_with_a_worker_killed_in_the_middle(atlas: Path, tmp_path: Path, beg
     started = [line.split() for line in log.read_text().splitlines()]
     assert len(started) > 14  # of 7 tasks that sort and 7 that merge some ran twice
     assert len({process for _, process in started}) >= 2
+
+
+# The flags stand after the number of the rename from or to OUTPUT before which it is killed, and the largest size of a
+# file, 0 for none of it. Without --workers the tasks run one by one in the process itself.
+DRIVER = f"""
+import os, resource, signal, sys
+from contextlib import nullcontext
+from fractal.base.errors import run
+from fractal.commands import cluster, stages
+stages.ROW_GROUP = {SMALL}
+number, size, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+output, seen = argv[argv.index("--output") + 1], []
+def hook(event, args):
+    if event == "os.rename" and output in map(str, args[:2]):
+        seen.append(args)
+        if len(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+if "--workers" not in argv:
+    cluster.ray_engine = lambda *_: nullcontext(lambda task, count, _: map(task, range(count)))
+if size:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+run(lambda: cluster.main(argv))
+"""
+
+
+def start(*argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", DRIVER, *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.fixture
+def orders(atlas: Path, tmp_path: Path) -> dict[int, list[dict]]:
+    """The rows of stratify.py by seed."""
+    for seed in (0, 1):
+        stratify.main(["--input", str(atlas), "--output", str(tmp_path / f"{seed}.parquet"), "--seed", str(seed)])
+    return {seed: rows_of(tmp_path / f"{seed}.parquet") for seed in (0, 1)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")  # but for the run that is killed
+@pytest.mark.parametrize("rename", [1, 2], ids=["before the old goes", "before the new comes"])
+def test_a_driver_killed_when_it_writes(atlas: Path, orders: dict[int, list[dict]], tmp_path: Path, rename: int):
+    """When all parts are there. A reader then sees the old ones or the new ones, and the next run ends as ever."""
+    out = tmp_path / "out" / "many"
+    flags = ["stratify", "--input", atlas, "--output", out, "--memory", 1]
+    main(*flags, "--seed", 0)
+    ray = ["--workers", 2] if rename == 2 else []  # it takes its time to start, and once is enough
+    driver = start(rename, 0, *flags, "--seed", 1, *ray)
+    error = driver.communicate(timeout=300)[1]
+    assert driver.returncode == -signal.SIGKILL, error
+    assert out.exists() == (rename == 1)
+    recover(out)  # as readers do
+    assert rows_of(out) == orders[0 if rename == 1 else 1]
+    main(*flags, "--seed", 1)
+    assert rows_of(out) == orders[1]
+    assert [path.name for path in out.parent.iterdir()] == ["many"]
+
+
+@pytest.mark.slow
+def test_two_runs_into_one_output_take_turns(atlas: Path, orders: dict[int, list[dict]], tmp_path: Path):
+    out = tmp_path / "out" / "many"
+    flags = [0, 0, "stratify", "--input", atlas, "--output", out, "--memory", 1, "--workers", 2, "--seed"]
+    first = start(*flags, 0)
+    while not out.with_name(".many.lock").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start(*flags, 1)
+    errors = [run.communicate(timeout=300)[1] for run in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), errors
+    assert "another run is writing it; waiting" in errors[1]
+    assert rows_of(out) == orders[1]
+    assert [path.name for path in out.parent.iterdir()] == ["many"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1_000, 10_000], ids=["in the plan", "in a task"])
+def test_a_full_disk(atlas: Path, tmp_path: Path, limit: int):
+    """Of 600 cells the plan takes 4,928 bytes, and their vectors 38,400. Files can't grow, as on a full disk."""
+    out = tmp_path / "out" / "many"
+    run = start(0, limit, "stratify", "--input", atlas, "--output", out)
+    error = run.communicate(timeout=300)[1]
+    assert run.returncode == 2, error
+    assert error.startswith(f"error: {out.parent}")
+    assert error.endswith("; make room\n")
+    assert list(out.parent.iterdir()) == []
