@@ -57,10 +57,10 @@ def unpacked(path: Path, names: Collection[str]) -> Iterator[Path]:
                 for info in infos:
                     with archive.open(info) as source, open(folder / info.filename, "wb") as target:
                         shutil.copyfileobj(source, target, 1 << 24)  # at most file_size bytes, and their CRC-32
-        except (InputError, OSError):  # no such file, a full disk
+        except InputError:
             raise
-        except Exception as error:  # zipfile raises what its parser happens to raise
-            raise InputError(f"{path}: not a .zip, or damaged ({reason(error)}); get it again") from error
+        except Exception as error:  # zipfile raises what its parser and the system happen to raise
+            raise InputError(f"{path}: can't be unpacked ({reason(error)}); get or make it again") from error
         yield folder
 
 

@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--to parquet and --vectors, the cells to write, go together; name both, or neither")
     if not to_parquet and (args.use_rep or args.prefix):
         raise InputError("--use-rep and --prefix are about --to parquet; drop them")
-    args.output = args.output or (Path("data/cells.parquet") if to_parquet else args.reference.with_suffix(".onnx"))
+    beside = args.reference if isinstance(args.reference, Path) else Path(args.reference.name)  # a URI's: here
+    args.output = args.output or (Path("data/cells.parquet") if to_parquet else beside.with_suffix(".onnx"))
     check_paths({"--reference": args.reference, "--vectors": args.vectors}, {"--output": args.output})
     from fractal.commands.output import write_parquet
     from fractal.reference import open_embedder

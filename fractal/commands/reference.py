@@ -30,13 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="how many training cells to keep, 512 bytes each at 128-d (default: %(default)s)",
     )
     add(parser, "--obo", help="Cell Ontology that ingest.py used, a path or a URL (default: the shipped one)")
-    add(
-        parser,
-        "--output",
-        type=Path,
-        default=Path("data/reference"),
-        help="folder or .zip to write (default: %(default)s)",
-    )
+    add(parser, "--output", type=Path, default=Path("data/reference"), help="folder or .zip (default: %(default)s)")
     add(parser, "--device")
     return parser
 
