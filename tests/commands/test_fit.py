@@ -21,7 +21,7 @@ WHAT_COMES_OUT = {
     "30 numbers of scVI": "a reference; blocks of 8 numbers, so that 30 become 32 and not 128",
     'CELLxGENE: CL ids, some "unknown"': 'a reference; "unknown" cells are left out and counted',
     'CellTypist\'s plurals ("NK cells")': "a reference; found in CL without a label map, CL ids in the answer",
-    "Blood only": "a reference; one system, so no block is spent on it, and it is said",
+    "Blood only": "a reference; one system, so no block is spent on it, and a line says so",
     "Brain, types outside CL": "with your own `--levels`: a reference with these levels, in answers and blocks",
     "450 cells": "a reference of all of them; each is held out once, to calibrate and to say how good it is",
     "More cells than `--max-cells`, sorted by type": "a reference with equal numbers of each type, as sizes allow",

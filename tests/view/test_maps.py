@@ -293,7 +293,7 @@ def test_bad_input_is_said_in_a_line(folder: Path, cells: anndata.AnnData, tmp_p
     reference = ["--reference", folder, "--output"]
     for argv, line in (
         ([tmp_path / "x.npy", *reference, tmp_path / "y.h5ad"], "only written for an .h5ad input"),
-        ([tmp_path / "x.h5ad", *reference, tmp_path / "y.tsv"], "name a .parquet or .h5ad with --output"),
+        ([tmp_path / "x.h5ad", *reference, tmp_path / "y.tsv"], "name a .parquet or .h5ad file with --output"),
         ([tmp_path / "x.h5ad", *reference, folder / MAPS], "name a .parquet or .h5ad"),
         ([tmp_path / "x.h5ad", *reference, tmp_path / "y.h5ad", "--embedded"], "has no obsm 'X_fractal'"),
         ([tmp_path / "no.h5ad", *reference, tmp_path / "y.h5ad"], "no such file"),
