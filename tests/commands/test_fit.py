@@ -73,11 +73,11 @@ Fit = Callable[..., fractal.Reference | Shell]
 # `fit` of a file is tested with every format in tests/data and tests/base, too
 @pytest.fixture(params=["python", pytest.param("shell", marks=pytest.mark.slow)])
 def fitted(request: pytest.FixtureRequest, tmp_path: Path) -> Fit:
-    """A function labelled cells -> a reference that labels and embeds new ones; three epochs."""
+    """A function labelled cells -> a reference that labels and embeds new ones; one epoch."""
 
     def in_python(adata: anndata.AnnData, labels: str = "cell_type", levels: Sequence[str] = (), **more: Any):
         column = None if levels else labels
-        ref = fractal.fit(adata, column, "X_scVI", levels=levels, epochs=3, device="cpu", **more)
+        ref = fractal.fit(adata, column, "X_scVI", levels=levels, epochs=1, device="cpu", **more)
         print(ref)
         ref.save(tmp_path / "ref")
         return fractal.load(tmp_path / "ref")
@@ -87,7 +87,7 @@ def fitted(request: pytest.FixtureRequest, tmp_path: Path) -> Fit:
         kind = ["--levels", *levels] if levels else ["--labels", labels]
         flags = [word for name, value in more.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         argv = [str(tmp_path / "cells.h5ad"), *kind, "--use-rep", "X_scVI", "--output", str(tmp_path / "ref")]
-        fit.main([*argv, *flags, "--epochs", "3", "--device", "cpu"])
+        fit.main([*argv, *flags, "--epochs", "1", "--device", "cpu"])
         return Shell(tmp_path)
 
     return in_python if request.param == "python" else in_the_shell
