@@ -319,8 +319,8 @@ def test_a_driver_killed_when_it_writes(atlas: Path, orders: dict[int, list[dict
 @pytest.mark.slow
 def test_two_runs_into_one_output_take_turns(atlas: Path, orders: dict[int, list[dict]], tmp_path: Path):
     out = tmp_path / "out" / "many"
-    flags = [0, 0, "stratify", "--input", atlas, "--output", out, "--memory", 1, "--workers", 2, "--seed"]
-    first = start(*flags, 0)
+    flags = [0, 0, "stratify", "--input", atlas, "--output", out, "--memory", 1, "--seed"]
+    first = start(*flags, 0, "--workers", 2)  # Ray takes so long to start that the second one meets it
     while not out.with_name(".many.lock").exists():
         assert first.poll() is None
         time.sleep(0.05)
