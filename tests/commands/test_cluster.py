@@ -317,22 +317,6 @@ def test_a_driver_killed_when_it_writes(atlas: Path, orders: dict[int, list[dict
 
 
 @pytest.mark.slow
-def test_two_runs_into_one_output_take_turns(atlas: Path, orders: dict[int, list[dict]], tmp_path: Path):
-    out = tmp_path / "out" / "many"
-    flags = [0, 0, "stratify", "--input", atlas, "--output", out, "--memory", 1, "--seed"]
-    first = start(*flags, 0, "--workers", 2)  # Ray takes so long to start that the second one meets it
-    while not out.with_name(".many.lock").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
-    second = start(*flags, 1)
-    errors = [run.communicate(timeout=300)[1] for run in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), errors
-    assert "another run is writing it; waiting" in errors[1]
-    assert rows_of(out) == orders[1]
-    assert [path.name for path in out.parent.iterdir()] == ["many"]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1_000, 10_000], ids=["in the plan", "in a task"])
 def test_a_full_disk(atlas: Path, tmp_path: Path, limit: int):
     """Of 600 cells the plan takes 4,928 bytes, and their vectors 38,400. Files can't grow, as on a full disk."""
