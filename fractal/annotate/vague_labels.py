@@ -21,7 +21,7 @@ from fractal.base.errors import InputError
 from fractal.data.cells import Cells
 from fractal.data.ingestion import Plan
 from fractal.data.vectors import usable
-from fractal.hierarchy.tree import at_or_below, term_of
+from fractal.hierarchy.tree import term_of
 
 LEAST = 0.9  # share of the label's cells
 ORDINARY = 0.05  # share of the cells below that are further away
@@ -33,7 +33,7 @@ def below(plan: Plan, graph: nx.DiGraph) -> dict[int, list[int]]:
     terms = [row.cl_id for row in plan.hierarchy.classes]
     found = {}
     for code, term in enumerate(terms):
-        under = at_or_below(graph, [term]) - {term} if term in graph else set()
+        under = nx.ancestors(graph, term) if term in graph else set()
         if len(codes := [other for other, name in enumerate(terms) if name in under]) >= 2:
             found[code] = codes
     return found
@@ -54,7 +54,7 @@ def without_vague(
     Parameters
     ----------
     plan : of `place_cells`
-    cells : whose vectors are read, in one pass, where a label may be vague
+    cells : whose vectors are read, in a pass for each label that may be vague
     graph : the Cell Ontology
     vague, not_vague : labels that are, or are not, whatever the cells say
     seed : of the draw of cells
@@ -99,12 +99,7 @@ def is_ordinary(plan: Plan, cells: Cells, label: int, under: Sequence[int], seed
     rng, kind = np.random.default_rng(seed), np.where(np.isin(plan.classes, under), 1, 0)
     kind[plan.classes == label] = 2
     drawn = np.sort(np.concatenate([rng.permutation(np.flatnonzero(kind == k))[:DRAWN] for k in (1, 2)]))
-    parts, start = [], 0
-    for _, vectors in cells.chunks():
-        rows = drawn[(drawn >= start) & (drawn < start + len(vectors))]
-        parts.append(vectors[rows - start])
-        start += len(vectors)
-    x = np.concatenate(parts)
+    x, _ = cells.take(drawn)
     good = usable(x)
     x, path, study, kind = x[good], *(a[drawn][good] for a in (plan.classes, plan.study_codes, kind))
     known = kind == 1

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Location, Remote, children, locate, names_below, open_random, store_errors
@@ -38,7 +39,7 @@ from fractal.data.h5ad import (
 from fractal.data.labels import Codes, Labels, coded, read_labels
 from fractal.data.parquet import CELL_ID, PARQUET, ROW_GROUP, Parquet, as_text, check_format, metadata_of, read_vectors
 from fractal.data.tiledb_arrays import EMBEDDING, open_tiledb
-from fractal.data.vectors import refuse, usable
+from fractal.data.vectors import CHUNK, refuse, usable
 
 READ = "Parquet with a column 'embedding', .npy, .h5ad, .zarr, and TileDB's arrays and SOMA experiments"
 IDS = (CELL_ID, "obs_names", "index", "__index_level_0__")  # columns of Parquet that hold the cells' names, best first
@@ -186,6 +187,18 @@ class Cells:
                 columns = columns.append_column(name, column.slice(start, len(vectors)))
             yield columns, vectors
             start += len(vectors)
+
+    def take(self, rows: np.ndarray, obs: bool = False) -> tuple[np.ndarray, pa.Table]:
+        """These rows, ascending -> vectors (m, dim) float32 and the columns that come with them; `obs`: all columns."""
+        vectors, tables, start = list[np.ndarray](), list[pa.Table](), 0
+        with tqdm(total=self.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
+            for table, chunk in self.chunks(CHUNK, obs=obs):
+                here = rows[slice(*np.searchsorted(rows, [start, start + len(chunk)]))] - start
+                vectors.append(chunk[here])
+                tables.append(table.take(here))
+                start += len(chunk)
+                bar.update(len(chunk))
+        return np.concatenate(vectors), pa.concat_tables(tables)
 
     def obs_beside_names(self) -> dict[str, pa.ChunkedArray]:
         """The columns of obs, under names that none of them shares with the cells' names."""

@@ -19,7 +19,6 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.ontology import build_hierarchy
 from fractal.hierarchy.tree import Labels, Tree
 from fractal.model.split import Split
-from fractal.view.shown import read_rows
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def obs_cells(
     if not len(rows):
         raise InputError(f"{cells.path}: no cell has a label that the reference or the ontology has; {notes[-1]}")
     rows = rows[draw_rows(len(rows), num_samples, seed)]
-    vectors = read_rows(cells, rows)[0]
+    vectors, _ = cells.take(rows)
     refuse(~usable(vectors), 0, cells.path)
     groups = None if columns.study_codes is None else columns.study_codes[rows]
     paths = [known[code] or () for code in columns.codes[rows]]

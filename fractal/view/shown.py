@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError
 from fractal.data.cells import Cells, names_of
 from fractal.data.parquet import CELL_ID
-from fractal.data.vectors import CHUNK, usable
+from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 from fractal.view.genes import Genes
 
@@ -46,7 +44,7 @@ def read_shown(
     with 2 to 60 values. Raises InputError for a column that is not there, and without any usable cell.
     """
     rows = np.sort(np.random.default_rng(0).permutation(cells.num_rows)[:max_cells])
-    vectors, table = read_rows(cells, rows, obs=True)
+    vectors, table = cells.take(rows, obs=True)
     good = np.flatnonzero(usable(vectors))
     if not len(good):
         raise InputError(f"{cells.path}: none of the cells drawn has a usable vector")
@@ -55,19 +53,6 @@ def read_shown(
     types, shown = choose(table.to_pandas(), labels, columns, cells.path)
     named = None if names is None else names.tolist()
     return Shown(vectors[good], cells.num_rows, named, types, shown, rows[good])
-
-
-def read_rows(cells: Cells, rows: np.ndarray, obs: bool = False) -> tuple[np.ndarray, pa.Table]:
-    """These rows, ascending -> vectors (m, dim) float32 and the columns that come with them; `obs`: all columns."""
-    vectors, tables, start = list[np.ndarray](), list[pa.Table](), 0
-    with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
-        for table, chunk in cells.chunks(CHUNK, obs=obs):
-            here = rows[slice(*np.searchsorted(rows, [start, start + len(chunk)]))] - start
-            vectors.append(chunk[here])
-            tables.append(table.take(here))
-            start += len(chunk)
-            bar.update(len(chunk))
-    return np.concatenate(vectors), pa.concat_tables(tables)
 
 
 def choose(
