@@ -71,7 +71,7 @@ class Annotator:
         named = [path_names(cells) for cells in (train, validation)]
         paths = sorted({names for part in named for names in part})
         natural = np.array([counts.get(names, 0) for names in paths])
-        tree = Tree.of(paths, train.levels, terms_of(paths, graph), natural)
+        tree = Tree.of(paths, train.levels, terms_of(paths, graph, train.levels), natural)
         path, true = (tree.rows(names) for names in named)
         study, cells = np.zeros(len(path), np.int64), np.full(len(true), -1)
         ballot = Voting(adapter.eval(), train.vectors, path, study, tree).ballot(validation.vectors)

@@ -107,13 +107,13 @@ def term_of(text: str, graph: nx.DiGraph) -> str:
     return term if term in graph else ""
 
 
-def terms_of(paths: Sequence[Labels], graph: nx.DiGraph | None) -> np.ndarray:
-    """CL ids (P, levels) of the labels, "" where the ontology has none or places the type otherwise."""
+def terms_of(paths: Sequence[Labels], graph: nx.DiGraph | None, levels: Sequence[str] = LEVELS) -> np.ndarray:
+    """CL ids (P, levels) of labels, "" where the ontology has none, or its tree of these levels has another place."""
     ids = np.full((len(paths), len(paths[0])), "", "<U16")
     if graph is None:
         return ids
     hierarchy, ids_of = hierarchy_of([path[-1] for path in paths], graph, "other"), level_terms
-    if len(paths[0]) == len(CELLXGENE_LEVELS):
+    if tuple(levels) == CELLXGENE_LEVELS:
         hierarchy, ids_of = cellxgene_hierarchy(hierarchy, graph), cellxgene_terms
     for i, row in enumerate(hierarchy.rows):
         if row.levels == paths[i]:

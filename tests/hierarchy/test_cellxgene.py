@@ -68,10 +68,10 @@ def test_places(graph: nx.DiGraph, name: str, system: str, subclass: str):
 
 def test_labels_carry_their_terms(graph: nx.DiGraph, hierarchy: Hierarchy):
     paths = [row.levels for row in hierarchy.classes]
-    ids = terms_of(paths, graph)
+    ids = terms_of(paths, graph, CELLXGENE_LEVELS)
     row = [path[-1] for path in paths].index("natural killer cell")
     assert ids[row].tolist() == ["CL:0000988", "CL:0000542", "CL:0000623"]
-    own = terms_of([("Immune", "Lymphoid", "natural killer cell")], graph)  # a tree of the user's
+    own = terms_of([("Immune", "Lymphoid", "natural killer cell")], graph, CELLXGENE_LEVELS)  # a tree of the user's
     assert own.tolist() == [["", "", "CL:0000623"]]
 
 
