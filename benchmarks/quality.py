@@ -112,8 +112,10 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(atlas: str, seed: int, data: Path | None, folder: Path, cells: int = SIMULATED_CELLS) -> Path:
-    """-> the stratified file of an atlas."""
+def prepare(
+    atlas: str, seed: int, data: Path | None, folder: Path, cells: int = SIMULATED_CELLS, flags: Sequence[str] = ()
+) -> Path:
+    """-> the stratified file of an atlas; flags: of ingest.py, more than the paths."""
     simulated = atlas == "simulated"
     folder = folder / (f"{atlas}_{seed}" if simulated else atlas)
     stratified, ingested = folder / "stratified.parquet", folder / "cells.parquet"
@@ -126,7 +128,7 @@ def prepare(atlas: str, seed: int, data: Path | None, folder: Path, cells: int =
         raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
     else:
         release = data / atlas / "model_v1.1"
-    ingest.main(["--model-dir", str(release), "--output", str(ingested)])
+    ingest.main(["--model-dir", str(release), "--output", str(ingested), *flags])
     stratify.main(["--input", str(ingested), "--output", str(stratified)])
     return stratified
 

@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 
 import eval as evaluate
-import ingest
-import stratify
 import train
-from benchmarks.quality import add_data, own_embedding, summary
-from fractal.base.errors import InputError, run
+from benchmarks.quality import add_data, own_embedding, prepare, summary
+from benchmarks.studies import ATLASES
+from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 
-ATLASES = ["pbmc_tonsil", "fetal_organs", "pancreas_studies", "mouse_organs"]
 TREES = ["published", "cellxgene"]
 
 
@@ -35,15 +33,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=positive_int, default=3, help="seeds 0, 1, ... (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("data/trees"), help="(default: %(default)s)")
     return parser
-
-
-def prepare(release: Path, tree: str, folder: Path) -> Path:
-    """-> the stratified file of an atlas, with the levels of a tree."""
-    stratified = folder / "stratified.parquet"
-    if not stratified.exists():
-        ingest.main(["--model-dir", str(release), "--tree", tree, "--output", str(folder / "cells.parquet")])
-        stratify.main(["--input", str(folder / "cells.parquet"), "--output", str(stratified)])
-    return stratified
 
 
 def score(stratified: Path, seed: int) -> dict:
@@ -74,12 +63,10 @@ def rows_of(stratified: Path, runs: list[dict]) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
-    if args.data is None:
-        raise InputError("FRACTAL_REAL_DATA is not set: name the folder of the atlases with it, or with --data")
     lines = []
     for atlas in args.atlases:
         for tree in TREES:
-            stratified = prepare(Path(args.data) / atlas / "model_v1.1", tree, args.output / atlas / tree)
+            stratified = prepare(atlas, 0, args.data, args.output / tree, flags=["--tree", tree])
             runs = [score(stratified, seed) for seed in range(args.seeds)]
             lines += [[atlas, tree, *row] for row in rows_of(stratified, runs)]
     print("\n" + table(["Atlas", "Tree", "Level", "Classes", "Raw", "Full", "Its prefix"], lines))
