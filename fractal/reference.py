@@ -16,7 +16,7 @@ from fractal import __version__
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import CONFIDENCE, annotation_columns, as_obs
 from fractal.annotate.card import headline
-from fractal.annotate.folder import MAPS, VERSION, read_parts, write_folder
+from fractal.annotate.folder import MAPS, RAW_MAP, VERSION, read_parts, write_folder
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake
 from fractal.annotate.run import Run, check_answers
@@ -321,6 +321,21 @@ class Reference:
         path = self.folder / MAPS if self.folder else None
         return kept_maps(path, cut_matrix(self.adapter, self.annotator.vectors), ends)
 
+    @cached_property
+    def raw_map(self) -> "Maps":
+        """One layout of the same cells by the vectors as they came, kept likewise."""
+        from fractal.view.maps import kept_maps
+
+        vectors = self.annotator.vectors
+        return kept_maps(self.folder / RAW_MAP if self.folder else None, vectors, [vectors.shape[1]])
+
+    def layouts(self, vectors: np.ndarray) -> np.ndarray:
+        """Place cells (n, dim) at each prefix, and last by the vectors as they came -> (prefixes + 1, n, 2) float32."""
+        from fractal.view.maps import turned
+
+        raw = turned(self.raw_map, self.maps.layouts[-1]).transform(vectors)
+        return np.concatenate([self.maps.transform(cut_matrix(self.adapter, vectors)), raw])
+
     @in_python
     def map(self, adata: "AnnData", use_rep: str | None = None, *, force: bool = False) -> None:
         """Place the cells of `adata` on the reference's maps, in place, without refitting.
@@ -375,7 +390,7 @@ class Reference:
         shown = replace(shown, genes=read_genes(adata, shown.rows, genes))
         if shown.genes and shown.genes.missing:
             warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
-        layouts = self.maps.transform(cut_matrix(self.adapter, shown.vectors))
+        layouts = self.layouts(shown.vectors)
         if path is None:
             return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")
         write_page(Path(path), self.page("AnnData"), shown, layouts)

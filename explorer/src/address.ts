@@ -48,7 +48,7 @@ export function restore(page: Page, { hash, search }: { hash: string; search: st
   const named = (new URLSearchParams(search).get("cells") ?? "").split(",").filter(Boolean);
   if (named.length && !lasso) page.selectNamed(named);
   else if (listed.length && !lasso) page.selectCells([listed, []], "cells of the address");
-  const [second] = indices("second", page.about.widths.length + 1);
+  const [second] = indices("second", cells.layouts.length + 1);
   page.showSecond(second || null);
   const ticked = indices("type", page.column ? (page.column.values?.length ?? 0) + 1 : tree.nodes.length);
   if (!page.column) for (const node of ticked) for (const above of tree.above(node)) page.unfolded.add(above);

@@ -61,7 +61,7 @@ export interface About {
 export interface CellSet {
   names: string[] | null;
   node: Numbers; // (n,) the node of each cell
-  layouts: Float32Array[]; // (n, 2) per prefix
+  layouts: Float32Array[]; // (n, 2) per prefix, and maybe one by the vectors as they came
   answers: Answers | null; // null where the labels are those of the file
   columns: CellColumn[];
 }
@@ -76,7 +76,7 @@ export interface Vectors {
   fractal: Bank;
   raw: Bank;
   annotator: Annotator;
-  arrays: Record<string, Matrix>; // of which the annotator and `fractal` are made
+  arrays: Record<string, Matrix>; // of which the others are made
 }
 
 export type Numbers = Uint8Array | Uint16Array | Uint32Array | Int16Array | Float32Array | Float64Array;
@@ -115,10 +115,10 @@ async function readArray(element: HTMLElement): Promise<Matrix> {
 }
 
 /** The cells of the page. */
-export function cellsOf({ columns, genes, names, widths, levels }: About, arrays: Record<string, Matrix>): CellSet {
+export function cellsOf({ columns, genes, names, levels }: About, arrays: Record<string, Matrix>): CellSet {
   const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
-  const size = maps.length / widths.length;
-  const layouts = widths.map((_, j) => maps.subarray(j * size, (j + 1) * size));
+  const [count, cells] = arrays.maps.shape;
+  const layouts = Array.from({ length: count }, (_, j) => maps.subarray(2 * j * cells, 2 * (j + 1) * cells));
   const answers = arrays.answer_path ? {
     path: Int32Array.from(arrays.answer_path.values),
     probability: Float64Array.from(arrays.answer_probability.values, (value) => value / 10_000),
@@ -152,8 +152,8 @@ export async function readVectors(about: About): Promise<Vectors> {
   if (document.readyState === "loading") {
     await new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve, { once: true }));
   }
-  const { raw, ...arrays } = await readArrays();
-  return { fractal: bankOf(arrays.fractal), raw: bankOf(raw), annotator: annotatorOf(about, arrays), arrays };
+  const arrays = await readArrays();
+  return { fractal: bankOf(arrays.fractal), raw: bankOf(arrays.raw), annotator: annotatorOf(about, arrays), arrays };
 }
 
 export const bankOf = ({ values, shape }: Matrix) => new Bank(normalize(Float32Array.from(values), shape[1]), shape[1]);

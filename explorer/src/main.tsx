@@ -90,15 +90,14 @@ function Stops({ page }: { page: Page }) {
   );
 }
 
-/** The prefix of the second map. */
+/** What the second map shows. */
 function SecondStops({ page }: { page: Page }) {
   if (!page.second || !page.isSecondShown) return null;
-  const { blocks } = page.about;
   return (
     <label>
       Beside it:{" "}
       <select value={Math.round(page.second.prefix)} onChange={(event) => page.showSecond(Number(event.currentTarget.value))}>
-        {blocks.map((block, i) => <option value={i + 1}>{block}, {page.prefixName(i + 1)}</option>)}
+        {page.secondMaps.map(([prefix, name]) => <option value={prefix}>{name}</option>)}
       </select>
     </label>
   );

@@ -28,7 +28,7 @@ export class Page {
   cell: Hit | null = null;
   selection: Selection | null = null;
   mode: Mode = "new"; // of the next selection
-  second: MapView | null = null; // beside the map, at another prefix; made when it is first shown
+  second: MapView | null = null; // beside the map, at another prefix or by the raw vectors; made when it is first shown
   isSecondShown = false;
   yours: Yours | null = null;
   reading: { note: string; share: number } | null = null; // of a file, and how much is done
@@ -67,7 +67,7 @@ export class Page {
     return this.second ? [this.map, this.second] : [this.map];
   }
 
-  /** Show the same cells at another prefix beside the map; null: no longer. */
+  /** Show the same cells at another prefix beside the map, or by the raw vectors; null: no longer. */
   showSecond(prefix: number | null): void {
     this.isSecondShown = prefix !== null;
     find("#second").hidden = !this.isSecondShown;
@@ -220,7 +220,7 @@ export class Page {
 
   islands(prefix: number): Island[] {
     const { tree, islandsOf } = this;
-    const level = (this.colour !== "prefix" && this.level) || this.levelOf(prefix);
+    const level = (this.colour !== "prefix" && this.level) || this.levelOf(prefix > this.about.widths.length ? this.stop : prefix);
     const key = `${prefix} ${level}`;
     if (!islandsOf.has(key)) {
       const groups = Array.from(this.cells.node, (node) => (tree.depth(node) < level ? 0 : tree.at(node, level)));
@@ -236,9 +236,18 @@ export class Page {
     return Math.round(this.map?.prefix ?? 1);
   }
 
-  /** "prefix 2", or "full vector" for the last. */
+  /** "prefix 2", "full vector" for the last, and "raw vector" for the map behind it. */
   prefixName(prefix = this.stop): string {
-    return prefix === this.about.widths.length ? "full vector" : `prefix ${prefix}`;
+    const last = this.about.widths.length;
+    return prefix > last ? "raw vector" : prefix === last ? "full vector" : `prefix ${prefix}`;
+  }
+
+  /** What the second map can show, a prefix and its name each. */
+  get secondMaps(): [number, string][] {
+    return this.cells.layouts.map((_, j) => {
+      const level = this.about.blocks[j];
+      return [j + 1, level ? `${level}, ${this.prefixName(j + 1)}` : `${this.prefixName(j + 1)}, as it came`];
+    });
   }
 
   /** opensTree: the tree is opened to the level of the prefix. */
@@ -324,7 +333,9 @@ export class Page {
     for (const other of this.maps) other.setLasso(null);
     if (corners) {
       const isOnly = !this.selection || this.mode === "new";
-      const at = `in a lasso at prefix ${Number(map.prefix.toFixed(2))}: ${corners.join(" ")}`;
+      const prefix = Number(map.prefix.toFixed(2));
+      const where = prefix > this.about.widths.length ? "on the map of the raw vectors" : `at prefix ${prefix}`;
+      const at = `in a lasso ${where}: ${corners.join(" ")}`;
       this.selectCells([map.inside(0, corners), this.yours ? map.inside(1, corners) : []], at);
       if (isOnly) map.setLasso(corners);
       this.remember();

@@ -14,16 +14,15 @@ function amid(points: number[][]): number[] {
 }
 
 /**
- * Positions (n, 2) per prefix of cells full (n, width): amid the nearest cells of the map by that prefix. NaN for those
- * that are not drawn, and for cells without a usable vector.
+ * Positions (n, 2) per layout of some rows of cells (n, dim), NaN for the others: amid the nearest cells of the map by
+ * the layout's width, how many of their first numbers count.
  */
 export function positions(
-  full: Float32Array, drawn: boolean[], bank: Bank, widths: number[], layouts: Float32Array[],
+  cells: Float32Array, rows: number[], bank: Bank, widths: number[], layouts: Float32Array[],
 ): Float32Array[] {
   const { dim } = bank;
-  const rows = [...drawn.keys()].filter((row) => drawn[row] && full[row * dim]);
-  return bank.search(take(full, rows, dim), NEIGHBOURS, widths).map((neighbours, j) => {
-    const result = new Float32Array(2 * drawn.length).fill(NaN);
+  return bank.search(take(cells, rows, dim), NEIGHBOURS, widths).map((neighbours, j) => {
+    const result = new Float32Array((2 * cells.length) / dim).fill(NaN);
     const at = (cell: number) => [layouts[j][2 * cell], layouts[j][2 * cell + 1]];
     neighbours.forEach((nearest, i) => result.set(amid(nearest.rows.map(at)), 2 * rows[i]));
     return result;

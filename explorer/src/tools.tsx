@@ -16,7 +16,7 @@ const ACTIONS: Action[] = [
   { key: "/", title: "find a type", act: findType },
   { key: "c", title: "colour by the next level or column", act: nextColour },
   { key: "l", title: "draw around cells; or Shift and drag", act: (page) => page.lassoMode(), tool: ["lasso", "Lasso"] },
-  { key: "v", title: "a second map, at another prefix", act: secondMap, tool: ["second", "Two maps"] },
+  { key: "v", title: "a second map, at another prefix or of the raw vectors", act: secondMap, tool: ["second", "Two maps"] },
   { key: "+", title: "closer", act: (page) => page.map.camera.zoomBy(1.5) },
   { key: "-", title: "farther", act: (page) => page.map.camera.zoomBy(1 / 1.5) },
   { key: "0", title: "the whole map", act: (page) => page.map.camera.look([1, 0, 0], true), tool: ["reset", "Whole map"] },
@@ -38,7 +38,8 @@ function nextColour(page: Page): void {
 }
 
 function secondMap(page: Page): void {
-  const other = page.stop === page.about.widths.length ? 1 : page.about.widths.length;
+  const last = page.cells.layouts.length; // the raw vectors, where their map is here
+  const other = page.stop === last ? 1 : last;
   page.showSecond(page.isSecondShown ? null : other);
 }
 

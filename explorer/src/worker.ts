@@ -20,17 +20,22 @@ export interface Batch {
 
 export type Labels = ReturnType<typeof label>;
 
-let tools: { annotator: Annotator; bank: Bank } & Setup;
+let tools: { annotator: Annotator; fractal: Bank; raw: Bank } & Setup;
 
 function label({ cells, drawn }: Batch) {
-  const { about, annotator, bank, layouts } = tools;
+  const { about, annotator, fractal, layouts, raw } = tools;
   const { answers, full } = annotator.answer(cells);
-  return { answers, full, layouts: positions(full, drawn, bank, about.widths, layouts) };
+  const rows = [...drawn.keys()].filter((row) => drawn[row] && answers.path[row] >= 0);
+  const [ofPrefixes, ofRaw] = [layouts.slice(0, about.widths.length), layouts.slice(about.widths.length)];
+  const byPrefix = positions(full, rows, fractal, about.widths, ofPrefixes);
+  const byRaw = ofRaw.length ? positions(cells, rows, raw, [raw.dim], ofRaw) : [];
+  return { answers, full, layouts: [...byPrefix, ...byRaw] };
 }
 
 export function serve(): void {
   addEventListener("message", ({ data }: MessageEvent<Setup | Batch>) => {
     if ("cells" in data) return postMessage(label(data));
-    tools = { ...data, annotator: annotatorOf(data.about, data.arrays), bank: bankOf(data.arrays.fractal) };
+    const { about, arrays } = data;
+    tools = { ...data, annotator: annotatorOf(about, arrays), fractal: bankOf(arrays.fractal), raw: bankOf(arrays.raw) };
   });
 }

@@ -6,6 +6,7 @@
     hierarchy.tsv         the paths: a name and a CL id per level, and how many cells of the training file lie on each
     projection.safetensors   only of a PCA: what projects new cells (fractal.annotate.projection)
     maps.safetensors      only after `fractal map`: layouts of the cells (fractal.view.maps), with a hash of its own
+    raw_map.safetensors   only after `fractal explore`: the same of the vectors as they came
     bundle.json           format version, the adapter's config, sha256 of the files above, provenance
     README.md             the model card
 
@@ -45,9 +46,9 @@ from fractal.model.embedding import weights
 
 VERSION = 5  # 4: cells that were held out once; 3: two signals of unknown types; 2: no validation cells
 FILES = ("adapter.safetensors", "cells.safetensors", "held_out.safetensors", "hierarchy.tsv")
-PROJECTION, MAPS = "projection.safetensors", "maps.safetensors"
+PROJECTION, MAPS, RAW_MAP = "projection.safetensors", "maps.safetensors", "raw_map.safetensors"
 # calibration.json and reference.parquet are of older versions
-OWN_FILES = (*FILES, PROJECTION, MAPS, "bundle.json", "README.md", "calibration.json", "reference.parquet")
+OWN_FILES = (*FILES, PROJECTION, MAPS, RAW_MAP, "bundle.json", "README.md", "calibration.json", "reference.parquet")
 
 Parts = tuple[Annotator, dict[str, Any], Projection | None]  # of a reference; the facts are those of bundle.json
 
@@ -62,7 +63,8 @@ def check_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path}: is a file, and the reference is a folder or a .zip; name one of these")
-    recover(path / MAPS)  # of a run of `fractal map` that was killed
+    for name in (MAPS, RAW_MAP):  # of a run of `fractal map` or `explore` that was killed
+        recover(path / name)
     there = sorted(file.name for file in path.iterdir())
     if there and "bundle.json" not in there:
         raise InputError(f"{path}: is there, and no reference; name another folder")

@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> None:
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     with reference.embedder.open(args.input, args.use_rep, args.force) as cells:
         shown = read_shown(cells, args.labels, args.columns, limit)
-    full = cut_matrix(reference.adapter, shown.vectors)
     line = f"{len(shown.vectors):,} of {shown.total:,} cells of {args.input} -> {args.output}"
     if args.embedding_atlas:
+        full = cut_matrix(reference.adapter, shown.vectors)
         write_embedding_atlas(args.output, reference.maps, full, atlas_columns(reference.annotator, shown))
         last = len(reference.maps.layouts)
         print(f"{line}; open it with: embedding-atlas {args.output} --x x_{last} --y y_{last} --neighbors neighbors")
@@ -98,5 +98,5 @@ def main(argv: list[str] | None = None) -> None:
         shown = replace(shown, genes=genes)
         if genes and genes.missing:
             print(f"warning: {args.input}: has no gene {', '.join(genes.missing)}", file=sys.stderr)
-    size = write_page(args.output, reference.page(args.input.name), shown, reference.maps.transform(full))
+    size = write_page(args.output, reference.page(args.input.name), shown, reference.layouts(shown.vectors))
     print(f"{line}, {size / 1e6:.1f} MB; open it in a browser")

@@ -68,7 +68,10 @@ def check_template() -> None:
 
 
 def write_page(path: Path, page: Page, shown: Shown, layouts: np.ndarray) -> int:
-    """Write the page -> its size in bytes. layouts (prefixes, n, 2), in one frame. Raises InputError as `contents`."""
+    """Write the page -> its size in bytes. Raises InputError as `contents`.
+
+    layouts (P, n, 2): of each prefix, in one frame, and maybe one more, of the vectors as they came.
+    """
     text = html(page, shown, layouts).encode()
     with atomic_write(path) as part:
         part.write_bytes(text)

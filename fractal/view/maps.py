@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Maps:
             return Maps(arrays["vectors"], tuple(facts.pop("prefix_ends")), arrays["layouts"], facts)
         except Exception as error:  # whatever the parsers of a damaged file raise
             raise InputError(
-                f"{path}: damaged, or of another version; delete it, `fractal map` makes it again"
+                f"{path}: damaged, or of another version; delete it, and it is made again"
             ) from error
 
 
@@ -196,6 +196,14 @@ def lay_out(
         inplace=True,
     )
     return np.asarray(layout)
+
+
+def turned(maps: Maps, like: np.ndarray) -> Maps:
+    """Turned and mirrored so that the cells come near to their positions in another layout (N, 2), within [-1, 1]."""
+    from scipy.linalg import orthogonal_procrustes
+
+    layouts = maps.layouts @ orthogonal_procrustes(maps.layouts[-1], like)[0]
+    return replace(maps, layouts=layouts / max(1, np.abs(layouts).max()))
 
 
 def kept_maps(path: Path | None, vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0) -> Maps:

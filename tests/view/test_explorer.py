@@ -72,9 +72,10 @@ def ref() -> fractal.Reference:
 
 
 def layouts_of(ref: fractal.Reference, vectors: np.ndarray) -> np.ndarray:
-    """Two of each prefix's own numbers: a map that costs nothing."""
+    """Two of each prefix's own numbers, and of the raw vectors': maps that cost nothing."""
     full, scale = embed_matrix(ref.adapter, vectors)[0], ref.adapter.scale_dim
     parts = [full[:, j * scale : j * scale + 2] for j in range(ref.adapter.num_levels)]
+    parts.append(vectors[:, :2] / np.abs(vectors[:, :2]).max() * np.abs(full).max())
     return np.stack([part - part.mean(0) for part in parts])
 
 
@@ -142,8 +143,11 @@ def test_answers_of_the_reference_are_shown_as_deep_as_they_can_be_trusted(ref, 
 
 
 def test_without_a_path_a_notebook_gets_the_page_of_the_file(ref, bare_template, tmp_path: Path, monkeypatch):
-    maps = SimpleNamespace(transform=lambda full: np.stack([full[:, :2]] * ref.adapter.num_levels))
-    monkeypatch.setitem(ref.__dict__, "maps", maps)
+    raw, full = ref.annotator.vectors, embed_matrix(ref.adapter, ref.annotator.vectors)[0]
+    ends = tuple(ref.adapter.scale_dim * j for j in range(1, ref.adapter.num_levels + 1))
+    layouts = layouts_of(ref, raw)
+    monkeypatch.setitem(ref.__dict__, "maps", Maps(full, ends, layouts[:-1]))
+    monkeypatch.setitem(ref.__dict__, "raw_map", Maps(raw, (DIM,), layouts[-1:]))
     adata = cells(60, seed=1)
     page = ref.explore(adata, labels="cell_type")
     assert page
@@ -375,8 +379,12 @@ def test_dropped_files_get_the_labels_and_probabilities_of_torch(shown, ref):
     small, _ = page_annotator(ref.annotator)
     told = annotated(small, x)
     full = embed_matrix(ref.adapter, x)[0]
-    maps = Maps(unit(shown.arrays["fractal"]), tuple(shown.about["widths"]), shown.arrays["maps"] / np.float32(32_000))
-    places = maps.transform(np.nan_to_num(full))
+    ends, layouts = tuple(shown.about["widths"]), shown.arrays["maps"] / np.float32(32_000)
+    maps, raw_map = (
+        Maps(unit(shown.arrays["fractal"]), ends, layouts[:-1]),
+        Maps(unit(shown.arrays["raw"]), (DIM,), layouts[-1:]),
+    )
+    places = np.concatenate([maps.transform(np.nan_to_num(full)), raw_map.transform(x)])
     for name, content, ids in files:
         shown.opened.drop(name, content)
         assert f"180 cells of {name}" in shown.page.inner_text("#yours h2")
@@ -594,15 +602,27 @@ def test_cells_named_in_the_address_are_selected(shown, browser):
 
 @pytest.mark.slow
 def test_two_maps_share_a_selection(shown, browser):
+    """Prefix 2 and the raw vectors, which come first, or two prefixes."""
     opened = Opened(browser, shown.path.as_uri() + "#prefix=2")
     page = opened.page
     page.keyboard.press("v")
-    opened.wait("explorer.second?.prefix === 4")
+    opened.wait("explorer.second?.prefix === 5")
+    assert page.locator("#stops2 option").all_inner_texts()[3:] == ["subtype, full vector", "raw vector, as it came"]
+    assert page.evaluate("explorer.islands(5).length") == page.evaluate("explorer.islands(2).length")  # of one level
     second = "Array.from({ length: explorer.about.cells }, (_, row) => explorer.second.position({ layer: 0, row }))"
-    inside = (np.abs(page.evaluate(second)) < 0.3).all(1)
-    page.evaluate("explorer.select([-0.3, -0.3, 0.3, -0.3, 0.3, 0.3, -0.3, 0.3], explorer.second)")
-    assert page.evaluate("explorer.group") == np.flatnonzero(inside).tolist()
-    assert "at prefix 4" in page.evaluate("explorer.selection.rule")
+    assert np.allclose(page.evaluate(second), shown.arrays["maps"][4] / 32_000, atol=0.05)  # spread a little
+    for prefix, where in ((5, "on the map of the raw vectors"), (4, "at prefix 4")):
+        page.select_option("#stops2 select", str(prefix))
+        opened.wait(f"explorer.second.prefix === {prefix}")
+        inside = (np.abs(page.evaluate(second)) < 0.3).all(1)
+        page.evaluate("explorer.select([-0.3, -0.3, 0.3, -0.3, 0.3, 0.3, -0.3, 0.3], explorer.second)")
+        assert page.evaluate("explorer.group") == np.flatnonzero(inside).tolist()
+        assert where in page.evaluate("explorer.selection.rule")
+    page.select_option("#stops2 select", "5")
+    opened.wait("explorer.second.prefix === 5")
+    with_raw = Opened(browser, page.url)
+    with_raw.wait("explorer.second?.prefix === 5")
+    with_raw.check()
     page.select_option("#stops2 select", "3")
     opened.wait("explorer.second.prefix === 3")
     assert page.evaluate("explorer.map.prefix") == 2
@@ -911,6 +931,8 @@ def test_the_first_view_has_the_most_islands(browser, ref, tmp_path: Path):
     explorer.write_page(tmp_path / "page.html", ref.page("rings"), shown, layouts)
     opened = Opened(browser, (tmp_path / "page.html").as_uri())
     assert opened.page.evaluate("explorer.map.prefix") == 3
+    opened.page.keyboard.press("v")  # a page without a map of the raw vectors does not offer it
+    assert opened.page.locator("#stops2 option").count() == 4
     opened.check()
 
 
@@ -980,7 +1002,8 @@ def test_the_command_and_the_api(ref, browser, tmp_path: Path, monkeypatch: pyte
     explore.main(["new.h5ad", "--reference", "blood", "--max-cells", "250", "--columns", "donor", "genes"])
     about, found = contents(Path("explorer.html").read_text())
     assert (about["title"], about["reference"], about["cells"], about["total"]) == ("new.h5ad", "blood", 250, 300)
-    assert found["maps"].shape == (len(about["blocks"]), 250, 2)
+    assert found["maps"].shape == (len(about["blocks"]) + 1, 250, 2)  # and of the raw vectors
+    assert Path("blood/raw_map.safetensors").is_file()
     assert len(about["genes"]) == len(found["genes"])  # markers
     explore.main(["new.h5ad", "--reference", "blood", "--genes", "GENE1", "GENE29", "none", "--output", "genes.html"])
     about, found = contents(Path("genes.html").read_text())

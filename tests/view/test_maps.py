@@ -21,7 +21,7 @@ from fractal.base.errors import InputError
 from fractal.commands.map import main
 from fractal.model.embedding import cut_matrix
 from fractal.view import maps as module
-from fractal.view.maps import Maps, amid, fit_maps, kept_maps
+from fractal.view.maps import Maps, amid, fit_maps, kept_maps, turned
 from tests.conftest import clustered
 
 KINDS = ["B cell", "fibroblast", "regulatory T cell"] * 120
@@ -196,6 +196,16 @@ def test_maps_are_made_once(folder: Path, cells: anndata.AnnData, monkeypatch: p
     assert keys == [f"X_fractal_umap_{j + 1}" for j in range(len(reference.maps.layouts))]
     own = reference.maps.transform(cut_matrix(reference.adapter, new.obsm["X_pca"]))
     assert np.array_equal(new.obsm["X_fractal_umap_1"], own[0])
+
+
+def test_a_layout_is_turned_and_mirrored_towards_another(fitted: Maps):
+    like = fitted.layouts[-1]
+    angle, side = 2.0, np.array([[-1, 0], [0, 1]])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ side
+    other = replace(fitted, layouts=(like @ turn)[None].astype(np.float32))
+    assert np.allclose(turned(other, like).layouts[0], like, atol=1e-5)
+    beyond = turned(replace(other, layouts=2 * other.layouts), like).layouts
+    assert np.abs(beyond).max() == pytest.approx(1)
 
 
 def test_maps_of_other_cells_are_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
