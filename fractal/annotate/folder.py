@@ -154,7 +154,7 @@ def read_tree(path: Path, levels: list[str]) -> Tree:
     if table.isna().any(axis=None):
         raise ValueError("labels are missing")
     paths = list(table[levels].itertuples(index=False, name=None))
-    cl_ids = table[[f"{level}_cl_id" for level in levels]].to_numpy(str)
+    cl_ids = table[[f"{level}_cl_id" for level in levels]].to_numpy(object)
     return Tree.of(paths, tuple(levels), cl_ids, table["cells"].astype(np.int64).to_numpy())
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError
-from fractal.data.expression import EXAMINED, KINDS, Expression, gene_names, kind_of, open_expression
+from fractal.data.expression import EXAMINED, KINDS, Expression, as_texts, gene_names, kind_of, open_expression
 
 # How far X may be from giving the components, both as root mean squares: float32 alone makes 1e-6, a randomised SVD,
 # which is not exact, a few hundredths.
@@ -53,7 +53,7 @@ class Projection:
     @staticmethod
     def of(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], dim: int) -> "Projection":
         """The other way. Raises ValueError, or whatever numpy does, unless the parts fit together."""
-        genes = np.array(arrays["genes"].tobytes().decode().split("\n"))
+        genes = np.array(arrays["genes"].tobytes().decode().split("\n"), object)
         loadings, means, offset = (arrays[name] for name in ("loadings", "means", "offset"))
         if (loadings.shape, means.shape, offset.shape) != ((len(genes), dim), (len(genes),), (dim,)):
             raise ValueError("the loadings do not fit the adapter")
@@ -174,7 +174,7 @@ def measure(
     bar.close()
     offset, residual_square = sums_of / max(1, cells)
     residual_square -= offset**2
-    genes = np.asarray(x.var.index).astype(str)[used]
+    genes = as_texts(x.var.index)[used]
     why = ""
     if not cells or residual_square.sum() > MAX_RESIDUAL**2 * square / cells:
         why = f"{x.where} times the loadings does not give it, so X has changed since"

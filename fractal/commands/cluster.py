@@ -131,5 +131,5 @@ def main(argv: list[str] | None = None) -> None:
         from fractal.commands import stages
 
         cells = getattr(stages, args.stage)(args, engine)
-    parts = len(list(args.output.glob("part-*.parquet")))
+        parts = len(list(args.output.glob("part-*.parquet")))  # before another run may replace them
     print(f"{cells:,} cells written to {args.output}, {parts:,} parts")

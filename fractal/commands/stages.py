@@ -252,7 +252,7 @@ def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read,
 def read_h5ad(source: Path, obsm: str, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
     with open_h5ad(source) as file:
         vectors, names = find_embedding(file, source, obsm)[rows], obs_names(file["obs"])[rows]
-        return np.ascontiguousarray(vectors, np.float32), np.asarray(names, object).astype(str)
+        return np.ascontiguousarray(vectors, np.float32), np.array(list(map(str, names)), object)
 
 
 def read_release(index: Path, record: np.dtype, numbers: Path, rows: slice) -> tuple[np.ndarray, None]:

@@ -166,7 +166,7 @@ class Cells:
 
     @property
     def names(self) -> np.ndarray | None:
-        """The cells' names, (num_rows,) str; None where they have none."""
+        """The cells' names, (num_rows,) objects of text; None where they have none."""
         return names_of(self.read_names()) if self.has_names and self.read_names else None
 
     def chunks(self, size: int = ROW_GROUP, strict: bool = False, obs: bool = False) -> Iterator[Chunk]:
@@ -280,8 +280,11 @@ class Cells:
 
 
 def names_of(columns: pa.Table) -> np.ndarray | None:
-    """The cells' names in the columns of a chunk, (m,) str; None where they have none."""
-    return columns[CELL_ID].to_numpy().astype(str) if CELL_ID in columns.column_names else None
+    """The cells' names in the columns of a chunk, (m,) objects of text; None where they have none.
+
+    No numpy array of text: there each name takes as much memory as the longest.
+    """
+    return columns[CELL_ID].fill_null("").to_numpy() if CELL_ID in columns.column_names else None
 
 
 # --- one function per format ------------------------------------------------------------------------------------------
@@ -307,7 +310,7 @@ def anndata_cells(
 
     def names_column(batch: slice) -> pa.Table:
         texts = [str(name) for name in read(batch)]
-        if (longest := max(map(len, texts), default=0)) > MAX_NAME:  # arrays of names take as much for each cell
+        if (longest := max(map(len, texts), default=0)) > MAX_NAME:  # no barcode: a damaged file
             raise InputError(f"{path}: obs has a cell's name of {longest:,} letters; give the cells shorter names")
         return pa.table({CELL_ID: pa.array(texts, pa.string())})
 

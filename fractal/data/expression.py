@@ -55,16 +55,21 @@ def kind_of(x: Any) -> str:
     return "normalised" if (values % 1 != 0).any() else "counts"
 
 
+def as_texts(names: Any) -> np.ndarray:
+    """(n,) objects of text; in a numpy array of text each would take as much memory as the longest."""
+    return np.array([str(name) for name in names], object)
+
+
 def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
     """The names of new cells' genes, and where they stand: "" for var_names, or the column of var that fits better.
 
     CELLxGENE has Ensembl ids as var_names, and symbols as var 'feature_name'.
     """
     wanted = set(genes.tolist())
-    best, where = np.asarray(var.index).astype(str), ""
+    best, where = as_texts(var.index), ""
     for key in var.columns:
         if var[key].dtype.kind == "O":  # text, also as categories
-            names = np.asarray(var[key]).astype(str)
+            names = as_texts(var[key])
             if len(wanted & set(names)) > len(wanted & set(best)):
                 best, where = names, f" by var '{key}'"
     return best, where

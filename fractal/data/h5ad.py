@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 
 from fractal.base.errors import InputError, needs, reason
 from fractal.base.storage import Location, locate, open_random, zarr_store
-from fractal.data.parquet import check_format
+from fractal.data.parquet import MAX_TEXT, check_format
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
 MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
-MAX_TEXT = 1 << 20  # bytes of a text in obs; what is done with labels takes copies of them
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
 

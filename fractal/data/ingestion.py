@@ -68,7 +68,7 @@ class Plan:
         return columns
 
     def append(self, writer: Writer, rows: slice, vectors: np.ndarray, names: np.ndarray | None, path: Any) -> None:
-        """Write those of these cells that are taken: vectors (m, dim), names (m,) str.
+        """Write those of these cells that are taken: vectors (m, dim), names (m,).
 
         Raises InputError, which names `path`, for a vector that is zero or not finite.
         """
@@ -117,11 +117,12 @@ def place_cells(
     if not (classes >= 0).any():
         raise InputError(f"{source}: no cell has a label")
     rows = hierarchy.classes
-    columns = [np.unique([row.levels[k] for row in rows], return_inverse=True) for k in range(len(hierarchy.levels))]
+    labels_of = np.array([row.levels for row in rows], object)  # no array of text: each would be as wide as the longest
+    columns = [np.unique(column, return_inverse=True) for column in labels_of.T]
     return Plan(
         Hierarchy(hierarchy.levels, hierarchy.rows, [*labels.notes, *hierarchy.notes]),
         classes,
-        [list(map(str, values)) for values, _ in columns],
+        [values.tolist() for values, _ in columns],
         [codes for _, codes in columns],
         None if labels.study_codes is None else labels.studies,
         labels.study_codes,
@@ -171,7 +172,7 @@ def order_warning(atlas: Atlas) -> str:
 
 
 def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
-    """Yield (rows, vectors (m, dim) float32, names (m,) str or None)."""
+    """Yield (rows, vectors (m, dim) float32, names (m,) or None)."""
     start = 0
     for columns, vectors in cells.chunks(ROW_GROUP):
         yield slice(start, start + len(vectors)), vectors, names_of(columns)

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scipy.stats import ttest_ind_from_stats
 from tqdm.auto import tqdm
 
-from fractal.data.expression import Expression, as_counts
+from fractal.data.expression import Expression, as_counts, as_texts
 
 TOTAL = 10_000  # counts a cell, after scaling
 SYMBOLS = (
@@ -90,12 +90,12 @@ def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
 
 
 def symbols(var: pd.DataFrame) -> np.ndarray:
-    """(genes,) str: what people call the genes: var_names, or, where these are Ensembl ids, a column of symbols."""
-    names = np.asarray(var.index).astype(str)
+    """(genes,) objects of text, what people call the genes: var_names, or a column of symbols beside Ensembl ids."""
+    names = as_texts(var.index)
     if np.mean([name.startswith("ENS") for name in names[:1_000]]) > 0.5:
         for column in SYMBOLS:
             if column in var:
-                return np.asarray(var[column]).astype(str)
+                return as_texts(var[column])
     return names
 
 

@@ -43,6 +43,10 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"  # in the name of a folder: a missing v
 AHEAD, AHEAD_BYTES = 8, 128 << 20  # row groups of a folder or a store that are read meanwhile; at most so many bytes
 LARGE = 4 * ROW_GROUP  # rows of a row group that is read a piece at a time: a few bytes may hold millions of equal ones
 
+MAX_TEXT = 1 << 20  # bytes of a text beside the vectors; what is done with labels takes copies of them
+MAX_ROW = 1 << 16  # bytes of a row on average, once there are more than a quarter of MAX_TEXTS
+MAX_TEXTS = 1 << 30  # bytes of a column in one piece: a few bytes of the file may hold a long text for each row
+
 # Formats that people bring, and the way from there.
 AS_NPY = "read it with pandas and write the numbers as .npy with numpy.save"
 NOT_READ = {
@@ -103,9 +107,10 @@ class ParquetFile:
         self.schema = pa.schema([*fields, *((name, TEXT) for name in self.values)], schema.metadata)
 
     @contextmanager
-    def open(self, pre_buffer: bool = False) -> Iterator[pq.ParquetFile]:
+    def open(self, pre_buffer: bool = False, texts: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+        """texts: columns that are read as codes and distinct texts."""
         with self.system.open_input_file(self.path) as source:
-            yield pq.ParquetFile(source, metadata=self.metadata, pre_buffer=pre_buffer)
+            yield pq.ParquetFile(source, metadata=self.metadata, pre_buffer=pre_buffer, read_dictionary=texts)
 
     def row_groups(self, schema: pa.Schema) -> Iterator[RowGroup]:
         """Its row groups, whose tables get the columns and types of `schema`."""
@@ -117,13 +122,28 @@ class ParquetFile:
         """One row group. It opens the file for itself, as Arrow keeps what it reads for as long as a file is open."""
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         inside = [name for name in wanted.names if name not in self.values]
+        texts = [name for name in inside if is_text(self.schema.field(name).type)]
         whole = size >= self.metadata.row_group(number).num_rows
-        with self.open(pre_buffer=whole and not isinstance(self.system, LocalFileSystem)) as file:
+        with self.open(whole and not isinstance(self.system, LocalFileSystem), texts) as file:
             for batch in [file.read_row_group(number, inside)] if whole else file.iter_batches(size, [number], inside):
                 arrays = {name: batch[name] for name in inside}
+                for name in texts:
+                    check_texts(arrays[name], f"{self.path}: column '{name}'")
                 for name, value in self.values.items():
                     arrays[name] = pa.repeat(pa.scalar(value, pa.string()), len(batch)).cast(TEXT)
                 yield pa.table({name: arrays[name] for name in wanted.names}).cast(wanted)
+
+
+def check_texts(column: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """Raise InputError for a column, as codes and texts, that holds a longer text than any label, or too much text."""
+    total = 0
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        lengths = pc.binary_length(chunk.dictionary)
+        if (longest := pc.max(lengths).as_py() or 0) > MAX_TEXT:
+            raise InputError(f"{where} has a text of {longest:,} bytes; cut it, or drop the column")
+        total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    if total > MAX_TEXTS:
+        raise InputError(f"{where} has {total:,} bytes of text in one piece; drop it, or write smaller row groups")
 
 
 def one_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
@@ -169,6 +189,10 @@ class Parquet:
             raise InputError(f"{path}: 'embedding' is {kind}, expected a list of floats in each row")
         if self.num_rows == 0:
             raise InputError(f"{path}: holds no cells")
+        for group in groups:
+            if group.num_bytes > MAX_TEXTS // 4 + MAX_ROW * group.num_rows:
+                what = f"{group.num_rows:,} rows take {group.num_bytes:,} bytes"
+                raise InputError(f"{path}: {what}, so some text in it is no label; drop its column")
         # Not by the columns' metadata: where these are damaged, Arrow may end the process.
         if pa.types.is_fixed_size_list(kind) and kind.list_size > sum(group.num_bytes for group in groups):
             raise InputError(

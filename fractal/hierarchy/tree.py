@@ -56,7 +56,7 @@ class Tree:
 
     def names(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The labels of level k -> their codes (P,) by path, and the labels, sorted."""
-        labels, codes = np.unique([path[k] for path in self.paths], return_inverse=True)
+        labels, codes = np.unique(np.array([path[k] for path in self.paths], object), return_inverse=True)
         return codes, labels
 
     def rows(self, paths: Sequence[Labels]) -> np.ndarray:

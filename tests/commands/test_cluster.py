@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -91,6 +92,16 @@ def test_ingest_of_an_h5ad_with_cells_left_out(h5ad: Path, tmp_path: Path, monke
     main("ingest", *flags, "--output", tmp_path / "many")
     assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
     assert len(rows_of(tmp_path / "many")) == 59
+
+
+def test_one_long_name_does_not_widen_all(h5ad: Path):
+    with h5py.File(h5ad, "r+") as file:
+        index = file["obs"][file["obs"].attrs["_index"]]
+        index[7] = "x" * 100_000
+    names = cluster.read_h5ad(h5ad, "X_pca", slice(0, 60))[1]
+    assert names is not None
+    assert names[7] == "x" * 100_000
+    assert names.nbytes < 10_000
 
 
 @pytest.mark.usefixtures("alone")
@@ -260,9 +271,9 @@ def test_ray_with_a_worker_killed_in_the_middle(atlas: Path, tmp_path: Path, beg
 
 
 # The flags stand after the number of the rename from or to OUTPUT before which it is killed, and the largest size of a
-# file, 0 for none of it. Without --workers the tasks run one by one in the process itself.
+# file, 0 for none of it. Without --workers the tasks run one by one in the process itself, once the file GATE is there.
 DRIVER = f"""
-import os, resource, signal, sys
+import os, resource, signal, sys, time
 from contextlib import nullcontext
 from fractal.base.errors import run
 from fractal.commands import cluster, stages
@@ -275,17 +286,21 @@ def hook(event, args):
         if len(seen) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
+def tasks(task, count, _):
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.05)
+    yield from map(task, range(count))
 if "--workers" not in argv:
-    cluster.ray_engine = lambda *_: nullcontext(lambda task, count, _: map(task, range(count)))
+    cluster.ray_engine = lambda *_: nullcontext(tasks)
 if size:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 run(lambda: cluster.main(argv))
 """
 
 
-def start(*argv: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def start(*argv: object, gate: Path | str = "/") -> subprocess.Popen[str]:
+    command, env = [sys.executable, "-c", DRIVER, *map(str, argv)], {**os.environ, "GATE": str(gate)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
 
 
 @pytest.fixture
@@ -312,6 +327,27 @@ def test_a_driver_killed_when_it_writes(atlas: Path, orders: dict[int, list[dict
     recover(out)  # as readers do
     assert rows_of(out) == orders[0 if rename == 1 else 1]
     main(*flags, "--seed", 1)
+    assert rows_of(out) == orders[1]
+    assert [path.name for path in out.parent.iterdir()] == ["many"]
+
+
+@pytest.mark.slow
+def test_two_runs_into_one_output_take_turns(atlas: Path, orders: dict[int, list[dict]], tmp_path: Path):
+    """Without Ray: on a busy machine its start alone takes minutes. The first run ends only once the second waits."""
+    out, gate = tmp_path / "out" / "many", tmp_path / "gate"
+    flags = [0, 0, "stratify", "--input", atlas, "--output", out, "--memory", 1, "--seed"]
+    first = start(*flags, 0, gate=gate)
+    while not out.with_name(".many.lock").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start(*flags, 1)
+    try:
+        assert second.stderr
+        assert second.stderr.readline() == f"{out}: another run is writing it; waiting until that has ended\n"
+    finally:
+        gate.touch()
+    errors = [run.communicate(timeout=300)[1] for run in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), errors
     assert rows_of(out) == orders[1]
     assert [path.name for path in out.parent.iterdir()] == ["many"]
 

@@ -148,3 +148,24 @@ def test_a_large_row_group_of_a_folder_is_read_a_piece_at_a_time(tmp_path: Path,
     assert pieces.column_names == whole.column_names
     assert pieces.to_pylist() == whole.to_pylist()
     assert [table.column_names for table in Parquet.open(tmp_path).tables(["study"], 90)] == [["study"]] * 8
+
+
+def test_small_files_with_much_text_are_refused(tmp_path: Path):
+    """A text of 1 MB for each row, which would be 1.2 GB; one text of 2 MB; one of 400 MB, before it is read."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2_400, np.float32)), 2)
+
+    def write(name: str, texts: list[str], codes: np.ndarray) -> Path:
+        notes = pa.DictionaryArray.from_arrays(pa.array(codes), texts)
+        table = pa.table({"embedding": vectors, "note": notes})
+        pq.write_table(table, tmp_path / name, compression="zstd", store_schema=False)
+        assert (tmp_path / name).stat().st_size < 100_000
+        return tmp_path / name
+
+    each = write("each.parquet", ["y" * 1_000_000], np.zeros(1_200, np.int32))
+    with pytest.raises(InputError, match=r"each\.parquet: column 'note' has 1,200,000,000 bytes of text"):
+        Parquet.open(each).read(["note"])
+    one = write("one.parquet", ["", "y" * 2_000_000], (np.arange(1_200) == 7).astype(np.int32))
+    with pytest.raises(InputError, match=r"one\.parquet: column 'note' has a text of 2,000,000 bytes"):
+        list(Parquet.open(one).tables(size=100))
+    with pytest.raises(InputError, match="1,200 rows take 400,0"):
+        Parquet.open(write("long.parquet", ["", "y" * 400_000_000], (np.arange(1_200) == 7).astype(np.int32)))
