@@ -120,8 +120,8 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
     folder = Path(folder)
     if missing := [name for name in (CHECKPOINT, SIZES, GENES) if not (folder / name).is_file()]:
         raise InputError(f"{folder}: lacks {', '.join(missing)}, of SCimilarity's release (model_v1.1)")
-    genes = (folder / GENES).read_text(encoding="utf-8").split("\n")
-    genes = np.array([gene.strip() for gene in genes if gene.strip()], object)
+    lines = (folder / GENES).read_text(encoding="utf-8").split("\n")
+    genes = np.array([line.strip() for line in lines if line.strip()], object)
     widths, shapes = read_sizes(folder / SIZES, len(genes))
     path = folder / CHECKPOINT
     try:
