@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import settings
 
 import ingest
 import stratify
+from fractal.model.recipes import RECIPES
 
 settings.register_profile("patient", deadline=None)  # its 200 ms an example fail on a busy machine
 settings.load_profile("patient")
@@ -87,6 +89,15 @@ def h5ad(tmp_path: Path) -> Path:
     labels = [*TYPES * 10]
     labels[7] = None  # type: ignore[call-overload]
     return write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=labels, donor=["a", "b"] * 30)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps() -> Iterator[None]:
+    """An epoch takes 12 steps of 128 cells, for 30 of 512: the cells here are few, and a fit trains six times."""
+    recipe = RECIPES["fractal"]
+    RECIPES["fractal"] = replace(recipe, min_steps=12, batch_size=128)
+    yield
+    RECIPES["fractal"] = recipe
 
 
 @pytest.fixture(autouse=True)

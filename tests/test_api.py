@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def ref() -> fractal.Reference:
-    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=4, device="cpu")
+    return fractal.fit(cells(900), labels="cell_type", use_rep="X_scVI", epochs=2, device="cpu")
 
 
 def test_from_cells_to_answers(ref, tmp_path: Path):
@@ -79,7 +79,7 @@ def test_the_command_line_gives_the_same_answers(tmp_path: Path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     cells(600).write_h5ad("cells.h5ad")
     cells(100, seed=1).write_h5ad("new.h5ad")
-    flags = ["--labels", "cell_type", "--use-rep", "X_scVI", "--study", "donor", "--epochs", "2", "--device", "cpu"]
+    flags = ["--labels", "cell_type", "--use-rep", "X_scVI", "--study", "donor", "--epochs", "1", "--device", "cpu"]
     fit.main(["cells.h5ad", *flags, "--output", "blood"])
     said = capsys.readouterr().out
     assert "Reference of 600 cells" in said  # whole donors are held out, and then they are back

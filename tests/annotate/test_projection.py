@@ -63,7 +63,7 @@ def accuracy(adata: anndata.AnnData) -> float:
 
 @pytest.fixture(scope="module")
 def ref() -> fractal.Reference:
-    return fractal.fit(labelled(), labels="cell_type", use_rep="X_pca", epochs=4, device="cpu")
+    return fractal.fit(labelled(), labels="cell_type", use_rep="X_pca", epochs=2, device="cpu")
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_the_same_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     new.X = scipy.sparse.csr_matrix(new.X)
     cells.write_h5ad("cells.h5ad")
     new.write_h5ad("new.h5ad")
-    flags = ["--labels", "cell_type", "--use-rep", "X_pca", "--epochs", "4", "--device", "cpu"]
+    flags = ["--labels", "cell_type", "--use-rep", "X_pca", "--epochs", "2", "--device", "cpu"]
     fit.main(["cells.h5ad", *flags, "--output", "ref"])
     assert "projects new cells itself" in capsys.readouterr().out
     assert "expression of 120 genes" in Path("ref", "README.md").read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ run(lambda: index.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow  # faiss alone takes seconds to load
 @pytest.mark.parametrize("limit", [50_000, 300_000])
 def test_a_full_disk_names_the_index_and_leaves_nothing(tmp_path: Path, limit: int):
     """96 kB of vectors in the nameless file, 600 kB of a column."""

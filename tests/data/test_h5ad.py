@@ -178,6 +178,7 @@ def test_a_small_file_that_asks_for_much_is_refused(
         pass
 
 
+@pytest.mark.slow
 def test_a_long_text_in_obs_is_refused_before_it_is_copied(tmp_path: Path):
     """In a process with 2 GB of addresses beyond what it has loaded: names as an array would take 60 x 4 x 20 MB."""
     path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=TYPES * 10, note=["x"] * 60)

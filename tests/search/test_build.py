@@ -90,6 +90,7 @@ def test_cells_that_are_there_already_are_not_added_twice(index: Index, capsys: 
     assert len(open_index(path)) == 7_000
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of arrays; a chunk of the source, a sample and a buffer are all that is held at a time."""
     for name, value in {"PIECE": 2_000, "BUFFER": 64_000, "MAX_SAMPLE": 4_000, "CELLS_PER_LIST": 100}.items():
