@@ -317,7 +317,9 @@ def test_real_atlases_end_to_end(real_release: Path, tmp_path: Path):
     """A short run on real cells: at the type level the adapter is better than the raw vectors."""
     ingest.main(["--model-dir", str(real_release), "--output", str(tmp_path / "a")])
     stratify.main(["--input", str(tmp_path / "a"), "--output", str(tmp_path / "b")])
-    train.main(["--input", str(tmp_path / "b"), "--output", str(tmp_path / "a.pt"), "--epochs", "5", "--max-samples", "5000"])
+    train.main(
+        ["--input", str(tmp_path / "b"), "--output", str(tmp_path / "a.pt"), "--epochs", "5", "--max-samples", "5000"]
+    )
     result = evaluated(tmp_path / "a.pt", tmp_path / "b")
     raw, full = result["rows"][:2]
     assert full["loo"]["type"] > raw["loo"]["type"]

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from fractal.base.errors import InputError
 from fractal.data.expression import Expression, choose_counts, open_expression
-from fractal.data.markers import SYMBOLS, Moments, log_normalised
+from fractal.data.markers import SYMBOLS, Moments, log_normalised, symbols
 
 MAX_GENES = 500  # 10 MB at 20,000 cells, before compression
 MARKERS, OF_TYPE, FEWEST = 60, 10, 5  # markers of a page, and of a type, which has at least so many cells
@@ -90,12 +90,12 @@ def read(expression: Expression, rows: np.ndarray, columns: dict[str, int]) -> G
 
 
 def find(expression: Expression, names: Sequence[str] | None) -> dict[str, int]:
-    """Genes -> their columns, by var_names or the column of symbols that has more of them."""
+    """Genes -> columns: all, as people call them, or these, by var_names or the symbols that have more of them."""
     var = expression.var
-    all_names = [np.asarray(var.index), *(np.asarray(var[key]) for key in SYMBOLS if key in var)]
-    known = [{str(name): column for column, name in reversed([*enumerate(each)])} for each in all_names]
+    columns = [var.index, *(var[key] for key in SYMBOLS if key in var)] if names else [symbols(var)]
+    known = [{str(name): column for column, name in reversed([*enumerate(each)])} for each in columns]
     if names is None:
-        return known[-1]
+        return known[0]
     wanted = dict.fromkeys(names)
     by = max(known, key=lambda columns: len(columns.keys() & wanted.keys()))
     if not by.keys() & wanted.keys() or len(wanted) > MAX_GENES:

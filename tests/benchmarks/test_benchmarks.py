@@ -31,6 +31,8 @@ from fractal.model.checkpoint import build_adapter, load, save
 from fractal.model.recipes import Recipe
 from tests.conftest import TYPES, clustered, write_release
 
+pytestmark = pytest.mark.slow
+
 FOUR = {"recipe": "fractal", "num_levels": 4}
 BLOOD = {"recipe": "fractal", "num_levels": 3, "block_levels": [1, 2, 3]}
 

@@ -18,6 +18,8 @@ from fractal.model.adapter import TAU, FractalAdapter
 from fractal.model.checkpoint import load
 from fractal.model.objective import TrainingRows
 
+pytestmark = pytest.mark.slow
+
 LABELS = torch.tensor(
     [[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 1, 2], [1, 2, 2, 3], [1, 2, 2, 3], [1, 2, 3, 4], [0, 0, 0, 0]]
 )

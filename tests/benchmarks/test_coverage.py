@@ -6,6 +6,8 @@ from scipy import special, stats
 
 from benchmarks.coverage import METHODS, coverage, draw, effective, logit_mean, on_logits, variance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("correlation", [0.02, 0.5])
 def test_studies_have_the_share_and_the_correlation(correlation: float):

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import fuzz
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BUNDLES = ["bundle.json", "held_out.safetensors", "hierarchy.tsv", "adapter.safetensors", "cells.safetensors"]
 NAMES = ["index", "labels", "types", "map", "npy", "obo", "parquet", "checkpoint", "checkpoint pickle", *BUNDLES]

@@ -6,6 +6,8 @@ from scipy import stats
 
 from benchmarks.intervals import bootstrap_interval, cluster_bootstrap, t_interval
 
+pytestmark = pytest.mark.slow
+
 
 def test_t_interval_equals_scipy():
     values = [0.9, 0.95, 0.8, 0.85]

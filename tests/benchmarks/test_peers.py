@@ -9,6 +9,8 @@ from benchmarks import peers
 from benchmarks.peers import PEERS, figures, read, risk_coverage, spoil, strange
 from fractal.hierarchy.tree import Tree
 
+pytestmark = pytest.mark.slow
+
 PATHS = [
     ("Immune", "Lymphoid", "T", "CD4"),
     ("Immune", "Lymphoid", "T", "CD8"),

@@ -17,6 +17,8 @@ from fractal.base.errors import InputError
 from fractal.data.scimilarity import HEADER, open_release
 from fractal.hierarchy.ontology import SHIPPED, build_hierarchy, load_graph
 
+pytestmark = pytest.mark.slow
+
 FILES = ("label_ints.csv", "annotation/reference_labels.tsv", "annotation/labelled_kNN.bin")
 CELLS = BLOCK + 1_000  # more than one block, and the last one is not full
 

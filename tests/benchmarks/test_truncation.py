@@ -14,6 +14,8 @@ from fractal.hierarchy.levels import LEVELS
 from fractal.search.exact import nearest
 from tests.search.test_exact import cells
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lines() -> dict[str, list[str]]:

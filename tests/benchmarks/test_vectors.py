@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import vectors
 
+pytestmark = pytest.mark.slow
+
 
 def cells(genes: list[str], donors: list[str]) -> anndata.AnnData:
     obs = pd.DataFrame(

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = write_h5ad(folder / f"{name}.h5ad", clustered(labels, spread=0.9)[:n], kind=labels[:n])
         flags = ["--obsm", "X_pca", "--label-key", "kind", "--output", str(folder / f"{name}.parquet")]
         ingest.main(["--h5ad", str(path), *flags])
-    quick = ["--epochs", "1", "--val-ratio", "0.3", "--scale-dim", "4", "--device", "cpu"]
+    quick = ["--epochs", "3", "--val-ratio", "0.3", "--scale-dim", "4", "--device", "cpu"]
     train.main(["--input", cells, "--output", model, *quick])
     made = ["--model-path", model, "--input", cells, "--output", str(folder / "ref"), "--device", "cpu"]
     reference_command.main(made)

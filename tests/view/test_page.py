@@ -99,6 +99,7 @@ def test_a_page_that_fails_leaves_the_old_one(scored: Scored, tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.slow
 def test_eval_draws_the_rows_that_it_prints(tmp_path: Path, capsys):
     """Two types held out; names that are HTML; two checkpoints on one page."""
     paths = [("I", "L", "t", f"a{i} {EVIL}") for i in range(3)] + [("S", "M", f"m{i}", f"b{i}") for i in range(3)]
