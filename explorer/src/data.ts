@@ -115,7 +115,8 @@ async function readArray(element: HTMLElement): Promise<Matrix> {
 }
 
 /** The cells of the page. */
-export function cellsOf({ columns, genes, names, levels }: About, arrays: Record<string, Matrix>): CellSet {
+export function cellsOf(about: About, arrays: Record<string, Matrix>): CellSet {
+  const { columns, genes, names } = about;
   const maps = Float32Array.from(arrays.maps.values, (value) => value / 32_000);
   const [count, cells] = arrays.maps.shape;
   const layouts = Array.from({ length: count }, (_, j) => maps.subarray(2 * j * cells, 2 * (j + 1) * cells));
@@ -131,17 +132,23 @@ export function cellsOf({ columns, genes, names, levels }: About, arrays: Record
     const bytes = arrays.genes.values.subarray(i * arrays.genes.shape[1], (i + 1) * arrays.genes.shape[1]);
     return { ...gene, codes: Float32Array.from(bytes, (byte) => gene.low + (byte / 255) * (gene.high - gene.low)) };
   });
-  const ofAnswers = answers ? answerColumns(answers, levels) : [];
+  const ofAnswers = answers ? answerColumns(answers, about) : [];
   return { names, node: arrays.node.values, layouts, answers, columns: [...ofAnswers, ...ofFile, ...ofGenes] };
 }
 
 /** What the answers say, as columns that colour cells. */
-export function answerColumns({ status, depth, probability, pValue }: Answers, levels: string[]): CellColumn[] {
+export function answerColumns({ status, depth, path, probability, pValue }: Answers, about: About): CellColumn[] {
+  const { levels, nodes } = about;
+  const guesses = about.annotator.paths.map((nodesOfPath) => nodes[nodesOfPath[levels.length - 1]]); // however unsure
   const ofLevel = (k: number) => Float64Array.from(status, (_, row) => probability[row * levels.length + k]);
   const colours = ["#009e73", "#e69f00", "#d81b60", "#8a8a8a"];
   return [
     { name: "status", values: [...STATUSES], colours, codes: status.map((code) => code + 1) },
     { name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)), codes: depth },
+    {
+      name: "best guess", values: guesses.map(({ name }) => name), colours: guesses.map(({ colour }) => colour),
+      codes: Uint16Array.from(path, (p) => p + 1),
+    },
     ...levels.map((level, k) => ({ name: `probability of the ${level}`, low: 0, high: 1, codes: ofLevel(k) })),
     { name: "p-value", low: 0, high: 1, codes: pValue },
   ];

@@ -69,7 +69,7 @@ export async function labelled(
   const invalid = [...answers.path.keys()].filter((row) => answers.path[row] < 0);
   const problems = rollup(invalid, (rows) => rows.length, (row) => problemOf(rowOf(raw, row, dim)));
   const node = nodesOf(answers, about.annotator.paths);
-  return { file, what, problems, names, raw, full, answers, node, layouts: placed, columns: answerColumns(answers, about.levels) };
+  return { file, what, problems, names, raw, full, answers, node, layouts: placed, columns: answerColumns(answers, about) };
 }
 
 /** The deepest node that is answered for each cell, 0 for none. */

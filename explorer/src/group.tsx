@@ -4,12 +4,12 @@ import type { CellSet } from "./data";
 import { download, downloadCsv } from "./download";
 import { count, percent } from "./format";
 import { type Page, textOf } from "./page";
+import { Near } from "./near";
 import { type Mode, MODES, type Selection } from "./selection";
 import { type Part, Parts, Table } from "./widgets";
 
 export function Group({ page }: { page: Page }) {
-  const { about, cells, selection, ticked, tree } = page;
-  const ofTicked = ticked.size > 0 && <button onClick={() => page.selectTicked()}>Cells {page.ticks}</button>;
+  const { about, cells, selection, tree } = page;
   if (!selection) {
     return (
       <>
@@ -17,7 +17,8 @@ export function Group({ page }: { page: Page }) {
           Hold Shift and draw around cells, or press Lasso: what they are, per level, against the whole map. Or tick types
           in the legend.
         </p>
-        <p class="buttons">{ofTicked}</p>
+        <Select page={page} />
+        <Near page={page} />
       </>
     );
   }
@@ -32,7 +33,6 @@ export function Group({ page }: { page: Page }) {
     return { title: column.name, parts: tally(kinds, column.codes, group, (code) => code) };
   });
   const tables = [...levels, ...ofText];
-  const setMode = (event: Event) => page.update({ mode: (event.currentTarget as HTMLSelectElement).value as Mode });
   return (
     <>
       <h2>{count(group.length)} cells</h2>
@@ -42,18 +42,29 @@ export function Group({ page }: { page: Page }) {
       </p>
       <p class="buttons">
         <button onClick={() => save(page, group)}>Download as CSV</button>
-        <button id="save-ids" onClick={() => saveIds(page, selection)}>Ids and rule</button>
+        <button id="save-ids" onClick={() => saveIds(page, selection)}>Download ids</button>
         <button onClick={() => page.select(null)}>Clear</button>
       </p>
-      <p class="buttons">
-        <select id="mode" aria-label="the next selection" value={page.mode} onChange={setMode}>
-          {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
-        </select>
-        {ofTicked}
-      </p>
+      <Select page={page} />
+      {group.length > 0 && <Near page={page} />}
       {group.length > 0 && <Enriched tables={tables} size={group.length} all={about.cells} />}
       {group.length > 0 && tables.map((table) => <Parts {...table} size={group.length} all={about.cells} />)}
     </>
+  );
+}
+
+/** What the next selection does, and a button that selects the cells ticked in the legend. */
+export function Select({ page }: { page: Page }) {
+  const setMode = (event: Event) => page.update({ mode: (event.currentTarget as HTMLSelectElement).value as Mode });
+  return (
+    <p class="buttons">
+      {page.selection && (
+        <select id="mode" aria-label="the next selection" value={page.mode} onChange={setMode}>
+          {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
+        </select>
+      )}
+      {page.ticked.size > 0 && <button onClick={() => page.selectTicked()}>Select cells {page.ticks}</button>}
+    </p>
   );
 }
 

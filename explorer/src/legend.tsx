@@ -4,6 +4,7 @@ import type { ComponentChildren } from "preact";
 import { RAMP } from "./colours";
 import type { CellColumn } from "./data";
 import { count } from "./format";
+import { Select } from "./group";
 import type { Page } from "./page";
 import { Swatch } from "./widgets";
 
@@ -35,6 +36,7 @@ export function Types({ page }: { page: Page }) {
       {!column && <TreeLegend page={page} matches={matches} />}
       {column?.values && <Values page={page} column={column} />}
       {column && !column.values && <Ramp column={column} />}
+      {page.ticked.size > 0 && <Select page={page} />}
     </>
   );
 }
@@ -70,6 +72,7 @@ function Branch({ page, matches, node, isRest = false }: TreeProps & { node: num
   const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
   if (!isShown) return null;
   const isOpen = children.length > 0 && (matches !== null || unfolded.has(node));
+  const shallow = counts[node] - children.reduce((sum, child) => sum + counts[child], 0);
   const by = matches?.get(node);
   const act = matches ? () => page.showType(node) : hasMore ? () => page.fold(node, isOpen) : undefined;
   return (
@@ -84,6 +87,7 @@ function Branch({ page, matches, node, isRest = false }: TreeProps & { node: num
       {isOpen && (
         <div class="below" role="group">
           {children.map((child) => <Branch {...{ page, matches }} node={child} isRest={sameName(child)} />)}
+          {shallow > 0 && !matches && <p class="note">{count(shallow)} without a deeper label</p>}
         </div>
       )}
     </div>

@@ -41,7 +41,8 @@ export class MapView {
     canvas.addEventListener("click", (event) => isLasso(event) || page.choose(hit(event)));
     canvas.addEventListener("pointermove", (event) => {
       if (event.buttons || event.pointerType === "touch") return;
-      page.pointAt(hit(event), event.offsetX + canvas.parentElement!.offsetLeft, event.offsetY);
+      const { offsetLeft, offsetTop } = canvas.parentElement!; // of the view
+      page.pointAt(hit(event), event.offsetX + offsetLeft, event.offsetY + offsetTop + canvas.offsetTop);
     });
     canvas.addEventListener("pointerleave", () => page.pointAt(null));
     canvas.addEventListener("pointerdown", (event) => isLasso(event) && event.button === 0 && this.drawLasso(event));

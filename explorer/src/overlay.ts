@@ -45,9 +45,11 @@ function cellsIn(camera: Camera, layers: Float32Array[]): (box: Box) => boolean 
   };
 }
 
+const NEAR = 0.1; // of the map: a type in several islands has its name beside the largest
+
 /** Around an island, the nearest first: distances in its radius, and directions. */
 const DIRECTIONS: Point[] = [[0, -1], [0, 1], [1, 0], [-1, 0], [0.8, -0.8], [-0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]];
-const OFFSETS = [1, 1.5, 2, 3, 4].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
+const OFFSETS = [1, 1.5, 2, 3, 4, 6].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
 
 /**
  * Names of the islands, the largest first, each beside its island: they cover no cells, no other name, and are not cut. A
@@ -73,7 +75,7 @@ export function drawNames(
     const lines = wrap(nameOf(node), isSmall ? 16 : 22);
     const halfWidth = Math.max(...lines.map((text) => context.measureText(text).width)) / 2 + 3;
     const halfHeight = (lines.length * (size + 2)) / 2 + 1;
-    const reach = Math.max(8, radius * scale);
+    const reach = Math.max(8, Math.min(radius, NEAR) * scale);
     const boxes = OFFSETS.map(([dx, dy]): Box => {
       const centreX = middleX + dx * reach + Math.sign(dx) * halfWidth;
       const centreY = middleY + dy * reach + Math.sign(dy) * halfHeight;

@@ -10,6 +10,7 @@ import { count, find } from "./format";
 import { apart, type Island, islands } from "./islands";
 import { type Hit, MapView } from "./map";
 import { rowOf } from "./matrix";
+import type { Nearness } from "./near";
 import type { Neighbours } from "./neighbours";
 import { combine, type Mode, type Selection } from "./selection";
 import { Tree } from "./tree";
@@ -28,6 +29,7 @@ export class Page {
   cell: Hit | null = null;
   selection: Selection | null = null;
   mode: Mode = "new"; // of the next selection
+  near: Nearness | null = null; // which labels lie among which, when it was last asked for
   second: MapView | null = null; // beside the map, at another prefix or by the raw vectors; made when it is first shown
   isSecondShown = false;
   yours: Yours | null = null;
@@ -115,7 +117,7 @@ export class Page {
   /** The column that tells studies or donors apart. */
   get study(): CellColumn | undefined {
     const ofText = this.cells.columns.filter(({ values, colours }) => values && !colours);
-    return ofText.find(({ name }) => /study|donor|batch|sample|dataset|patient/i.test(name)) ?? ofText[0];
+    return ofText.find(({ name }) => /study|donor|batch|sample|dataset|patient|subject|individual|library/i.test(name));
   }
 
   /** The column that colours the cells, if one does; layer 1 has only those of the answers. */
@@ -314,7 +316,7 @@ export class Page {
   describe({ layer, row }: Hit): { title: string; node: number; lines: [string, string][] } {
     const { names, node: nodes, answers, columns } = this.set(layer);
     const path = this.tree.path(nodes[row]) || (answers ? "no answer" : "no label");
-    const isExplained = ({ name }: CellColumn) => answers && /^(probability of the .*|p-value|answered level)$/.test(name);
+    const isExplained = ({ name }: CellColumn) => answers && /^(probability of the .*|p-value|answered level|best guess)$/.test(name);
     const ofFile = columns.filter((column) => (column.unit ? this.colour === idOf(column) : !isExplained(column)));
     const lines = ofFile.map((column): [string, string] => [column.name, textOf(column, row) || "–"]);
     const title = `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`;
@@ -368,7 +370,7 @@ export class Page {
       if (column) return value ? column.values![value - 1] : "missing";
       return this.tree.name(value);
     });
-    return `${column ? column.name : "labelled"} ${names.join(" or ")}`;
+    return `${column ? `with ${column.name}` : "labelled"} ${names.join(" or ")}`;
   }
 
   lassoMode(isOn = !this.map.isDrawing): void {

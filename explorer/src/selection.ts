@@ -6,7 +6,7 @@ export interface Selection {
 }
 
 /** How the next selection and the one before become one. */
-export const MODES = { new: "starts anew", or: "adds", not: "takes away", and: "keeps only" } as const;
+export const MODES = { new: "starts anew", or: "adds", not: "takes away", and: "keeps what is in both" } as const;
 export type Mode = keyof typeof MODES;
 
 export function combine(before: Selection | null, next: Selection, mode: Mode): Selection {

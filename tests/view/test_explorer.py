@@ -589,6 +589,40 @@ def test_selections_combine_and_are_saved_with_their_rule(shown):
 
 
 @pytest.mark.slow
+def test_what_a_prefix_mixes_up_is_a_table(shown):
+    """The worst type first: how many of the 15 nearest have the same label, and the other label that most have."""
+    page, labels, width = shown.page, np.array(shown.cells.labels), shown.about["widths"][0]
+    page.evaluate("explorer.select(null); explorer.forget(); explorer.setPrefix(1, false); explorer.tick([])")
+    page.click("#tab-types")
+    page.select_option("#colour", label="subtype")
+    page.click("#tab-group")
+    page.get_by_role("button", name="What is mixed up, by prefix 1").click()
+    expected, most = {}, -(-500 // len(TYPES))  # of each type at most so many are asked
+    for name in TYPES:
+        rows = np.flatnonzero(labels == name)
+        rows = rows[(np.arange(len(rows)) * most) % len(rows) < most].tolist()
+        near = labels[torch_neighbours(shown.arrays["fractal"], rows, width, 15).topk(15).indices.numpy()]
+        others = pd.Series(near[near != name]).value_counts() / near.size
+        expected[name] = ((near == name).mean(), others)
+    found = [row.split("\t") for row in page.locator("#group .agreement tr").all_inner_texts()[1:]]
+    assert {name.split("\n")[0] for name, *_ in found} == {*TYPES}
+    shares = [expected[name.split("\n")[0]][0] for name, *_ in found]
+    assert (np.diff(shares) >= -0.002).all()  # a tie may be another cell
+    for cell, share, other in found:
+        same, others = expected[cell.split("\n")[0]]
+        assert float(share.strip().rstrip("%")) == pytest.approx(100 * same, abs=0.51)
+        if other == "none":
+            assert same == 1
+            continue
+        name, figure = other.rsplit(" ", 1)
+        assert float(figure.rstrip("%")) == pytest.approx(100 * others.max(), abs=0.51)
+        assert others[name] == pytest.approx(others.max(), abs=0.002)
+    page.evaluate("explorer.setPrefix(2, false)")  # it is of another prefix, and is asked for again
+    assert page.locator("#group .agreement").count() == 0
+    page.evaluate("explorer.colourBy('prefix')")
+
+
+@pytest.mark.slow
 def test_cells_named_in_the_address_are_selected(shown, browser):
     ids = [shown.cells.names[i] for i in (5, 2, 700)]
     opened = Opened(browser, f"{shown.path.as_uri()}?cells={','.join([*ids, 'of another file'])}")
@@ -915,6 +949,15 @@ def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browse
     assert counts == {name: str(n) for name, n in pd.Series(answers["status"]).value_counts().items()}
     page.locator("#values .row", has_text="novel").hover()
     assert page.evaluate(LIT) == (answers["status"] == "novel").tolist()
+    page.get_by_label("keep novel lit up").check()
+    page.get_by_role("button", name="Select cells with status novel").click()
+    assert page.evaluate("explorer.group") == np.flatnonzero(answers["status"] == "novel").tolist()
+    page.locator("#ask-near").click()  # the labels of novel cells are best guesses
+    guesses = pd.Series(answers[levels[-1]])[answers["status"] == "novel"].value_counts()
+    near = page.locator("#group .agreement tr th:first-child").all_inner_texts()[1:]
+    assert {text.split("\n")[0]: int(text.split("\n")[1].split()[0]) for text in near} == guesses.to_dict()
+    guess = held["best guess"]
+    assert [guess["values"][code - 1] for code in guess["codes"]] == list(answers[levels[-1]])
     opened.check()
 
 
