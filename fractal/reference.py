@@ -151,7 +151,7 @@ class Reference:
         confidence : float in (0, 1]; a level is answered if its probability is at least this
         error : float in (0, 1), in place of a confidence: at most this share of all cells gets a label that is neither
             theirs nor above theirs; printed is for whom that is guaranteed (see `Calibration.control`)
-        novelty : "on" withholds the fine labels of odd cells, "flag" only marks them, "off" does neither
+        novelty : "on" withholds the fine labels of unusual cells, "flag" only marks them, "off" does neither
         force : bool; take vectors of another embedding
         index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
         index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels

@@ -53,9 +53,9 @@ class Answer(Rows):
 
 
 def answer(raw: Raw, calibration: Calibration, confidence: float = CONFIDENCE, novelty: str = "on") -> Answer:
-    """Back off to the deepest level whose probability is at least `confidence`, and to the second level in odd cells.
+    """Back off to the deepest level whose probability is at least `confidence`, unusual cells to the second level.
 
-    `novelty`: "on" flags odd cells and withholds their fine labels, "flag" only flags them, "off" does neither.
+    `novelty`: "on" flags unusual cells and withholds their fine labels, "flag" only flags them, "off" does neither.
     """
     probability = calibration.probability(raw.votes)
     ood_score = calibration.score(raw.signals)
@@ -73,10 +73,10 @@ def answer(raw: Raw, calibration: Calibration, confidence: float = CONFIDENCE, n
 def depths(
     probability: np.ndarray, p_value: np.ndarray, confidence: float, novelty: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """probability (n, levels), p_value (n,) -> the depth that the confidence allows (n,), and less in odd cells."""
+    """probability (n, levels), p_value (n,) -> the depth that the confidence allows (n,), and less in unusual cells."""
     confident = (probability >= confidence).sum(1)  # probabilities fall from level to level
-    odd = (p_value < CAUTION) & (novelty == "on")
-    return confident, np.where(odd, np.minimum(confident, CAUTIOUS_DEPTH), confident)
+    unusual = (p_value < CAUTION) & (novelty == "on")
+    return confident, np.where(unusual, np.minimum(confident, CAUTIOUS_DEPTH), confident)
 
 
 def unforced(answer: Answer, shared: np.ndarray) -> Answer:

@@ -90,7 +90,7 @@ class Projection:
         return rows, line + self.check_kind(new, [column[gene] for gene in self.genes[found]], found, force)
 
     def check_kind(self, new: Expression, columns: list[int], found: np.ndarray, force: bool) -> str:
-        """-> "" or what is odd about the numbers of the first cells. Raises InputError for another kind of them."""
+        """-> "" or what is unusual about the numbers of the first cells. Raises InputError for another kind of them."""
         some, x = next(new.chunks(0, min(EXAMINED, new.num_cells)))
         kind = kind_of(x)
         if kind != self.kind and not force:
@@ -117,13 +117,13 @@ def learn(cells: Any, use_rep: str) -> tuple[Projection | None, str]:
 
     None where `use_rep` is no PCA of scanpy's, or one that X no longer gives. One pass over X.
     """
-    loadings_key, told_key = ("PCs", "pca") if use_rep == "X_pca" else (use_rep, use_rep)
+    loadings_key, params_key = ("PCs", "pca") if use_rep == "X_pca" else (use_rep, use_rep)
     with open_expression(cells) as (parts, expression):
         empty: dict[str, Any] = {}
-        varm, told = parts.get("varm", empty), parts.get("uns", empty).get(told_key)
+        varm, facts = parts.get("varm", empty), parts.get("uns", empty).get(params_key)
         if use_rep not in parts.get("obsm", empty) or loadings_key not in varm:
             return None, ""
-        params = told.get("params", empty) if hasattr(told, "get") else empty
+        params = facts.get("params", empty) if hasattr(facts, "get") else empty
         layer = as_text(params.get("layer", "")) if hasattr(params, "get") else ""
         x = expression(layer)
         if x is None:

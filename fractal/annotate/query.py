@@ -42,8 +42,8 @@ class Intake:
     def open(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
         """Open new cells, of an AnnData or a path; `force` takes vectors that can't be of the reference's embedding.
 
-        Prints how vectors are projected, and warns of what is odd about them. Raises InputError where there is nothing
-        to take or to project.
+        Prints how vectors are projected, and warns of what is unusual about them. Raises InputError where nothing can be
+        taken or projected.
         """
         key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
         several = in_memory or has_obsm(cells)
@@ -56,13 +56,13 @@ class Intake:
             if expression is None:
                 source = stack.enter_context(Cells.open(cells, key, self.dim))
                 _, chunk = next(iter(source.chunks(CHUNK)))
-                odd, certain = self.problem(chunk)
+                warning, certain = self.problem(chunk)
                 if force or not certain:
-                    if odd:
-                        warn(f"{source.path}: {odd}")
-                    yield source, Origin(f"obsm '{key}'" if several else "", odd)
+                    if warning:
+                        warn(f"{source.path}: {warning}")
+                    yield source, Origin(f"obsm '{key}'" if several else "", warning)
                     return
-                problem = f"obsm '{key}': {odd}" if several else odd
+                problem = f"obsm '{key}': {warning}" if several else warning
                 if self.projection and matrix:
                     with suppress(InputError):  # no counts: then the first problem is the one to tell
                         expression = self.projection.find(matrix)
@@ -83,10 +83,10 @@ class Intake:
         """-> a function: rows -> vectors (m, dim). Raises InputError where the expression does not fit either."""
         assert self.projection is not None
         rows, line = self.projection.components(expression, force)
-        odd, certain = self.problem(rows(slice(0, min(CHUNK, expression.num_cells))))
+        warning, certain = self.problem(rows(slice(0, min(CHUNK, expression.num_cells))))
         if certain and not force:
-            raise InputError(f"{problem}; {line}; but {odd}. Is the expression normalised as the reference's?")
-        return rows, Origin(f"{problem}; {line}", odd, projected=True)
+            raise InputError(f"{problem}; {line}; but {warning}. Is the expression normalised as the reference's?")
+        return rows, Origin(f"{problem}; {line}", warning, projected=True)
 
     def problem(self, vectors: np.ndarray) -> tuple[str, bool]:
         """Why vectors (n, dim) may not be of the reference's space, and whether that is certain; ("", False) if not."""

@@ -106,7 +106,7 @@ def draw(vectors: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def space_problem(vectors: np.ndarray, reference: np.ndarray, seed: int = 0) -> tuple[str, bool] | None:
-    """vectors (n, dim) and reference (m, dim) float32, usable -> what is odd, and whether it is certain; or None.
+    """vectors (n, dim) and reference (m, dim) float32, usable -> what is unusual, and whether it is certain; or None.
 
     n < MIN_CELLS: None.
     """

@@ -10,7 +10,7 @@ One row per cell, or columns of obs that begin with fractal_:
     {level}, {level}_cl_id, {level}_probability   all levels, also those below the one reached
     runner_up, runner_up_probability          the next best finest label
     distance                                  cosine distance to the nearest reference cell, fractal vectors
-    ood_score                                 how odd the cell is among those of its type; 0 is ordinary
+    ood_score                                 how unusual the cell is among those of its type; 0 is ordinary
     p_value                                   share of ordinary cells with as high an ood_score, or a higher one
     status                                    ok; novel (unlike anything in the reference); withheld (unusual, so no
                                               label below the second level); excluded (without --only and --exclude it

@@ -87,9 +87,7 @@ class Maps:
                 raise ValueError("of another version")
             return Maps(arrays["vectors"], tuple(facts.pop("prefix_ends")), arrays["layouts"], facts)
         except Exception as error:  # whatever the parsers of a damaged file raise
-            raise InputError(
-                f"{path}: damaged, or of another version; delete it, and it is made again"
-            ) from error
+            raise InputError(f"{path}: damaged, or of another version; delete it, and it is made again") from error
 
 
 def amid(points: np.ndarray) -> np.ndarray:
