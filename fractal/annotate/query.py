@@ -42,8 +42,8 @@ class Intake:
     def open(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[tuple[Cells, Origin]]:
         """Open new cells, of an AnnData or a path; `force` takes vectors that can't be of the reference's embedding.
 
-        Prints how vectors are projected, and warns of what is unusual about them. Raises InputError where nothing can be
-        taken or projected.
+        Prints how vectors are projected, and warns of what is unusual about them. Raises InputError where nothing can
+        be taken or projected.
         """
         key, in_memory = use_rep or self.use_rep, hasattr(cells, "obsm")
         several = in_memory or has_obsm(cells)
