@@ -1,13 +1,15 @@
 """The nearest cells of an index, by the full vector or a prefix, among all cells or those that a filter leaves.
 
-The lists nearest to the query are opened, and every vector in them is compared. Nothing but the centroids is in memory:
-faiss scans the mapped files.
+The lists nearest to the query are opened, and every vector in them is compared. Nothing but the centroids is in memory.
+faiss scans the mapped files, query by query. Where so many queries come at once that they share lists, and for a
+prefix, each list is read once and compared with all queries that open it, in one matrix product.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import torch
 from fractal.base.errors import InputError
 from fractal.base.files import read_whole
 from fractal.data.parquet import CELL_ID
+from fractal.search.exact import top
 from fractal.search.folder import NO_COLUMN, Folder, Part, open_folder
 
 PROBES = 16  # lists that a search opens, where no other number is given
 PREFIX_PROBES = 8  # and for a prefix: its lists are nearly alike, see docs/search.md
 QUERIES = 256  # at a time, so that their products with all centroids take 8 MB
+SHARED = 2  # queries a list, from which on it pays to read each list once
+PAIRS = 1 << 21  # of a query and a list that it opens, at a time: of 65,536 queries with 32 lists, 50 MB
 ENOUGH = 2_000  # cells that pass a filter are looked at per query, or 100 k of them, or all
 HIT_COLUMNS = ("query", "rank", "id", "row", "source", "similarity")  # of the table of hits, before the cells' columns
 
@@ -63,7 +68,7 @@ class Index:
         self.batches = [batch for part in folder.parts for batch in part.batches]  # of columns
         self.quantizer = faiss.IndexFlatIP(self.space.dim)
         self.quantizer.add(self.centroids)
-        self.cut_centres: dict[int, np.ndarray] = {}
+        self.cut_centres = {self.space.dim: self.centroids}
         self.mapped: list[Any] = []
         self.scanners = [self.scanner(part) for part in self.parts]
 
@@ -130,24 +135,32 @@ class Index:
         only = None if keep is None else Filter(self.parts, keep)
         full = width == self.space.dim
         probes = min(probes or (PROBES if full else PREFIX_PROBES), len(self.centroids))
-        unit, scan = queries[:, :width] / norms, self.scan if full else self.scan_prefix
-        hits = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
+        unit, shared = queries[:, :width] / norms, len(queries) * probes >= SHARED * len(self.centroids)
+        scan, most = (self.scan_by_list, PAIRS) if shared or not full else (self.scan, 1)
+        hits, lists, first = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))], list[np.ndarray](), 0
         for start in range(0, len(unit), QUERIES):
-            batch = unit[start : start + QUERIES]
-            hits.append(scan(batch, self.lists(batch, probes, k, only), k, only))
+            end = min(start + QUERIES, len(unit))
+            lists.append(self.lists(unit[start:end], probes, k, only))
+            if end == len(unit) or sum(opened.size for opened in lists) >= most:
+                hits.append(scan(unit[first:end], lists, k, only))
+                lists, first = [], end
         return Hits.concat(hits)
 
     def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None) -> np.ndarray:
         """The lists to open for each query, best first, (n, most) int64; -1 where a query opens fewer."""
-        if only is None and unit.shape[1] == self.space.dim:
+        if only is None and unit.shape[1] == self.space.dim and len(unit) < QUERIES:
             return self.quantizer.search(unit, probes)[1]
-        similarity = unit @ self.centres(unit.shape[1]).T
+        similarity = torch.from_numpy(unit) @ torch.from_numpy(self.centres(unit.shape[1])).T
         if only is None:
-            return torch.from_numpy(similarity).topk(probes, dim=1).indices.numpy()
-        similarity[:, only.per_list == 0] = -np.inf
-        order = np.argsort(-similarity, axis=1)
-        seen = np.cumsum(only.per_list[order], axis=1)
-        enough = min(only.count, max(ENOUGH, 100 * k))
+            return top(similarity, probes)[1].numpy()
+        similarity[:, only.per_list == 0] = -2  # below any cosine
+        enough, most = min(only.count, max(ENOUGH, 100 * k)), probes
+        while True:
+            order = top(similarity, most)[1].numpy()
+            seen = np.cumsum(only.per_list[order], axis=1)
+            if most == len(self.centroids) or (seen[:, -1] >= enough).all():
+                break
+            most = min(4 * most, len(self.centroids))
         opened = np.minimum(np.maximum((seen < enough).sum(1) + 1, probes), (only.per_list > 0).sum())
         most = max(1, int(opened.max()))
         return np.where(np.arange(most) < opened[:, None], order[:, :most], -1)
@@ -159,10 +172,11 @@ class Index:
             self.cut_centres[width] = torch.nn.functional.normalize(cut, dim=1).numpy()
         return self.cut_centres[width]
 
-    def scan(self, unit: np.ndarray, lists: np.ndarray, k: int, only: Filter | None) -> Hits:
-        """Compare full vectors."""
+    def scan(self, unit: np.ndarray, batches: Sequence[np.ndarray], k: int, only: Filter | None) -> Hits:
+        """Compare full vectors, query by query. batches: one batch of `lists`."""
         n = len(unit)
-        lists, coarse = np.ascontiguousarray(lists, np.int64), np.zeros(lists.shape, np.float32)
+        lists = np.ascontiguousarray(batches[0], np.int64)
+        coarse = np.zeros(lists.shape, np.float32)
         best = []
         for number, (scanner, part) in enumerate(zip(self.scanners, self.parts, strict=True)):
             similarity, rows = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
@@ -176,24 +190,33 @@ class Index:
             best.append((np.where(rows >= 0, rows + part.first, -1), similarity))
         return best_of(best, k)
 
-    def scan_prefix(self, unit: np.ndarray, lists: np.ndarray, k: int, only: Filter | None) -> Hits:
-        """Compare prefixes, which are cut from the stored vectors and made unit length again."""
-        width, hits = unit.shape[1], []
-        for query, numbers in zip(torch.from_numpy(unit), lists, strict=True):
-            cells, similarity = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    def scan_by_list(self, unit: np.ndarray, batches: Sequence[np.ndarray], k: int, only: Filter | None) -> Hits:
+        """Compare full vectors, or prefixes, which are cut from the stored vectors and made unit length again.
+
+        batches: of `lists`, in the order of the queries.
+        """
+        width = unit.shape[1]
+        pairs = [np.nonzero(lists >= 0)[0] + i * QUERIES for i, lists in enumerate(batches)]
+        query, number = np.concatenate(pairs), np.concatenate([lists[lists >= 0] for lists in batches])
+        order = np.argsort(number, kind="stable")
+        query, number = query[order], number[order]
+        bounds = np.flatnonzero(np.diff(number, prepend=-1, append=-1)).tolist()
+        best, queries = faiss.ResultHeap(len(unit), k, keep_max=True), torch.from_numpy(unit)
+        for start, end in pairwise(bounds):
+            opened, members = int(number[start]), query[start:end]
             for part in self.parts:
-                for number in numbers[numbers >= 0].tolist():
-                    # torch makes float32 of float16 ten times as fast as numpy
-                    vectors = torch.from_numpy(part.vectors(number)).float()[:, :width]
-                    cosines = (vectors @ query) / vectors.norm(dim=1).clamp(min=1e-12)
-                    cells.append(part.rows(number) + part.first)
-                    similarity.append(cosines.numpy())
-            joined = np.concatenate(cells), np.concatenate(similarity)
-            if only is not None:
-                passing = only.mask[joined[0]]
-                joined = joined[0][passing], joined[1][passing]
-            hits.append(best_of([(joined[0][None], joined[1][None])], k))
-        return Hits.concat(hits)
+                rows = part.rows(opened) + part.first
+                # torch makes float32 of float16 ten times as fast as numpy
+                vectors = torch.from_numpy(part.vectors(opened)).float()
+                if only is not None:
+                    passing = only.mask[rows]
+                    rows, vectors = rows[passing], vectors[torch.from_numpy(passing)]
+                similarity = queries[members] @ vectors[:, :width].T
+                if width < self.space.dim:
+                    similarity /= vectors[:, :width].norm(dim=1).clamp(min=1e-12)
+                best.add_result_subset(members, similarity.numpy(), rows)
+        best.finalize()
+        return Hits(best.I, np.where(best.I < 0, np.float32(-np.inf), best.D))
 
     def vectors_of(self, cells: np.ndarray) -> np.ndarray:
         """The stored vectors of cells (m,), (m, dim) float32 of length 1. Looks through the rows of all lists."""

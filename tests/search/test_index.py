@@ -45,6 +45,25 @@ def test_some_lists_find_nearly_all(index: Index):
     assert agreement(index.search(queries, 10).cells, exact(queries, vectors_of(3_000), 10)) >= 0.9
 
 
+@pytest.mark.parametrize("passing", [1.0, 0.9, 0.02])
+def test_many_queries_at_once_find_what_each_finds_alone(index: Index, monkeypatch: pytest.MonkeyPatch, passing: float):
+    """Alone faiss scans the lists of a query; together each list is read once, of all parts."""
+    build.add(index.folder.path, cells_of(vectors_of(500, seed=3), table_of(500, seed=3, first=3_000)))
+    index = open_index(index.folder.path)
+    monkeypatch.setattr("fractal.search.index.QUERIES", 64)
+    monkeypatch.setattr("fractal.search.index.PAIRS", 2_000)  # several rounds
+    keep = None if passing == 1 else np.random.default_rng(0).random(len(index)) < passing
+    queries = vectors_of(301, seed=1)
+    together = index.search(queries, 10, keep=keep)
+    alone = Hits.concat([index.search(query[None], 10, keep=keep) for query in queries])
+    assert np.array_equal(together.cells >= 0, alone.cells >= 0)
+    assert np.allclose(together.similarity, alone.similarity, atol=1e-5)
+    assert (together.cells == alone.cells).mean() > 0.99  # ties of float16
+    assert keep is None or keep[together.cells].all()
+    nobody = index.search(queries, 10, keep=np.zeros(len(index), bool))
+    assert (nobody.cells == -1).all() and np.isneginf(nobody.similarity).all()
+
+
 @pytest.mark.parametrize("prefix", [1, 2, 3, 4])
 def test_a_prefix_of_all_lists_equals_exact_search(index: Index, prefix: int):
     queries, width = vectors_of(40, seed=2), 4 * prefix
