@@ -6,11 +6,12 @@ far the next one may be shifted, and a shift must not look like a new type.
 """
 
 import numpy as np
-from scipy.special import logsumexp
+import torch
 
 BETWEEN = 25.0  # on unseen studies and types of three atlases better than 1 and 5
 SHRINKAGE = 0.3  # of the covariance towards a ball
 TEMPERATURE = 2.0  # the numbers of a cell are not independent witnesses
+PIECE = 2_048  # cells at a time: their distances to 203 types are 3 MB, which stay in the cache
 
 
 class Discriminant:
@@ -30,11 +31,15 @@ class Discriminant:
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """(n, dim) -> (n, 2): the distance from the nearest mean, and -log of the largest probability of a type."""
-        x = unit(vectors) @ self.axes
-        squares = (x**2).sum(1)[:, None] - 2 * x @ self.means.T + (self.means**2).sum(1)
-        nearest = squares.min(1)
-        ambiguity = logsumexp(-(squares - nearest[:, None]) / (2 * TEMPERATURE), axis=1)
-        return np.column_stack([np.sqrt(nearest.clip(0)), ambiguity.clip(0)])
+        axes, means = torch.from_numpy(self.axes), torch.from_numpy(self.means)
+        parts = []
+        for start in range(0, max(len(vectors), 1), PIECE):
+            x = torch.from_numpy(unit(vectors[start : start + PIECE])) @ axes
+            squares = torch.addmm(means.square().sum(1), x, means.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
+            nearest = squares.amin(1, keepdim=True)
+            ambiguity = ((nearest - squares) / (2 * TEMPERATURE)).logsumexp(1, keepdim=True)
+            parts.append(torch.cat([nearest.clamp(min=0).sqrt(), ambiguity.clamp(min=0)], 1))
+        return torch.cat(parts).numpy()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ TEMPERATURE = 0.1  # a vote weighs exp(cosine / TEMPERATURE): 5 near cells of a 
 COPIES, SAME = 5, 0.9995  # neighbours that may be copies of a cell, float16: their cosine is above SAME
 SIGNALS = "distance of the last neighbour", "distance of the nearest mean", "-log of the largest probability"
 BATCH = 65_536  # cells at a time: the more, the more of them share a list of neighbours
-PIECE = 4_096  # of these, through the adapter and through the votes, 7 MB for 203 paths, which stay in the cache
+PIECE = 2_048  # of these, through the adapter and through the votes, 4 MB each, which stay in the cache
 
 
 class Rows:

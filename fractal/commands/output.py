@@ -81,17 +81,22 @@ def write_tsv(path: Location, tables: Iterable[pa.Table]) -> None:
         for number, table in enumerate(tables):
             if number == 0:
                 writer.writerow(table.column_names)
-            columns = [
-                [f"{value:.6g}" for value in column.to_numpy()]
-                if pa.types.is_floating(column.type)
-                else column.to_pylist()
-                for column in table.columns
-            ]
-            writer.writerows(zip(*columns, strict=True))
+            writer.writerows(zip(*map(cells_of, table.columns), strict=True))
             names += table[CELL_ID].chunks if CELL_ID in table.column_names else []
     all_names = pa.chunked_array(names, pa.string())
     if twice := len(all_names) - pc.count_distinct(all_names).as_py():
         warn(f"{path}: {twice:,} rows repeat the {CELL_ID} of another: join it by the order of rows, not by {CELL_ID}")
+
+
+def cells_of(column: pa.ChunkedArray) -> list[Any]:
+    """What a .tsv holds of a column: numbers with six digits, None where a value is missing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        return list(map("{:.6g}".format, column.to_numpy().tolist()))
+    if pa.types.is_string(column.type):
+        return column.to_numpy().tolist()  # a tenth of the time of to_pylist
+    return column.to_pylist()
 
 
 def write_npy(path: Location, chunks: Chunks, num_rows: int) -> None:
