@@ -72,7 +72,7 @@ function Branch({ page, matches, node, isRest = false }: TreeProps & { node: num
   const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
   if (!isShown) return null;
   const isOpen = children.length > 0 && (matches !== null || unfolded.has(node));
-  const shallow = counts[node] - children.reduce((sum, child) => sum + counts[child], 0);
+  const shallow = counts[node] - all.reduce((sum, child) => sum + counts[child], 0);
   const by = matches?.get(node);
   const act = matches ? () => page.showType(node) : hasMore ? () => page.fold(node, isOpen) : undefined;
   return (
