@@ -6,7 +6,7 @@ import { zoom, zoomIdentity, type ZoomTransform } from "d3-zoom";
 
 export type Point = [number, number];
 
-const FIT = 0.92; // share of the free space that the whole map takes
+const FIT = 0.88; // share of the free space that the whole map takes
 const LIMITS: [number, number] = [0.5, 60]; // of the zoom; at 1 the whole map is seen
 const MOVE = 300; // milliseconds of a flight
 
