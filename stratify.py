@@ -20,7 +20,7 @@ from fractal.base.storage import locate, scratch
 from fractal.commands.options import non_negative_int, num_bytes
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP, open_writer
-from fractal.data.reorder import reorder, round_robin
+from fractal.data.reorder import equal_buckets, reorder, round_robin
 from fractal.hierarchy.levels import column_names
 
 
@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
     ):
         source, start = with_positions(atlas, order, bar), 0
-        for bucket in reorder(source, len(order), dim, held * ROW_GROUP, scratch(args.output)):
+        ends, row = equal_buckets(len(order), held * ROW_GROUP), np.dtype((np.float32, (dim,)))
+        for bucket in reorder(source, ends, row, scratch(args.output)):
             for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
                 rows = pa.array(order[start : start + len(vectors)])
                 writer.append_table(vectors, pa.table([c.take(rows) for c in columns], names=others.names))

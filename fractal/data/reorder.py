@@ -10,33 +10,32 @@ PIECE = 65_536  # rows that are read back at once; 34 MB of 128-d vectors
 
 
 def reorder(
-    chunks: Iterable[tuple[np.ndarray, np.ndarray]], num_rows: int, dim: int, bucket: int, folder: str | Path | None
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], ends: np.ndarray, row: np.dtype, folder: str | Path | None
 ) -> Iterator[np.ndarray]:
-    """Yield the rows 0 .. num_rows - 1, `bucket` of them at a time (m, dim) float32, from chunks in any order.
+    """Yield the rows 0 .. ends[-1] - 1, one bucket (m,) of dtype `row` after the other, from chunks in any order.
 
-    A chunk is (positions (m,) integers, rows (m, dim) float32): its row i belongs at positions[i]. All positions
-    together must be the numbers 0 .. num_rows - 1, each once; the caller sees to that.
+    A chunk is (positions (m,) integers, rows (m,) of `row`): its row i belongs at positions[i]. All positions together
+    must be the numbers 0 .. ends[-1] - 1, each once; the caller sees to that. ends (buckets,) int64, ascending: bucket
+    b has the rows ends[b - 1] .. ends[b] - 1.
 
     This is distribution sort (Knuth, The Art of Computer Programming 3, 5.2.5) with one bucket in memory, as a hybrid
     hash join has it: rows of the bucket that is due go straight to their position, rows of later ones are appended to
     their bucket's stretch of a file in `folder` (None: the system's folder for such files). Rows that come nearly in
-    order never touch the disk; rows in random order are written and read once more, 4 * dim bytes each. Memory: the
-    bucket that is due and the one that the caller still has, a chunk, and 8 bytes for each row in the file. The file
-    has no name, so even a killed process leaves none behind.
+    order never touch the disk; rows in random order are written and read once more, with 8 bytes each for the position.
+    Memory: the bucket that is due and the one that the caller still has, and a chunk. The file has no name, so even a
+    killed process leaves none behind.
     """
-    positions_in_file = np.empty(num_rows, np.int64)  # pages of it that nothing is written to take no memory
-    waiting = np.zeros(-(-num_rows // bucket), np.int64)  # rows in the file, per bucket
+    starts, record = ends - np.diff(ends, prepend=0), np.dtype([("position", "<i8"), ("row", row)])
+    waiting = np.zeros(len(ends), np.int64)  # rows in the file, per bucket
     with tempfile.TemporaryFile(dir=folder) as file:
-        source = parts(chunks, bucket)
-        for due in range(len(waiting)):
-            first = due * bucket
-            ready = np.empty((min(bucket, num_rows - first), dim), np.float32)
-            file.seek(first * 4 * dim)
-            for start in range(first, first + waiting[due], PIECE):
-                positions = positions_in_file[start : min(start + PIECE, first + waiting[due])]
-                rows = np.empty((len(positions), dim), np.float32)
-                file.readinto(rows.data)
-                ready[positions - first] = rows
+        source = parts(chunks, ends)
+        for due, (first, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            ready = np.empty(end - first, row)
+            file.seek(first * record.itemsize)
+            for start in range(0, waiting[due], PIECE):
+                records = np.empty(min(PIECE, waiting[due] - start), record)
+                file.readinto(records.view(np.uint8).data)
+                ready[records["position"] - first] = records["row"]
             missing = len(ready) - waiting[due]
             while missing:
                 owner, positions, rows = next(source)
@@ -44,18 +43,25 @@ def reorder(
                     ready[positions - first] = rows
                     missing -= len(positions)
                 else:
-                    start = owner * bucket + waiting[owner]
-                    file.seek(start * 4 * dim)
-                    file.write(np.ascontiguousarray(rows, np.float32).data)
-                    positions_in_file[start : start + len(positions)] = positions
+                    records = np.empty(len(positions), record)
+                    records["position"], records["row"] = positions, rows
+                    file.seek((starts[owner] + waiting[owner]) * record.itemsize)
+                    file.write(records.view(np.uint8).data)
                     waiting[owner] += len(positions)
             yield ready
 
 
-def parts(chunks: Iterable[tuple[np.ndarray, np.ndarray]], bucket: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def equal_buckets(num_rows: int, size: int) -> np.ndarray:
+    """The ends of buckets of `size` rows, (buckets,) int64; the last one is what is left."""
+    return np.minimum(np.arange(size, num_rows + size, size), num_rows)
+
+
+def parts(
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], ends: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Split each chunk by bucket, the first bucket first, so that it may be complete when the next one's rows come."""
     for positions, rows in chunks:
-        owner = positions // bucket
+        owner = np.searchsorted(ends, positions, "right")
         by_owner = np.argsort(owner, kind="stable")
         owners, starts = np.unique(owner[by_owner], return_index=True)
         if len(owners) == 1:  # the usual chunk of rows that come nearly in order: no copy

@@ -25,7 +25,7 @@ from fractal.base.errors import InputError
 from fractal.base.storage import Location, fetch, locate, same_files
 from fractal.data.cells import Cells
 from fractal.data.labels import Labels, coded
-from fractal.data.reorder import reorder
+from fractal.data.reorder import equal_buckets, reorder
 from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 
@@ -85,8 +85,8 @@ class Release:
         Raises InputError for NaN, inf or zero vectors of cells that are not left out, and for index labels that are not
         the row numbers.
         """
-        start = 0
-        for vectors in reorder(self.records_by_chunk(size), len(self), self.dim, size, scratch):
+        start, row = 0, np.dtype((np.float32, (self.dim,)))
+        for vectors in reorder(self.records_by_chunk(size), equal_buckets(len(self), size), row, scratch):
             bad = np.flatnonzero(~usable(vectors) & (self.labels.codes[start : start + len(vectors)] >= 0))
             if len(bad):
                 raise InputError(

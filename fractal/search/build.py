@@ -3,8 +3,7 @@
 The source is read once. Its vectors, as float16, go to a nameless file beside the index, its columns to their file.
 A sample of the vectors is clustered in two steps, as a tree: `branches` first, then each branch into its lists. A cell
 is put into the nearest list of its nearest branch, which takes about 200 products in place of 8,000. Then the vectors
-are put in the order of the lists: as many lists at a time as fit into a buffer, each time with a pass over the
-nameless file.
+are put in the order of the lists (fractal/data/reorder.py), as many lists at a time as fit into a buffer.
 """
 
 import os
@@ -28,6 +27,7 @@ from fractal import __version__
 from fractal.base.errors import InputError
 from fractal.base.files import atomic_folder, locked
 from fractal.data.parquet import CELL_ID
+from fractal.data.reorder import reorder
 from fractal.search.exact import nearest
 from fractal.search.folder import CENTROIDS, MAX_PARTS, NO_COLUMN, OWN_FILES, part_names, write_manifest
 from fractal.search.index import Index, open_index
@@ -37,7 +37,7 @@ CELLS_PER_LIST = 1_000  # a list is 256 kB of 128-d vectors
 SAMPLE_PER_LIST = 64  # cells that the clustering looks at,
 MAX_SAMPLE = 512_000  # and in all, as many as for 8 million cells: 131 MB of 128-d float16
 PIECE = 65_536  # cells in memory at a time: 17 MB of 128-d float16
-BUFFER = 256 << 20  # bytes of the vectors that are put in order at a time
+BUFFER = 128 << 20  # bytes of the cells that are put in order at a time; two such are in memory
 CHECKED, SAME_NUMBERS = 1_000, 0.9  # of the cells to add, which are compared with those that are there
 FEW_VALUES = 0.5  # text whose first chunk has fewer distinct values than this share of its cells becomes codes
 
@@ -137,20 +137,22 @@ class Spool:
             sizes += np.bincount(numbers, minlength=len(sizes))
         return sizes
 
-    def ordered(self, first: int, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The cells of lists `first` and on, of these sizes, list after list -> vectors (m, dim), rows (m,) int64."""
-        vectors, rows = np.empty((sizes.sum(), self.dim), "<f2"), np.empty(sizes.sum(), "<i8")
+    def placed(self, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (positions (m,) in the order of the lists, of these sizes; records (m,) of `record`), as pieces."""
         filled = np.cumsum(sizes) - sizes  # where the next cell of each list goes
         self.lists.seek(0)
         for start, piece in self.pieces():
-            numbers = np.fromfile(self.lists, np.int32, len(piece)) - first
-            members = np.flatnonzero((numbers >= 0) & (numbers < len(sizes)))
-            members = members[np.argsort(numbers[members], kind="stable")]
+            numbers = np.fromfile(self.lists, np.int32, len(piece))
+            members = np.argsort(numbers, kind="stable")
             numbers = numbers[members]
-            position = filled[numbers] + np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
-            vectors[position], rows[position] = piece[members], members + start
+            records = np.empty(len(piece), self.record)
+            records["vector"], records["row"] = piece[members], members + start
+            yield filled[numbers] + np.arange(len(numbers)) - np.searchsorted(numbers, numbers), records
             filled += np.bincount(numbers, minlength=len(sizes))
-        return vectors, rows
+
+    @property
+    def record(self) -> np.dtype:
+        return np.dtype([("vector", "<f2", (self.dim,)), ("row", "<i8")])
 
 
 def stored_schema(table: pa.Table) -> pa.Schema:
@@ -192,19 +194,16 @@ def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:
     """Put every cell into its list; write the sizes, and of each list its vectors, then its rows."""
     sizes = spool.assign(lists)
     np.save(names[0], sizes)
-    ends, most = np.cumsum(sizes), max(1, BUFFER // (2 * spool.dim))  # cells
-    first = 0
+    ends, most = np.cumsum(sizes), max(1, BUFFER // spool.record.itemsize)  # cells
+    buckets = np.split(sizes, np.flatnonzero(np.diff((ends - 1) // most)) + 1)  # of whole lists, one at least
+    last = np.cumsum([bucket.sum() for bucket in buckets])
     with open(names[1], "wb") as file:
-        while first < len(sizes):  # several lists at a time, at least one
-            last = max(first + 1, int(np.searchsorted(ends, ends[first] - sizes[first] + most, "right")))
-            vectors, rows = spool.ordered(first, sizes[first:last])
-            end = 0
-            for size in sizes[first:last].tolist():
-                start, end = end, end + size
-                file.write(vectors[start:end].data)
-                file.write(rows[start:end].data)
-            del vectors, rows  # one buffer goes before the next comes
-            first = last
+        for bucket, records in zip(
+            buckets, reorder(spool.placed(sizes), last, spool.record, names[1].parent), strict=True
+        ):
+            for members in np.split(records, np.cumsum(bucket)[:-1]):
+                file.write(np.ascontiguousarray(members["vector"]).data)
+                file.write(np.ascontiguousarray(members["row"]).data)
 
 
 def build(path: Path, source: Source, seed: int = 0) -> None:

@@ -18,9 +18,13 @@ from hypothesis import strategies as st
 import fractal.data.reorder
 import stratify
 from fractal.data.atlas import Atlas
-from fractal.data.reorder import reorder
+from fractal.data.reorder import equal_buckets, reorder
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from stratify import round_robin
+
+
+def vector(dim: int) -> np.dtype:
+    return np.dtype((np.float32, (dim,)))
 
 
 def chunked(places: np.ndarray, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -35,7 +39,7 @@ def test_any_order_any_chunks_any_buckets(order: list[int], size: int, bucket: i
     expected[places] = rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fractal.data.reorder, "PIECE", 4)
-        buckets = list(reorder(chunked(places, rows, size), 23, dim, bucket, None))
+        buckets = list(reorder(chunked(places, rows, size), equal_buckets(23, bucket), vector(dim), None))
     assert [len(b) for b in buckets[:-1]] == [bucket] * (len(buckets) - 1)
     assert np.array_equal(np.concatenate(buckets), expected)
 
@@ -62,12 +66,12 @@ def test_the_file_holds_only_what_comes_too_early(window: int, most: int, monkey
             return getattr(self.file, name)
 
         def write(self, data: memoryview) -> int:
-            written.append(data.nbytes // 4)
+            written.append(data.nbytes // 12)  # a position and one number
             return self.file.write(data)
 
     real = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", Spy)
-    found = np.concatenate(list(reorder(chunked(places, rows, 50), 1000, 1, 100, None)))
+    found = np.concatenate(list(reorder(chunked(places, rows, 50), equal_buckets(1000, 100), vector(1), None)))
     assert np.array_equal(found[:, 0], np.arange(1000))
     edges = 9 if window < 1000 else 1  # at each edge of two buckets at most one window's rows wait
     assert sum(written) <= most * edges
