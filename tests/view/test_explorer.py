@@ -830,8 +830,11 @@ def test_axe_finds_nothing(shown, browser, npm_folder, size, scheme):
         "explorer.colourBy('gene:GENE3')",
         "explorer.update({ colour: 'prefix', tab: 'genes' })",
         "explorer.choose({ layer: 1, row: 3 })",
+        "explorer.tick([1])",
         "explorer.select([-9, -9, 9, -9, 9, 9])",
-        "explorer.showSecond(1)",
+        "document.querySelector('#ask-near').click()",
+        "explorer.showSecond(5)",
+        "(explorer.colourBy('prefix'), explorer.update({ tab: 'types' }), explorer.tick([1]))",
         "document.querySelector('#help').showModal()",
     ):
         opened.page.evaluate(state)
