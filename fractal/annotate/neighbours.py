@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fractal.search.exact import nearest, top
+from fractal.search.exact import nearest
 
 CENTRES = 256
 LENGTHS = (2_048, 8_192)  # cells of a list that are looked at, first and where these are not enough
@@ -70,7 +70,7 @@ class Neighbours:
         cosine, rows = [queries.new_empty(0, k)], [self.lists.new_empty(0, k)]
         for part, members in zip(parts, self.lists[:, :length], strict=True):
             if len(part):  # one product for all queries of a centre
-                values, columns = top(part @ self.bank.index_select(0, members).T, k)
+                values, columns = (part @ self.bank.index_select(0, members).T).topk(k, dim=1)
                 cosine.append(values)
                 rows.append(members[columns])
         back = order.argsort()

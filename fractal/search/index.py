@@ -6,9 +6,11 @@ prefix, each list is read once and compared with all queries that open it, in on
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ import torch
 from fractal.base.errors import InputError
 from fractal.base.files import read_whole
 from fractal.data.parquet import CELL_ID
-from fractal.search.exact import top
 from fractal.search.folder import NO_COLUMN, Folder, Part, open_folder
 
 PROBES = 16  # lists that a search opens, where no other number is given
@@ -43,6 +44,31 @@ class Hits:
     @staticmethod
     def concat(hits: "Sequence[Hits]") -> "Hits":
         return Hits(np.concatenate([h.cells for h in hits]), np.concatenate([h.similarity for h in hits]))
+
+
+def in_threads(work: Callable[[np.ndarray], Hits], queries: np.ndarray) -> list[Hits]:
+    """The work on slices of the queries (n, dim), in as many threads as torch has.
+
+    In each torch computes alone: its own threads and those of faiss would wait for each other on the same cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, np.array_split(queries, threads)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_faiss_thread() -> Iterator[None]:
+    """See `in_threads`. Holds for the calling thread."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 class Filter:
@@ -136,12 +162,19 @@ class Index:
         full = width == self.space.dim
         probes = min(probes or (PROBES if full else PREFIX_PROBES), len(self.centroids))
         unit, shared = queries[:, :width] / norms, len(queries) * probes >= SHARED * len(self.centroids)
-        scan, most = (self.scan_by_list, PAIRS) if shared or not full else (self.scan, 1)
+        scan, pairs = (self.scan_by_list, PAIRS) if shared or not full else (self.scan, 1)
+        search = partial(self.search_slice, probes=probes, k=k, only=only, scan=scan, pairs=pairs)
+        return Hits.concat(in_threads(search, unit)) if shared else search(unit)
+
+    def search_slice(
+        self, unit: np.ndarray, probes: int, k: int, only: Filter | None, scan: Callable[..., Hits], pairs: int
+    ) -> Hits:
+        """Give `scan` the queries and the lists that they open: so many that there are `pairs` of both, or all."""
         hits, lists, first = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))], list[np.ndarray](), 0
         for start in range(0, len(unit), QUERIES):
             end = min(start + QUERIES, len(unit))
             lists.append(self.lists(unit[start:end], probes, k, only))
-            if end == len(unit) or sum(opened.size for opened in lists) >= most:
+            if end == len(unit) or sum(opened.size for opened in lists) >= pairs:
                 hits.append(scan(unit[first:end], lists, k, only))
                 lists, first = [], end
         return Hits.concat(hits)
@@ -152,11 +185,11 @@ class Index:
             return self.quantizer.search(unit, probes)[1]
         similarity = torch.from_numpy(unit) @ torch.from_numpy(self.centres(unit.shape[1])).T
         if only is None:
-            return top(similarity, probes)[1].numpy()
+            return similarity.topk(probes, dim=1).indices.numpy()
         similarity[:, only.per_list == 0] = -2  # below any cosine
         enough, most = min(only.count, max(ENOUGH, 100 * k)), probes
         while True:
-            order = top(similarity, most)[1].numpy()
+            order = similarity.topk(most, dim=1).indices.numpy()
             seen = np.cumsum(only.per_list[order], axis=1)
             if most == len(self.centroids) or (seen[:, -1] >= enough).all():
                 break
@@ -190,6 +223,7 @@ class Index:
             best.append((np.where(rows >= 0, rows + part.first, -1), similarity))
         return best_of(best, k)
 
+    @one_faiss_thread()
     def scan_by_list(self, unit: np.ndarray, batches: Sequence[np.ndarray], k: int, only: Filter | None) -> Hits:
         """Compare full vectors, or prefixes, which are cut from the stored vectors and made unit length again.
 

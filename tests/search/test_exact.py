@@ -19,8 +19,8 @@ def cells(n: int, dim: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch):
-    """Tiles of 37 queries x 1,024 rows, so that small banks have many."""
-    for name, value in {"QUERY_CHUNK": 37, "TILE": 1_024}.items():
+    """Tiles of 37 queries x 1,024 rows, so that small banks have many, in two steps each."""
+    for name, value in {"QUERY_CHUNK": 37, "TILE": 1_024, "GROUP": 16}.items():
         monkeypatch.setattr(search, name, value)
 
 
@@ -33,7 +33,7 @@ def test_neighbours_equal_scikit_learn(small_tiles):
     assert np.array_equal(nearest(bank, None, 5), expected.kneighbors(return_distance=False))
 
 
-@pytest.mark.parametrize("k", [10, 300])  # in a heap, and too many for it
+@pytest.mark.parametrize("k", [10, 300])  # in groups, and too many for it
 def test_a_bank_of_several_full_tiles_equals_a_sort_of_all(k: int):
     bank, queries = cells(5 * TILE + 100, 4, 0), cells(40, 4, 1)
     similarity = normalize(queries, dim=1) @ normalize(bank, dim=1).T
@@ -56,8 +56,8 @@ def test_a_bank_in_pieces_equals_the_whole(sizes: list[int], k: int, halves: boo
 
 @given(st.integers(1, 16), st.integers(0, 4), st.integers(0, 10**6))
 @settings(max_examples=30)
-def test_the_largest_equal_topk(k: int, spread: int, seed: int):
-    """Few distinct values make many ties: values agree, and columns hold them."""
+def test_the_largest_in_two_steps_equal_topk(k: int, spread: int, seed: int):
+    """Few distinct values make many ties, within groups and between them: values agree, and columns hold them."""
     torch.manual_seed(seed)
     similarity = torch.randint(-(10**spread), 10**spread + 1, (3, TILE)).float()
     values, columns = top(similarity, k)
