@@ -23,8 +23,9 @@ from fractal.base.storage import Location, locate, locate_shared
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.cells import Cells
 from fractal.data.encoder import OBSM, Encoder, open_encoded, read_encoder
-from fractal.data.ingestion import Plan, atlas_in_memory, order_warning, place_cells, write_atlas
+from fractal.data.ingestion import Plan, atlas_in_memory, copies_warning, order_warning, place_cells, write_atlas
 from fractal.data.labels import read_map
+from fractal.hierarchy.names import several
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.hierarchy.tree import Tree, terms_of
 from fractal.model.adapter import pick_device
@@ -94,6 +95,7 @@ def fit(
     ------
     InputError : for bad input.
     """
+    levels, vague, not_vague = (several(names) for names in (levels, vague, not_vague))
     check_labels(labels, levels, label_map, hierarchy, unmapped, tree)
     if isinstance(label_map, str | Location):
         label_map = read_map(locate(label_map))
@@ -120,7 +122,7 @@ def fit(
         projection, projects = (old.projection if old else None), ""
         if not (old or encoder):
             projection, projects = learn_together(files, use_rep)
-        for text in filter(None, [*plan.hierarchy.notes, line, order_warning(atlas), projects]):
+        for text in filter(None, [*plan.hierarchy.notes, line, order_warning(atlas), copies_warning(atlas), projects]):
             print(text)
         train = Training(atlas, settings, device)
         return train_reference(train, study is not None, max_cells, graph, facts, projection)

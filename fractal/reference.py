@@ -30,6 +30,7 @@ from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
 from fractal.data.parquet import CELL_ID, fingerprint
 from fractal.data.writers import facts as embedding_facts
+from fractal.hierarchy.names import several
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import checkpoint as checkpoints
 from fractal.model.adapter import Adapter, pick_device
@@ -219,8 +220,7 @@ class Reference:
             annotator = annotator.with_voters(voters)
             lines.append(f"{voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
             about["index"] = str(voters)
-        terms = ([names] if isinstance(names, str) else names for names in (only, exclude))
-        annotator = annotator.restricted(self.choose(obo, *terms))
+        annotator = annotator.restricted(self.choose(obo, several(only), several(exclude)))
         if error is not None:
             control = annotator.calibration.control(error)
             lines.append(str(control))
@@ -306,7 +306,7 @@ class Reference:
 
         index = index if isinstance(index, Index) else open_index(index)
         index.check_adapter([self.sha256], "the reference")
-        keep = mask_of(index, where, only)
+        keep, columns = mask_of(index, where, several(only)), None if columns is None else several(columns)
         with self.intake.cells(adata, use_rep, force) as cells:
             source = Source(cells, space_of(self.embedder), self.embedder)
             found = search(source, index, k, group_by, prefix=prefix, keep=keep)
@@ -386,8 +386,8 @@ class Reference:
 
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
-            shown = read_shown(cells, labels, columns, max_cells)
-        shown = replace(shown, genes=read_genes(adata, shown.rows, genes))
+            shown = read_shown(cells, labels, None if columns is None else several(columns), max_cells)
+        shown = replace(shown, genes=read_genes(adata, shown.rows, None if genes is None else several(genes)))
         if shown.genes and shown.genes.missing:
             warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
         layouts = self.layouts(shown.vectors)
@@ -477,7 +477,7 @@ class Reference:
             in_memory = hasattr(cells, "obsm")
             with self.intake.open(cells if in_memory else locate(cells), use_rep, force) as (opened, origin):
                 if in_memory or has_obs(cells):
-                    columns = opened.labels(labels or "", study, None, levels)
+                    columns = opened.labels(labels or "", study, None, several(levels))
                     labelled = obs_cells(opened, columns, tree, graph, num_samples, seed)
                 else:
                     labelled = atlas_cells(opened.path, tree, self.facts, num_samples, seed)

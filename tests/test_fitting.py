@@ -51,6 +51,22 @@ def test_arguments_that_contradict_each_other():
         check_labels(None, ["a", "b"], {"x": "B cell"}, None, "other", "published")
 
 
+def test_a_file_that_is_given_twice_is_noticed(capsys: pytest.CaptureFixture[str]):
+    labelled = cells(300)
+    fractal.fit(labelled, labels="cell_type", use_rep="X_scVI", epochs=1)
+    assert "twice" not in capsys.readouterr().out
+    fractal.fit([labelled, labelled], labels="cell_type", use_rep="X_scVI", study="donor", epochs=1)
+    assert "warning: 300 of 600 cells have the vector of an earlier one" in capsys.readouterr().out
+
+
+def test_one_name_is_no_list_of_letters():
+    labelled = cells(300)
+    with pytest.raises(InputError, match="has no column 'leiden'"):
+        fractal.fit(labelled, levels="leiden", use_rep="X_scVI")
+    with pytest.raises(InputError, match="'B cell' has not two labels"):
+        fractal.fit(labelled, labels="cell_type", use_rep="X_scVI", vague="B cell")
+
+
 def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     adata = cells(300)
@@ -60,6 +76,8 @@ def test_fit_writes_a_label_map_that_it_takes(tmp_path: Path, monkeypatch, capsy
     with pytest.raises(InputError, match="fibroblastz.*--write-label-map"):
         fit.main([*flags, "--output", "blood"])
     fit.main([*flags, "--write-label-map", "map.tsv"])
+    with pytest.raises(InputError, match="map.tsv: is there, perhaps edited by hand"):
+        fit.main([*flags, "--write-label-map", "map.tsv"])
     assert "--label-map map.tsv" in capsys.readouterr().out
     template = Path("map.tsv").read_text(encoding="utf-8")
     assert "fibroblastz\t\t\tunmapped\t" in template

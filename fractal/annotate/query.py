@@ -6,15 +6,15 @@ space. Else the cells are projected or encoded, if the reference can do that, an
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fractal.annotate.projection import Projection
-from fractal.annotate.space import space_problem
+from fractal.annotate.space import RowCheck, space_problem
 from fractal.base.errors import InputError, warn
-from fractal.data.cells import Cells, anndata_cells, has_obs, has_obsm
+from fractal.data.cells import Cells, Chunk, anndata_cells, has_obs, has_obsm
 from fractal.data.encoder import EncoderLink
 from fractal.data.expression import Expression, open_expression
 from fractal.data.vectors import CHUNK, usable
@@ -94,9 +94,21 @@ class Intake:
 
     @contextmanager
     def cells(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:
-        """As `open`, for those who need not know where the vectors come from."""
+        """As `open`, for those who need not know where the vectors come from.
+
+        Warns, when all are read, of rows that have nothing in common with the reference; `annotate` does so for itself.
+        """
         with self.open(cells, use_rep, force) as (source, _):
-            yield source
+
+            def read(size: int) -> Iterator[Chunk]:
+                check = RowCheck(self.vectors, source.num_rows)
+                for columns, vectors in source.read(size):
+                    check.add(vectors)
+                    yield columns, vectors
+                if problem := check.problem():
+                    warn(f"{source.path}: {problem}")
+
+            yield replace(source, read=read)
 
 
 def lacking(array: Any, key: str, dim: int) -> str:

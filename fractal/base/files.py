@@ -111,7 +111,7 @@ def read_whole(path: P, read: Callable[[P], T]) -> T:
 def refuse_links(folder: Location) -> None:
     """Raises InputError for a link to another file of this machine, which would be shown as a part of the folder."""
     if isinstance(folder, Path) and folder.is_dir():
-        for file in folder.iterdir():
+        for file in folder.rglob("*"):
             if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{file}: is a link that leaves its folder; put the file itself there")
 

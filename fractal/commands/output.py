@@ -145,6 +145,7 @@ def write_h5ad_copy(
     io = needs("anndata", "h5ad").io
     tables, arrays, start = list[pa.Table](), dict[str, Any](), 0
     with h5ad_copy(source.path, path) as file:
+        source.check_same()  # the copy is of the file that was opened
         for name in [name for name in file.get("obsm", {}) if name in replaces]:
             del file["obsm"][name]
         for table, vectors in chunks:

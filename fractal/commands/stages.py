@@ -32,7 +32,7 @@ from fractal.commands.output import write_parquet
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, parquet_cells
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
-from fractal.data.ingestion import Plan, place_cells
+from fractal.data.ingestion import Plan, order_warning, place_cells
 from fractal.data.labels import read_map
 from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, metadata_of, open_writer, read_vectors
 from fractal.data.reorder import round_robin
@@ -233,6 +233,8 @@ def ingest(args: argparse.Namespace, engine: Engine) -> int:
         cells = all_of(engine(task, count, "ingest"), int((plan.classes >= 0).sum()), args.output)
     table = args.output.with_name(f"{args.output.stem}.hierarchy.tsv")
     write_hierarchy(table, plan.hierarchy.levels, plan.hierarchy.classes)
+    if warning := order_warning(Atlas.open(args.output)):
+        print(warning)
     return cells
 
 

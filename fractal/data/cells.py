@@ -25,7 +25,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Location, Remote, children, locate, names_below, open_random, store_errors
+from fractal.base.storage import Location, Remote, children, locate, names_below, open_random, same_files, store_errors
 from fractal.data.h5ad import (
     find_embedding,
     fractal_uns,
@@ -100,6 +100,7 @@ class Cells:
     read_columns: Callable[[Sequence[str]], pa.Table]  # what `table` does
     read_names: Callable[[], pa.Table] | None = None  # what `names` does
     facts: Callable[[], Mapping[str, Any]] = dict
+    check_same: Callable[[], None] = lambda: None  # raises InputError where another file has taken its name
     parts: "tuple[Cells, ...]" = ()
 
     @staticmethod
@@ -314,7 +315,9 @@ def anndata_cells(
             raise InputError(f"{path}: obs has a cell's name of {longest:,} letters; give the cells shorter names")
         return pa.table({CELL_ID: pa.array(texts, pa.string())})
 
-    others = {"column_names": keys, "read_columns": partial(obs_table, obs, path)}
+    others: dict[str, Any] = {"column_names": keys, "read_columns": partial(obs_table, obs, path)}
+    if path.is_file():
+        others["check_same"] = same_files(path)
     cells = Cells.from_matrix(path, shape, dtype, rows, names_column, facts=partial(fractal_uns, file, path), **others)
     if len(names) != cells.num_rows:
         raise InputError(f"{path}: damaged, {cells.num_rows:,} vectors, and obs has {len(names):,} cells")

@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fractal.base.errors import InputError, needs, reason
+from fractal.base.files import refuse_links
 from fractal.base.storage import Location, locate, open_random, zarr_store
 from fractal.data.parquet import MAX_TEXT, check_format
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
 MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
+LARGE = ("X", "obs", "obsm", "layers", "raw", "var", "varm", "uns/fractal")  # parts with large arrays that are read
+MAX_NESTED = 100  # groups in groups, also in uns
+MAX_DEPTH, MAX_ITEMS = 8, 100_000  # groups in groups, and arrays in all; links to a group above make no end of them
 MAX_X = 4_096  # numbers per cell: no embedding is wider, and expression has more genes than this
 
 
@@ -53,6 +57,8 @@ def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
     with ExitStack() as stack:
         with reading_h5ad(path):
             if zarr:
+                if isinstance(path, Path):
+                    refuse_links(path)
                 file = zarr.open_group(zarr_store(path), mode=mode)
             else:
                 file = stack.enter_context(h5py.File(open_random(path), mode))
@@ -98,6 +104,8 @@ def refuse_other_files(file: Any, path: Location) -> None:
     h5py = needs("h5py", "h5ad")
 
     def link(name: str, link: Any) -> str | None:
+        if name.count("/") > MAX_NESTED:  # HDF5 makes a path of each name: 10,000 groups in one another take minutes
+            return f"{name[:80]}... lies in more than {MAX_NESTED} groups"
         return f"{name} is a link to the file {link.filename}" if isinstance(link, h5py.ExternalLink) else None
 
     def storage(name: str, item: Any) -> str | None:
@@ -113,8 +121,10 @@ def refuse_other_files(file: Any, path: Location) -> None:
 
 def check_sizes(file: Any, path: Location) -> None:
     """Raise InputError for an array that asks for far more memory than it takes on the disk."""
-    items = [(name, file[name]) for name in ("X", "obs", "obsm") if name in file]
+    items = [(name, file[name]) for name in LARGE if name in file]
     for name, item in items:
+        if name.count("/") > MAX_DEPTH or len(items) > MAX_ITEMS:
+            raise InputError(f"{path}: damaged, {name} leads round in a circle, or is one of too many; make it again")
         if hasattr(item, "keys"):
             items += [(f"{name}/{key}", item[key]) for key in item]
             continue

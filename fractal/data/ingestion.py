@@ -26,6 +26,7 @@ from fractal.hierarchy.cellxgene import cellxgene_hierarchy
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
 
 LOOKED_AT, GROUPS, FEW = 2_000, 32, 100  # cells and row groups that are drawn; fewer cells say nothing
+MAX_COPIES = 0.01  # of the cells; some studies are published twice
 MIN_AGREEMENT = 0.1  # of the way from chance to 1; real atlases reach .6 and more
 
 
@@ -169,6 +170,14 @@ def order_warning(atlas: Atlas) -> str:
         f"warning: the nearest of {n:,} cells has the same {cells.levels[-1]} in {agree:.1%}, and any two have in "
         f"{chance:.1%}: are the vectors in the order of the labels, and made of these cells?"
     )
+
+
+def copies_warning(atlas: Atlas) -> str:
+    """A line if many cells have the vector of another, as where one file was given twice; "" if they have not."""
+    copies, n = int((atlas.first_copies != np.arange(atlas.num_rows)).sum()), atlas.num_rows
+    if copies <= MAX_COPIES * n:
+        return ""
+    return f"warning: {copies:,} of {n:,} cells have the vector of an earlier one; was a file given twice?"
 
 
 def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:

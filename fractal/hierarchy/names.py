@@ -1,11 +1,18 @@
 """What a label or a study is called: text that people typed, and the many ways to write that there is none."""
 
+from collections.abc import Iterable
+
 MISSING = {"", "-", "?", "n/a", "na", "nan", "nat", "none", "null", "unknown", "unassigned", "<na>", "#n/a"}
 
 
 def clean(name: str) -> str:
     """Without blanks at its ends; blanks within it, no-break spaces and tabs among them, become one space each."""
     return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
+
+
+def several(names: str | Iterable[str]) -> list[str]:
+    """Names, or one: in Python a text is a sequence of its letters."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def is_missing(name: str | float | None) -> bool:

@@ -392,7 +392,13 @@ def write_label_map(path: Location, names: Sequence[str], codes: np.ndarray, gra
     names : the names of the types; "" is left out
     codes : (n,) int, the name of each cell, -1 for none
     graph : of `load_graph`
+
+    Raises
+    ------
+    InputError : for a file that is there, which a person may have edited for hours.
     """
+    if path.exists():
+        raise InputError(f"{path}: is there, perhaps edited by hand; name another file, or remove it")
     cells = Counter(dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True)))
     matches = match_names(filter(None, cells), graph)
     guesses = closest_names([name for name, (_, how) in matches.items() if how == "unmapped"], graph)

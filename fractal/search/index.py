@@ -147,8 +147,11 @@ class Index:
 
         Raises
         ------
-        InputError : for vectors of another width, that are zero or not finite; for a prefix that they don't have.
+        InputError : for vectors of another width, that are zero or not finite; for a prefix that they don't have; for
+            k below 1.
         """
+        if k < 1:
+            raise InputError(f"k is {k}: ask for one hit or more")
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.space.dim:
             raise InputError(f"queries have {queries.shape[-1]} numbers, the vectors of the index {self.space.dim}")

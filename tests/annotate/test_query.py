@@ -47,6 +47,20 @@ def test_vectors_of_another_embedding_are_refused_unless_forced(intake: Intake):
     assert Path(caught[0].filename).name == "test_query.py"  # the line that called the package
 
 
+def test_rows_of_another_embedding_are_noticed_wherever_they_lie(intake: Intake, recwarn):
+    """Behind the first 16,384 rows, which alone are looked at before; for embed, index, search, map and explore."""
+    x = np.tile(cells(400, 1).vectors, (45, 1))
+    with intake.cells(adata(X_a=x), None, False) as opened:
+        assert sum(len(chunk) for _, chunk in opened.chunks()) == 18_000
+    assert not recwarn.list
+    x[17_000:] = np.random.default_rng(2).normal(size=(1_000, 8))
+    with intake.cells(adata(X_a=x), None, False) as opened:
+        chunks = opened.chunks()
+        next(chunks)
+        with pytest.warns(UserWarning, match="adata: rows 17,.* have nothing in common with the reference's cells"):
+            list(chunks)
+
+
 def test_what_an_obsm_lacks_is_said():
     assert lacking(None, "X_a", 8) == "obsm has no 'X_a', which the reference was made with"
     assert lacking(np.zeros((3, 5)), "X_a", 8) == "obsm 'X_a' has 5 numbers a cell, the reference takes 8"

@@ -28,6 +28,7 @@ from fractal.base.files import recover
 from fractal.commands import annotate, embed
 from fractal.commands import cluster as command
 from fractal.commands import stages as cluster
+from tests.conftest import labelled_cells
 
 ROOT = Path(__file__).parents[2]
 SMALL = 97  # rows of a row group here, so that 600 cells make 7 parts
@@ -92,6 +93,17 @@ def test_ingest_of_an_h5ad_with_cells_left_out(h5ad: Path, tmp_path: Path, monke
     main("ingest", *flags, "--output", tmp_path / "many")
     assert rows_of(tmp_path / "many") == rows_of(tmp_path / "one.parquet")
     assert len(rows_of(tmp_path / "many")) == 59
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_vectors_in_another_order_than_the_labels_are_noticed(tmp_path: Path, capsys, shuffled: bool):
+    cells = labelled_cells(300)
+    if shuffled:
+        cells.obs["cell_type"] = np.random.default_rng(0).permutation(cells.obs["cell_type"].to_numpy())
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    main("ingest", "--h5ad", tmp_path / "cells.h5ad", "--use-rep", "X_scVI", "--output", tmp_path / "many")
+    assert ("are the vectors in the order of the labels" in capsys.readouterr().out) == shuffled
 
 
 def test_one_long_name_does_not_widen_all(h5ad: Path):

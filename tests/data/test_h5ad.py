@@ -9,6 +9,7 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +18,7 @@ import zarr
 import ingest
 from fractal.base.errors import InputError
 from fractal.commands import embed
+from fractal.commands.output import write_output
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.h5ad import open_h5ad
@@ -132,6 +134,51 @@ def test_numbers_of_other_files_are_refused(tmp_path: Path, kind: str, fails):
     assert "secret" in line
 
 
+def test_a_zarr_with_a_link_to_another_file_is_refused(tmp_path: Path):
+    path = tmp_path / "cells.zarr"
+    anndata.AnnData(np.zeros((60, 1), np.float32), obsm={"X_pca": clustered(TYPES * 10)}).write_zarr(path)
+    chunk = next(file for file in (path / "obsm" / "X_pca").rglob("*0*") if file.is_file())
+    (tmp_path / "secret").write_bytes(chunk.read_bytes())
+    chunk.unlink()
+    chunk.symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=f"{chunk}: is a link that leaves its folder"), Cells.open(path, "X_pca"):
+        pass
+
+
+@pytest.mark.parametrize("several", [1, 20])
+@pytest.mark.parametrize("link", [lambda group: group, lambda group: h5py.SoftLink(group.name)], ids=["hard", "soft"])
+def test_links_that_lead_round_in_a_circle_are_refused(tmp_path: Path, link, several: int):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
+    with h5py.File(path, "r+") as file:
+        for number in range(several):
+            file["obs"][f"loop {number}"] = link(file["obs"])
+    with pytest.raises(InputError, match="cells.h5ad: damaged, obs/loop .* in a circle"), Cells.open(path, "X_pca"):
+        pass
+
+
+def test_groups_that_are_nested_too_deep_are_refused(tmp_path: Path):
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
+    with h5py.File(path, "r+") as file:
+        group = file["uns"]
+        for _ in range(5_000):
+            group = group.create_group("a")
+    with pytest.raises(InputError, match="uns/a/a.* lies in more than 100 groups"), Cells.open(path, "X_pca"):
+        pass
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_copied(tmp_path: Path):
+    """Else the results of the old cells would stand beside the new ones."""
+    path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
+    other = write_h5ad(tmp_path / "other.h5ad", clustered(TYPES * 10)[::-1])
+    with Cells.open(path, "X_pca") as cells:
+        chunks = [(pa.table({"cell_id": cells.names, "n": range(60)}), dict[str, np.ndarray]())]
+        write_output(tmp_path / "out.h5ad", chunks, cells)
+        other.replace(path)
+        with pytest.raises(InputError, match=r"cells\.h5ad: has been replaced while it was read"):
+            write_output(tmp_path / "out2.h5ad", chunks, cells)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
 def test_another_number_of_vectors_than_of_cells(tmp_path: Path):
     """h5py can write it; every command reads cells in this way."""
     path = write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10))
@@ -149,6 +196,9 @@ def test_another_number_of_vectors_than_of_cells(tmp_path: Path):
         ("obsm/X_pca", {"shape": (60, 16), "chunks": (60_000_000, 16)}, "lies in chunks of 3,840,000,000 bytes"),
         ("obs/number", {"shape": (10**9,), "chunks": (10**5,)}, "asks for 4,000,000,000 bytes and holds "),
         ("obsm/X_pca", {"shape": (10**9, 16), "chunks": (4_096, 16)}, "asks for 64,000,000,000 bytes and holds "),
+        ("layers/counts", {"shape": (60, 10**8), "chunks": (1, 10**5)}, "asks for 24,000,000,000 bytes and holds "),
+        ("varm/PCs", {"shape": (10**9, 16), "chunks": (4_096, 16)}, "varm/PCs asks for 64,000,000,000 bytes"),
+        ("uns/fractal/x", {"shape": (10**9,), "chunks": (10**5,)}, "uns/fractal/x asks for 4,000,000,000 bytes"),
     ],
 )
 def test_a_small_file_that_asks_for_much_is_refused(

@@ -86,8 +86,19 @@ def test_cells_that_are_there_already_are_not_added_twice(index: Index, capsys: 
     both = np.concatenate([vectors[:100], vectors_of(900, 7)])
     build.add(path, cells_of(both, table_of(1_000, 7, 3_000)))
     assert "100 of 1,000 cells that were looked at are in the index already" in capsys.readouterr().err
+    half = np.concatenate([vectors[:50], vectors_of(50, 8)])
+    with pytest.raises(InputError, match="50 of 100"):
+        build.add(path, cells_of(half, table_of(100, 8, 9_000)))
     build.add(path, cells_of(vectors, table), force=True)
     assert len(open_index(path)) == 7_000
+
+
+def test_a_further_part_than_the_most_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "MAX_PARTS", 2)
+    build.add(index.folder.path, cells_of(vectors_of(50, 3), table_of(50, 3, 3_000)))
+    with pytest.raises(InputError, match="cells were added 1 times, which is the most"):
+        build.add(index.folder.path, cells_of(vectors_of(50, 4), table_of(50, 4, 4_000)))
+    assert len(open_index(index.folder.path)) == 3_050
 
 
 @pytest.mark.slow

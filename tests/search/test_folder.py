@@ -1,5 +1,7 @@
 """The folder of an index: damaged, changed, or replaced while it is opened."""
 
+import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +111,64 @@ def test_a_manifest_that_does_not_fit_is_refused(index: Index, tmp_path: Path, c
     except InputError:
         return
     assert change[0] == "recipe"  # a name, whatever it is
+
+
+def coded(index: Index, code: int) -> bytes:
+    """The columns as they are, but for one code of `tissue`."""
+    sink = pa.BufferOutputStream()
+    batches = [batch.data for batch in index.batches]
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            column = batch["tissue"]
+            codes = column.indices.to_pylist()
+            codes[3] = code
+            column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), column.dictionary, safe=False)
+            writer.write_batch(batch.set_column(batch.schema.get_field_index("tissue"), "tissue", column))
+    return sink.getvalue().to_pybytes()
+
+
+def one_row_less(index: Index) -> bytes:
+    sink = pa.BufferOutputStream()
+    batches = [batch.data for batch in index.batches]
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in (*batches[:-1], batches[-1][:-1]):
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def sizes_below_zero(index: Index) -> bytes:
+    sizes, file = index.parts[0].sizes.copy(), io.BytesIO()
+    sizes[:2] = sizes[0] + sizes[1] + 1, -1
+    np.save(file, sizes)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "forged"),
+    [
+        ("vectors-0.bin", lambda index: bytes(index.parts[0].data)[:-40]),
+        ("vectors-0.bin", lambda index: bytes(index.parts[0].data)[:-8] + (3_000).to_bytes(8, "little")),
+        ("sizes-0.npy", sizes_below_zero),
+        ("columns-0.arrow", one_row_less),
+        ("columns-0.arrow", lambda index: coded(index, 99)),
+    ],
+    ids=["one vector less", "a row too large", "a size below zero", "one row less", "a code of no text"],
+)
+def test_files_that_do_not_fit_are_refused_though_their_checksums_are_right(index: Index, name: str, forged):
+    folder = index.folder.path
+    content = forged(index)
+    (folder / name).unlink()  # it is mapped
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "index.json").read_text())
+    manifest["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
+    (folder / "index.json").write_text(json.dumps(manifest))
+
+    def read() -> None:
+        opened = open_index(folder)
+        opened.table(opened.search(vectors_of(3_000)[:1], 3_000, probes=10**6))
+
+    with pytest.raises(InputError, match="damaged"):
+        read()
 
 
 def test_names_of_files_in_the_manifest_lead_nowhere_else(index: Index, tmp_path: Path):

@@ -127,6 +127,11 @@ def test_wrong_questions(index: Index):
         index.search(np.ones((2, 7), np.float32))
     with pytest.raises(InputError, match="zero or not finite"):
         index.search(np.zeros((2, DIM), np.float32))
+    for k in (0, -1):
+        with pytest.raises(InputError, match=f"k is {k}: ask for one hit or more"):
+            index.search(vectors_of(2), k)
+    with pytest.raises(InputError, match="a filter of 7 cells, the index has 3,000"):
+        index.search(vectors_of(2), keep=np.ones(7, bool))
     with pytest.raises(InputError, match="prefix 5 of 4"):
         index.search(vectors_of(2), prefix=5)
     with pytest.raises(InputError, match="no column 'organ'"):

@@ -68,6 +68,7 @@ def test_from_python(tmp_path: Path):
     with open_cells(tmp_path / "cells.h5ad", open_embedder(tmp_path / "reference")) as source:
         build.build(tmp_path / "index", source)
     hits = ref.search(cells[:20], tmp_path / "index", k=4)
+    assert "leiden" not in ref.search(cells[:20], tmp_path / "index", k=4, columns="cell_type")
     assert hits["query"].tolist()[::4] == [f"c{i}" for i in range(20)]
     assert (hits[hits["rank"] == 1].similarity > 0.999).all()
     index = fractal.open_index(tmp_path / "index")
