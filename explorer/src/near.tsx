@@ -7,7 +7,7 @@ import type { Page } from "./page";
 import { Bar, Table } from "./widgets";
 
 const NEAREST = 15;
-const ASKED = 500; // cells whose neighbours are computed, about equally many per label: below a second
+const ASKED = 500; // cells whose neighbours are computed, about equally many per label: about a second
 const SHOWN = 12; // labels, those with the fewest neighbours of their kind first
 
 interface Kind {
