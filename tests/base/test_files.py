@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,15 @@ def test_a_folder_is_read_as_one_run_wrote_it(tmp_path: Path):
 
     with pytest.raises(InputError, match="is being replaced again and again"):
         read_whole(path, replaced_each_time)
+
+
+def test_a_reader_does_not_wait_for_a_run_that_writes(tmp_path: Path):
+    with locked(tmp_path / "a"):
+        reader = threading.Thread(target=recover, args=(tmp_path / "a",))
+        reader.start()
+        reader.join(20)
+        waits = reader.is_alive()
+    assert not waits
 
 
 def test_where_files_cannot_be_locked_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
