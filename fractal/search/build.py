@@ -147,6 +147,8 @@ class Spool:
             numbers = numbers[members]
             records = np.empty(len(piece), self.record)
             records["vector"], records["row"] = piece[members], members + start
+            if start + len(piece) == self.cells:
+                self.vectors.truncate(0)  # all are read: the disk has room for the index
             yield filled[numbers] + np.arange(len(numbers)) - np.searchsorted(numbers, numbers), records
             filled += np.bincount(numbers, minlength=len(sizes))
 
