@@ -243,14 +243,14 @@ class Index:
             opened, members = int(number[start]), query[start:end]
             for part in self.parts:
                 rows = part.rows(opened) + part.first
-                # torch makes float32 of float16 ten times as fast as numpy
-                vectors = torch.from_numpy(part.vectors(opened)).float()
+                # torch makes float32 of float16 ten times as fast as numpy; cut before, the numbers lie together
+                vectors = torch.from_numpy(part.vectors(opened))[:, :width].float()
                 if only is not None:
                     passing = only.mask[rows]
                     rows, vectors = rows[passing], vectors[torch.from_numpy(passing)]
-                similarity = queries[members] @ vectors[:, :width].T
+                similarity = queries[members] @ vectors.T
                 if width < self.space.dim:
-                    similarity /= vectors[:, :width].norm(dim=1).clamp(min=1e-12)
+                    similarity /= vectors.norm(dim=1).clamp(min=1e-12)
                 best.add_result_subset(members, similarity.numpy(), rows)
         best.finalize()
         return Hits(best.I, np.where(best.I < 0, np.float32(-np.inf), best.D))
