@@ -162,6 +162,9 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.plot([row["warm"] for row in line], [row["recall"] for row in line], "o-", label=f"{cells:,} cells")
         for row in line:
             axes.annotate(str(row["probes"]), (row["warm"], row["recall"]), (3, -9), textcoords="offset points", size=7)
+    marks = [0.25, 0.5, 1, 2, 4, 8]
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes.minorticks_off()
     axes.legend(title="numbers: lists opened")
     axes.grid(alpha=0.3)
     with atomic_write(path) as part:

@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("data/encoder"))
     args = parser.parse_args(argv)
-    genes = args.genes.read_text().split() if args.genes else [f"GENE{i}" for i in range(WIDTHS[0])]
+    # In alphabetical order, as SCimilarity's are: scimilarity 0.4.1 with anndata 0.12 puts genes into that order.
+    genes = args.genes.read_text().split() if args.genes else [f"GENE{i:05}" for i in range(WIDTHS[0])]
     model, cells = args.folder / "model", args.folder / f"cells_{args.cells}.h5ad"
     write_model(model, genes)
     if not cells.exists():
