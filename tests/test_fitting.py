@@ -116,6 +116,7 @@ def written(ref: fractal.Reference, folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ARRAYS}
 
 
+@pytest.mark.slow
 def test_two_files_give_the_reference_of_the_joined_one(tmp_path: Path, monkeypatch, capsys):
     """Byte for byte. In the shell, and as one .zip, which labels cells as the folder does."""
     monkeypatch.chdir(tmp_path)
@@ -140,6 +141,7 @@ def test_two_files_give_the_reference_of_the_joined_one(tmp_path: Path, monkeypa
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_update_fits_the_kept_cells_and_the_new_ones(tmp_path: Path, monkeypatch):
     """As a fit of the same cells in one AnnData: labels of the tree, old studies by number, new ones beside them."""
     monkeypatch.chdir(tmp_path)

@@ -313,6 +313,7 @@ def test_flags_out_of_range(argv: list[str]):
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_real_atlases_end_to_end(real_release: Path, tmp_path: Path):
     """A short run on real cells: at the type level the adapter is better than the raw vectors."""
     ingest.main(["--model-dir", str(real_release), "--output", str(tmp_path / "a")])

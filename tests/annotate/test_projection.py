@@ -223,6 +223,7 @@ def test_another_normalisation_is_refused_or_said(ref, capsys):
     assert "was it normalised in the same way?" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """Fit, annotate and embed from files; X is sparse and streamed."""
     monkeypatch.chdir(tmp_path)

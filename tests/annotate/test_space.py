@@ -38,6 +38,7 @@ def test_honest_queries_pass(atlas: tuple[Draw, np.ndarray]):
         assert problem is None or not problem[1]
 
 
+@pytest.mark.slow
 def test_what_means_something_else_is_refused(atlas: tuple[Draw, np.ndarray]):
     make, reference = atlas
     rng = np.random.default_rng(1)

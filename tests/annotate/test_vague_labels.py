@@ -76,6 +76,7 @@ def test_a_person_overrules(graph: nx.DiGraph):
         left_out(cells({"a"}), graph, vague=["B cell"])
 
 
+@pytest.mark.slow
 def test_fit_then_answers_subtypes(graph: nx.DiGraph, capsys):
     adata = cells({"a", "b"})
     ref = fractal.fit(adata, "label", "X", "study", epochs=1, device="cpu")

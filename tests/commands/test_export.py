@@ -156,6 +156,7 @@ def test_flags_that_do_not_go_together(folder: Path, tmp_path: Path, fails):
 PATHS = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fractal", "published"])
 def test_onnx_equals_torch(tmp_path: Path, recipe: str):
     torch.manual_seed(0)

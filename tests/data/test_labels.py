@@ -83,6 +83,7 @@ def test_any_label_map_is_read_as_by_hand_or_refused_with_its_line(
         assert read_map(path) == expected
 
 
+@pytest.mark.slow
 @given(MAPS)
 def test_any_label_map_names_the_cells_or_is_refused(data: bytes):
     """Each cell's name, on to its class in the ontology."""

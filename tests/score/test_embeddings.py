@@ -54,6 +54,7 @@ def test_names_of_checkpoints_are_distinct():
     assert len(set(distinct_names([Path("m.pt"), Path("m.pt")]))) == 2
 
 
+@pytest.mark.slow
 def test_vectors_of_others_are_rows_of_the_table(trained: Path, stratified: Path, tmp_path: Path, fails):
     """The file's vectors once more give the figures of raw, in both banks; others are refused."""
     mine, figures = tmp_path / "mine.npy", tmp_path / "a.json"

@@ -27,6 +27,7 @@ def names_of(s: Scored) -> set[str]:
     return {section.name for section in findings.sections(s.apart())}
 
 
+@pytest.mark.slow
 def test_a_reference_s_page_and_figures_whatever_its_names_are(bundle: Reference, folder: Path, scored: Scored, capsys):
     out, pictures = folder.parent / "r.html", folder.parent / "figures"
     report.main([str(folder), "--output", str(out), "--figures", str(pictures), "--device", "cpu"])
@@ -54,6 +55,7 @@ def test_a_reference_s_page_and_figures_whatever_its_names_are(bundle: Reference
         assert (pictures / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paths", "levels"),
     [
