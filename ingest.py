@@ -178,8 +178,8 @@ def report_cells(output: Location, dim: int, plan: Plan) -> None:
     for row, count in zip(classes, sizes.tolist(), strict=True):
         cells[row.levels[0]] += count
     atlas = Atlas.open(output.parent if in_parts(output) else output)
-    n, first = cells.total(), atlas.first_copies
-    if copies := int((first != np.arange(len(first))).sum()):
+    n = cells.total()
+    if copies := atlas.num_copies:
         print(f"{copies:,} cells are exact copies of another one's vector; a split keeps copies on one side")
     if warning := order_warning(atlas):
         print(warning)

@@ -1,6 +1,6 @@
 """Recall against time of `fractal index`, from a million cells to more than memory holds.
 
-    OMP_NUM_THREADS=2 uv run --group benchmarks python -m benchmarks.curve --cells 1000000 8000000 25000000
+    OMP_NUM_THREADS=1 uv run --group benchmarks python -m benchmarks.curve --cells 1000000 8000000 25000000
 
 SIMULATED cells, made block by block and kept nowhere but in the index: a cell is a mixture of two cells of one subtype,
 of the 100,000 embedded cells of benchmarks/search.py, and a little noise. Queries are further cells of this kind, asked
@@ -38,12 +38,12 @@ from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.search import open_index
-from fractal.search.build import add, build
+from fractal.search.build import PIECE, add, build
 from fractal.search.exact import Nearest
 from fractal.search.folder import Space
 from fractal.search.source import Source
 
-BASE, BLOCK = 100_000, 65_536  # cells that are mixed, and that are made at a time
+BASE, BLOCK = 100_000, PIECE  # cells that are mixed, and that are made at a time: as many as the index reads
 NOISE = 0.1  # length of the noise beside vectors of length 1
 QUERIES, K = 300, 10
 PROBES = [2, 4, 8, 16, 32, 64, 128]

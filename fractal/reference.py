@@ -306,7 +306,7 @@ class Reference:
 
         index = index if isinstance(index, Index) else open_index(index)
         index.check_adapter([self.sha256], "the reference")
-        keep, columns = mask_of(index, where, several(only)), None if columns is None else several(columns)
+        keep, columns = mask_of(index, where, several(only)), several(columns)
         with self.intake.cells(adata, use_rep, force) as cells:
             source = Source(cells, space_of(self.embedder), self.embedder)
             found = search(source, index, k, group_by, prefix=prefix, keep=keep)
@@ -386,8 +386,8 @@ class Reference:
 
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
-            shown = read_shown(cells, labels, None if columns is None else several(columns), max_cells)
-        shown = replace(shown, genes=read_genes(adata, shown.rows, None if genes is None else several(genes)))
+            shown = read_shown(cells, labels, several(columns), max_cells)
+        shown = replace(shown, genes=read_genes(adata, shown.rows, several(genes)))
         if shown.genes and shown.genes.missing:
             warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
         layouts = self.layouts(shown.vectors)

@@ -32,10 +32,11 @@ class Discriminant:
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """(n, dim) -> (n, 2): the distance from the nearest mean, and -log of the largest probability of a type."""
         axes, means = torch.from_numpy(self.axes), torch.from_numpy(self.means)
+        lengths = means.square().sum(1)
         parts = []
         for start in range(0, max(len(vectors), 1), PIECE):
             x = torch.from_numpy(unit(vectors[start : start + PIECE])) @ axes
-            squares = torch.addmm(means.square().sum(1), x, means.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
+            squares = torch.addmm(lengths, x, means.T, alpha=-2).add_(x.square().sum(1, keepdim=True))
             nearest = squares.amin(1, keepdim=True)
             ambiguity = ((nearest - squares) / (2 * TEMPERATURE)).logsumexp(1, keepdim=True)
             parts.append(torch.cat([nearest.clamp(min=0).sqrt(), ambiguity.clamp(min=0)], 1))

@@ -31,6 +31,7 @@ from fractal.commands.embed import embed_cells, num_blocks
 from fractal.commands.output import write_parquet
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, parquet_cells
+from fractal.data.expression import as_texts
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
 from fractal.data.ingestion import Plan, order_warning, place_cells
 from fractal.data.labels import read_map
@@ -254,7 +255,7 @@ def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read,
 def read_h5ad(source: Path, obsm: str, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
     with open_h5ad(source) as file:
         vectors, names = find_embedding(file, source, obsm)[rows], obs_names(file["obs"])[rows]
-        return np.ascontiguousarray(vectors, np.float32), np.array(list(map(str, names)), object)
+        return np.ascontiguousarray(vectors, np.float32), as_texts(names)
 
 
 def read_release(index: Path, record: np.dtype, numbers: Path, rows: slice) -> tuple[np.ndarray, None]:

@@ -151,6 +151,11 @@ class Atlas:
         """All vectors in their order, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
         return self.data.vectors()
 
+    @property
+    def num_copies(self) -> int:
+        """Cells that have the vector of an earlier one."""
+        return int((self.first_copies != np.arange(self.num_rows)).sum())
+
     @cached_property
     def first_copies(self) -> np.ndarray:
         """(num_rows,) int64, for each row the first row that has exactly its vector: itself where there is none.

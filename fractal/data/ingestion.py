@@ -174,7 +174,7 @@ def order_warning(atlas: Atlas) -> str:
 
 def copies_warning(atlas: Atlas) -> str:
     """A line if many cells have the vector of another, as where one file was given twice; "" if they have not."""
-    copies, n = int((atlas.first_copies != np.arange(atlas.num_rows)).sum()), atlas.num_rows
+    copies, n = atlas.num_copies, atlas.num_rows
     if copies <= MAX_COPIES * n:
         return ""
     return f"warning: {copies:,} of {n:,} cells have the vector of an earlier one; was a file given twice?"

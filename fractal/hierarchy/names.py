@@ -1,6 +1,7 @@
 """What a label or a study is called: text that people typed, and the many ways to write that there is none."""
 
 from collections.abc import Iterable
+from typing import overload
 
 MISSING = {"", "-", "?", "n/a", "na", "nan", "nat", "none", "null", "unknown", "unassigned", "<na>", "#n/a"}
 
@@ -10,9 +11,13 @@ def clean(name: str) -> str:
     return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
 
 
-def several(names: str | Iterable[str]) -> list[str]:
-    """Names, or one: in Python a text is a sequence of its letters."""
-    return [names] if isinstance(names, str) else list(names)
+@overload
+def several(names: None) -> None: ...
+@overload
+def several(names: str | Iterable[str]) -> list[str]: ...
+def several(names: str | Iterable[str] | None) -> list[str] | None:
+    """Names, or one, or None for those that are not given: in Python a text is a sequence of its letters."""
+    return [names] if isinstance(names, str) else None if names is None else list(names)
 
 
 def is_missing(name: str | float | None) -> bool:
