@@ -19,7 +19,7 @@ from fractal.annotate.card import headline
 from fractal.annotate.folder import MAPS, RAW_MAP, VERSION, read_parts, write_folder
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake
-from fractal.annotate.run import Run, check_answers
+from fractal.annotate.run import Run, check_answers, read_clusters
 from fractal.annotate.truth import report
 from fractal.annotate.votes import COPIES, NEIGHBOURS
 from fractal.base.archive import is_archive
@@ -447,6 +447,7 @@ class Reference:
         num_samples: int = 5_000,
         obo: str | None = None,
         seed: int = 0,
+        annotated: "AnnData | str | Path | None" = None,
     ) -> "Scored":
         """How good the reference is, on labelled cells, for `report` to show.
 
@@ -461,14 +462,18 @@ class Reference:
         num_samples : int, cells to draw
         obo : path or URL of the Cell Ontology; by default the shipped one
         seed : int, of the draw
+        annotated : AnnData, .h5ad or .zarr that `annotate` has answered with `over`: also show its clusters, and their
+            markers, if it has them
 
         Raises
         ------
-        InputError : for cells without labels or usable vectors, and of another embedding.
+        InputError : for cells without labels or usable vectors, and of another embedding; for `annotated` without
+            clusters, or by another reference.
         """
         from fractal.view.labelled import atlas_cells, held_out_cells, obs_cells
         from fractal.view.report import score_reference
 
+        clusters = {} if annotated is None else read_clusters(annotated, self.sha256)
         graph, name = load_graph(obo or CL_SLIM), self.name or "the reference"
         tree, own = self.annotator.tree, cells is None
         if cells is None:
@@ -482,7 +487,8 @@ class Reference:
                 else:
                     labelled = atlas_cells(opened.path, tree, self.facts, num_samples, seed)
             labelled.notes.extend(line for line in (origin.vectors * origin.projected, origin.warning) if line)
-        return score_reference(self.annotator, self.facts, name, self.sha256, labelled, own, graph)
+        scored = score_reference(self.annotator, self.facts, name, self.sha256, labelled, own, graph)
+        return replace(scored, clusters=clusters)
 
     def vectors_of(self, adata: "AnnData", use_rep: str | None, force: bool) -> np.ndarray:
         """Vectors (n, dim) float32 of new cells."""

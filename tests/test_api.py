@@ -14,7 +14,7 @@ import pytest
 import fractal
 from fractal.__main__ import COMMANDS
 from fractal.base.errors import InputError
-from fractal.commands import annotate, embed, fit
+from fractal.commands import annotate, embed, fit, report
 from tests.conftest import TYPES
 from tests.conftest import labelled_cells as cells
 
@@ -150,11 +150,41 @@ def test_markers_of_clusters_by_either_way(ref, tmp_path: Path, capsys):
     written = anndata.read_h5ad(tmp_path / "out.h5ad").uns["fractal"]["markers"]
     assert written["gene"].tolist() == found["gene"].tolist()
     assert np.allclose(written["score"], found["score"])
+    for annotated in (new, tmp_path / "out.h5ad"):
+        page = ref.report(annotated=annotated).text
+        assert f"<td>{', '.join(first[:5])}</td>" in page  # a cluster's markers, to check its label by
+    pages = [
+        str(tmp_path / "blood"),
+        "--annotated",
+        str(tmp_path / "out.h5ad"),
+        "--output",
+        str(tmp_path / "page.html"),
+    ]
+    report.main([*pages, "--device", "cpu"])
+    assert f"<td>{', '.join(first[:5])}</td>" in (tmp_path / "page.html").read_text()
     with pytest.raises(InputError, match="markers: are of clusters"):
         ref.annotate(new, markers=True)
     new.X = new.X - 1
     with pytest.raises(InputError, match="has no counts"):
         ref.annotate(new, over="leiden", markers=True)
+
+
+def test_clusters_that_a_report_can_not_show(ref, tmp_path: Path):
+    new = cells(60, seed=1)
+    with pytest.raises(InputError, match="adata: has no answers by cluster"):
+        ref.report(annotated=new)
+    new.obs["leiden"] = pd.Categorical(new.obs["cell_type"])
+    ref.annotate(new, over="leiden")
+    assert "Clusters of annotated cells" in ref.report(annotated=new).text
+    assert "Clusters of annotated cells" not in ref.report().text
+    del new.uns["fractal"]["groups"]["label"]
+    with pytest.raises(InputError, match="its table of clusters is damaged"):
+        ref.report(annotated=new)
+    ref.annotate(new, over="leiden")
+    new.uns["fractal"]["annotation"]["adapter_sha256"] = "another"
+    new.write_h5ad(tmp_path / "new.h5ad")
+    with pytest.raises(InputError, match=r"new\.h5ad: its clusters were annotated by another reference"):
+        ref.report(annotated=tmp_path / "new.h5ad")
 
 
 def test_a_second_annotation_takes_the_place_of_the_first(ref):

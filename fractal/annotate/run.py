@@ -1,9 +1,10 @@
 """One run of `annotate`: what was asked for, then the columns of the cells as they come, then what holds for all."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 from tqdm.auto import tqdm
 
@@ -21,14 +22,27 @@ from fractal.annotate.novelty import NOVELTY
 from fractal.annotate.query import Origin
 from fractal.annotate.space import RowCheck
 from fractal.annotate.votes import BATCH
-from fractal.base.errors import InputError, warn
+from fractal.base.errors import InputError, reason, warn
 from fractal.base.prefetch import prefetch
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
 from fractal.data.expression import choose_counts, open_expression
+from fractal.data.h5ad import fractal_uns, open_anndata
 from fractal.data.labels import Codes
 from fractal.data.markers import markers
 from fractal.data.parquet import CELL_ID
+
+MARKERS = 5  # genes that the table of clusters shows
+CLUSTERS = {  # columns of `group_columns` -> what that table calls them
+    "cells": "Cells",
+    "label": "Label",
+    "level": "Level",
+    "confidence": "Probability",
+    "agreement": "Cells that agree",
+    "withheld_by": "Not deeper by",
+    "runner_up": "Next best",
+    "runner_up_probability": "Probability",
+}
 
 
 @dataclass
@@ -91,6 +105,37 @@ class Run:
         table = group_columns(before, after, codes, labels, self.annotator.tree)
         self.results["groups"] = table.to_pandas().set_index("group")
         return pa.concat_tables(names), after
+
+
+def read_clusters(annotated: Any, adapter_sha256: str) -> Mapping[str, Any]:
+    """What an AnnData, .h5ad or .zarr says of its clusters, as `Run.results`: uns["fractal"] of `annotate --over`.
+
+    Raises InputError where it says nothing, or was annotated by another reference.
+    """
+    with open_anndata(annotated) as (file, path):
+        results = fractal_uns(file, path)
+    if not isinstance(results.get("groups"), pd.DataFrame):
+        raise InputError(f"{path}: has no answers by cluster; `annotate` writes them, asked for by the column (over)")
+    if (results.get("annotation") or {}).get("adapter_sha256") != adapter_sha256:
+        raise InputError(f"{path}: its clusters were annotated by another reference; annotate it again with this one")
+    try:
+        cluster_table(results, "")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its table of clusters is damaged ({reason(error)}); annotate it again") from error
+    return results
+
+
+def cluster_table(results: Mapping[str, Any], column: str) -> tuple[list[str], list[list[str]]]:
+    """Header and a row per cluster: its answer, and the first of its markers, if there are any."""
+    frame = results["groups"].reset_index()[["group", *CLUSTERS]].astype(object)
+    numbers = ["confidence", "agreement", "runner_up_probability"]
+    frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
+    header = [column, *CLUSTERS.values()]
+    if "markers" in results:
+        genes = results["markers"].groupby("group", sort=False)["gene"].agg(lambda names: ", ".join(names[:MARKERS]))
+        header.insert(3, "Markers")  # beside the label, which they are to be compared with
+        frame.insert(3, "markers", frame["group"].map(genes))
+    return header, frame.where(frame.notna(), "").astype(str).to_numpy().tolist()
 
 
 def check_answers(confidence: float, novelty: str, error: float | None = None) -> None:

@@ -23,7 +23,7 @@ What is not answered is missing. Other columns that begin so and are of an earli
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,9 @@ from fractal.base.table import table
 from fractal.commands.options import add, check_output, check_suffix, check_use_rep, command, one_input
 
 if TYPE_CHECKING:  # all that takes long to load is imported where it is used: --help needs none of it
-    import pandas as pd
     import pyarrow as pa
 
     from fractal.commands.output import Chunks
-
-MARKERS = 5  # genes that the table of clusters shows
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -125,6 +122,7 @@ def annotate(args: argparse.Namespace) -> None:
     import numpy as np
 
     from fractal.annotate.answers import annotation_columns
+    from fractal.annotate.run import cluster_table
     from fractal.annotate.truth import draw_confusions, report
     from fractal.commands.output import write_output
     from fractal.model.adapter import pick_device
@@ -153,25 +151,11 @@ def annotate(args: argparse.Namespace) -> None:
         write_output(args.output, chunks, cells, uns=uns, prefix="fractal_", replaces=old)
     print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(run.answered, tree.levels)}")
     if groups:
-        print(f"\n{group_summary(run.results, args.over)}")
+        print(f"\n{table(*cluster_table(run.results, args.over))}")
     if truth:
         print(f"\n{report(run.answered, *truth, tree, args.truth)}")
         if args.confusions:
             draw_confusions(args.confusions, run.answered, *truth, tree, args.truth)
-
-
-def group_summary(results: Mapping[str, pd.DataFrame], column: str) -> str:
-    """A row for each group of cells, as the output's uns has them, and the first of its markers."""
-    frame = results["groups"].reset_index().astype(object)
-    numbers = ["confidence", "agreement", "runner_up_probability"]
-    frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
-    rows = [[str(value) for value in row] for row in frame.where(frame.notna(), "").to_numpy().tolist()]
-    header = ["Cells", "Label", "Level", "Probability", "Cells that agree", "Not deeper by", "Next best", "Probability"]
-    if "markers" in results:
-        genes = results["markers"].groupby("group", sort=False)["gene"].agg(lambda names: ", ".join(names[:MARKERS]))
-        header.append("Markers")
-        rows = [[*row, genes.get(group, "")] for row, group in zip(rows, frame["group"], strict=True)]
-    return table([column, *header], rows)
 
 
 def summary(answered: pa.Table, levels: Sequence[str]) -> str:

@@ -24,6 +24,12 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument("reference", type=locate_shared, help="reference of `fractal fit` or `fractal reference`")
     files.add_argument("--output", metavar="HTML", type=Path, help="the page")
     files.add_argument("--figures", metavar="DIR", type=Path, help="write each figure as .svg and .png, too")
+    files.add_argument(
+        "--annotated",
+        metavar="FILE",
+        type=locate,
+        help=".h5ad of `fractal annotate --over COLUMN --markers`: also show its clusters and their genes",
+    )
     cells = parser.add_argument_group("labelled cells to score")
     cells.add_argument(
         "--input",
@@ -49,7 +55,10 @@ def check_flags(args: argparse.Namespace) -> None:
 
     if not (args.output or args.figures):
         raise InputError("name the page with --output report.html, or a folder for its figures with --figures")
-    check_paths({"--input": args.input, "REFERENCE": args.reference, "--obo": args.obo}, {"--output": args.output})
+    check_paths(
+        {"--input": args.input, "--annotated": args.annotated, "REFERENCE": args.reference, "--obo": args.obo},
+        {"--output": args.output},
+    )
     check_output(args.output, args.figures)
     with_obs = args.input is not None and has_obs(args.input)
     for flag in ("labels", "levels", "use_rep", "study"):
@@ -69,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.view.page import write
 
     reference = read_reference(args.reference, pick_device(args.device))
-    columns = {name: getattr(args, name) for name in ("labels", "levels", "study", "use_rep", "force")}
-    scored = reference.score(args.input, **columns, num_samples=args.num_samples, obo=args.obo, seed=args.seed)
+    names = ("labels", "levels", "study", "use_rep", "force", "num_samples", "obo", "seed", "annotated")
+    scored = reference.score(args.input, **{name: getattr(args, name) for name in names})
     write(f"How good {scored.name} is", [scored], args.output, args.figures)
     print(f"{printable(scored.cells)}\n\n{table(*summary(scored.apart()))}\n")
     print("\n".join(f"{path}" for path in (args.output, args.figures) if path))

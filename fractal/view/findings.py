@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
+from fractal.annotate.run import cluster_table
 from fractal.score.answers import answer_counts
 from fractal.score.intervals import wilson_interval
 from fractal.score.table import Row as Figures
@@ -441,13 +442,31 @@ def silhouette_panel(s: Scored) -> Panel:
     return draw.boxes("Silhouette", boxes, [title for title, _ in s.vectors], brief(s.levels, 9))
 
 
+# Of annotated cells
+
+
+def clusters(s: Scored) -> Section | None:
+    """What the clusters of annotated cells were called, and the genes to check it by."""
+    if not s.clusters:
+        return None
+    return Section(
+        "clusters",
+        "Clusters of annotated cells",
+        "What annotating called each cluster, and how sure it is; the true labels of these cells are not known here. "
+        "Cells that agree: the share whose likeliest label is the cluster's. Markers: genes that a cluster has most "
+        "clearly more of than all other cells (Welch's t); doubt a label whose genes they are not.",
+        [],
+        *cluster_table(s.clusters, "Cluster"),
+    )
+
+
 # All together
 
 
 def sections(s: Scored) -> list[Section]:
     """All that is known, in the order of the page."""
     wrong = [mistakes(s, level) for level in reversed(s.compared())]
-    every = [answers(s), types(s), calibration(s), unseen(s), *wrong, prefixes(s)]
+    every = [answers(s), types(s), clusters(s), calibration(s), unseen(s), *wrong, prefixes(s)]
     return [section for section in every if section]
 
 
