@@ -90,7 +90,8 @@ class Reference:
     @property
     def embedder(self) -> Embedder:
         blocks = block_names(self.facts["config"])
-        return Embedder(self.adapter, self.facts["recipe"], blocks, self.sha256, self.use_rep, self.intake.cells)
+        intake, recipe = self.intake, self.facts["recipe"]
+        return Embedder(self.adapter, recipe, blocks, self.sha256, self.use_rep, intake.cells, intake.checked)
 
     def __repr__(self) -> str:
         """What it holds, and how good its answers are on cells that were held out."""

@@ -94,21 +94,25 @@ class Intake:
 
     @contextmanager
     def cells(self, cells: Any, use_rep: str | None, force: bool) -> Iterator[Cells]:
-        """As `open`, for those who need not know where the vectors come from.
-
-        Warns, when all are read, of rows that have nothing in common with the reference; `annotate` does so for itself.
-        """
+        """As `open`, for those who need not know where the vectors come from, and `checked`."""
         with self.open(cells, use_rep, force) as (source, _):
+            yield self.checked(source)
 
-            def read(size: int) -> Iterator[Chunk]:
-                check = RowCheck(self.vectors, source.num_rows)
-                for columns, vectors in source.read(size):
-                    check.add(vectors)
-                    yield columns, vectors
-                if problem := check.problem():
-                    warn(f"{source.path}: {problem}")
+    def checked(self, source: Cells) -> Cells:
+        """The same cells; warns, when all are read, of rows that have nothing in common with the reference.
 
-            yield replace(source, read=read)
+        `annotate` does so for itself.
+        """
+
+        def read(size: int) -> Iterator[Chunk]:
+            check = RowCheck(self.vectors, source.num_rows)
+            for columns, vectors in source.read(size):
+                check.add(vectors)
+                yield columns, vectors
+            if problem := check.problem():
+                warn(f"{source.path}: {problem}")
+
+        return replace(source, read=read)
 
 
 def lacking(array: Any, key: str, dim: int) -> str:

@@ -21,6 +21,10 @@ class InputError(Exception):
     """The input cannot be used. The message is one line that names the file and the way out."""
 
 
+class InputWarning(UserWarning):
+    """The input can be used, but something about it is unusual. The message is one line, as that of an error."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, what `kill` and cluster schedulers send, is answered like Ctrl-C."""
 
@@ -72,7 +76,7 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("fractal", "contextlib"):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, InputWarning, stacklevel=level)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -13,13 +13,14 @@ and stopped at the end. A worker that dies is replaced, and its part made again.
 import argparse
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fractal.base.errors import InputError, needs, reason
+from fractal.base.errors import InputError, InputWarning, needs, reason, warn
 from fractal.base.files import locked
 from fractal.base.paths import check_paths
 from fractal.commands.options import add, command, num_bytes, positive_int
@@ -67,11 +68,16 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def task_result(task: "Task", row: dict[str, Any]) -> dict[str, Any]:
-    """Bad input comes back as a line: Ray would wrap it in a trace-back, and try again."""
-    try:
-        return {"cells": task(int(row["id"])), "error": ""}
-    except InputError as error:
-        return {"cells": 0, "error": str(error)}
+    """Bad input comes back as a line: Ray would wrap it in a trace-back, and try again. Warnings come back, too."""
+    number, error = int(row["id"]), ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", InputWarning)
+        try:
+            cells = task(number)
+        except InputError as bad:
+            cells, error = 0, str(bad)
+    lines = [f"part {number}: {each.message}" for each in caught if issubclass(each.category, InputWarning)]
+    return {"cells": cells, "error": error, "warnings": "\n".join(lines)}
 
 
 @contextmanager
@@ -101,6 +107,8 @@ def ray_engine(address: str | None, workers: int | None) -> Iterator["Engine"]:
         results = data.range(count, override_num_blocks=count).map(partial(task_result, task))
         try:
             for row in tqdm(results.iter_rows(), total=count, unit="part", desc=name):
+                for line in row["warnings"].splitlines():
+                    warn(line)
                 if row["error"]:
                     raise InputError(row["error"])
                 yield row["cells"]

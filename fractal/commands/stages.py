@@ -108,8 +108,8 @@ def embed(args: argparse.Namespace, engine: Engine) -> int:
 
 
 def embed_part(args: argparse.Namespace, prefix: int, folder: Path, number: int) -> int:
-    cells = parquet_cells(table_of(args.input), [number])
-    embed_cells(embedder_of(args.reference), cells, part(folder, number), prefix)
+    embedder, cells = embedder_of(args.reference), parquet_cells(table_of(args.input), [number])
+    embed_cells(embedder, embedder.checked(cells), part(folder, number), prefix)
     return cells.num_rows
 
 

@@ -32,6 +32,7 @@ class Embedder:
     sha256: str  # of the checkpoint, or of the reference's weights
     use_rep: str  # key of obsm that the adapter was trained on
     open: OpenCells  # refuses vectors that can't be of that embedding; a reference of a PCA may project cells
+    checked: Callable[[Cells], Cells] = lambda cells: cells  # warns of rows that can't be; what `open` gives is checked
 
     def metadata(self, prefix: int) -> dict[str, str]:
         """What a file of its vectors, cut to so many blocks, says of them."""

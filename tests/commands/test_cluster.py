@@ -191,6 +191,30 @@ def test_embed_and_annotate(atlas: Path, reference: Path, tmp_path: Path):
         pd.testing.assert_frame_equal(parts, whole, check_exact=True)  # a probability may be NaN, in both
 
 
+def test_rows_of_another_embedding_are_noticed_in_every_part(tmp_path: Path):
+    """Warnings of the workers come back with the part's number."""
+    cells = labelled_cells(1_200)
+    fractal.fit(cells, labels="cell_type", use_rep="X_scVI", epochs=1).save(tmp_path / "reference")
+    vectors = cells.obsm["X_scVI"].copy()
+    vectors[700:900] = np.random.default_rng(1).normal(size=(200, vectors.shape[1]))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    pq.write_table(pa.table({"embedding": column}), tmp_path / "cells.parquet", row_group_size=400)
+
+    def engine(task: cluster.Task, count: int, _: str) -> Iterator[int]:
+        for number in range(count):
+            result = command.task_result(task, {"id": number})
+            lines.extend(result["warnings"].splitlines())
+            yield result["cells"]
+
+    for stage in "embed", "annotate":
+        lines = list[str]()
+        flags = {"input": "cells.parquet", "reference": "reference", "output": stage}
+        argv = [word for name, path in flags.items() for word in (f"--{name}", str(tmp_path / path))]
+        assert getattr(cluster, stage)(command.get_parser().parse_args([stage, *argv]), engine) == 1_200
+        assert [line[:7] for line in lines] == ["part 1:", "part 2:"]  # rows 401 to 800, and 801 to 1,200
+        assert all("have nothing in common with the reference's cells" in line for line in lines)
+
+
 @pytest.mark.usefixtures("alone")
 def test_an_output_is_there_whole_or_not_at_all(atlas: Path, tmp_path: Path, fails: Callable[..., str]):
     table = pq.read_table(atlas)
