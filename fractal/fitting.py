@@ -260,7 +260,7 @@ def train_reference(
     rows = split.sample_rows(atlas)
     training, nothing = atlas.read(rows).split(len(rows))
     epochs = int(np.median(best))
-    print(f"all: {len(rows):,} cells train, for {epochs} epochs, the median of the folds' best")
+    print(f"all: {len(rows):,} cells train; number of epochs: {epochs}, the median of the folds' best")
     fitted = train(training, nothing, every, epochs)
     facts = {
         **facts,

@@ -141,10 +141,17 @@ def locate_shared(name: str | Location, sha256: str | None = None) -> Location:
 def locate(name: str | Path | Remote) -> Location:
     """A path, or a Remote for text such as s3://bucket/key; an argparse type.
 
-    Raises InputError for a URI of the web, one without a bucket, and one with an empty name in it.
+    Raises InputError for a URI of the web, one without a bucket, one with an empty name in it, and for no name at all;
+    TypeError for what is no path.
     """
-    if not isinstance(name, str):
+    if isinstance(name, Remote):
         return name
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"expected a path or a URI, not {type(name).__name__}")
+    if not isinstance(name, str):
+        return Path(name)
+    if not name:
+        raise InputError("a name is empty; give a path or a URI")
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)
     if not parts:
         return Path(name)

@@ -139,6 +139,11 @@ def test_a_name_is_a_path_or_a_uri():
     assert locate("gcs://b/x") == locate("gs://b/x")
     assert locate("file:///tmp/x") == locate("/tmp/x") == Path("/tmp/x")
     assert locate("a:b") == Path("a:b")
+    with pytest.raises(InputError, match="a name is empty"):
+        locate("")
+    for name in (None, 3, b"cells.h5ad"):
+        with pytest.raises(TypeError, match="expected a path or a URI, not"):
+            locate(name)
     with pytest.raises(TypeError):
         Path(at)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="download the file first"):
