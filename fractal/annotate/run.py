@@ -64,14 +64,17 @@ class Run:
         tree, kept = self.annotator.tree, list[pa.Table]()
         check = RowCheck((self.annotator.whole or self.annotator).vectors, cells.num_rows)
         parts: Iterable[tuple[pa.Table, Answer]] = prefetch(self.answers(cells, check))
+        own = None  # answers of the cells, before those of a group get one
         if groups is not None:
-            parts = [self.voted(parts, groups)]
+            names, own, voted = self.voted(parts, groups)
+            parts = [(names, voted)]
         for names, answer in parts:
             columns = answer_columns(answer, tree)
             kept.append(columns.select(["level", "label", "status", *tree.levels]))
             yield columns.add_column(0, CELL_ID, names[CELL_ID]) if cells.has_names else columns
         self.answered = pa.concat_tables(kept)
-        lines = [line for line in (check.problem(), one_type_warning(self.answered, tree)) if line]
+        alike = one_type_warning(self.answered if own is None else answer_columns(own, tree), tree)
+        lines = [line for line in (check.problem(), alike) if line]
         for line in lines:
             warn(f"{cells.path}: {line}")
         warning = "; ".join(filter(None, (origin.warning, *lines)))
@@ -96,15 +99,15 @@ class Run:
                 yield names, self.annotator.answer(vectors, self.confidence, self.novelty)
                 bar.update(len(vectors))
 
-    def voted(self, parts: Iterable[tuple[pa.Table, Answer]], groups: Codes) -> tuple[pa.Table, Answer]:
-        """One answer for the cells of a group -> the names of all cells, and their answers."""
+    def voted(self, parts: Iterable[tuple[pa.Table, Answer]], groups: Codes) -> tuple[pa.Table, Answer, Answer]:
+        """One answer for the cells of a group -> the names of all cells, the answers before, and those after."""
         codes, labels = real_groups(*groups)
         names, answers = zip(*parts, strict=True)
         before = Answer.join(answers)
         after = vote(before, codes, self.annotator.tree, self.confidence, self.novelty)
         table = group_columns(before, after, codes, labels, self.annotator.tree)
         self.results["groups"] = table.to_pandas().set_index("group")
-        return pa.concat_tables(names), after
+        return pa.concat_tables(names), before, after
 
 
 def read_clusters(annotated: Any, adapter_sha256: str) -> Mapping[str, Any]:

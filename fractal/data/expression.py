@@ -24,6 +24,7 @@ KINDS = {
     "counts": "whole numbers, as counts are",
     "normalised": "numbers from 0 up that are not whole, as normalised ones are",
     "scaled": "numbers below 0, as scaled ones are",
+    "missing": "NaN or infinity",
 }
 
 
@@ -50,6 +51,8 @@ class Expression:
 def kind_of(x: Any) -> str:
     """Which of KINDS a matrix holds."""
     values = x.data if sp.issparse(x) else np.asarray(x)
+    if not np.isfinite(values).all():
+        return "missing"
     if (values < 0).any():
         return "scaled"
     return "normalised" if (values % 1 != 0).any() else "counts"
@@ -124,7 +127,8 @@ def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> 
         if scale:
             known.append(replace(expression, scale=scale, logged=logged))
         else:
-            others.append(f"{expression.where} holds {KINDS[kind_of(x)]}, of another total in each cell")
+            kind = kind_of(x)
+            others.append(f"{expression.where} holds {KINDS[kind]}{', of no common total' * (kind == 'normalised')}")
     if not known:
         reasons = "; ".join(others) or "no X, no raw"
         raise InputError(f"{where}: has no counts: {reasons}; bring counts in layers['counts']")

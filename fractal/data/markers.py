@@ -90,12 +90,16 @@ def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
 
 
 def symbols(var: pd.DataFrame) -> np.ndarray:
-    """(genes,) objects of text, what people call the genes: var_names, or a column of symbols beside Ensembl ids."""
+    """(genes,) objects of text, what people call the genes: var_names, or a column of symbols beside Ensembl ids.
+
+    A gene without a symbol keeps its id.
+    """
     names = as_texts(var.index)
     if np.mean([name.startswith("ENS") for name in names[:1_000]]) > 0.5:
         for column in SYMBOLS:
             if column in var:
-                return as_texts(var[column])
+                known = var[column].notna().to_numpy() & (as_texts(var[column]) != "")
+                return np.where(known, as_texts(var[column]), names)
     return names
 
 

@@ -49,6 +49,18 @@ def test_cells_of_a_cluster_get_one_label(reference: Reference, new: Cells, monk
     assert run.results["groups"].index.tolist() == list("abcd")
 
 
+def test_one_group_of_three_types_is_not_taken_for_one_type(reference: Reference, tmp_path, recwarn):
+    some = cells(400, 7)
+    rare = some.vectors[some.labels[:, 3] > 0]  # each is a tenth of the reference
+    np.save(tmp_path / "x.npy", rare)
+    run = reference.run()
+    with Cells.open(tmp_path / "x.npy") as opened:
+        (table,) = run.columns(opened, Origin("", ""), (np.zeros(len(rare), int), ["all"]))
+    assert table["subtype"].combine_chunks().value_counts().field("counts").to_pylist() == [len(rare)]
+    assert not recwarn.list
+    assert run.results["annotation"]["warning"] == ""
+
+
 def test_a_block_of_foreign_rows_is_warned_of(reference: Reference, tmp_path):
     x = cells(1_000, 7).vectors
     x[400:600] = np.random.default_rng(0).normal(size=(200, 8))

@@ -89,3 +89,9 @@ def test_genes_are_called_by_their_symbols():
     assert symbols(ids).tolist() == ["CD3E", "MS4A1"]
     assert symbols(ids.set_axis(["x", "y"])).tolist() == ["x", "y"]
     assert symbols(ids[[]]).tolist() == ["ENSG1", "ENSG2"]
+
+
+@pytest.mark.parametrize("kind", ["object", "category", "string"])
+def test_a_gene_without_a_symbol_keeps_its_id(kind: str):
+    names = pd.Series(["CD3E", None, "", np.nan], [f"ENSG{i}" for i in range(4)], dtype="object").astype(kind)
+    assert symbols(pd.DataFrame({"feature_name": names})).tolist() == ["CD3E", "ENSG1", "ENSG2", "ENSG3"]
