@@ -388,7 +388,7 @@ class Reference:
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
             shown = read_shown(cells, labels, several(columns), max_cells)
-        shown = replace(shown, genes=read_genes(adata, shown.rows, several(genes)))
+        shown = replace(shown, genes=read_genes(adata, shown.rows, several(genes) or None))
         if shown.genes and shown.genes.missing:
             warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
         layouts = self.layouts(shown.vectors)
