@@ -19,7 +19,7 @@ from fractal.base.paths import check_paths
 from fractal.base.storage import locate, scratch
 from fractal.commands.options import non_negative_int, num_bytes
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import ROW_GROUP, open_writer
+from fractal.data.parquet import ROW_GROUP, vector_list, write_tables
 from fractal.data.reorder import equal_buckets, reorder, round_robin
 from fractal.hierarchy.levels import column_names
 
@@ -66,26 +66,27 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_paths({"--input": args.input}, {"--output": args.output})
     atlas = Atlas.open(args.input)
-    schema, dim, finest = atlas.schema, atlas.dim, column_names(atlas.levels)[-1]
-    others = schema.remove(schema.get_field_index("embedding"))
-    columns = [atlas.column(name) for name in others.names]
+    schema, finest = atlas.schema, column_names(atlas.levels)[-1]
+    columns = {name: atlas.column(name) for name in schema.names if name != "embedding"}
     labels, names = atlas.finest
     order = round_robin(labels, args.seed)
 
     # The output is put together so many row groups at a time, while those before them are still being written.
-    held = max(1, args.memory // (2 * 4 * dim * ROW_GROUP))
-    with (
-        open_writer(args.output, dim, others, {**atlas.metadata, "stratified": finest}) as writer,
-        tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar,
-    ):
+    held = max(1, args.memory // (2 * 4 * atlas.dim * ROW_GROUP))
+
+    def tables(bar: tqdm) -> Iterator[pa.Table]:
         source, start = with_positions(atlas, order, bar), 0
-        ends, row = equal_buckets(len(order), held * ROW_GROUP), np.dtype((np.float32, (dim,)))
+        ends, row = equal_buckets(len(order), held * ROW_GROUP), np.dtype((np.float32, (atlas.dim,)))
         for bucket in reorder(source, ends, row, scratch(args.output)):
             for vectors in np.split(bucket, range(ROW_GROUP, len(bucket), ROW_GROUP)):
                 rows = pa.array(order[start : start + len(vectors)])
-                writer.append_table(vectors, pa.table([c.take(rows) for c in columns], names=others.names))
+                arrays = {name: column.take(rows) for name, column in columns.items()}
+                yield pa.table({**arrays, "embedding": vector_list(vectors)}).select(schema.names).cast(schema)
                 bar.update(len(rows))
                 start += len(rows)
+
+    with tqdm(total=2 * len(order), unit="cells", unit_scale=True, desc="read and write") as bar:
+        write_tables(args.output, tables(bar), {**atlas.metadata, "stratified": finest})
 
     rarest = int(np.bincount(labels).min())
     print(

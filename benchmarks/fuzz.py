@@ -157,10 +157,9 @@ def read_parquet(path: Path) -> None:
 def parquet_file(sizes: list[int], has_study: bool) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "a")
-        with parquet.writing(path, 3, has_study, {"cl_release": "2025-07-30"}) as writer:
-            for n in sizes:
-                columns = [(np.arange(n) % 3, ["a", "b", "ü"])] * (5 if has_study else 4)
-                writer.append(np.ones((n, 3), np.float32), columns)
+        columns = 5 if has_study else 4
+        tables = [parquet.atlas_table(np.ones((n, 3)), [(np.arange(n) % 3, ["a", "b", "ü"])] * columns) for n in sizes]
+        parquet.write_tables(path, tables, {"cl_release": "2025-07-30"})
         return path.read_bytes()
 
 

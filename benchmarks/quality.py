@@ -34,7 +34,7 @@ from fractal.base.files import atomic_write
 from fractal.base.table import table
 from fractal.commands.options import non_negative_int, positive_int
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import open_writer, read_vectors
+from fractal.data.parquet import read_vectors, vector_list, write_tables
 from fractal.hierarchy.levels import LEVELS
 from fractal.model.recipes import RECIPES
 
@@ -141,9 +141,9 @@ def narrow(stratified: Path, dim: int) -> Path:
     if not path.exists():
         rows = pq.read_table(stratified)
         components = PCA(dim, random_state=0).fit_transform(normalize(read_vectors(rows, stratified)))
-        others = rows.drop_columns(["embedding"])
-        with open_writer(path, dim, others.schema.remove_metadata(), Atlas.open(stratified).metadata) as writer:
-            writer.append_table(components, others)
+        at = rows.schema.get_field_index("embedding")
+        table = rows.set_column(at, "embedding", vector_list(components))
+        write_tables(path, [table], Atlas.open(stratified).metadata)
     return path
 
 

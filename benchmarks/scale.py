@@ -42,7 +42,7 @@ from fractal.base.files import atomic_write
 from fractal.base.table import table
 from fractal.commands.options import positive_float, positive_int
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import writing
+from fractal.data.parquet import write_tables
 
 INDEX, CELLS, STRATIFIED = "model_v1.1/annotation/labelled_kNN.bin", "cells.parquet", "stratified.parquet"
 ADAPTER, FIGURES, EMBEDDED = "adapter.pt", "eval.json", "embedded.parquet"
@@ -72,9 +72,7 @@ def hnswlib_items(folder: Path) -> None:
 
 def parquet_copy(folder: Path) -> None:
     atlas = Atlas.open(folder / CELLS)
-    with writing(folder / "copy", atlas.dim, atlas.has_studies, {}) as writer:
-        for table in atlas.data.tables():
-            writer.file.write_table(table.cast(writer.schema))
+    write_tables(folder / "copy", atlas.data.tables(), {})
 
 
 @dataclass(frozen=True)

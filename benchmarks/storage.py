@@ -30,7 +30,7 @@ from fractal.base.errors import run
 from fractal.base.table import table
 from fractal.commands.options import positive_int
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import ROW_GROUP, Parquet, writing
+from fractal.data.parquet import ROW_GROUP, Parquet, atlas_table, write_tables
 
 DIM, SUBTYPES, BUCKET = 128, 203, "cells"
 
@@ -81,8 +81,8 @@ def write_atlas(folder: Path, cells: int) -> None:
     names = [f"type {i:03}" for i in range(SUBTYPES)]
     for part, start in enumerate(range(0, cells, ROW_GROUP)):
         n = min(ROW_GROUP, cells - start)
-        with writing(folder / f"part-{part:05}.parquet", DIM, False, {}) as writer:
-            writer.append(rng.standard_normal((n, DIM), np.float32), [(rng.integers(0, SUBTYPES, n), names)] * 4)
+        table = atlas_table(rng.standard_normal((n, DIM), np.float32), [(rng.integers(0, SUBTYPES, n), names)] * 4)
+        write_tables(folder / f"part-{part:05}.parquet", [table], {})
 
 
 def read_all(path: str) -> int:

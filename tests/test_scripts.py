@@ -150,7 +150,7 @@ def test_two_levels_are_scored_on_all_four(stratified: Path, tmp_path: Path):
 
 def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     """Spoil every test cell's vector and label: the trained weights stay the same, bit for bit."""
-    from fractal.data.parquet import writing
+    from fractal.data.parquet import atlas_table, write_tables
     from fractal.model import split
 
     num_rows = pq.read_metadata(stratified).num_rows
@@ -159,8 +159,8 @@ def test_held_out_cells_do_not_touch_training(stratified: Path, tmp_path: Path):
     vectors, labels = cells.vectors.copy(), cells.labels.copy()
     vectors[is_test] = np.random.default_rng(0).normal(size=(is_test.sum(), 16))
     labels[is_test] = 0
-    with writing(tmp_path / "spoilt", 16, False, Atlas.open(stratified).metadata) as writer:
-        writer.append(vectors, [(labels[:, k], cells.classes[k]) for k in range(4)])
+    table = atlas_table(vectors, [(labels[:, k], cells.classes[k]) for k in range(4)])
+    write_tables(tmp_path / "spoilt", [table], Atlas.open(stratified).metadata)
     states = []
     for data, out in ((stratified, "a.pt"), (tmp_path / "spoilt", "b.pt")):
         argv = ["--input", str(data), "--output", str(tmp_path / out), "--epochs", "1", "--scale-dim", "4"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import (
@@ -92,12 +91,10 @@ class Run:
 
     def answers(self, cells: Cells, check: RowCheck) -> Generator[tuple[pa.Table, Answer], None, None]:
         """The names, if there are any, and the answer of each chunk, all of whose vectors are checked."""
-        with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="annotate") as bar:
-            for columns, vectors in cells.chunks(BATCH):
-                check.add(vectors)
-                names = columns.select([CELL_ID] if cells.has_names else [])
-                yield names, self.annotator.answer(vectors, self.confidence, self.novelty)
-                bar.update(len(vectors))
+        for columns, vectors in cells.chunks(BATCH, progress="annotate"):
+            check.add(vectors)
+            names = columns.select([CELL_ID] if cells.has_names else [])
+            yield names, self.annotator.answer(vectors, self.confidence, self.novelty)
 
     def voted(self, parts: Iterable[tuple[pa.Table, Answer]], groups: Codes) -> tuple[pa.Table, Answer, Answer]:
         """One answer for the cells of a group -> the names of all cells, the answers before, and those after."""

@@ -80,7 +80,7 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: 
     """
     import numpy as np
 
-    from fractal.commands.output import kept_metadata, progress, write_output
+    from fractal.commands.output import kept_metadata, write_output
     from fractal.data.cells import is_h5ad
     from fractal.data.parquet import ROW_GROUP
     from fractal.data.vectors import CHUNK
@@ -91,7 +91,8 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: 
 
     def chunks() -> "Chunks":
         nonlocal invalid
-        for columns, vectors in progress(cells, "embed", CHUNK if to_h5ad else ROW_GROUP, strict=not to_h5ad):
+        size = CHUNK if to_h5ad else ROW_GROUP
+        for columns, vectors in cells.chunks(size, strict=not to_h5ad, progress="embed"):
             embedded, blocks = embed_matrix(embedder.adapter, vectors, prefix)
             invalid += int(np.isnan(embedded[:, 0]).sum())
             if not to_h5ad:

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     args.input = one_input(args, "fractal encode new.h5ad --model FOLDER --output new_encoded.h5ad")
     check_suffix("--output", args.output, (".h5ad",))
     check_output(args, {"--model": args.model})
-    from fractal.commands.output import progress, write_output
+    from fractal.commands.output import write_output
     from fractal.data.encoder import open_encoded, read_encoder
     from fractal.data.vectors import CHUNK
     from fractal.model.adapter import pick_device
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     encoder = read_encoder(args.model, pick_device(args.device))
     with locked(args.output), open_encoded(args.input, encoder, args.force) as (cells, line):  # it may be the input
         print(line)
-        chunks = ((names, {args.key_added: vectors}) for names, vectors in progress(cells, "encode", CHUNK))
+        read = cells.chunks(CHUNK, progress="encode")
+        chunks = ((names, {args.key_added: vectors}) for names, vectors in read)
         write_output(args.output, chunks, cells)
     print(f"{cells.num_rows:,} cells, obsm '{args.key_added}' of {cells.dim} numbers, written to {args.output}")

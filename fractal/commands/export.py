@@ -128,13 +128,13 @@ def exported(adapter: "Adapter", cells: "Cells", prefix: int) -> "Chunks":
     import pyarrow as pa
     import torch
 
-    from fractal.commands.output import progress
     from fractal.data.vectors import CHUNK, usable
     from fractal.model.adapter import embed
 
-    start = 0
-    for columns, vectors in progress(cells, "export", CHUNK, obs=True):
+    start, written = 0, 0
+    for columns, vectors in cells.chunks(CHUNK, obs=True, progress="export"):
         rows = np.flatnonzero(usable(vectors))
+        written += len(rows)
         if len(rows):
             prefixes = embed(adapter, torch.from_numpy(vectors[rows]))
             table = {"row": pa.array(start + rows)} | {name: columns[name].take(rows) for name in columns.column_names}
@@ -143,6 +143,8 @@ def exported(adapter: "Adapter", cells: "Cells", prefix: int) -> "Chunks":
                     table[name] = column.cast(column.type.value_type)
             yield pa.table(table), {f"prefix_{prefix}": prefixes[prefix - 1].numpy(), "full": prefixes[-1].numpy()}
         start += len(vectors)
+    if not written:
+        raise InputError(f"{cells.path}: every cell's vector is zero or not finite; make the embedding again")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -172,8 +174,6 @@ def main(argv: list[str] | None = None) -> None:
         check_names(cells, prefix)
         metadata = {"recipe": embedder.recipe, "checkpoint_sha256": embedder.sha256}
         written = write_parquet(args.output, exported(adapter, cells, prefix), metadata)
-        if not written:
-            raise InputError(f"{args.vectors}: every cell's vector is zero or not finite; make the embedding again")
     left_out = cells.num_rows - written
     more = f"; left out {left_out:,} whose vector is zero or not finite" if left_out else ""
     print(f"{written:,} cells, columns prefix_{prefix} and full, written to {args.output}{more}")

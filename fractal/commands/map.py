@@ -56,7 +56,7 @@ def open_cells(args: argparse.Namespace, reference: "Reference") -> "Iterator[Ce
 
 def map_cells(args: argparse.Namespace, cells: "Cells", reference: "Reference") -> int:
     """Write the layouts -> how many cells have none."""
-    from fractal.commands.output import kept_metadata, progress, write_output
+    from fractal.commands.output import kept_metadata, write_output
     from fractal.data.cells import is_h5ad
     from fractal.data.vectors import CHUNK, usable
     from fractal.model.embedding import cut_matrix
@@ -67,7 +67,7 @@ def map_cells(args: argparse.Namespace, cells: "Cells", reference: "Reference") 
 
     def chunks() -> "Chunks":
         nonlocal invalid
-        for table, vectors in progress(cells, "map", CHUNK, strict=not to_h5ad):
+        for table, vectors in cells.chunks(CHUNK, strict=not to_h5ad, progress="map"):
             full = vectors if args.embedded else cut_matrix(reference.adapter, vectors)
             layouts = dict(zip(names, maps.transform(full), strict=True))
             kept = [name for name in table.column_names if name not in names]  # a second run replaces them

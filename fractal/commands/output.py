@@ -6,31 +6,22 @@ Parquet both. An .h5ad is a copy of the one that was read, whose obs gets the ta
 """
 
 import csv
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from fractal.base.errors import needs, warn
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
-from fractal.data.parquet import CELL_ID, metadata_of, open_writer, table_writer, vector_list
+from fractal.data.parquet import CELL_ID, metadata_of, vector_list, write_tables
 from fractal.data.writers import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
 
 Chunks = Iterable[tuple[pa.Table, Mapping[str, np.ndarray]]]  # a table of m rows, and arrays (m, dims) by name
-
-
-def progress(cells: Cells, name: str, size: int, **options: bool) -> Generator[tuple[pa.Table, np.ndarray], None, None]:
-    """The chunks of `Cells.chunks`, with a bar."""
-    with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc=name) as bar:
-        for columns, vectors in cells.chunks(size, **options):
-            yield columns, vectors
-            bar.update(len(vectors))
 
 
 def write_output(
@@ -111,26 +102,16 @@ def write_npy(path: Location, chunks: Chunks, num_rows: int) -> None:
 
 
 def write_parquet(path: Location, chunks: Chunks, metadata: Mapping[str, str]) -> int:
-    """The vectors as lists of fixed size, after the table's columns; `embedding` as an atlas has it -> the cells."""
-    write: Any = None
-    cells = 0
-    with ExitStack() as stack:
+    """The vectors as lists of fixed size; `embedding` where an atlas has it, others after the columns -> the cells."""
+
+    def tables() -> Iterator[pa.Table]:
         for table, vectors in chunks:
             for name, values in vectors.items():
-                if name != "embedding":
-                    table = table.append_column(name, vector_list(values, values.dtype))
-            if "embedding" in vectors:
-                embedding, schema = vectors["embedding"], table.schema.remove_metadata()
-                if write is None:
-                    opened = open_writer(path, embedding.shape[1], schema, metadata, embedding.dtype)
-                    write = stack.enter_context(opened)
-                write.append_table(embedding, table)
-            else:
-                if write is None:
-                    write = stack.enter_context(table_writer(stack.enter_context(atomic_write(path))))
-                write(table.replace_schema_metadata(metadata))
-            cells += len(table)
-    return cells
+                at = int(CELL_ID in table.column_names) if name == "embedding" else table.num_columns
+                table = table.add_column(at, name, vector_list(values, values.dtype))
+            yield table
+
+    return write_tables(path, tables(), metadata)
 
 
 def write_h5ad_copy(

@@ -35,7 +35,7 @@ from fractal.data.expression import as_texts
 from fractal.data.h5ad import find_embedding, obs_names, open_h5ad
 from fractal.data.ingestion import Plan, order_warning, place_cells
 from fractal.data.labels import read_map
-from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, metadata_of, open_writer, read_vectors
+from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, read_vectors, write_tables
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import map_records, open_release
 from fractal.data.vectors import refuse, usable
@@ -146,7 +146,6 @@ def stratify(args: argparse.Namespace, engine: Engine) -> int:
     as much room as the cells.
     """
     atlas = Atlas.open(args.input)
-    schema = atlas.schema.remove(atlas.schema.get_field_index("embedding"))
     order = round_robin(atlas.finest[0], args.seed)
     rows = max(1, args.memory // (2 * 4 * atlas.dim) // ROW_GROUP) * ROW_GROUP  # of a part
     starts = np.arange(0, len(order) + rows, rows).clip(max=len(order))
@@ -160,8 +159,8 @@ def stratify(args: argparse.Namespace, engine: Engine) -> int:
         runs = [plans / f"{i}.arrow" for i in range(len(first) - 1)]
         task = partial(partition_rows, args.input, first, runs)
         all_of(engine(task, len(runs), "sort"), atlas.num_rows, args.output)
-        metadata = {**metadata_of(schema), "stratified": level_columns(schema)[-1]}
-        task = partial(merge_partition, runs, starts, schema, metadata, folder)
+        metadata = {**atlas.metadata, "stratified": level_columns(atlas.schema)[-1]}
+        task = partial(merge_partition, runs, starts, atlas.schema, metadata, folder)
         return all_of(engine(task, len(starts) - 1, "merge"), atlas.num_rows, args.output)
 
 
@@ -194,12 +193,10 @@ def merge_partition(
     if not np.array_equal(position[order], np.arange(start, stop)):
         raise InputError(f"{runs[0].parent}: rows are missing or there twice; run it again")
     table = table.take(pa.array(order))
-    vectors = read_vectors(table, runs[0].parent)
-    with open_writer(part(folder, number), vectors.shape[1], schema, dict(metadata)) as writer:
-        for first in range(0, len(vectors), ROW_GROUP):
-            rows = slice(first, first + ROW_GROUP)
-            writer.append_table(vectors[rows], table[rows].select(schema.names))
-    return len(vectors)
+    read_vectors(table, runs[0].parent)  # refuses cells without one
+    table = table.select(schema.names)
+    pieces = (table.slice(first, ROW_GROUP) for first in range(0, len(table), ROW_GROUP))
+    return write_tables(part(folder, number), pieces, metadata)
 
 
 # --- ingest: a task for each 65,536 cells of a release or an .h5ad ----------------------------------------------------
@@ -247,8 +244,8 @@ def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read,
     if keep.any():
         vectors, ids = read(slice(rows.start, rows.start + len(keep)))
         refuse(keep & ~usable(vectors), rows.start, source)  # by its number among all cells
-        with mine.open(part(folder, number), vectors.shape[1], ids is not None) as writer:
-            mine.append(writer, slice(0, len(keep)), vectors, ids, source)
+        table = mine.table(slice(0, len(keep)), vectors, ids, source)
+        write_tables(part(folder, number), [table], plan.metadata)
     return int(keep.sum())
 
 

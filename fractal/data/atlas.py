@@ -1,7 +1,7 @@
 """An atlas: labelled cells, in the Parquet file of ingest.py or stratify.py, or in memory.
 
     atlas = Atlas.open("data/stratified.parquet")            # a file, a folder of files, a URI
-    atlas = Atlas.of_arrays(vectors, columns, levels)        # what `fractal.fit` makes of an AnnData
+    atlas = Atlas.of_table(atlas_table(vectors, columns))    # what `fractal.fit` makes of an AnnData
     atlas.num_rows, atlas.dim, atlas.levels, atlas.metadata, atlas.fingerprint
     codes, names = atlas.codes("level4_subtype")             # (num_rows,) int32, and the names, sorted
     atlas.finest, atlas.studies                              # the same of the finest level, and of the studies
@@ -15,7 +15,7 @@ vectors are not.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -33,7 +33,6 @@ from fractal.data.parquet import (
     metadata_of,
     read_vectors,
     reading,
-    vector_list,
 )
 from fractal.data.reorder import round_robin
 from fractal.data.vectors import first_equal, usable, vector_hashes
@@ -59,7 +58,7 @@ class LabelledVectors:
 
 
 class Atlas:
-    """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_arrays` make one.
+    """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_table` make one.
 
     Attributes
     ----------
@@ -88,16 +87,8 @@ class Atlas:
         return Atlas(Parquet.open(path))
 
     @staticmethod
-    def of_arrays(
-        vectors: np.ndarray,
-        columns: Sequence[Codes],
-        levels: Sequence[str] = LEVELS,
-        metadata: Mapping[str, str] | None = None,
-    ) -> "Atlas":
-        """Cells in memory: vectors (n, dim) float32; for each level, and perhaps for the studies, codes and names."""
-        names = [*column_names(levels), "study"][: len(columns)]
-        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts) for codes, texts in columns]
-        table = pa.table([vector_list(vectors), *arrays], names=["embedding", *names], metadata=metadata)
+    def of_table(table: pa.Table) -> "Atlas":
+        """Cells in memory, of `atlas_table`."""
         return Atlas(Parquet.of_table(table), in_memory=True)
 
     @cached_property

@@ -13,7 +13,7 @@ Vectors stream: one chunk of them is in memory. What is in a folder, and else th
 is; where nothing else fits, it is Parquet. A column that mixes types, as AnnData allows, is text for all who read it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -170,8 +170,10 @@ class Cells:
         """The cells' names, (num_rows,) objects of text; None where they have none."""
         return names_of(self.read_names()) if self.has_names and self.read_names else None
 
-    def chunks(self, size: int = ROW_GROUP, strict: bool = False, obs: bool = False) -> Iterator[Chunk]:
-        """Yield (columns, vectors) of at most `size` rows, in the order of the file.
+    def chunks(
+        self, size: int = ROW_GROUP, strict: bool = False, obs: bool = False, progress: str = ""
+    ) -> Generator[Chunk, None, None]:
+        """Yield (columns, vectors) of at most `size` rows, in the order of the file. progress: the title of a bar.
 
         vectors (m, dim) float32; columns is a table of m rows, without columns where the format has none. `strict`
         raises InputError for vectors that are not `usable`. `obs` brings all columns, also those of an AnnData's obs,
@@ -181,24 +183,24 @@ class Cells:
         brought = tuple(name for name in self.schema.names if name != CELL_ID)
         more = self.obs_beside_names() if obs and self.column_names != brought else {}
         start = 0
-        for columns, vectors in self.read(size):
-            if strict:
-                refuse(~usable(vectors), start, self.path)
-            for name, column in more.items():
-                columns = columns.append_column(name, column.slice(start, len(vectors)))
-            yield columns, vectors
-            start += len(vectors)
+        with tqdm(total=self.num_rows, unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
+            for columns, vectors in self.read(size):
+                if strict:
+                    refuse(~usable(vectors), start, self.path)
+                for name, column in more.items():
+                    columns = columns.append_column(name, column.slice(start, len(vectors)))
+                yield columns, vectors
+                start += len(vectors)
+                bar.update(len(vectors))
 
     def take(self, rows: np.ndarray, obs: bool = False) -> tuple[np.ndarray, pa.Table]:
         """These rows, ascending -> vectors (m, dim) float32 and the columns that come with them; `obs`: all columns."""
         vectors, tables, start = list[np.ndarray](), list[pa.Table](), 0
-        with tqdm(total=self.num_rows, unit="cells", unit_scale=True, desc="read") as bar:
-            for table, chunk in self.chunks(CHUNK, obs=obs):
-                here = rows[slice(*np.searchsorted(rows, [start, start + len(chunk)]))] - start
-                vectors.append(chunk[here])
-                tables.append(table.take(here))
-                start += len(chunk)
-                bar.update(len(chunk))
+        for table, chunk in self.chunks(CHUNK, obs=obs, progress="read"):
+            here = rows[slice(*np.searchsorted(rows, [start, start + len(chunk)]))] - start
+            vectors.append(chunk[here])
+            tables.append(table.take(here))
+            start += len(chunk)
         return np.concatenate(vectors), pa.concat_tables(tables)
 
     def obs_beside_names(self) -> dict[str, pa.ChunkedArray]:

@@ -25,7 +25,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
-from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Location
@@ -284,13 +283,5 @@ def encode(
     >>> fractal.fit(adata, labels="cell_type", use_rep="X_scimilarity")
     """
     with open_encoded(adata, read_encoder(model, device), force) as (cells, line):
-        adata.obsm[key_added] = np.concatenate(list(encoded_chunks(cells)))
+        adata.obsm[key_added] = np.concatenate([vectors for _, vectors in cells.chunks(CHUNK, progress="encode")])
         print(line)
-
-
-def encoded_chunks(cells: Cells) -> Iterator[np.ndarray]:
-    """The vectors of cells of `open_encoded`, in their order, with a progress bar."""
-    with tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc="encode") as bar:
-        for _, vectors in cells.chunks(CHUNK):
-            yield vectors
-            bar.update(len(vectors))

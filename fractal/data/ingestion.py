@@ -5,14 +5,13 @@ with Cells.open("cells.h5ad", "X_pca") as cells:
     write_atlas(path, cells, plan)
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import numpy as np
-from tqdm.auto import tqdm
+import pyarrow as pa
 
 from fractal.base.errors import InputError
 from fractal.base.prefetch import prefetch
@@ -20,7 +19,7 @@ from fractal.base.storage import Location
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, names_of
 from fractal.data.labels import Labels
-from fractal.data.parquet import ROW_GROUP, Writer, writing
+from fractal.data.parquet import atlas_table, write_tables
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.cellxgene import cellxgene_hierarchy
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
@@ -53,11 +52,6 @@ class Plan:
     study_codes: np.ndarray | None
     metadata: Mapping[str, str]
 
-    def open(self, path: Location, dim: int, has_names: bool) -> AbstractContextManager[Writer]:
-        """An atlas to write to, whole or not at all."""
-        levels = self.hierarchy.levels
-        return writing(path, dim, self.studies is not None, dict(self.metadata), levels, has_names)
-
     def columns(self, rows: slice) -> list[tuple[np.ndarray, list[str]]]:
         """Of those of these cells that are taken, per text column the (m,) codes and the names."""
         classes = self.classes[rows]
@@ -68,15 +62,15 @@ class Plan:
             columns.append((self.study_codes[rows][keep], self.studies or []))
         return columns
 
-    def append(self, writer: Writer, rows: slice, vectors: np.ndarray, names: np.ndarray | None, path: Any) -> None:
-        """Write those of these cells that are taken: vectors (m, dim), names (m,).
+    def table(self, rows: slice, vectors: np.ndarray, names: np.ndarray | None, path: Any) -> pa.Table:
+        """Those of these cells that are taken, as an atlas has them: vectors (m, dim), names (m,).
 
         Raises InputError, which names `path`, for a vector that is zero or not finite.
         """
         keep = self.classes[rows] >= 0
         refuse(keep & ~usable(vectors), rows.start, path)
-        if keep.any():
-            writer.append(vectors[keep], self.columns(rows), None if names is None else names[keep])
+        kept_names = None if names is None else names[keep]
+        return atlas_table(vectors[keep], self.columns(rows), self.hierarchy.levels, kept_names)
 
 
 def place_cells(
@@ -133,21 +127,23 @@ def place_cells(
 
 def write_atlas(path: Location, cells: Cells, plan: Plan, progress: str = "") -> None:
     """Write the cells that are taken, in their order. progress: the title of a bar; "" shows none."""
-    with (
-        plan.open(path, cells.dim, cells.has_names) as writer,
-        tqdm(total=cells.num_rows, unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar,
-    ):
-        for rows, vectors, names in prefetch(numbered(cells)):
-            plan.append(writer, rows, vectors, names, cells.path)
-            bar.update(len(vectors))
+
+    def tables() -> Iterator[pa.Table]:
+        start = 0
+        for columns, vectors in prefetch(cells.chunks(progress=progress)):
+            rows = slice(start, start + len(vectors))
+            if (plan.classes[rows] >= 0).any():
+                yield plan.table(rows, vectors, names_of(columns), cells.path)
+            start += len(vectors)
+
+    write_tables(path, tables(), plan.metadata)
 
 
 def atlas_in_memory(cells: Cells, plan: Plan) -> Atlas:
     """The same cells as an atlas that is nowhere written; for an AnnData, which is in memory as well."""
     vectors = np.concatenate([x for _, x in cells.chunks()])
-    keep = plan.classes >= 0
-    refuse(keep & ~usable(vectors), 0, cells.path)
-    return Atlas.of_arrays(vectors[keep], plan.columns(slice(None)), plan.hierarchy.levels, plan.metadata)
+    table = plan.table(slice(0, len(vectors)), vectors, None, cells.path)
+    return Atlas.of_table(table.replace_schema_metadata(plan.metadata))
 
 
 def order_warning(atlas: Atlas) -> str:
@@ -178,11 +174,3 @@ def copies_warning(atlas: Atlas) -> str:
     if copies <= MAX_COPIES * n:
         return ""
     return f"warning: {copies:,} of {n:,} cells have the vector of an earlier one; was a file given twice?"
-
-
-def numbered(cells: Cells) -> Generator[tuple[slice, np.ndarray, np.ndarray | None], None, None]:
-    """Yield (rows, vectors (m, dim) float32, names (m,) or None)."""
-    start = 0
-    for columns, vectors in cells.chunks(ROW_GROUP):
-        yield slice(start, start + len(vectors)), vectors, names_of(columns)
-        start += len(vectors)

@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, count
@@ -341,113 +341,81 @@ def fingerprint(path: str | Location) -> str:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-class Writer:
-    """Appends rows to a Parquet file that `open_next` opens, or to the next one when one has `part` cells."""
-
-    def __init__(self, open_next: Callable[[], pq.ParquetWriter], schema: pa.Schema, part: float) -> None:
-        self.file, self.open_next, self.schema, self.part, self.cells = open_next(), open_next, schema, part, 0
-        self.dtype = schema.field("embedding").type.value_type.to_pandas_dtype()
-
-    def append(
-        self,
-        vectors: np.ndarray,
-        columns: Sequence[tuple[np.ndarray, list[str]]],
-        names: Sequence[str] | np.ndarray | None = None,
-    ) -> None:
-        """Write one row group of an atlas.
-
-        vectors (m, dim) of any float type; per text column its (m,) codes and what they stand for; names (m,) text
-        where the file has a column `cell_id`.
-        """
-        arrays = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), texts) for codes, texts in columns]
-        others = [name for name in self.schema.names if name not in (CELL_ID, "embedding")]
-        if names is not None:
-            arrays, others = [pa.array(names, pa.string()), *arrays], [CELL_ID, *others]
-        self.append_table(vectors, pa.table(arrays, names=others))
-
-    def append_table(self, vectors: np.ndarray, others: pa.Table) -> None:
-        """Write one row group: vectors (m, dim) of any float type, and m rows of the other columns as they are."""
-        if self.cells and self.cells + len(vectors) > self.part:
-            self.file.close()
-            self.file, self.cells = self.open_next(), 0
-        columns = [vector_list(vectors, self.dtype) if n == "embedding" else others[n] for n in self.schema.names]
-        table = pa.table(columns, names=self.schema.names).cast(self.schema)
-        self.file.write_table(table, row_group_size=len(vectors))
-        self.cells += len(vectors)
-
-
 def vector_list(vectors: np.ndarray, dtype: Any = np.float32) -> pa.FixedSizeListArray:
     flat = pa.array(np.ascontiguousarray(vectors, dtype).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
-@contextmanager
-def open_writer(
-    path: str | Location, dim: int, others: pa.Schema, metadata: Mapping[str, str], dtype: Any = np.float32
-) -> Iterator[Writer]:
-    """Write `embedding`, vectors (dim,) of any float type, and other columns to `path`, whole or not at all.
+def atlas_table(
+    vectors: np.ndarray,
+    columns: Sequence[tuple[np.ndarray, list[str]]],
+    levels: Sequence[str] = LEVELS,
+    cell_ids: np.ndarray | None = None,
+) -> pa.Table:
+    """Cells as an atlas has them.
 
-    `cell_id`, where it is one of the others, comes first; then `embedding`, then the rest. A name with {} in it, such
-    as folder/part-{}.parquet, is one file for each million cells; they appear at the end, one after the other. Raises
-    InputError where files of another run would be taken for parts of this one.
+    Parameters
+    ----------
+    vectors : (n, dim) of any float type
+    columns : of each level, and of the studies if there are any: codes (n,) int, and what they stand for
+    levels : names of the levels, coarse to fine
+    cell_ids : (n,) text, or None
     """
-    field = pa.field("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim), nullable=False)
-    fields = sorted([field, *others], key=lambda f: (f.name != CELL_ID, f.name != "embedding"))
-    schema = pa.schema(fields, metadata={**metadata, "dim": str(dim)})
-    names = [name for name in schema.names if name != "embedding"]
-    # Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long to
-    # write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well.
-    new_file = partial(
-        pq.ParquetWriter,
-        schema=schema,
-        use_dictionary=[name for name in names if name != CELL_ID],  # no two cells share a name
-        write_statistics=names,
-        compression={"embedding.list.element": "none"} | dict.fromkeys(names, "zstd"),
-    )
-    path, numbers = locate(path), count()
-    folder = path.parent
-    if (
-        in_parts(path)
-        and folder.is_dir()
-        and (there := [name for name in names_below(folder) if name.endswith(PARQUET)])
-    ):
-        raise InputError(f"{folder}: holds {there[0]} already; name another folder, or remove what is in it")
+    names = [*column_names(levels), "study"][: len(columns)]
+    arrays: dict[str, pa.Array] = {} if cell_ids is None else {CELL_ID: pa.array(cell_ids, pa.string())}
+    arrays["embedding"] = vector_list(vectors)
+    for name, (codes, texts) in zip(names, columns, strict=True):
+        arrays[name] = pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(texts, pa.string()))
+    schema = pa.schema([pa.field(name, array.type, nullable=False) for name, array in arrays.items()])
+    return pa.table(arrays, schema)
+
+
+def write_tables(path: str | Location, tables: Iterable[pa.Table], metadata: Mapping[str, str]) -> int:
+    """Write tables, whose columns are those of the first, to `path`, whole or not at all -> how many rows.
+
+    A name with {} in it, such as folder/part-{}.parquet, is one file for each million rows; they appear at the end, one
+    after the other. Raises InputError where files of another run would be taken for parts of this one.
+    """
+    path, most = locate(path), math.inf
+    if in_parts(path):
+        most, folder = PART, path.parent
+        there = [name for name in names_below(folder) if name.endswith(PARQUET)] if folder.is_dir() else []
+        if there:
+            raise InputError(f"{folder}: holds {there[0]} already; name another folder, or remove what is in it")
     with ExitStack() as files:
+        names = (path.with_name(path.name.replace("{}", f"{number:05}")) for number in count())
+        targets = (files.enter_context(atomic_stream(name)) for name in names)
+        target = next(targets)  # before any table is made
+        schema: pa.Schema | None = None
+        writer: Any = None
+        rows = total = 0
+        for table in tables:
+            if rows and rows + len(table) > most:
+                writer.close()
+                target, writer, rows = next(targets), None, 0
+            schema = schema or file_schema(table.schema, metadata)
+            writer = writer or files.enter_context(new_file(target, schema))
+            writer.write_table(table.cast(schema))
+            rows, total = rows + len(table), total + len(table)
+    return total
 
-        def open_next() -> pq.ParquetWriter:
-            here = path.with_name(path.name.replace("{}", f"{next(numbers):05}"))
-            return files.enter_context(new_file(files.enter_context(atomic_stream(here))))
 
-        yield Writer(open_next, schema, PART if in_parts(path) else math.inf)
+def file_schema(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    """Of a file of such tables; that of vectors says how wide they are."""
+    if "embedding" in schema.names and pa.types.is_fixed_size_list(kind := schema.field("embedding").type):
+        at, metadata = schema.get_field_index("embedding"), {**metadata, "dim": str(kind.list_size)}
+        schema = schema.set(at, pa.field("embedding", kind, nullable=False))
+    return schema.with_metadata(metadata)
+
+
+def new_file(target: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Vectors are stored as they are: zstd saves 8 %, after byte-stream-split 16 %, and takes nearly twice as long to
+    write (benchmarks/encodings.py). Nobody asks for their minima and maxima. Labels compress well."""
+    names = [name for name in schema.names if name != "embedding"]
+    coded = [name for name in names if name != CELL_ID]  # no two cells share a name
+    compression = {"embedding.list.element": "none"} | dict.fromkeys(names, "zstd")
+    return pq.ParquetWriter(target, schema, use_dictionary=coded, write_statistics=names, compression=compression)
 
 
 def in_parts(path: Location) -> bool:
     return "{}" in path.name
-
-
-def writing(
-    path: str | Location,
-    dim: int,
-    has_study: bool,
-    metadata: Mapping[str, str],
-    levels: Sequence[str] = LEVELS,
-    has_ids: bool = False,
-) -> AbstractContextManager[Writer]:
-    """Write an atlas with these levels to `path`, whole or not at all."""
-    names = [*column_names(levels), *(["study"] if has_study else [])]
-    fields = [pa.field(CELL_ID, pa.string(), nullable=False)] if has_ids else []
-    return open_writer(path, dim, pa.schema([*fields, *(pa.field(n, TEXT, nullable=False) for n in names)]), metadata)
-
-
-@contextmanager
-def table_writer(path: str | Location) -> Iterator[Callable[[pa.Table], None]]:
-    """Write tables to a Parquet file as they come; their columns are those of the first."""
-    with ExitStack() as stack:
-        opened = list[pq.ParquetWriter]()
-
-        def write(table: pa.Table) -> None:
-            if not opened:
-                opened.append(stack.enter_context(pq.ParquetWriter(path, table.schema)))
-            opened[0].write_table(table)
-
-        yield write

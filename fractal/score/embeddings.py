@@ -14,7 +14,6 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
 from fractal.base.storage import Location
@@ -133,10 +132,9 @@ def nearest_in(bank: Iterable[Subset], queries: Subset, encoders: Sequence[Encod
 def kept_cells(path: Location, keep: np.ndarray, device: torch.device) -> Iterator[Subset]:
     """The cells of a file that are kept, (num_rows,) bool, a row group (34 MB) at a time."""
     start = 0
-    with Cells.open(path) as source, tqdm(total=source.num_rows, unit="cells", unit_scale=True, desc="bank") as bar:
-        for _, vectors in source.chunks(strict=True):
+    with Cells.open(path) as source:
+        for _, vectors in source.chunks(strict=True, progress="bank"):
             rows = start + np.flatnonzero(keep[start : start + len(vectors)])
             if len(rows):
                 yield Subset(torch.from_numpy(vectors[rows - start]).to(device), rows)
             start += len(vectors)
-            bar.update(len(vectors))

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm.auto import tqdm
 
 from fractal import __version__
 from fractal.base.errors import InputError
@@ -182,14 +181,13 @@ def stored(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
 def spool_cells(source: Source, spool: Spool, path: Path) -> None:
     """The one pass over the source: its vectors go to the spool, its columns to `path`."""
     writer, schema = None, None
-    with ExitStack() as stack, tqdm(total=source.cells.num_rows, unit="cells", unit_scale=True, desc="index") as bar:
-        for table, vectors in source.chunks(PIECE):
+    with ExitStack() as stack:
+        for table, vectors in source.chunks(PIECE, progress="index"):
             if writer is None:
                 schema = stored_schema(table)
                 writer = stack.enter_context(pa.ipc.new_stream(str(path), schema))
             spool.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
             writer.write_batch(stored(table, schema))
-            bar.update(len(vectors))
 
 
 def write_lists(spool: Spool, lists: Lists, names: tuple[Path, Path]) -> None:

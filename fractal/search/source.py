@@ -29,9 +29,9 @@ class Source:
     def name(self) -> str:
         return self.cells.path.name
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
+    def chunks(self, size: int, progress: str = "") -> Iterator[Chunk]:
         """Yield (columns, vectors (m, dim) float32). Raises InputError for vectors that are zero or not finite."""
-        for table, vectors in self.cells.chunks(size, strict=True, obs=True):
+        for table, vectors in self.cells.chunks(size, strict=True, obs=True, progress=progress):
             yield table, vectors if self.embedder is None else embed_matrix(self.embedder.adapter, vectors)[0]
 
 

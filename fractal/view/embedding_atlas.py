@@ -17,8 +17,7 @@ from fractal.annotate.annotator import Annotator
 from fractal.annotate.answers import answer_columns
 from fractal.annotate.neighbours import Neighbours
 from fractal.base.errors import InputError
-from fractal.base.files import atomic_write
-from fractal.data.parquet import CELL_ID, ROW_GROUP, table_writer
+from fractal.data.parquet import CELL_ID, ROW_GROUP, write_tables
 from fractal.data.vectors import refuse, usable
 from fractal.view.maps import Maps
 from fractal.view.shown import Shown
@@ -46,9 +45,7 @@ def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, col
     table = columns.select([name for name in columns.column_names if name not in new])
     for name, values in new.items():
         table = table.append_column(name, values)
-    with atomic_write(path) as part, table_writer(part) as write:
-        for start in range(0, len(table), ROW_GROUP):
-            write(table.slice(start, ROW_GROUP))
+    write_tables(path, (table.slice(start, ROW_GROUP) for start in range(0, len(table), ROW_GROUP)), {})
 
 
 def neighbor_column(vectors: np.ndarray) -> pa.StructArray:

@@ -11,6 +11,7 @@ import torch
 from fractal.annotate.cross_fit import FOLDS, cross_fit, deal, draw_folds
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
+from fractal.data.parquet import atlas_table
 from fractal.hierarchy.levels import LEVELS
 from fractal.hierarchy.tree import Tree
 from fractal.model.checkpoint import build_adapter
@@ -27,7 +28,7 @@ def atlas_of(types: np.ndarray, studies: np.ndarray | None = None, copies: bool 
     labels = [(NODES[types, k].astype(np.int32), [f"{level}{i}" for i in range(4)]) for k, level in enumerate(LEVELS)]
     if studies is not None:
         labels.append((studies.astype(np.int32), [f"s{i}" for i in range(studies.max() + 1)]))
-    return Atlas.of_arrays(vectors, labels)
+    return Atlas.of_table(atlas_table(vectors, labels))
 
 
 def fitted(seen: list[tuple[LabelledVectors, LabelledVectors]]) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_folder, atomic_write, check_header, locked, read_whole, recover
-from fractal.data.parquet import writing
+from fractal.data.parquet import atlas_table, write_tables
 from fractal.data.writers import h5ad_copy
 from tests.conftest import write_h5ad
 
@@ -346,8 +346,7 @@ def small_disk() -> Iterator[None]:
 
 
 def write_parquet(path: Path) -> None:
-    with writing(path, 1_000, False, {}) as writer:
-        writer.append(np.ones((100, 1_000), np.float32), [(np.zeros(100, int), ["a"])] * 4)
+    write_tables(path, [atlas_table(np.ones((100, 1_000)), [(np.zeros(100, int), ["a"])] * 4)], {})
 
 
 def write_with(function: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -71,11 +71,10 @@ def atlas(tmp_path: Path) -> Path:
     """600 cells of 6 types and 3 studies, 16-d, as ingest.py writes them."""
     rng = np.random.default_rng(0)
     codes, studies = rng.permutation(np.arange(600) % 6), rng.integers(0, 3, 600)
-    with parquet.writing(tmp_path / "atlas.parquet", 16, True, {"cl_release": "none"}) as writer:
-        for start in range(0, 600, 150):
-            some = slice(start, start + 150)
-            columns = [(codes[some], TYPES)] * 4 + [(studies[some], ["s1", "s2", "s3"])]
-            writer.append(clustered([TYPES[c] for c in codes])[some], columns)
+    vectors = clustered([TYPES[c] for c in codes])
+    table = parquet.atlas_table(vectors, [(codes, TYPES)] * 4 + [(studies, ["s1", "s2", "s3"])])
+    tables = (table.slice(start, 150) for start in range(0, 600, 150))
+    parquet.write_tables(tmp_path / "atlas.parquet", tables, {"cl_release": "none"})
     return tmp_path / "atlas.parquet"
 
 
@@ -367,7 +366,7 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
     stratify.main([*flags, "--output", str(tmp_path / "one.parquet")])
     pattern = f"{folder}/part-{{}}.parquet"
 
-    append, calls = parquet.Writer.append_table, []
+    append, calls = pq.ParquetWriter.write_table, []
 
     def stop(*args: Any) -> None:
         calls.append(args)
@@ -376,7 +375,7 @@ def test_a_folder_is_written_part_by_part(store: Store, atlas: Path, tmp_path: P
         append(*args)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(parquet.Writer, "append_table", stop)
+        stopped.setattr(pq.ParquetWriter, "write_table", stop)
         with pytest.raises(KeyboardInterrupt):
             stratify.main([*flags, "--output", pattern])
     assert not (tmp_path / "parts").exists() or not any((tmp_path / "parts").iterdir())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fractal.base.errors import InputError, run
 from fractal.data.atlas import Atlas, text_codes
-from fractal.data.parquet import fingerprint, writing
+from fractal.data.parquet import atlas_table, fingerprint, write_tables
 from fractal.hierarchy.levels import LEVEL_COLUMNS
 from tests.data.test_parquet import write, write_rows
 
@@ -97,8 +97,7 @@ def test_other_parquet_files_are_refused(tmp_path: Path, table: pa.Table, messag
 
 
 def test_zero_vectors_are_refused(tmp_path: Path):
-    with writing(tmp_path / "a", 2, False, {}) as writer:
-        writer.append(np.zeros((1, 2), np.float32), [(np.array([0]), ["a"])] * 4)
+    write_tables(tmp_path / "a", [atlas_table(np.zeros((1, 2), np.float32), [(np.array([0]), ["a"])] * 4)], {})
     with pytest.raises(InputError, match="zero or not finite"):
         Atlas.open(tmp_path / "a").read(np.array([0]))
 
@@ -177,8 +176,8 @@ def test_duplicates_are_those_of_a_slow_search(pairs: list[tuple[float, float]])
 
 
 def test_a_level_s_name_may_hold_underscores(tmp_path: Path):
-    with writing(tmp_path / "a", 2, False, {}, levels=("cell_class", "cell_sub_class")) as writer:
-        writer.append(np.ones((1, 2), np.float32), [(np.array([0]), ["x"])] * 2)
+    columns = [(np.array([0]), ["x"])] * 2
+    write_tables(tmp_path / "a", [atlas_table(np.ones((1, 2)), columns, ("cell_class", "cell_sub_class"))], {})
     assert (
         Atlas.open(tmp_path / "a").read(np.array([0])).levels
         == Atlas.open(tmp_path / "a").levels

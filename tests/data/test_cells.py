@@ -16,9 +16,10 @@ import pytest
 import tiledb
 
 from fractal.base.errors import InputError
+from fractal.commands.output import write_parquet
 from fractal.data.cells import Cells, names_of
 from fractal.data.h5ad import open_h5ad
-from fractal.data.parquet import NOT_READ, open_writer
+from fractal.data.parquet import NOT_READ
 from tests.conftest import TYPES, clustered, write_h5ad
 from tests.data.test_parquet import write
 from tests.test_ingest import as_anndata_0_7
@@ -126,9 +127,7 @@ def test_plain_parquet_needs_only_an_embedding(tmp_path: Path, make, kind: pa.Da
         ids = [name for columns, _ in source.chunks(7) for name in columns["cell_id"].to_pylist()]
         assert ids == names
         out = tmp_path / "out.parquet"
-        with open_writer(out, 16, source.schema, {}) as writer:
-            for columns, vectors in source.chunks():
-                writer.append_table(vectors, columns)
+        write_parquet(out, ((columns, {"embedding": vectors}) for columns, vectors in source.chunks()), {})
     assert pq.read_table(out).column_names == ["cell_id", "embedding", "n"]
     assert pq.read_table(out)["cell_id"].to_pylist() == names
 

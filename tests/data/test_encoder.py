@@ -18,7 +18,7 @@ from fractal.commands import annotate as annotate_command
 from fractal.commands import embed as embed_command
 from fractal.commands import encode as encode_command
 from fractal.commands import fit as fit_command
-from fractal.data.encoder import encoded_chunks, open_encoded, read_encoder
+from fractal.data.encoder import open_encoded, read_encoder
 
 GENES = [f"GENE{i}" for i in range(300)]
 
@@ -69,7 +69,7 @@ def counts(n: int = 40, genes: int = 300, seed: int = 0) -> np.ndarray:
 
 def encoded(adata: anndata.AnnData, folder: Path, force: bool = False) -> tuple[str, np.ndarray]:
     with open_encoded(adata, read_encoder(folder), force) as (found, line):
-        return line, np.concatenate(list(encoded_chunks(found)))
+        return line, np.concatenate([vectors for _, vectors in found.chunks()])
 
 
 def cells(x: Any, names: list[str] | None = None) -> anndata.AnnData:
@@ -187,7 +187,8 @@ def test_files_give_the_same_vectors(tmp_path: Path, monkeypatch, kind, suffix: 
     adata, path = cells(kind(x)), tmp_path / f"cells{suffix}"
     adata.write_h5ad(path) if suffix == ".h5ad" else adata.write_zarr(path)
     with open_encoded(path, read_encoder(tmp_path / "model")) as (found, _):
-        assert np.abs(np.concatenate(list(encoded_chunks(found))) - expected(network, x)).max() < 1e-5
+        vectors = np.concatenate([vectors for _, vectors in found.chunks()])
+        assert np.abs(vectors - expected(network, x)).max() < 1e-5
         assert found.names is not None
         assert found.names.tolist() == adata.obs_names.tolist()
 

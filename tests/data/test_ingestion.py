@@ -12,6 +12,7 @@ from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import atlas_in_memory, order_warning, place_cells, write_atlas
+from fractal.data.parquet import atlas_table
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from tests.conftest import TYPES, clustered, write_release
 
@@ -52,7 +53,7 @@ def test_an_atlas_in_memory_of_many_cells_is_read_in_pieces(monkeypatch):
     monkeypatch.setattr("fractal.data.parquet.LARGE", 100)
     x = np.random.default_rng(0).normal(size=(70_000, 2)).astype(np.float32)
     columns = [(np.zeros(len(x), int), ["a"]), (np.arange(len(x)) % 2, ["x", "y"])]
-    pieces = list(Atlas.of_arrays(x, columns, ("class", "type")).vectors())
+    pieces = list(Atlas.of_table(atlas_table(x, columns, ("class", "type"))).vectors())
     assert [len(piece) for piece in pieces] == [65_536, 4_464]
     assert np.array_equal(np.concatenate(pieces), x)
 
@@ -60,11 +61,11 @@ def test_an_atlas_in_memory_of_many_cells_is_read_in_pieces(monkeypatch):
 def test_the_fingerprint_of_an_atlas_in_memory_changes_with_any_cell():
     columns = [(np.array([0, 0, 0]), ["a"]), (np.array([0, 1, 1]), ["x", "y"])]
     x = np.arange(6, dtype=np.float32).reshape(3, 2) + 1
-    prints = [Atlas.of_arrays(x, columns, ("class", "type")).fingerprint for _ in range(2)]
+    prints = [Atlas.of_table(atlas_table(x, columns, ("class", "type"))).fingerprint for _ in range(2)]
     assert prints[0] == prints[1]
     other = [columns[0], (np.array([0, 1, 0]), ["x", "y"])]
-    prints += [Atlas.of_arrays(x[::-1], columns, ("class", "type")).fingerprint]
-    prints += [Atlas.of_arrays(x, other, ("class", "type")).fingerprint]
+    prints += [Atlas.of_table(atlas_table(x[::-1], columns, ("class", "type"))).fingerprint]
+    prints += [Atlas.of_table(atlas_table(x, other, ("class", "type"))).fingerprint]
     assert len(set(prints)) == 3
 
 

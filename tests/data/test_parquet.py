@@ -1,5 +1,6 @@
 """The Parquet contract: what is written is read back, row by row, and splits hold what they promise."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from fractal.base.errors import InputError
 from fractal.data import parquet
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import Parquet, fingerprint, metadata_of, read_vectors, writing
+from fractal.data.parquet import Parquet, atlas_table, fingerprint, metadata_of, read_vectors, write_tables
 
 NAMES = [["b", "a"], ["x", "y", "z"], ["p"], ["n0", "n1", "n2", "n3"]]
 
@@ -20,10 +21,10 @@ def write(path: Path, groups: list[int], dim: int = 3, seed: int = 0) -> tuple[n
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(sum(groups), dim)).astype(np.float32)
     codes = [rng.integers(0, len(names), sum(groups)) for names in NAMES]
-    with writing(path, dim, False, {"source": "a test"}) as writer:
-        for stop, size in zip(np.cumsum(groups), groups, strict=True):
-            rows = slice(stop - size, stop)
-            writer.append(vectors[rows], [(c[rows], names) for c, names in zip(codes, NAMES, strict=True)])
+    slices = [slice(stop - size, stop) for stop, size in zip(np.cumsum(groups), groups, strict=True)]
+    columns = [[(c[rows], names) for c, names in zip(codes, NAMES, strict=True)] for rows in slices]
+    tables = [atlas_table(vectors[rows], some) for rows, some in zip(slices, columns, strict=True)]
+    write_tables(path, tables, {"source": "a test"})
     return vectors, [[names[c] for c in column] for column, names in zip(codes, NAMES, strict=True)]
 
 
@@ -31,8 +32,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "a.parquet"
     write(path, [5])
     old = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt), writing(path, 3, False, {}):
+
+    def tables() -> Iterator[pa.Table]:
+        yield pq.read_table(path)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tables(path, tables(), {})
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
 
@@ -65,8 +71,8 @@ def write_rows(path: Path, vectors: np.ndarray, finest: list[str], metadata: dic
     """An atlas of two levels, with names of the cells."""
     names = sorted(set(finest))
     codes = np.array([names.index(name) for name in finest])
-    with writing(path, vectors.shape[1], False, metadata or {}, levels=("class", "subclass"), has_ids=True) as writer:
-        writer.append(vectors, [(np.zeros_like(codes), ["all"]), (codes, names)], [f"c{i}" for i in range(len(codes))])
+    columns, ids = [(np.zeros_like(codes), ["all"]), (codes, names)], np.array([f"c{i}" for i in range(len(codes))])
+    write_tables(path, [atlas_table(vectors, columns, ("class", "subclass"), ids)], metadata or {})
 
 
 def test_metadata_that_are_no_text(tmp_path: Path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
-from fractal.data.parquet import writing
+from fractal.data.parquet import atlas_table, write_tables
 from fractal.hierarchy.levels import LEVELS, column_names
 from fractal.model.split import Split, draw_studies, draw_types, held_out
 
@@ -31,8 +31,7 @@ def write(
     columns = [(np.zeros(n, int), ["a"])] * (len(levels) - 1) + [(code, [f"t{i}" for i in range(code.max() + 1)])]
     if studies is not None:
         columns.append((np.array(studies), [f"s{i}" for i in range(max(studies) + 1)]))
-    with writing(path, 2, studies is not None, {}, levels=levels) as writer:
-        writer.append(vectors if copies is None else vectors[copies], columns)
+    write_tables(path, [atlas_table(vectors if copies is None else vectors[copies], columns, levels)], {})
     return Atlas.open(path)
 
 
@@ -216,7 +215,7 @@ def test_a_split_of_too_many_rows_takes_no_memory(tmp_path: Path):
 
 
 def test_without_studies_to_test_on_no_row_is_a_test_row(tmp_path: Path):
-    with writing(tmp_path / "a", 2, True, {}) as writer:
-        writer.append(np.eye(2, dtype=np.float32), [(np.array([0, 1]), ["x", "y"])] * 5)
+    table = atlas_table(np.eye(2, dtype=np.float32), [(np.array([0, 1]), ["x", "y"])] * 5)
+    write_tables(tmp_path / "a", [table], {})
     split = Split.draw(Atlas.open(tmp_path / "a"), test_ratio=0.0, holdout="study")
     assert split.is_test(Atlas.open(tmp_path / "a")).tolist() == [False, False]

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 import train
 from fractal.base.errors import run
 from fractal.data.atlas import LabelledVectors
-from fractal.data.parquet import writing
+from fractal.data.parquet import atlas_table, write_tables
 from fractal.hierarchy.levels import LEVELS
 from fractal.model import training
 from fractal.model.checkpoint import load
@@ -188,8 +188,8 @@ def test_any_tree_of_2_to_6_levels(fails, tmp_path: Path, levels: int, recipe: s
     labels = [f"{names[k]} {c}" for k in range(levels) for c in range(2 ** (k + 1))]
     classes = [[label for label in labels if label.startswith(f"{name} ")] for name in names]
     x = cells(40 * len(tree) // 4, tree=tree, classes=classes, levels=names)
-    with writing(tmp_path / "a", 16, False, {}, levels=names) as writer:
-        writer.append(x.vectors, [(x.labels[:, k], classes[k]) for k in range(levels)])
+    columns = [(x.labels[:, k], classes[k]) for k in range(levels)]
+    write_tables(tmp_path / "a", [atlas_table(x.vectors, columns, names)], {})
     argv = [
         "--input",
         tmp_path / "a",

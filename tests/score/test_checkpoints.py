@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import eval as evaluate
-from fractal.data.parquet import writing
+from fractal.data.parquet import atlas_table, write_tables
 from tests.conftest import TYPES, clustered
 from tests.score.conftest import checkpoint_of
 
@@ -42,8 +42,8 @@ def test_types_held_out_are_scored_apart(stratified: Path, tmp_path: Path, capsy
 def test_copies_and_another_ontology_are_said(trained: Path, tmp_path: Path, capsys):
     """Every cell of another file twice; the file says that it was made with another release."""
     vectors, codes = clustered(TYPES * 4), np.arange(24) % 6
-    with writing(tmp_path / "twice", 16, False, {"cl_release": "2020-01-01", "anchors_sha256": "0"}) as writer:
-        writer.append(np.repeat(vectors, 2, axis=0), [(np.repeat(codes, 2), TYPES)] * 4)
+    table = atlas_table(np.repeat(vectors, 2, axis=0), [(np.repeat(codes, 2), TYPES)] * 4)
+    write_tables(tmp_path / "twice", [table], {"cl_release": "2020-01-01", "anchors_sha256": "0"})
     argv = ["--model-path", str(trained), "--input", str(tmp_path / "twice"), "--all-rows"]
     capsys.readouterr()
     evaluate.main(argv)

@@ -13,7 +13,7 @@ import pytest
 import eval as evaluate
 import train
 from fractal.commands import report
-from fractal.data.parquet import writing
+from fractal.data.parquet import atlas_table, write_tables
 from fractal.hierarchy.levels import LEVELS
 from fractal.reference import Reference
 from fractal.view import findings, page
@@ -109,8 +109,8 @@ def test_eval_draws_the_rows_that_it_prints(tmp_path: Path, capsys):
     vectors = clustered([paths[c][3] for c in codes], dim=8, spread=0.7)
     data, out = tmp_path / "cells.parquet", tmp_path / "r.html"
     classes = [np.unique(np.array(column, object), return_inverse=True) for column in zip(*paths, strict=True)]
-    with writing(data, 8, False, {"cl_release": "x"}) as writer:
-        writer.append(vectors, [(own[codes], names.tolist()) for names, own in classes])
+    columns = [(own[codes], names.tolist()) for names, own in classes]
+    write_tables(data, [atlas_table(vectors, columns)], {"cl_release": "x"})
     flags = ["--input", str(data), "--device", "cpu"]
     models = [str(tmp_path / "one.pt"), str(tmp_path / "two.pt")]
     more = ["--epochs", "1", "--scale-dim", "4", "--test-types", paths[0][3], "b1"]
@@ -133,8 +133,7 @@ def test_eval_draws_the_rows_that_it_prints(tmp_path: Path, capsys):
     assert "Best control" in tags.text
 
     other = tmp_path / "other.parquet"  # all new: no bank, and no probabilities
-    with writing(other, 8, False, {"cl_release": "x"}) as writer:
-        writer.append(vectors + 0.1, [(own[codes], names.tolist()) for names, own in classes])
+    write_tables(other, [atlas_table(vectors + 0.1, columns)], {"cl_release": "x"})
     new = ["--input", str(other), "--device", "cpu", "--all-rows", "--num-samples", "200"]
     evaluate.main([*new, "--model-path", models[0], "--report", str(out)])
     text = check_page(out.read_text()).text
