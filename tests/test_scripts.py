@@ -58,7 +58,7 @@ def test_ingest_writes_every_cell_in_order(release: Path, tmp_path: Path, capsys
     ingest.main(["--model-dir", str(release), "--output", str(out)])
     table, source = pq.read_table(out), open_release(release)
     assert table["level4_subtype"].to_pylist() == [source.labels.names[c] for c in source.labels.codes]
-    vectors = np.concatenate(list(source.chunks()))
+    vectors = np.concatenate([x for _, x in source.chunks()])
     assert np.array_equal(np.stack(table["embedding"].to_numpy()), vectors)
     assert set(table["study"].to_pylist()) == {"s1", "s2", "s3"}
     assert set(zip(*(table[c].to_pylist() for c in LEVEL_COLUMNS[:2]), strict=True)) == {

@@ -208,11 +208,13 @@ def naming_errors(path: Path) -> Iterator[None]:
     """Errors of temporary files name `path`. Raises InputError for a full disk."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch hides a full disk
+        by_hdf5 = re.search(r"errno = (\d+)", str(error))  # in its text only
+        number = int(by_hdf5[1]) if by_hdf5 else cause.errno if isinstance(cause, OSError) else None
         by_numpy = isinstance(cause, OSError) and re.search(r"requested and \d+ written", str(cause))  # it has no errno
-        if isinstance(cause, OSError) and (by_numpy or cause.errno in FULL):
-            reason = os.strerror(cause.errno).lower() if cause.errno else cause
+        if number in FULL or by_numpy:
+            reason = os.strerror(number).lower() if number else cause
             raise InputError(f"{path}: cannot be written ({reason}); make room") from error
         if isinstance(error, OSError):  # neither Python nor Arrow names the file of a failing write
             where = str(error.filename or "")

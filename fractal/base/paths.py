@@ -59,7 +59,7 @@ def check_file(path: str | Location, flag: str = "") -> None:
     path = real_path(path)
     if isinstance(path, Remote):
         check_output(path, flag)
-    elif path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():
         raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
 
 

@@ -352,8 +352,6 @@ def check_output(path: Remote, flag: str = "") -> None:
     if not path.name:
         raise InputError(f"{flag}{path}: names no file; name one in it")
     writer(path)
-    if path.is_dir():
-        raise InputError(f"{flag}{path}: is not a file, so it can't be replaced by one; name another output")
     if not replace(path, path="").exists():
         raise InputError(f"{flag}{path}: there is no bucket {path.bucket}; make it first")
 

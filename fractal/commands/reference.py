@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     test_rows = np.sort(test_rows)
     test = atlas.read(test_rows) if len(test_rows) else None
-    studies = atlas.study_names(test_rows) if split.test_studies else None
+    studies = atlas.column("study").take(test_rows).to_pylist() if split.test_studies else None
     reference = make_reference(annotator, checkpoint["config"], checkpoint["classes"], test, facts, studies=studies)
     reference.save(args.output)
     about, scores = reference.facts, reference.facts["scores"]

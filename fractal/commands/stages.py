@@ -38,7 +38,6 @@ from fractal.data.labels import read_map
 from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, read_vectors, write_tables
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import map_records, open_release
-from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
 from fractal.model.embedding import Embedder
 from fractal.reference import open_embedder, read_reference
@@ -237,16 +236,14 @@ def ingest(args: argparse.Namespace, engine: Engine) -> int:
 
 
 def ingest_part(plan: Plan, plans: Path, folder: Path, source: Path, read: Read, number: int) -> int:
-    rows = slice(number * ROW_GROUP, (number + 1) * ROW_GROUP)
     names = ("classes", "study_codes") if plan.studies is not None else ("classes",)
-    mine = replace(plan, **{name: np.load(plans / f"{name}.npy", mmap_mode="r")[rows] for name in names})
-    keep = mine.classes >= 0
-    if keep.any():
-        vectors, ids = read(slice(rows.start, rows.start + len(keep)))
-        refuse(keep & ~usable(vectors), rows.start, source)  # by its number among all cells
-        table = mine.table(slice(0, len(keep)), vectors, ids, source)
-        write_tables(part(folder, number), [table], plan.metadata)
-    return int(keep.sum())
+    plan = replace(plan, **{name: np.load(plans / f"{name}.npy", mmap_mode="r") for name in names})
+    rows = slice(number * ROW_GROUP, min((number + 1) * ROW_GROUP, len(plan.classes)))
+    taken = int((plan.classes[rows] >= 0).sum())
+    if taken:
+        vectors, ids = read(rows)
+        write_tables(part(folder, number), [plan.table(rows, vectors, ids, source)], plan.metadata)
+    return taken
 
 
 def read_h5ad(source: Path, obsm: str, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:

@@ -128,11 +128,6 @@ class Atlas:
             return pa.DictionaryArray.from_arrays(*self.codes(name)).cast(self.schema.field(name).type)
         return self.data.read([name])[name].unify_dictionaries()
 
-    def study_names(self, rows: np.ndarray) -> list[str]:
-        """The study of each of the rows (n,)."""
-        codes, names = self.studies
-        return [names[code] for code in codes[rows]]
-
     @property
     def is_stratified(self) -> bool:
         """Does it say that its rows are in the order of stratify.py, so that its first n rows are balanced?"""
@@ -140,7 +135,8 @@ class Atlas:
 
     def vectors(self) -> Iterator[np.ndarray]:
         """All vectors in their order, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
-        return self.data.vectors()
+        for table in self.data.tables(["embedding"]):
+            yield read_vectors(table, self.path)
 
     @property
     def num_copies(self) -> int:

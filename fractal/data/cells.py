@@ -262,7 +262,7 @@ class Cells:
             raise InputError(
                 f"{path}: holds {dtype} of shape {shape}, expected floats, cells x dims, at least one cell"
             )
-        brings = columns or (lambda rows: pa.table({"row": range(rows.stop - rows.start)}).select([]))
+        brings = columns or (lambda rows: no_columns(rows.stop - rows.start))
 
         def chunks(size: int) -> Iterator[Chunk]:
             for start in range(0, shape[0], size):
@@ -280,6 +280,10 @@ class Cells:
         names = tuple(name for name in schema.names if name != CELL_ID)
         given = {"column_names": names, "read_columns": all_rows, "read_names": lambda: all_rows([CELL_ID]), **others}
         return Cells(path, *shape, schema=schema, read=chunks, **given)
+
+
+def no_columns(num_rows: int) -> pa.Table:
+    return pa.table({"row": pa.nulls(num_rows)}).select([])
 
 
 def names_of(columns: pa.Table) -> np.ndarray | None:

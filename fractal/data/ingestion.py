@@ -19,7 +19,7 @@ from fractal.base.storage import Location
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, names_of
 from fractal.data.labels import Labels
-from fractal.data.parquet import atlas_table, write_tables
+from fractal.data.parquet import ROW_GROUP, atlas_table, write_tables
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.cellxgene import cellxgene_hierarchy
 from fractal.hierarchy.ontology import Hierarchy, hierarchy_of, read_hierarchy
@@ -130,7 +130,7 @@ def write_atlas(path: Location, cells: Cells, plan: Plan, progress: str = "") ->
 
     def tables() -> Iterator[pa.Table]:
         start = 0
-        for columns, vectors in prefetch(cells.chunks(progress=progress)):
+        for columns, vectors in prefetch(cells.chunks(ROW_GROUP, progress=progress)):
             rows = slice(start, start + len(vectors))
             if (plan.classes[rows] >= 0).any():
                 yield plan.table(rows, vectors, names_of(columns), cells.path)

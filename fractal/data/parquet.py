@@ -176,9 +176,7 @@ class Parquet:
     schema: pa.Schema
     groups: list[RowGroup]
     ahead: int = 0  # row groups that threads read meanwhile
-    check_same: Callable[[], None] = lambda: (
-        None
-    )  # raises InputError where a file has been replaced since it was opened
+    check_same: Callable[[], None] = lambda: None  # raises InputError where a file has been replaced since then
 
     def __post_init__(self) -> None:
         path, schema, groups = self.path, self.schema, self.groups
@@ -224,11 +222,11 @@ class Parquet:
         groups = list(chain.from_iterable(file.row_groups(schema) for file in files))
         if sum(group.num_rows for group in groups) != sum(file.metadata.num_rows for file in files):
             raise InputError(f"{path}: damaged, its row groups do not add up to its number of rows; make it again")
-        one_here = names == [""] and isinstance(path, Path)
-        if one_here or not groups or max(group.num_rows for group in groups) > LARGE:
-            return Parquet(path, schema, groups, 0, check_same)
-        largest = max(group.num_bytes for group in groups)
-        return Parquet(path, schema, groups, max(1, min(AHEAD, AHEAD_BYTES // max(1, largest))), check_same)
+        ahead, one_here = 0, names == [""] and isinstance(path, Path)
+        if not one_here and groups and max(group.num_rows for group in groups) <= LARGE:
+            largest = max(group.num_bytes for group in groups)
+            ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, largest)))
+        return Parquet(path, schema, groups, ahead, check_same)
 
     @staticmethod
     def of_table(table: pa.Table) -> "Parquet":
@@ -277,11 +275,6 @@ class Parquet:
                 if left <= 0:
                     self.check_same()
                 yield table
-
-    def vectors(self) -> Iterator[np.ndarray]:
-        """All vectors in the order of the file, (m, dim) float32 with m <= ROW_GROUP, in flat memory."""
-        for table in self.tables(["embedding"]):
-            yield read_vectors(table, self.path)
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -15,6 +15,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import pyarrow.csv
 
 from fractal.base.errors import InputError
 from fractal.base.storage import Location, fetch, locate, same_files
-from fractal.data.cells import Cells
+from fractal.data.cells import Cells, Chunk, no_columns
 from fractal.data.labels import Labels, coded
 from fractal.data.reorder import equal_buckets, reorder
 from fractal.data.vectors import usable
@@ -70,14 +71,10 @@ class Release:
 
     def cells(self, scratch: str | Path | None = None) -> Cells:
         """Its cells to read; they have no names. See `chunks`."""
-
-        def read(size: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
-            for vectors in self.chunks(size, scratch):
-                yield pa.table({"row": range(len(vectors))}).select([]), vectors
-
+        read = partial(self.chunks, scratch=scratch)
         return Cells(self.index_path, len(self), self.dim, pa.schema([]), (), read, lambda _: pa.table({}))
 
-    def chunks(self, size: int = 65_536, scratch: str | Path | None = None) -> Iterator[np.ndarray]:
+    def chunks(self, size: int = 65_536, scratch: str | Path | None = None) -> Iterator[Chunk]:
         """Yield vectors (m, dim) float32 in row order, whatever the order of the records, in one pass.
 
         An index built with several threads holds its records nearly, but not quite, in row order: memory is two chunks
@@ -93,7 +90,7 @@ class Release:
                     f"{self.index_path}: the vector of cell {start + bad[0]} is zero or not finite; empty line "
                     f"{start + bad[0] + 1} of reference_labels.tsv to leave it out, or make or download the index again"
                 )
-            yield vectors
+            yield no_columns(len(vectors)), vectors
             start += len(vectors)
 
     def records_by_chunk(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

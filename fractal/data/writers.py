@@ -9,8 +9,6 @@ Into an .h5ad go
 and `truncate` cuts a prefix out of these as it should be cut.
 """
 
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain, count
@@ -21,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, needs
-from fractal.base.files import FULL, atomic_stream, atomic_write
+from fractal.base.files import atomic_stream, atomic_write
 from fractal.base.storage import Location, download
 from fractal.data.h5ad import open_h5ad
 from fractal.data.parquet import is_text
@@ -85,14 +83,8 @@ def h5ad_copy(source: Location, target: Location) -> Iterator[Any]:
     """A copy of an .h5ad, open for additions; it appears at `target`, which may be `source`, whole or not at all."""
     with atomic_write(target) as part:
         download(source, part)
-        try:
-            with open_h5ad(part, "r+") as file:
-                yield file
-        except (OSError, RuntimeError, ValueError) as error:  # HDF5 tells of a full disk in its text only
-            number = re.search(r"errno = (\d+)", str(error))
-            if number and int(number[1]) in FULL:
-                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-            raise
+        with open_h5ad(part, "r+") as file:
+            yield file
 
 
 def add_obsm(file: Any, key: str, n: int, dim: int) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fractal.base.errors import InputError
 from fractal.data.cells import names_of
-from fractal.hierarchy.names import clean, is_missing
+from fractal.data.labels import coded
 from fractal.search.build import kmeans, nearest_centre
 from fractal.search.index import Hits, Index, best_of
 from fractal.search.source import Source
@@ -54,11 +54,10 @@ def sample_groups(source: Source, column: str) -> dict[str, np.ndarray]:
     for table, vectors in source.chunks(CHUNK):
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         key = rng.random(len(unit))  # the cells with the smallest keys are a random sample
-        names = [clean("" if value is None else str(value)) for value in table[column].to_pylist()]
-        group = np.array(["" if is_missing(name) else name for name in names], object)
-        for name in set(group) - {""}:
+        codes, names = coded(table[column])
+        for code, name in enumerate(names):
             keys, cells = samples.get(name, (np.empty(0), np.empty((0, unit.shape[1]), np.float32)))
-            keys, cells = np.append(keys, key[group == name]), np.concatenate([cells, unit[group == name]])
+            keys, cells = np.append(keys, key[codes == code]), np.concatenate([cells, unit[codes == code]])
             kept = np.argsort(keys)[:SAMPLE]
             samples[name] = keys[kept], cells[kept]
     if not samples:

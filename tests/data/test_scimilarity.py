@@ -14,7 +14,7 @@ from tests.conftest import TYPES, clustered, write_release
 
 
 def all_vectors(release) -> np.ndarray:
-    return np.concatenate(list(release.chunks(size=100)))
+    return np.concatenate([vectors for _, vectors in release.chunks(size=100)])
 
 
 @pytest.mark.parametrize("threads", [1, 4])
