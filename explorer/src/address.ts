@@ -50,8 +50,10 @@ export function restore(page: Page, { hash, search }: { hash: string; search: st
   else if (listed.length && !lasso) page.selectCells([listed, []], "cells of the address");
   const [second] = indices("second", cells.layouts.length + 1);
   page.showSecond(second || null);
-  const ticked = indices("type", page.column ? (page.column.values?.length ?? 0) + 1 : tree.nodes.length);
-  if (!page.column) for (const node of ticked) for (const above of tree.above(node)) page.unfolded.add(above);
+  const most = page.column ? (page.column.values?.length ?? 0) + 1 : tree.nodes.length;
+  const least = page.column ? 0 : 1 - most; // -5: the cells that stop at node 5
+  const ticked = (numbers("type", () => true) ?? []).filter((n) => Number.isInteger(n) && n >= least && n < most);
+  if (!page.column) for (const n of ticked) for (const above of tree.above(Math.abs(n))) page.unfolded.add(above);
   const tab = parts.get("tab");
   page.tab = isTab(tab) ? tab : named.length ? "group" : "types";
   page.tick(ticked);

@@ -8,6 +8,17 @@ import type { Bank, Neighbours } from "./neighbours";
 
 export const STATUSES = ["ok", "withheld", "novel", "invalid"] as const;
 
+/** What each status says. */
+export function statusTexts({ levels, annotator: { novel, caution, cautiousDepth } }: About): string[] {
+  const withheld = `no answer below the ${levels[cautiousDepth - 1]}`;
+  return [
+    "like the reference: answered as deep as the probabilities allow, which may be no answer",
+    `unusual (p-value below ${caution}): ${withheld}, though the probabilities would allow one`,
+    `like no type of the reference (p-value below ${novel}): ${withheld}`,
+    "without a usable vector: no answer",
+  ];
+}
+
 /** Answers for n cells. */
 export interface Answers {
   path: Int32Array; // -1: the cell has no usable vector

@@ -4,8 +4,8 @@ import type { Answers } from "./annotator";
 import { percent } from "./format";
 import type { Hit } from "./map";
 import type { Neighbours } from "./neighbours";
-import { type Page, textOf } from "./page";
-import { Bar, Facts, Swatch, Table } from "./widgets";
+import { NEAREST, type Page, textOf } from "./page";
+import { Bar, Facts, Same, Swatch, Table } from "./widgets";
 
 export function CellPanel({ page }: { page: Page }) {
   const { about, cell, cellNeighbours: neighbours, stop, tree } = page;
@@ -14,30 +14,31 @@ export function CellPanel({ page }: { page: Page }) {
     return <p class="empty">Click a cell on the map: {what}.</p>;
   }
   if (!neighbours) return <p class="empty">Unpacking the vectors …</p>;
-  const { title, node, lines } = page.describe(cell);
+  const { title, name, colour, lines } = page.describe(cell);
+  const { answers } = page.set(cell.layer);
   const lists: [string, Neighbours][] = [[`${about.blocks[stop - 1]}: ${page.prefixName()}`, neighbours.fractal], ["Raw vector", neighbours.raw]];
   const agreement = about.levels.map((level, k) => {
-    const label = tree.depth(node) > k ? tree.at(node, k + 1) : null;
-    const head = <>{level}<small>{label === null ? "not answered" : tree.name(label)}</small></>;
+    const label = page.guess(cell, k + 1);
+    const { labels } = page.labelled(k + 1);
+    const most = page.mostSame(label, k + 1, cell.layer);
     const share = (rows: number[]) => {
-      if (label === null) return "–";
-      const same = rows.filter((row) => tree.isBelow(page.cells.node[row], label)).length / rows.length;
-      return <><Bar share={same} colour={tree.nodes[label].colour} /><span class="figure">{percent(same)}</span></>;
+      const same = rows.filter((row) => labels[row] === label).length / rows.length;
+      return label ? <Same {...{ same, most }} colour={tree.nodes[label].colour} /> : "–";
     };
-    return [head, ...lists.map(([, { rows }]) => share(rows))];
+    return [<>{level}<small>{tree.name(label)}</small></>, ...lists.map(([, { rows }]) => share(rows))];
   });
   return (
     <>
-      <h2><Swatch colour={tree.nodes[node].colour} />{tree.name(node)}</h2>
+      <h2><Swatch colour={colour} />{name}</h2>
       <p class="note">{title}</p>
       <Facts lines={lines} />
-      {page.set(cell.layer).answers && <Answer page={page} hit={cell} answers={page.set(cell.layer).answers!} />}
+      {answers && <Answer page={page} hit={cell} answers={answers} />}
       <Table
-        kind="agreement" caption={`Of the ${neighbours.raw.rows.length} nearest, how many have this cell's label`}
+        kind="agreement" caption={`Of the ${NEAREST} nearest other cells of the map, how many have this ${answers ? "best guess" : "label"}`}
         head={["Level", ...lists.map(([name]) => name)]} rows={agreement}
       />
       <div class="lists">{lists.map(([name, { rows, cosines }]) => <List {...{ page, name, rows, cosines }} />)}</div>
-      <p class="note">Figures are cosines. Solid lines: neighbours by this prefix; dashed: by the vector as it came.</p>
+      <p class="note">{!about.known && "Labels are best guesses; ? marks those without an answer. "}Figures are cosines. Solid lines: neighbours by this prefix; dashed: by the vector as it came.</p>
     </>
   );
 }
@@ -52,22 +53,28 @@ function Answer({ page, hit, answers }: { page: Page; hit: Hit; answers: Answers
   const votes = page.votes(hit);
   const probability = levels.map((_, k) => answers.probability[hit.row * levels.length + k]);
   const rows = paths[answers.path[hit.row]].map((node, k) => {
-    const [second] = votes?.[k].filter((vote) => vote.node !== node) ?? [];
-    const runnerUp = second ? `${tree.name(second.node)} ${percent(second.share)}` : "none";
-    const label = <>{levels[k]}<small>{tree.name(node)}{k < depth ? "" : ", not answered"}</small></>;
+    const [first, second] = votes?.[k] ?? [];
+    const others = second ? `, ${tree.name(second.node)} ${percent(second.share)}` : "";
+    const label = <>{levels[k]}<small>{tree.name(node)}{k < depth ? "" : ": no answer"}</small></>;
     const bar = <Bar share={probability[k]} colour={tree.nodes[node].colour} mark={confidence} />;
-    return [label, <>{bar}<span class="figure">{percent(probability[k])}</span></>, <small>{runnerUp}</small>];
+    return [label, <>{bar}<span class="figure">{percent(probability[k])}</span></>, <small>{first && percent(first.share) + others}</small>];
   });
   const isCautious = pValue < caution && depth === cautiousDepth && probability[depth] >= confidence;
-  const alike = `${percent(pValue)} of held-out cells look as little like a type of the reference`;
   return (
     <>
-      <Table kind="agreement" caption="Answer" head={["Level", "Probability", "Runner-up, of the votes"]} rows={rows} />
-      {pValue < novel && <p class="note">Novel: only {alike}.</p>}
+      <Table kind="agreement" caption="Answer" head={["Level", "Probability", "Votes, and the runner-up's"]} rows={rows} />
+      {pValue < caution && (
+        <p class="note">
+          {pValue < novel ? "Novel" : "Unusual"}: only {percent(pValue)} of the cells that the reference was checked with fit its
+          types as badly (the p-value).
+        </p>
+      )}
       {depth < levels.length && (
         <p class="note">
-          It stops {depth ? `at the ${levels[depth - 1]}` : "before the first level"}:{" "}
-          {isCautious ? `only ${alike}.` : `the probability of the ${levels[depth]} is below ${confidence}.`}
+          {depth ? `It stops at the ${levels[depth - 1]}` : "No answer"}:{" "}
+          {isCautious
+            ? "such a cell gets no label below it. The probabilities hold for a cell of one of the reference's types."
+            : `the probability of the ${levels[depth]} is below ${confidence}, the black line.`}
         </p>
       )}
     </>
@@ -75,19 +82,21 @@ function Answer({ page, hit, answers }: { page: Page; hit: Hit; answers: Answers
 }
 
 function List({ page, name, rows, cosines }: { page: Page; name: string } & Neighbours) {
-  const { tree, study } = page;
-  const { node: nodes } = page.cells;
+  const { about, tree, study } = page;
+  const { answers } = page.cells;
+  const { labels } = page.labelled(about.levels.length);
+  const isUnsure = (row: number) => answers && answers.depth[row] < about.levels.length;
   const studies = study && new Set(rows.map((row) => textOf(study, row))).size;
   return (
     <div>
       <h3>{name}</h3>
-      {study && <p class="note">{study.name}: {studies} of {study.values!.length}</p>}
+      {study && <p class="note">{studies} of {study.values!.length} values of {study.name}</p>}
       <ol>
         {rows.map((row, i) => (
           <li>
-            <button title={tree.path(nodes[row]) || "no label"} onClick={() => page.choose({ layer: 0, row })}>
-              <Swatch colour={tree.nodes[nodes[row]].colour} />
-              <span class="text">{tree.name(nodes[row])}{study && <small>{textOf(study, row) || "–"}</small>}</span>
+            <button title={tree.path(labels[row]) || tree.name(0)} onClick={() => page.choose({ layer: 0, row })}>
+              <Swatch colour={tree.nodes[labels[row]].colour} />
+              <span class="text">{tree.name(labels[row])}{isUnsure(row) && " ?"}{study && <small>{textOf(study, row) || "–"}</small>}</span>
               <span class="figure">{cosines[i].toFixed(3)}</span>
             </button>
           </li>

@@ -1,7 +1,7 @@
 // What the package wrote into the page: facts as JSON, arrays as base64 of gzip of their byte planes.
 
 import { Adapter } from "./adapter";
-import { type Answers, Annotator, STATUSES } from "./annotator";
+import { type Answers, Annotator, STATUSES, statusTexts } from "./annotator";
 import { ramp } from "./colours";
 import { find } from "./format";
 import { normalize } from "./matrix";
@@ -22,6 +22,9 @@ export interface Column {
   low?: number; // of numbers: the 1st and the 99th percentile
   high?: number;
   colours?: string[]; // of the values
+  missing?: string; // what stands for code 0
+  explained?: string[]; // the values
+  isOfAnswer?: boolean; // what the labels, their probabilities and the status say as well
   unit?: string; // of the expression, where the column is a gene
 }
 
@@ -142,16 +145,24 @@ export function answerColumns({ status, depth, path, probability, pValue }: Answ
   const guesses = about.annotator.paths.map((nodesOfPath) => nodes[nodesOfPath[levels.length - 1]]); // however unsure
   const ofLevel = (k: number) => Float64Array.from(status, (_, row) => probability[row * levels.length + k]);
   const colours = ["#009e73", "#e69f00", "#d81b60", "#8a8a8a"];
-  return [
-    { name: "status", values: [...STATUSES], colours, codes: status.map((code) => code + 1) },
-    { name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)), codes: depth },
+  const finest = levels[levels.length - 1];
+  const ofGuess = { values: guesses.map(({ name }) => name), colours: guesses.map(({ colour }) => colour) };
+  const isUnsure = (row: number) => depth[row] < levels.length;
+  const made: CellColumn[] = [
+    { name: "status", values: [...STATUSES], colours, explained: statusTexts(about), codes: status.map((code) => code + 1) },
     {
-      name: "best guess", values: guesses.map(({ name }) => name), colours: guesses.map(({ colour }) => colour),
-      codes: Uint16Array.from(path, (p) => p + 1),
+      name: "answered level", values: levels, colours: levels.map((_, k) => ramp(k / levels.length)),
+      missing: "no answer", codes: depth,
+    },
+    { name: "best guess", ...ofGuess, codes: Uint16Array.from(path, (p) => p + 1) },
+    {
+      name: `unsure ${finest}, best guess`, ...ofGuess, missing: `the ${finest} is answered`,
+      codes: Uint16Array.from(path, (p, row) => (isUnsure(row) ? p + 1 : 0)),
     },
     ...levels.map((level, k) => ({ name: `probability of the ${level}`, low: 0, high: 1, codes: ofLevel(k) })),
     { name: "p-value", low: 0, high: 1, codes: pValue },
   ];
+  return made.map((column, i) => ({ ...column, isOfAnswer: i > 0 }));
 }
 
 /** The vectors, a hundred times larger than the rest: they stand behind the script. */

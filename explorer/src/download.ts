@@ -2,6 +2,9 @@
 
 import Papa from "papaparse";
 
+/** Of a file about the cells of the page. */
+export const fileName = (title: string, what: string) => `${title.replace(/\.\w+$/, "").replace(/[^\w.-]+/g, "_")}_${what}`;
+
 export function download(name: string, content: string | Blob): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([content]));

@@ -3,7 +3,7 @@
 import { extent, mean, rollup } from "d3-array";
 import { ramp } from "./colours";
 import type { CellColumn } from "./data";
-import { downloadCsv } from "./download";
+import { downloadCsv, fileName } from "./download";
 import { count, percent } from "./format";
 import { memo, type Page } from "./page";
 
@@ -43,12 +43,12 @@ export function Genes({ page }: { page: Page }) {
   const level = page.level ?? page.levelOf(page.stop);
   const { types, all, rows } = remembered([level], () => dotsOf(page, level));
   if (!rows.length) {
-    return <p class="empty">This page has no genes: make it of an .h5ad with counts, or name some with --genes.</p>;
+    return <p class="empty">This page was made without genes. Whoever made it can add them: <code>fractal explore --genes</code>, of a file with counts.</p>;
   }
   const title = about.levels[level - 1];
   const save = () => {
     const lines = rows.flatMap(({ gene, dots }) => dots.map((dot, i) => [gene.name, tree.path(types[i]), dot.share, dot.mean]));
-    downloadCsv("genes.csv", ["gene", title, "share of cells", "mean"], lines);
+    downloadCsv(fileName(about.title, "genes.csv"), ["gene", title, "share of cells", "mean"], lines);
   };
   return (
     <>

@@ -1,12 +1,14 @@
 // The tab "Group": what the selected cells are, per level and column, against the whole map.
 
 import type { CellSet } from "./data";
-import { download, downloadCsv } from "./download";
-import { count, percent } from "./format";
-import { type Page, textOf } from "./page";
+import { download, downloadCsv, fileName } from "./download";
+import { cellsText, count, percent } from "./format";
+import { type Page, textOf, valueOf } from "./page";
 import { Near } from "./near";
-import { type Mode, MODES, type Selection } from "./selection";
+import { MODES, type Selection } from "./selection";
 import { type Part, Parts, Table } from "./widgets";
+
+const LISTED = 8; // cells of a group that are named
 
 export function Group({ page }: { page: Page }) {
   const { about, cells, selection, tree } = page;
@@ -15,9 +17,8 @@ export function Group({ page }: { page: Page }) {
       <>
         <p class="empty">
           Hold Shift and draw around cells, or press Lasso: what they are, per level, against the whole map. Or tick types
-          in the legend.
+          in the legend. Without a selection, the whole map can be asked:
         </p>
-        <Select page={page} />
         <Near page={page} />
       </>
     );
@@ -25,61 +26,69 @@ export function Group({ page }: { page: Page }) {
   const [group, yours] = selection.rows;
   const levels = about.levels.map((title, k) => {
     const kinds = tree.nodes.map(({ colour }, node) => ({ name: tree.name(node), colour }));
-    return { title, parts: tally(kinds, cells.node, group, (node) => tree.at(node, k + 1)) };
+    return { title, parts: tally(kinds, cells.node, group, (node) => (tree.depth(node) > k ? tree.at(node, k + 1) : 0)) };
   });
   const ofText = cells.columns.filter(({ values }) => values).map((column) => {
-    const names = ["missing", ...column.values!];
-    const kinds = names.map((name, code) => ({ name, colour: page.colourOf(column, code) }));
-    return { title: column.name, parts: tally(kinds, column.codes, group, (code) => code) };
+    const kinds = [0, ...column.values!].map((_, code) => ({ name: valueOf(column, code), colour: page.colourOf(column, code) }));
+    return { title: column.name, isOfAnswer: column.isOfAnswer, parts: tally(kinds, column.codes, group, (code) => code) };
   });
-  const tables = [...levels, ...ofText];
+  const tables: { title: string; parts: Part[]; isOfAnswer?: boolean }[] = [...levels, ...ofText];
   return (
     <>
-      <h2>{count(group.length)} cells</h2>
+      <h2>{cellsText(group.length)}</h2>
       <p class="note">
         {percent(group.length / about.cells)} of the map{yours.length > 0 && `, and ${count(yours.length)} of your cells`}.
-        Bars: share of the group; the line: share of the whole map.
+        Bars: share of the group; the line: share of the whole map. {group.length > 0 && "Cells: "}
+        {group.slice(0, LISTED).map((row) => <><button onClick={() => page.choose({ layer: 0, row })}>{idOf(cells, row)}</button> </>)}
+        {group.length > LISTED && "…"}
       </p>
       <p class="buttons">
-        <button onClick={() => save(page, group)}>Download as CSV</button>
+        <button onClick={() => save(page, group, selection.rule)}>Download as CSV</button>
         <button id="save-ids" onClick={() => saveIds(page, selection)}>Download ids</button>
         <button onClick={() => page.select(null)}>Clear</button>
       </p>
-      <Select page={page} />
+      <p class="buttons"><Mode page={page} /></p>
       {group.length > 0 && <Near page={page} />}
-      {group.length > 0 && <Enriched tables={tables} size={group.length} all={about.cells} />}
+      {group.length > 0 && <Enriched tables={tables.filter(({ isOfAnswer }) => !isOfAnswer)} levels={levels.length} size={group.length} all={about.cells} />}
       {group.length > 0 && tables.map((table) => <Parts {...table} size={group.length} all={about.cells} />)}
     </>
   );
 }
 
-/** What the next selection does, and a button that selects the cells ticked in the legend. */
-export function Select({ page }: { page: Page }) {
-  const setMode = (event: Event) => page.update({ mode: (event.currentTarget as HTMLSelectElement).value as Mode });
+/** What the next selection does to this one. */
+export function Mode({ page }: { page: Page }) {
+  if (!page.selection) return null;
   return (
-    <p class="buttons">
-      {page.selection && (
-        <select id="mode" aria-label="the next selection" value={page.mode} onChange={setMode}>
-          {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
-        </select>
-      )}
-      {page.ticked.size > 0 && <button onClick={() => page.selectTicked()}>Select cells {page.ticks}</button>}
-    </p>
+    <select
+      id="mode" aria-label="the next selection" value={page.mode}
+      onChange={(event) => page.update({ mode: event.currentTarget.value as Page["mode"] })}
+    >
+      {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
+    </select>
   );
 }
 
+interface EnrichedProps {
+  tables: { title: string; parts: Part[] }[];
+  levels: number; // tables of levels, which come first
+  size: number;
+  all: number;
+}
+
 /** What is more frequent in the group than on the whole map, by the ratio of the shares. */
-function Enriched({ tables, size, all }: { tables: { title: string; parts: Part[] }[]; size: number; all: number }) {
-  const rows = tables.flatMap(({ title, parts }) =>
-    parts.map((part) => ({ ...part, title, ratio: part.cells / size / (part.ofAll / all) })),
+function Enriched({ tables, levels, size, all }: EnrichedProps) {
+  const rows = tables.flatMap(({ title, parts }, table) =>
+    parts.slice(1).map((part) => ({ ...part, title, table, ratio: part.cells / size / (part.ofAll / all) })),
   );
   const enriched = rows.filter(({ cells, ratio }) => cells >= 5 && ratio >= 1.5).sort((a, b) => b.ratio - a.ratio);
-  const shown = enriched.filter(({ name }, i) => enriched.findIndex((other) => other.name === name) === i).slice(0, 6);
+  // Of labels of the same cells, one below the other, the deepest is shown: it says most.
+  const isSame = (a: typeof rows[0], b: typeof rows[0]) => a.cells === b.cells && a.ofAll === b.ofAll;
+  const shown = enriched.filter((row) => !enriched.some((other) => isSame(row, other) && row.table < other.table && other.table < levels)).slice(0, 6);
   if (!shown.length) return null;
   const lines = shown.map(({ name, title, cells, ratio }) => {
     return [<>{name} <small>{title}</small></>, count(cells), `${ratio.toFixed(1)}×`];
   });
-  return <Table kind="parts" caption="Enriched" head={["", "Cells", "Group / atlas"]} rows={lines} />;
+  return <Table kind="parts" caption="Enriched" head={["", "Cells", "Group / map"]} rows={lines} />;
 }
 
 const idOf = ({ names }: CellSet, row: number) => names?.[row] ?? String(row);
@@ -87,7 +96,7 @@ const idOf = ({ names }: CellSet, row: number) => names?.[row] ?? String(row);
 /** One id a line; the first line, with a #, is the rule. */
 function saveIds(page: Page, { rows, rule }: Selection): void {
   const ids = rows.flatMap((ofLayer, layer) => ofLayer.map((row) => idOf(page.set(layer), row)));
-  download("cells.txt", [`# ${page.about.title}: ${rule}`, ...ids, ""].join("\n"));
+  download(fileName(page.about.title, "cells.txt"), [`# ${page.about.title}: ${rule}`, ...ids, ""].join("\n"));
 }
 
 /** Count cells by kind, in the group and on the whole map; `kindOf` maps the code of a cell to its kind. */
@@ -100,12 +109,14 @@ function tally(
   return parts;
 }
 
-function save({ about, cells, tree }: Page, group: number[]): void {
+/** The rule stands in the head of a last, empty column, so that any reader of CSV files still reads the table. */
+function save({ about, cells, tree }: Page, group: number[], rule: string): void {
   const { columns } = cells;
   const rows = group.map((row) => {
     const node = cells.node[row];
     const labels = about.levels.map((_, k) => (tree.depth(node) > k ? tree.name(tree.at(node, k + 1)) : ""));
-    return [idOf(cells, row), ...labels, ...columns.map((column) => textOf(column, row))];
+    return [idOf(cells, row), ...labels, ...columns.map((column) => textOf(column, row)), ""];
   });
-  downloadCsv("group.csv", ["cell_id", ...about.levels, ...columns.map(({ name }) => name)], rows);
+  const fields = ["cell_id", ...about.levels, ...columns.map(({ name }) => name), `# ${about.title}: ${rule}`];
+  downloadCsv(fileName(about.title, "group.csv"), fields, rows);
 }

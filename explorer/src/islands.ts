@@ -3,7 +3,7 @@
 import { group, median } from "d3-array";
 
 export interface Island {
-  node: number;
+  name: string;
   count: number;
   x: number;
   y: number;
@@ -13,11 +13,11 @@ export interface Island {
 const SIDE = 0.12; // of a square of the grid, in units of the map, which reaches from -1 to 1
 
 /** Largest group first: layout (n, 2), groups (n,). Groups of fewer than `least` cells, and group 0, have no name. */
-export function islands(layout: Float32Array, groups: ArrayLike<number>, least: number): Island[] {
+export function islands(layout: Float32Array, groups: ArrayLike<number>, least: number, nameOf: (group: number) => string): Island[] {
   const members = [...group(Array.from(groups, (_, row) => row), (row) => groups[row])];
   return members
     .filter(([node, rows]) => node && rows.length >= least)
-    .map(([node, rows]) => ({ node, count: rows.length, ...densest(layout, rows) }))
+    .map(([node, rows]) => ({ name: nameOf(node), count: rows.length, ...densest(layout, rows) }))
     .sort((a, b) => b.count - a.count);
 }
 

@@ -4,8 +4,8 @@ import type { ComponentChildren } from "preact";
 import { RAMP } from "./colours";
 import type { CellColumn } from "./data";
 import { count } from "./format";
-import { Select } from "./group";
-import type { Page } from "./page";
+import { Mode } from "./group";
+import { type Page, valueOf } from "./page";
 import { Swatch } from "./widgets";
 
 export function Types({ page }: { page: Page }) {
@@ -36,7 +36,12 @@ export function Types({ page }: { page: Page }) {
       {!column && <TreeLegend page={page} matches={matches} />}
       {column?.values && <Values page={page} column={column} />}
       {column && !column.values && <Ramp column={column} />}
-      {page.ticked.size > 0 && <Select page={page} />}
+      {page.ticked.size > 0 && (
+        <p class="buttons">
+          <Mode page={page} />
+          <button onClick={() => page.selectTicked()}>Select cells {page.ticks}</button>
+        </p>
+      )}
     </>
   );
 }
@@ -47,56 +52,59 @@ interface TreeProps {
 }
 
 function TreeLegend({ page, matches }: TreeProps) {
-  const { tree, counts } = page;
   if (matches?.size === 0) return <p class="empty">no such type</p>;
-  const unlabelled = counts[0] - tree.children[0].reduce((sum, child) => sum + counts[child], 0);
   return (
     <div id="tree" role="tree" onPointerLeave={() => page.hover(null)}>
-      {tree.children[0].map((node) => <Branch page={page} matches={matches} node={node} />)}
-      {unlabelled > 0 && !matches && <Row page={page} value={0} name={page.cells.answers ? "no answer" : "no label"} cells={unlabelled} />}
+      <Below {...{ page, matches }} node={0} />
     </div>
   );
 }
 
-/** A node and those below it. A name that repeats the one above it stands once: its node has no row, or "unspecified". */
-function Branch({ page, matches, node, isRest = false }: TreeProps & { node: number; isRest?: boolean }) {
+/** Those below a node that have cells, or that lead to a match. */
+const childrenOf = ({ page, matches }: TreeProps) => (node: number) =>
+  matches ? page.tree.children[node].filter((child) => [...matches.keys()].some((match) => page.tree.isBelow(match, child))) : page.childrenOf(node);
+
+/** What is below a node, and as the last row the cells that stop at it: the counts add up to those of the node. */
+function Below({ page, matches, node }: TreeProps & { node: number }) {
+  const { counts, tree } = page;
+  const chain = tree.chain(node, childrenOf({ page, matches }));
+  const children = childrenOf({ page, matches })(chain.at(-1)!);
+  const stopped = counts[node] - children.reduce((sum, child) => sum + counts[child], 0);
+  const name = node ? `no answer at the ${page.levelBelow(node)}` : tree.name(0);
+  return (
+    <>
+      {children.map((child) => <Branch {...{ page, matches }} node={child} />)}
+      {stopped > 0 && !matches && <Row page={page} value={-node} name={name} cells={stopped} />}
+    </>
+  );
+}
+
+/** A node and those below it. A name that repeats the only one above it stands once. */
+function Branch({ page, matches, node }: TreeProps & { node: number }) {
   const { tree, counts, unfolded } = page;
   const { name, id, synonyms } = tree.nodes[node];
-  const repeats = tree.repeats(node);
-  const below = (tops: number[]) =>
-    tops.flatMap((top) => tree.children[top]).filter((child) => !repeats.includes(child) && (matches || counts[child]));
-  const sameName = (child: number) => tree.name(child) === name;
-  const all = below(repeats);
-  const hasMore = all.length > 1 || (all.length === 1 && !sameName(all[0]));
-  const children = hasMore ? below(repeats.filter((top) => matches || unfolded.has(top))) : [];
-  const isShown = matches ? [...matches.keys()].some((match) => tree.isBelow(match, node)) : counts[node] > 0;
-  if (!isShown) return null;
-  const isOpen = children.length > 0 && (matches !== null || unfolded.has(node));
-  const shallow = counts[node] - all.reduce((sum, child) => sum + counts[child], 0);
+  const end = tree.chain(node, childrenOf({ page, matches })).at(-1)!;
+  const hasMore = childrenOf({ page, matches })(end).length > 0;
+  const isOpen = hasMore && (matches !== null || unfolded.has(end));
   const by = matches?.get(node);
   const act = matches ? () => page.showType(node) : hasMore ? () => page.fold(node, isOpen) : undefined;
   return (
     <div class="branch" role="treeitem" aria-expanded={hasMore ? isOpen : undefined}>
       <Row
-        page={page} value={node} name={isRest ? "unspecified" : name} cells={counts[node]} act={act}
+        page={page} value={node} name={page.label(node)} cells={counts[node]} act={act}
         mark={hasMore ? (isOpen ? "▾" : "▸") : ""}
         title={[tree.path(node), id, synonyms.slice(0, 6).join("; ")].filter(Boolean).join("\n")}
       >
         {by && <small>{[...new Set([by, id])].filter((text) => text !== name).join(" · ")}</small>}
       </Row>
-      {isOpen && (
-        <div class="below" role="group">
-          {children.map((child) => <Branch {...{ page, matches }} node={child} isRest={sameName(child)} />)}
-          {shallow > 0 && !matches && <p class="note">{count(shallow)} without a deeper label</p>}
-        </div>
-      )}
+      {isOpen && <div class="below" role="group"><Below {...{ page, matches, node }} /></div>}
     </div>
   );
 }
 
 interface RowProps {
   page: Page;
-  value: number; // node, or code of the column
+  value: number; // as in `ticked`
   name: string;
   cells: number;
   colour?: string;
@@ -114,10 +122,10 @@ function Row({ page, value, name, cells, colour, act, mark, title, children }: R
       class={isTicked ? "row ticked" : "row"} onPointerEnter={() => page.hover(value)}
       onFocusIn={() => page.hover(value)} onFocusOut={() => page.hover(null)}
     >
-      <input type="checkbox" aria-label={`keep ${name} lit up`} checked={isTicked} onChange={tick} />
+      <input type="checkbox" aria-label={`keep ${page.nameOf(value)} lit up`} checked={isTicked} onChange={tick} />
       <button class="name" title={title} onClick={act ?? tick}>
         <span class="fold">{mark}</span>
-        <Swatch colour={colour ?? page.tree.nodes[value].colour} />
+        <Swatch colour={colour ?? page.tree.nodes[Math.abs(value)].colour} isRing={value < 0} />
         <span class="text">{name}{children}</span>
         <span class="count">{count(cells)}</span>
       </button>
@@ -130,11 +138,13 @@ function Values({ page, column }: { page: Page; column: CellColumn }) {
   const cells = new Uint32Array(column.values!.length + 1);
   for (const code of column.codes) cells[code]++;
   const codes = [...cells.keys()].filter((code) => cells[code]).sort((a, b) => cells[b] - cells[a]);
-  const name = (code: number) => (code ? column.values![code - 1] : "missing");
   return (
     <div id="values" onPointerLeave={() => page.hover(null)}>
       {codes.map((code) => (
-        <Row page={page} value={code} name={name(code)} cells={cells[code]} colour={page.colourOf(column, code)} />
+        <Row
+          page={page} value={code} name={valueOf(column, code)} cells={cells[code]} colour={page.colourOf(column, code)}
+          title={column.explained?.[code - 1]}
+        />
       ))}
     </div>
   );

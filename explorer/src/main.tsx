@@ -106,7 +106,7 @@ function SecondStops({ page }: { page: Page }) {
 /** The cell that the pointer is at. */
 function Tip({ page }: { page: Page }) {
   if (!page.tip) return null;
-  const { title, node, lines } = page.describe(page.tip.hit);
+  const { title, name, colour, lines } = page.describe(page.tip.hit);
   const { x, y } = page.tip;
   const move = (tip: HTMLElement | null) => {
     if (!tip) return;
@@ -116,7 +116,7 @@ function Tip({ page }: { page: Page }) {
   };
   return (
     <div ref={move}>
-      <b><Swatch colour={page.tree.nodes[node].colour} />{page.tree.name(node)}</b>
+      <b><Swatch colour={colour} />{name}</b>
       <span>{title}</span>
       {lines.slice(1, 5).map(([name, value]) => <span>{name}: {value}</span>)}
     </div>

@@ -6,7 +6,7 @@ import { interpolateNumber } from "d3-interpolate";
 import { polygonContains } from "d3-polygon";
 import { select } from "d3-selection";
 import { Camera, isStill, type Point } from "./camera";
-import { type Box, drawLine, drawNames, drawRing } from "./overlay";
+import { type Box, drawLine, drawNames, drawRing, RING } from "./overlay";
 import type { Page } from "./page";
 import { Points } from "./points";
 import { spread } from "./spread";
@@ -178,19 +178,19 @@ export class MapView {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.overlay.width, this.overlay.height);
     const { color: ink, backgroundColor: ground, accentColor: accent } = getComputedStyle(document.body);
+    const at = (hit: Hit) => camera.toScreen(this.position(hit));
     const nearest = Math.round(prefix);
     const opacity = 1 - 5 * Math.abs(prefix - nearest);
     context.globalAlpha = Math.max(0, opacity);
     const islands = opacity > 0 ? page.islands(nearest) : []; // none between two prefixes
     const positions = this.layers.map((layer) => layer.positions);
-    this.nameBoxes = drawNames(context, camera, islands, positions, (node) => page.tree.name(node), ink, ground);
+    this.nameBoxes = drawNames(context, camera, islands, positions, page.cell && at(page.cell), ink, ground);
     context.globalAlpha = 1;
-    const at = (hit: Hit) => camera.toScreen(this.position(hit));
     if (page.cell) {
       for (const row of page.cellNeighbours?.raw.rows ?? []) link(at({ layer: 0, row }), 2.5, "#888888", 0.8, [3, 3]);
       for (const row of page.cellNeighbours?.fractal.rows ?? []) link(at({ layer: 0, row }), 3, accent, 1.2, []);
-      drawRing(context, at(page.cell), 8, ground, 5);
-      drawRing(context, at(page.cell), 8, ink, 2.5);
+      drawRing(context, at(page.cell), RING, ground, 5);
+      drawRing(context, at(page.cell), RING, ink, 2.5);
     }
     if (this.lasso && Math.abs(prefix - this.lassoAt) < 0.01) {
       const corners = pairs(this.lasso).map((corner) => camera.toScreen(corner));

@@ -19,6 +19,8 @@ export function drawRing(context: Context, point: Point, radius: number, strokeS
   Object.assign(context, { strokeStyle, lineWidth }).stroke();
 }
 
+export const RING = 8; // pixels, radius of that around the chosen cell
+
 export type Box = [number, number, number, number]; // left, top, right, bottom
 
 const SQUARE = 8; // pixels; a name keeps off squares in which cells lie
@@ -49,14 +51,15 @@ const NEAR = 0.1; // of the map: a type in several islands has its name beside t
 
 /** Around an island, the nearest first: distances in its radius, and directions. */
 const DIRECTIONS: Point[] = [[0, -1], [0, 1], [1, 0], [-1, 0], [0.8, -0.8], [-0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]];
-const OFFSETS = [1, 1.5, 2, 3, 4, 6].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
+const OFFSETS = [1, 1.5, 2, 3, 4, 6, 8, 11, 15].flatMap((far) => DIRECTIONS.map(([x, y]): Point => [far * x, far * y]));
 
 /**
- * Names of the islands, the largest first, each beside its island: they cover no cells, no other name, and are not cut. A
- * name that fits nowhere is left out; one that stands off has a line to its island. -> their boxes
+ * Names of the islands, the largest first, each beside its island: they cover no cells, no other name, not the chosen
+ * cell's ring, and are not cut. One that stands off has a line to its island, which crosses no name; one that fits nowhere
+ * is left out. -> their boxes
  */
 export function drawNames(
-  context: Context, camera: Camera, islands: Island[], layers: Float32Array[], nameOf: (node: number) => string,
+  context: Context, camera: Camera, islands: Island[], layers: Float32Array[], chosen: Point | null,
   ink: string, ground: string,
 ): Box[] {
   const { width, height, scale } = camera;
@@ -65,14 +68,14 @@ export function drawNames(
   const font = `600 ${size}px system-ui, sans-serif`;
   Object.assign(context, { textAlign: "center", textBaseline: "middle", lineJoin: "round", font });
   const hasCells = islands.length ? cellsIn(camera, layers) : () => false;
-  const taken: Box[] = [];
-  const isFree = ([left, top, right, bottom]: Box) =>
-    left >= 0 && top >= 0 && right < width && bottom < height && !hasCells([left, top, right, bottom]) &&
-    !taken.some((other) => left < other[2] && other[0] < right && top < other[3] && other[1] < bottom);
-  for (const { node, x, y, radius } of islands) {
+  const names: Box[] = [];
+  const marks = chosen ? [around(chosen, RING + 2)] : []; // the ring, and points of lines
+  const isApart = (box: Box, others: Box[]) =>
+    !others.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3]);
+  for (const { name, x, y, radius } of islands) {
     const [middleX, middleY] = camera.toScreen([x, y]);
     if (middleX < 0 || middleX > width || middleY < 0 || middleY > height) continue;
-    const lines = wrap(nameOf(node), isSmall ? 16 : 22);
+    const lines = wrap(name, isSmall ? 16 : 22);
     const halfWidth = Math.max(...lines.map((text) => context.measureText(text).width)) / 2 + 3;
     const halfHeight = (lines.length * (size + 2)) / 2 + 1;
     const reach = Math.max(8, Math.min(radius, NEAR) * scale);
@@ -81,14 +84,23 @@ export function drawNames(
       const centreY = middleY + dy * reach + Math.sign(dy) * halfHeight;
       return [centreX - halfWidth, centreY - halfHeight, centreX + halfWidth, centreY + halfHeight];
     });
+    const lineOf = ([left, top, right, bottom]: Box): Point[] => {
+      const edge: Point = [Math.min(right, Math.max(left, middleX)), Math.min(bottom, Math.max(top, middleY))];
+      const gap = Math.hypot(edge[0] - middleX, edge[1] - middleY);
+      const share = (i: number) => (i / 16) * (1 - (0.8 * reach) / gap);
+      const towards = (i: number): Point => [0, 1].map((axis) => edge[axis] + (([middleX, middleY][axis]) - edge[axis]) * share(i)) as Point;
+      return gap > 1.8 * reach ? Array.from({ length: 17 }, (_, i) => towards(i)) : [];
+    };
+    const isFree = (box: Box) =>
+      box[0] >= 0 && box[1] >= 0 && box[2] < width && box[3] < height && !hasCells(box) && isApart(box, names) &&
+      isApart(box, marks) && lineOf(box).every((point) => isApart(around(point, 1), names));
     const box = boxes.find(isFree);
     if (!box) continue;
-    taken.push(box);
-    const [left, top, right, bottom] = box;
-    const edge: Point = [Math.min(right, Math.max(left, middleX)), Math.min(bottom, Math.max(top, middleY))];
-    const gap = Math.hypot(edge[0] - middleX, edge[1] - middleY);
-    const towards = (share: number): Point => [edge[0] + (middleX - edge[0]) * share, edge[1] + (middleY - edge[1]) * share];
-    if (gap > 1.8 * reach) drawLine(context, [towards(0), towards(1 - (0.8 * reach) / gap)], ink, 0.7, []);
+    names.push(box);
+    const line = lineOf(box);
+    drawLine(context, line, ink, 0.7, []);
+    marks.push(...line.map((point) => around(point, 1)));
+    const [left, top, right] = box;
     Object.assign(context, { lineWidth: 4, strokeStyle: ground, fillStyle: ink });
     lines.forEach((text, i) => {
       const lineY = top + 1 + (i + 0.5) * (size + 2);
@@ -96,8 +108,10 @@ export function drawNames(
       context.fillText(text, (left + right) / 2, lineY);
     });
   }
-  return taken;
+  return names;
 }
+
+const around = ([x, y]: Point, reach: number): Box => [x - reach, y - reach, x + reach, y + reach];
 
 /** At most two lines of about `width` characters; what is longer ends with dots. */
 function wrap(name: string, width: number): string[] {

@@ -1,5 +1,6 @@
 // The state of the page, and what a person can do. Each action ends in `changed`, which draws what depends on it.
 
+import { rollup } from "d3-array";
 import { addressOf } from "./address";
 import { STATUSES, type Vote } from "./annotator";
 import { category, paint, ramp } from "./colours";
@@ -15,7 +16,8 @@ import type { Neighbours } from "./neighbours";
 import { combine, type Mode, type Selection } from "./selection";
 import { Tree } from "./tree";
 
-const NEAREST = 15;
+export const NEAREST = 15;
+const WIDE = 0.4; // radius of an island of a column's value, in units of the map
 export const TABS = { types: "Types", genes: "Genes", cell: "Cell", group: "Group", yours: "Your cells" };
 
 export const isTab = (tab: string | null): tab is string => tab !== null && Object.hasOwn(TABS, tab);
@@ -29,7 +31,8 @@ export class Page {
   cell: Hit | null = null;
   selection: Selection | null = null;
   mode: Mode = "new"; // of the next selection
-  near: Nearness | null = null; // which labels lie among which, when it was last asked for
+  near: Nearness | null = null; // the neighbours of the group, when they were last asked for
+  nearLevel: number; // of the labels that are compared among them
   second: MapView | null = null; // beside the map, at another prefix or by the raw vectors; made when it is first shown
   isSecondShown = false;
   yours: Yours | null = null;
@@ -38,18 +41,20 @@ export class Page {
   tip: { hit: Hit; x: number; y: number } | null = null;
   tab = "types";
   colour = "prefix"; // what colours the cells: "prefix", "level:2" or "column:donor"
-  ticked: ReadonlySet<number> = new Set(); // nodes, or codes of the column, that are lit up
+  ticked: ReadonlySet<number> = new Set(); // that are lit up: codes of the column, or nodes; -5: those that stop at node 5
   hovered: number | null = null; // the one that is lit up meanwhile
   query = ""; // text that types are searched for
   readonly unfolded = new Set<number>();
   private readonly slider = find<HTMLInputElement>("#slider");
   private readonly islandsOf = new Map<string, Island[]>();
+  private readonly labelsOf = new Map<number, Labelled>(); // by level
   private readonly painted = memo<void>();
   private readonly nearest = memo<Record<"fractal" | "raw", Neighbours> | null>();
 
   /** show: draws the panels beside the map. */
   constructor(readonly about: About, arrays: Record<string, Matrix>, private readonly show: () => void) {
-    const tree = (this.tree = new Tree(about.nodes));
+    const tree = (this.tree = new Tree(about.nodes, about.known ? "no label" : "no answer"));
+    this.nearLevel = about.levels.length;
     this.cells = cellsOf(about, arrays);
     this.counts = tree.counts(this.cells.node);
     this.map = this.newMap("#points", "#overlay");
@@ -148,7 +153,9 @@ export class Page {
     if (!wanted.length || (this.column && !column)) return () => true;
     if (column) return (row) => wanted.includes(column.codes[row]);
     const { tree } = this;
-    const isLit = tree.nodes.map((_, node) => wanted.some((top) => (top ? tree.isBelow(node, top) : node === 0)));
+    const tops = wanted.filter((value) => value > 0);
+    const stops = new Set(wanted.filter((value) => value <= 0).flatMap((value) => this.chain(-value)));
+    const isLit = tree.nodes.map((_, node) => stops.has(node) || tops.some((top) => tree.isBelow(node, top)));
     return (row) => isLit[nodes[row]];
   }
 
@@ -157,11 +164,12 @@ export class Page {
     const { tree } = this;
     const { node: nodes, answers } = this.set(layer);
     const light = this.lightOf(layer);
-    const group = this.selection && this.tab === "group" ? new Set(this.selection.rows[layer]) : null;
+    const group = this.selection && new Set(this.selection.rows[layer]);
+    const isGroupAlone = group && (this.tab === "group" || this.tab === "cell");
     const column = this.columnOf(layer);
     const level = this.level ?? this.about.levels.length;
     return paint(nodes.length, {
-      isLit: (row) => light(row) && (!group || group.has(row)),
+      isLit: (row) => (isGroupAlone ? group.has(row) : light(row) || (this.hovered === null && group?.has(row) === true)),
       shapeOf: (row) => {
         if (answers && STATUSES[answers.status[row]] === "novel") return "diamond";
         return answers && !column && nodes[row] > 0 && tree.depth(nodes[row]) < level ? "ring" : "disc";
@@ -182,6 +190,7 @@ export class Page {
 
   colourBy(colour: string): void {
     this.colour = this.colourings.has(colour) ? colour : "prefix";
+    if (this.colour.startsWith("level:")) this.openTree();
     this.tick([]);
   }
 
@@ -196,11 +205,9 @@ export class Page {
 
   /** Open or close a node; opening it moves to the prefix that tells those below it apart. */
   fold(node: number, isOpen: boolean): void {
-    const repeats = this.tree.repeats(node);
-    if (isOpen) this.unfolded.delete(node);
-    else for (const repeat of repeats) this.unfolded.add(repeat);
-    const deepest = this.tree.children[node].length > 1 ? node : repeats[repeats.length - 1];
-    const prefix = this.about.blocks.indexOf(this.about.levels[this.tree.depth(deepest)]) + 1;
+    const chain = this.chain(node);
+    for (const one of chain) isOpen ? this.unfolded.delete(one) : this.unfolded.add(one);
+    const prefix = this.about.blocks.indexOf(this.levelBelow(node)) + 1;
     if (prefix && !isOpen) this.setPrefix(prefix, true, false);
     this.show();
   }
@@ -220,15 +227,66 @@ export class Page {
     this.map.frame(0, [...nodes.keys()].filter((row) => this.tree.isBelow(nodes[row], node)));
   }
 
+  /** Where most cells of a node of the level lie, or of a value of the text column that colours. */
   islands(prefix: number): Island[] {
     const { tree, islandsOf } = this;
+    const column = this.columnOf(0)?.values ? this.columnOf(0) : null;
     const level = (this.colour !== "prefix" && this.level) || this.levelOf(prefix > this.about.widths.length ? this.stop : prefix);
-    const key = `${prefix} ${level}`;
+    const key = `${prefix} ${column ? this.colour : level}`;
     if (!islandsOf.has(key)) {
-      const groups = Array.from(this.cells.node, (node) => (tree.depth(node) < level ? 0 : tree.at(node, level)));
-      islandsOf.set(key, islands(this.cells.layouts[prefix - 1], groups, Math.max(5, this.about.cells / 1000)));
+      const groups = column?.codes ?? this.cells.node.map((node) => (tree.depth(node) < level ? 0 : tree.at(node, level)));
+      const nameOf = (value: number) => (column ? valueOf(column, value) : this.label(value));
+      const all = islands(this.cells.layouts[prefix - 1], groups, Math.max(5, this.about.cells / 1000), nameOf);
+      islandsOf.set(key, column ? all.filter(({ radius }) => radius < WIDE) : all); // a donor may be all over the map
     }
     return islandsOf.get(key)!;
+  }
+
+  // --- labels ------------------------------------------------------------------------------------------------------
+
+  /** The nodes below a node that have cells. */
+  readonly childrenOf = (node: number): number[] => this.tree.children[node].filter((child) => this.counts[child] > 0);
+
+  chain(node: number): number[] {
+    return this.tree.chain(node, this.childrenOf);
+  }
+
+  /** The level of the nodes that stand below a node in the tree. */
+  levelBelow(node: number): string {
+    return this.about.levels[this.tree.depth(this.chain(node).at(-1)!)];
+  }
+
+  /** The name of a node, with its level where another row of the tree has the same name. */
+  label(node: number): string {
+    const { parent } = this.tree.nodes[node];
+    const isRepeat = parent > 0 && this.tree.name(parent) === this.tree.name(node) && !this.chain(parent).includes(node);
+    return this.tree.name(node) + (isRepeat ? ` (${this.about.levels[this.tree.depth(node) - 1]})` : "");
+  }
+
+  /** What is ticked or pointed at in the legend, in words. */
+  nameOf(value: number): string {
+    if (this.column) return valueOf(this.column, value);
+    return value < 0 ? `${this.label(-value)}, no answer at the ${this.levelBelow(-value)}` : this.label(value);
+  }
+
+  /** The best guess for a cell at a level, however unsure; or the label of the file. */
+  guess({ layer, row }: Hit, level: number): number {
+    const { answers, node: nodes } = this.set(layer);
+    return answers ? this.about.annotator.paths[answers.path[row]][level - 1] : this.tree.at(nodes[row], level);
+  }
+
+  /** `guess` for all cells of the page: what every table of neighbours counts. */
+  labelled(level: number): Labelled {
+    if (!this.labelsOf.has(level)) {
+      const labels = Array.from(this.cells.node, (_, row) => this.guess({ layer: 0, row }, level));
+      this.labelsOf.set(level, { labels, cells: rollup(labels, (of) => of.length, (label) => label) });
+    }
+    return this.labelsOf.get(level)!;
+  }
+
+  /** The share of the neighbours of a cell with a label that can have it: below 1 where few others on the map do. */
+  mostSame(label: number, level: number, layer = 0): number {
+    return Math.min(1, ((this.labelled(level).cells.get(label) ?? 0) - (layer ? 0 : 1)) / NEAREST);
   }
 
   // --- the prefix --------------------------------------------------------------------------------------------------
@@ -270,10 +328,12 @@ export class Page {
     return counts.indexOf(Math.max(...counts)) + 1;
   }
 
+  /** To the level that colours the cells. */
   openTree(): void {
-    const { tree, unfolded, stop } = this;
+    const { tree, unfolded } = this;
+    const level = this.level ?? this.levelOf(this.stop);
     unfolded.clear();
-    tree.nodes.forEach((_, node) => tree.depth(node) < this.levelOf(stop) && unfolded.add(node));
+    tree.nodes.forEach((_, node) => tree.depth(node) < level && unfolded.add(node));
   }
 
   // --- a cell ------------------------------------------------------------------------------------------------------
@@ -281,6 +341,7 @@ export class Page {
   choose(hit: Hit | null): void {
     if (hit?.layer && this.yours!.answers.path[hit.row] < 0) return; // it has no position
     this.update({ cell: hit, tab: hit ? "cell" : this.tab });
+    find("#cell").scrollTop = 0;
   }
 
   /** The pointer is at a cell, at a pixel of the views. */
@@ -312,15 +373,15 @@ export class Page {
     return rows ? this.vectors!.annotator.votes(rowOf(rows, row, this.vectors!.fractal.dim)) : null;
   }
 
-  /** A cell in words: title, node, and lines of name and value. */
-  describe({ layer, row }: Hit): { title: string; node: number; lines: [string, string][] } {
+  /** A cell in words: title, name and colour of its label, and lines of name and value. */
+  describe({ layer, row }: Hit): { title: string; name: string; colour: string; lines: [string, string][] } {
     const { names, node: nodes, answers, columns } = this.set(layer);
-    const path = this.tree.path(nodes[row]) || (answers ? "no answer" : "no label");
-    const isExplained = ({ name }: CellColumn) => answers && /^(probability of the .*|p-value|answered level|best guess)$/.test(name);
-    const ofFile = columns.filter((column) => (column.unit ? this.colour === idOf(column) : !isExplained(column)));
+    const none = answers ? "no answer" : "no label";
+    const { name, colour } = this.tree.nodes[nodes[row]];
+    const ofFile = columns.filter((column) => (column.unit ? this.colour === idOf(column) : !column.isOfAnswer));
     const lines = ofFile.map((column): [string, string] => [column.name, textOf(column, row) || "–"]);
     const title = `${layer ? "your " : ""}${names ? names[row] : `cell ${count(row + 1)}`}`;
-    return { title, node: nodes[row], lines: [["path", path], ...lines] };
+    return { title, name: name || none, colour, lines: [["path", this.tree.path(nodes[row]) || none], ...lines] };
   }
 
   // --- a group -----------------------------------------------------------------------------------------------------
@@ -350,10 +411,11 @@ export class Page {
     this.update({ selection: combine(this.selection, { rows, rule }, this.mode), tab: "group" });
   }
 
-  /** Select the cells that are ticked in the legend. */
+  /** Select the cells that are ticked in the legend, and take the ticks away. */
   selectTicked(): void {
     const lit = (layer: number) => [...this.set(layer).node.keys()].filter(this.lightOf(layer));
     this.selectCells([lit(0), this.yours ? lit(1) : []], this.ticks);
+    this.tick([]);
   }
 
   /** Select cells by name, or by row where the cells have no names. */
@@ -365,12 +427,8 @@ export class Page {
 
   /** What is ticked, in words. */
   get ticks(): string {
-    const { column, ticked } = this;
-    const names = [...ticked].map((value) => {
-      if (column) return value ? column.values![value - 1] : "missing";
-      return this.tree.name(value);
-    });
-    return `${column ? `with ${column.name}` : "labelled"} ${names.join(" or ")}`;
+    const names = [...this.ticked].map((value) => this.nameOf(value));
+    return `${this.column ? `with ${this.column.name}` : "labelled"} ${names.join(" or ")}`;
   }
 
   lassoMode(isOn = !this.map.isDrawing): void {
@@ -434,7 +492,16 @@ export class Page {
   }
 }
 
+/** The label of each cell, a node, and how many cells have it. */
+interface Labelled {
+  labels: number[];
+  cells: Map<number, number>;
+}
+
 const idOf = ({ name, unit }: CellColumn) => `${unit ? "gene" : "column"}:${name}`;
+
+/** The value of a text column that has a code. */
+export const valueOf = ({ values, missing }: CellColumn, code: number): string => (code ? values![code - 1] : (missing ?? "missing"));
 
 /** The value of a cell, "" where it is missing. */
 export function textOf({ values, codes }: CellColumn, row: number): string {

@@ -1,6 +1,6 @@
 // The map as a PNG, with a legend of the level or column that colours it.
 
-import { download } from "./download";
+import { download, fileName } from "./download";
 import { find } from "./format";
 import type { Page } from "./page";
 
@@ -36,7 +36,7 @@ export function savePicture(page: Page): void {
     context.fillText(name.length > 34 ? `${name.slice(0, 33)}…` : name, left + 16, y);
   });
   picture.toBlob((blob) => {
-    if (blob) download(`${title.replace(/[^\w.-]+/g, "_")}_prefix_${page.stop}.png`, blob);
+    if (blob) download(fileName(title, `prefix_${page.stop}.png`), blob);
   });
 }
 
@@ -46,6 +46,6 @@ function legendOf(page: Page): [string, string][] {
     const values = (column.values ?? []).slice(0, 40);
     return values.map((name, i) => [name, page.colourOf(column, i + 1)]);
   }
-  const shown = tree.nodes.filter((_, node) => tree.depth(node) === level && counts[node]).slice(0, 60);
-  return shown.map(({ name, colour }) => [name, colour]);
+  const shown = [...tree.nodes.keys()].filter((node) => tree.depth(node) === level && counts[node]).slice(0, 60);
+  return shown.map((node) => [page.label(node), tree.nodes[node].colour]);
 }

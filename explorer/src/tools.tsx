@@ -1,5 +1,6 @@
 // Title and tools above the map, the keys, and the help that lists them.
 
+import { STATUSES, statusTexts } from "./annotator";
 import { count, find } from "./format";
 import type { Page } from "./page";
 import { savePicture } from "./picture";
@@ -98,14 +99,27 @@ export function Header({ page }: { page: Page }) {
 
 export function Help({ page }: { page: Page }) {
   const keys = ACTIONS.map(({ key, title }): [string, string] => [key.toUpperCase(), title]);
+  const { annotator, blocks, known, levels } = page.about;
+  const marks: [string, string][] = [
+    ["●", `with ${known ? "a label" : "an answer"} at the level that colours; a grey one has none`],
+    ["○", "its answer stops at a level above, whose colour it has"],
+    ["◆", "novel"],
+  ];
+  const ofAnswers: [string, string][] = [
+    ["no answer", `the probability of the level is below ${annotator.confidence}, the black line on its bar, or the cell is unusual`],
+    ["best guess", `the likeliest ${levels.at(-1)}, however unsure`],
+    ["p-value", "the share of the cells the reference was checked with that fit its types as badly"],
+    ...statusTexts(page.about).map((text, i): [string, string] => [STATUSES[i], text]),
+  ];
   return (
     <>
       <h2>Fractal explorer</h2>
       <p>
-        Each cell is one vector. Cut after its first block it gives the system, after two the lineage, and so on. Move
-        the slider, and islands split where the next block adds a level. The maps are drawings: distances between islands
-        mean little. Neighbours are exact, computed here from the vectors.
+        Each cell is one vector of {blocks.length} blocks: {blocks.join(", ")}. A prefix is its first blocks. Move the slider,
+        and islands split where the next block adds a level. The maps are drawings: distances between islands mean
+        little. Neighbours are exact, computed here from the vectors.
       </p>
+      <Facts lines={known ? marks : [...marks, ...ofAnswers]} />
       <Facts lines={[["1, 2, …, ← →", "the prefix"], ...keys, ...Object.entries(page.about.facts)]} />
       <button onClick={() => find<HTMLDialogElement>("#help").close()}>Close</button>
     </>

@@ -7,7 +7,8 @@ export class Tree {
   private readonly last: number[]; // the last node below each
   private readonly paths: number[][] = []; // from the root, which is node 0, to each node
 
-  constructor(readonly nodes: TreeNode[]) {
+  /** none: the name of the root, where cells without a label are. */
+  constructor(readonly nodes: TreeNode[], private readonly none: string) {
     this.children = nodes.map(() => []);
     this.last = nodes.map(() => 0);
     nodes.forEach(({ parent }, node) => {
@@ -36,7 +37,7 @@ export class Tree {
   }
 
   name(node: number): string {
-    return node ? this.nodes[node].name : "no label";
+    return node ? this.nodes[node].name : this.none;
   }
 
   /** Names from level 1 down; a name that repeats the one above it is left out. "" for the root. */
@@ -45,10 +46,11 @@ export class Tree {
     return names.filter((name, i) => name !== names[i - 1]).join(" › ");
   }
 
-  /** The node, and those below it that repeat its name without a break. */
-  repeats(node: number): number[] {
-    const same = this.children[node].filter((child) => this.nodes[child].name === this.nodes[node].name);
-    return [node, ...same.filter((child) => this.children[child].length).flatMap((child) => this.repeats(child))];
+  /** The node, and those below it that repeat its name and have no sibling among `childrenOf`: they stand as one. */
+  chain(node: number, childrenOf: (node: number) => number[]): number[] {
+    const [child, sibling] = childrenOf(node);
+    const isOne = child && !sibling && this.nodes[child].name === this.nodes[node].name;
+    return isOne ? [node, ...this.chain(child, childrenOf)] : [node];
   }
 
   /** Number of cells at or below each node. */

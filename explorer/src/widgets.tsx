@@ -3,7 +3,9 @@
 import type { ComponentChildren } from "preact";
 import { count, percent } from "./format";
 
-export const Swatch = ({ colour }: { colour: string }) => <i class="swatch" style={{ backgroundColor: colour }} />;
+export const Swatch = ({ colour, isRing = false }: { colour: string; isRing?: boolean }) => (
+  <i class={isRing ? "swatch ring" : "swatch"} style={{ [isRing ? "borderColor" : "backgroundColor"]: colour }} />
+);
 
 /** A bar of a share, with a mark where the share of all cells is. */
 export const Bar = ({ share, colour, mark }: { share: number; colour: string; mark?: number }) => (
@@ -11,6 +13,14 @@ export const Bar = ({ share, colour, mark }: { share: number; colour: string; ma
     <b style={{ width: `${100 * share}%`, backgroundColor: colour }} />
     {mark !== undefined && <i style={{ left: `${100 * mark}%` }} />}
   </span>
+);
+
+/** The share of neighbours with the same label, and the most that it can be. */
+export const Same = ({ same, most, colour }: { same: number; most: number; colour: string }) => (
+  <>
+    <Bar share={same} colour={colour} mark={most < 1 ? most : undefined} />
+    <span class="figure">{percent(same)}{most < 1 && ` of at most ${percent(most)}`}</span>
+  </>
 );
 
 /** Names and values. */
@@ -51,5 +61,5 @@ export function Parts({ title, parts, size, all }: { title: string; parts: Part[
     return [<>{name}{bar}</>, count(cells), percent(cells / size), percent(ofAll / all)];
   });
   if (rest.length) rows.push([`${count(rest.length)} more`, count(rest.reduce((sum, { cells }) => sum + cells, 0)), "", ""]);
-  return <Table kind="parts" caption={title} head={["", "Cells", "Group", "Atlas"]} rows={rows} />;
+  return <Table kind="parts" caption={title} head={["", "Cells", "Group", "Map"]} rows={rows} />;
 }

@@ -3,7 +3,7 @@
 import { mean } from "d3-array";
 import { STATUSES } from "./annotator";
 import { MOST, save, type Yours } from "./dropped";
-import { count, percent } from "./format";
+import { cellsText, count, percent } from "./format";
 import type { Page } from "./page";
 import { Bar, Swatch, Table } from "./widgets";
 
@@ -48,7 +48,7 @@ function Answers({ page, yours }: { page: Page; yours: Yours }) {
   const [voters, all] = [page.vectors!.annotator.voters.n, about.annotator.cells];
   return (
     <>
-      <h2>{count(nodes.length)} cells of {yours.file}</h2>
+      <h2>{cellsText(nodes.length)} of {yours.file}</h2>
       {shareNovel > 0.3 && (
         <p class="error">
           {percent(shareNovel)} of the cells are like nothing in the reference. Are they vectors of the same embedding?
@@ -104,7 +104,7 @@ function Labels({ page, yours }: { page: Page; yours: Yours }) {
   const sorted = [...labels].sort((a, b) => b[1].cells - a[1].cells).slice(0, SHOWN);
   const rows = sorted.map(([node, { cells, sum }]) => {
     const level = node ? levels[tree.depth(node) - 1] : "";
-    const name = <><Swatch colour={tree.nodes[node].colour} />{node ? tree.name(node) : "none"} <small>{level}</small></>;
+    const name = <><Swatch colour={tree.nodes[node].colour} />{node ? tree.name(node) : "no answer"} <small>{level}</small></>;
     return [name, count(cells), node ? percent(sum / cells) : "–"];
   });
   return <Table kind="parts" caption="Deepest label that can be trusted" head={["", "Cells", "Mean prob."]} rows={rows} />;

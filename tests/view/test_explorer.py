@@ -271,6 +271,7 @@ class Opened:
     def download(self, button: str) -> bytes:
         with self.page.expect_download() as waiting:
             self.page.click(button)
+        self.saved = waiting.value.suggested_filename
         return Path(waiting.value.path()).read_bytes()
 
 
@@ -292,6 +293,11 @@ def torch_neighbours(rows: np.ndarray, queries: list[int], width: int, k: int) -
     cosines = x[queries] @ x.T
     cosines[range(len(queries)), queries] = -2
     return cosines
+
+
+def painted(page: Any) -> np.ndarray:
+    """Which cells have a colour."""
+    return np.array(page.evaluate("Array.from(explorer.colours(0))")).reshape(-1, 4)[:, 3] > 0
 
 
 LIT = "Array.from({ length: explorer.about.cells }, (_, row) => explorer.isLit({ layer: 0, row }))"
@@ -566,16 +572,30 @@ def test_selections_combine_and_are_saved_with_their_rule(shown):
     inside = (at > [-0.5, -0.5]).all(1) & (at < [0.2, 0.4]).all(1)
     wanted = np.isin(labels, ["mast cell", "fibroblast"])
     nodes = [i for i, node in enumerate(shown.about["nodes"]) if node["name"] in ("mast cell", "fibroblast")]
-    page.evaluate("nodes => { explorer.colourBy('prefix'); explorer.tick(nodes); }", nodes)
+    page.evaluate("explorer.colourBy('prefix')")
     for mode, word, expected in (
         ("and", "and", inside & wanted), ("or", "or", inside | wanted), ("not", "but not", inside & ~wanted)
     ):  # fmt: skip
         page.evaluate("corners => { explorer.select(null); explorer.select(corners); }", corners)
+        page.evaluate("nodes => explorer.tick(nodes)", nodes)
         page.select_option("#mode", mode)
-        page.locator("#group button", has_text="labelled").click()
+        page.click("#tab-types")
+        page.locator("#types button", has_text="labelled").click()
         assert page.evaluate("explorer.group") == np.flatnonzero(expected).tolist()
+        assert page.evaluate("explorer.ticked.size") == 0
+        for change in ("explorer.update({ tab: 'group' })", "explorer.choose({ layer: 0, row: 3 })"):
+            page.evaluate(change)
+            assert painted(page).tolist() == expected.tolist()
+        page.evaluate(
+            "nodes => { explorer.choose(null); explorer.update({ tab: 'types' }); explorer.tick(nodes); }", nodes
+        )
+        assert painted(page).tolist() == (expected | wanted).tolist()  # what is selected stays lit
+        page.evaluate("explorer.tick([]); explorer.update({ tab: 'group' })")
         rule, *ids = shown.opened.download("#save-ids").decode().splitlines()
         assert ids == names[expected].tolist()
+        assert shown.opened.saved == "cells_cells.txt"
+        table = pd.read_csv(io.BytesIO(shown.opened.download("#group .buttons button:first-child")))
+        assert (len(table), table.columns[-1], shown.opened.saved) == (expected.sum(), rule, "cells_group.csv")
         assert re.fullmatch(rf"# cells.h5ad: \(in a lasso at prefix 4: .*\) {word} \(labelled .*mast cell.*\)", rule)
     ratio = {}
     for name in set(labels):
@@ -593,14 +613,11 @@ def test_what_a_prefix_mixes_up_is_a_table(shown):
     """The worst type first: how many of the 15 nearest have the same label, and the other label that most have."""
     page, labels, width = shown.page, np.array(shown.cells.labels), shown.about["widths"][0]
     page.evaluate("explorer.select(null); explorer.forget(); explorer.setPrefix(1, false); explorer.tick([])")
-    page.click("#tab-types")
-    page.select_option("#colour", label="subtype")
     page.click("#tab-group")
     page.get_by_role("button", name="What is mixed up, by prefix 1").click()
-    expected, most = {}, -(-500 // len(TYPES))  # of each type at most so many are asked
+    expected = {}
     for name in TYPES:
-        rows = np.flatnonzero(labels == name)
-        rows = rows[(np.arange(len(rows)) * most) % len(rows) < most].tolist()
+        rows = np.flatnonzero(labels == name).tolist()
         near = labels[torch_neighbours(shown.arrays["fractal"], rows, width, 15).topk(15).indices.numpy()]
         others = pd.Series(near[near != name]).value_counts() / near.size
         expected[name] = ((near == name).mean(), others)
@@ -617,6 +634,12 @@ def test_what_a_prefix_mixes_up_is_a_table(shown):
         name, figure = other.rsplit(" ", 1)
         assert float(figure.rstrip("%")) == pytest.approx(100 * others.max(), abs=0.51)
         assert others[name] == pytest.approx(others.max(), abs=0.002)
+    page.select_option("#near-level", label="labels of the lineage")
+    head, *rows = page.locator("#group .agreement tr").all_inner_texts()
+    assert head.startswith("lineage")
+    counts = [int(row.split("\n")[1].split()[0].replace(",", "")) for row in rows]
+    assert sum(counts) == shown.about["cells"]
+    page.select_option("#near-level", label="labels of the subtype")
     page.evaluate("explorer.setPrefix(2, false)")  # it is of another prefix, and is asked for again
     assert page.locator("#group .agreement").count() == 0
     page.evaluate("explorer.colourBy('prefix')")
@@ -689,6 +712,11 @@ def test_names_cover_no_cell_and_no_name_and_are_not_cut(shown):
                 assert not covered.any()
                 for other in boxes[:i]:
                     assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+        page.evaluate("explorer.choose({ layer: 0, row: 5 }); explorer.map.drawNow()")
+        left, top = page.evaluate("explorer.map.camera.toScreen(explorer.map.position({ layer: 0, row: 5 }))")
+        for box_ in page.evaluate("explorer.map.nameBoxes"):  # nor the ring around the chosen cell
+            assert not (box_[0] < left + 8 and left - 8 < box_[2] and box_[1] < top + 8 and top - 8 < box_[3])
+        page.evaluate("explorer.choose(null)")
     page.evaluate("explorer.map.camera.look([1, 0, 0])")
 
 
@@ -766,12 +794,19 @@ def test_the_slider_opens_the_tree_to_its_level(shown):
     page, tree = shown.page, "#tree .row .text"
     page.click("#tab-types")
     paths = {path[: k + 1] for path in shown.tree.paths if path[-1] in shown.cells.labels for k in range(4)}
+    siblings = pd.Series([path[:-1] for path in paths]).value_counts()
+
+    def name_of(path: tuple[str, ...]) -> str | None:
+        """A name that repeats the one above has no row, or its level where it has siblings."""
+        if len(path) == 1 or path[-1] != path[-2]:
+            return path[-1]
+        return f"{path[-1]} ({shown.about['levels'][len(path) - 1]})" if siblings[path[:-1]] > 1 else None
+
     for prefix in (4, 1, 2):
         page.keyboard.press(str(prefix))
         shown.opened.wait(f"explorer.map.prefix === {prefix}")
         open_paths = [path for path in paths if len(path) <= prefix]
-        names = {path[-1] for path in open_paths if len(path) == 1 or path[-1] != path[-2]}
-        assert set(page.locator(tree).all_inner_texts()) == names
+        assert set(page.locator(tree).all_inner_texts()) == {name_of(path) for path in open_paths} - {None}
         assert f"the first {shown.about['widths'][prefix - 1]} of" in page.inner_text("#stops") or prefix == 4
 
 
@@ -939,7 +974,7 @@ def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browse
     page.evaluate("row => explorer.choose({ layer: 0, row })", shallow)
     text = page.inner_text("#cell")
     assert f"It stops at the {answers['level'][shallow]}" in text
-    assert f"{answers[levels[-1]][shallow]}, not answered" in text
+    assert f"{answers[levels[-1]][shallow]}: no answer" in text
     novel = answers["status"].tolist().index("novel")
     page.evaluate("row => explorer.choose({ layer: 0, row })", novel)
     assert "Novel: only" in page.inner_text("#cell")
@@ -950,6 +985,7 @@ def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browse
     page.select_option("#colour", "column:status")
     counts = dict(zip(*(page.locator(f"#values .{part}").all_inner_texts() for part in ("text", "count")), strict=True))
     assert counts == {name: str(n) for name, n in pd.Series(answers["status"]).value_counts().items()}
+    assert "like no type of the reference" in page.locator("#values .name", has_text="novel").get_attribute("title")
     page.locator("#values .row", has_text="novel").hover()
     assert page.evaluate(LIT) == (answers["status"] == "novel").tolist()
     page.get_by_label("keep novel lit up").check()
@@ -962,6 +998,100 @@ def test_answers_of_the_reference_colour_the_cells_and_are_explained(ref, browse
     guess = held["best guess"]
     assert [guess["values"][code - 1] for code in guess["codes"]] == list(answers[levels[-1]])
     opened.check()
+
+
+@pytest.fixture(scope="module")
+def answered(ref, browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A page of answers: 5 mast cells, some cells between types, some like nothing."""
+    adata = cells(400, seed=1)
+    adata = adata[~((adata.obs["cell_type"] == "mast cell") & (adata.obs.groupby("cell_type").cumcount() > 4))].copy()
+    adata.obsm["X_scVI"][:60] += np.random.default_rng(0).normal(size=(60, DIM)).astype(np.float32)
+    adata.obsm["X_scVI"][:20] = np.random.default_rng(1).normal(size=(20, DIM))
+    path = tmp_path_factory.mktemp("answered") / "page.html"
+    write(path, ref, adata, None, "mine.h5ad")
+    opened = Opened(browser, path.as_uri())
+    answers = annotated(ref.annotator, adata.obsm["X_scVI"])
+    yield SimpleNamespace(
+        opened=opened, page=opened.page, answers=answers, levels=list(ref.levels), names=adata.obs_names
+    )
+    opened.check()
+
+
+@pytest.mark.slow
+def test_the_tree_adds_up_at_every_level(answered):
+    page, levels = answered.page, answered.levels
+    sums = """(tops) => tops.map((top) => {
+        const count = (one) => Number(one.querySelector(":scope > .row .count, :scope.row .count").textContent);
+        const below = [...(top.id ? top : top.querySelector(":scope > .below")).children];
+        return [top.id ? explorer.about.cells : count(top), below.reduce((sum, one) => sum + count(one), 0)];
+    })"""
+    page.click("#tab-types")
+    for prefix in range(1, len(levels) + 1):
+        page.evaluate("prefix => explorer.setPrefix(prefix, false)", prefix)
+        for whole, parts in page.locator("#tree, .branch:has(> .below)").evaluate_all(sums):
+            assert whole == parts
+        rows = page.locator("#tree .row input").evaluate_all("(all) => all.map((one) => one.ariaLabel)")
+        assert len(rows) == len({*rows})  # no name stands for two things
+    stops = [i for i, label in enumerate(rows) if "no answer at the" in label]
+    for i in stops:
+        top, level = re.fullmatch(r"keep (.*), no answer at the (\w+) lit up", rows[i]).groups()
+        page.locator("#tree .row input").nth(i).check()
+        page.mouse.move(5, 5)
+        page.evaluate("document.activeElement.blur()")
+        depth = np.array(page.evaluate("Array.from(explorer.cells.answers.depth)"))
+        lit = np.array(page.evaluate(LIT))
+        assert lit.sum() > 0
+        assert (depth[lit] == levels.index(level)).all()
+        assert {*answered.answers["label"][lit]} == {top.split(" (")[0]}
+        again = page.evaluate("location.hash")
+        assert f"type={page.evaluate('[...explorer.ticked][0]')}" in again
+        page.evaluate("explorer.tick([])")
+    assert stops
+
+
+@pytest.mark.slow
+def test_unsure_cells_of_a_type_are_exported_in_four_steps(answered):
+    page, answers = answered.page, answered.answers
+    is_unsure = answers["level"] != answered.levels[-1]
+    name = pd.Series(answers["subtype"])[is_unsure].value_counts().index[0]
+    page.click("#tab-types")
+    page.select_option("#colour", label="unsure subtype, best guess")
+    assert {each["name"] for each in page.evaluate("explorer.islands(4)")} <= {*answers["subtype"]}
+    page.get_by_label(f"keep {name} lit up", exact=True).check()
+    page.get_by_role("button", name="Select cells with").click()
+    wanted = is_unsure & (answers["subtype"] == name)
+    _, *ids = answered.opened.download("#save-ids").decode().splitlines()
+    assert ids == answered.names[wanted].tolist()
+    assert answered.opened.saved == "mine_cells.txt"
+    table = page.locator("#group table", has=page.locator("caption", has_text=re.compile("^subtype$")))
+    assert table.locator("tr").nth(1).inner_text().split() == ["no", "answer", str(wanted.sum()), "100%", *[
+        table.locator("tr").nth(1).locator("td").last.inner_text()
+    ]]  # fmt: skip
+    page.evaluate("explorer.select(null); explorer.colourBy('prefix')")
+
+
+@pytest.mark.slow
+def test_tables_of_neighbours_agree_and_labels_of_few_cells_stand_last(answered):
+    page, guesses = answered.page, answered.answers["subtype"]
+    page.evaluate("explorer.setPrefix(4, false); explorer.select(null); explorer.update({ tab: 'group' })")
+    page.locator("#ask-near").click()
+    few = {name for name, n in pd.Series(guesses).value_counts().items() if n <= 15}
+    rows = page.locator("#group .agreement tr").all_inner_texts()[1:]
+    assert {row.split("\n")[0] for row in rows[-len(few) :]} == few
+    most = (int((guesses == "mast cell").sum()) - 1) / 15
+    (mast,) = [row for row in rows if row.startswith("mast cell")]
+    assert f"of at most {100 * most:.0f}%" in mast
+    for row in (3, 100):  # the same of a cell, and of a group of this cell alone
+        page.evaluate("row => explorer.choose({ layer: 0, row })", row)
+        of_cell = page.locator("#cell .agreement").last.locator("tr").last.locator("td").first.inner_text()
+        listed = page.locator("#cell .lists > div:first-child .text").all_inner_texts()
+        near = page.evaluate("row => explorer.neighbours({ layer: 0, row }, 4, 15).fractal.rows", row)
+        assert [text.split("\n")[0].removesuffix(" ?") for text in listed] == guesses[near].tolist()
+        page.evaluate("row => explorer.selectCells([[row], []], 'one')", row)
+        assert page.inner_text("#group h2") == "1 cell"
+        page.locator("#ask-near").click()
+        assert page.locator("#group .agreement td").first.inner_text() == of_cell
+    page.evaluate("explorer.choose(null); explorer.select(null)")
 
 
 @pytest.mark.slow
@@ -979,6 +1109,9 @@ def test_the_first_view_has_the_most_islands(browser, ref, tmp_path: Path):
     assert opened.page.evaluate("explorer.map.prefix") == 3
     opened.page.keyboard.press("v")  # a page without a map of the raw vectors does not offer it
     assert opened.page.locator("#stops2 option").count() == 4
+    opened.page.click("#tab-genes")
+    assert "made without genes" in opened.page.inner_text("#genes")
+    assert f"blocks: {', '.join(ref.page('rings').blocks)}. A prefix" in opened.page.locator("#help").text_content()
     opened.check()
 
 
