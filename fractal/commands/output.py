@@ -7,7 +7,8 @@ Parquet both. An .h5ad is a copy of the one that was read, whose obs gets the ta
 
 import csv
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fractal.base.errors import needs, warn
-from fractal.base.files import atomic_write
+from fractal.base.files import atomic_stream, atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
 from fractal.data.parquet import CELL_ID, metadata_of, vector_list, write_tables
-from fractal.data.writers import add_obs, add_obsm, h5ad_copy, npy_writer, obs_of
+from fractal.data.writers import add_obs, add_obsm, h5ad_copy, obs_of
 
 Chunks = Iterable[tuple[pa.Table, Mapping[str, np.ndarray]]]  # a table of m rows, and arrays (m, dims) by name
 
@@ -91,14 +92,15 @@ def cells_of(column: pa.ChunkedArray) -> list[Any]:
 
 
 def write_npy(path: Location, chunks: Chunks, num_rows: int) -> None:
-    """One matrix (cells, dims)."""
-    write: Any = None
-    with ExitStack() as stack:
-        for _, vectors in chunks:
+    """One matrix (cells, dims), by rows. Not mapped: a full disk would end the process."""
+    with atomic_stream(path) as part, open(part, "wb") if isinstance(part, Path) else nullcontext(part) as file:
+        for number, (_, vectors) in enumerate(chunks):
             (values,) = vectors.values()
-            if write is None:
-                write = stack.enter_context(npy_writer(path, (num_rows, values.shape[1]), values.dtype))
-            write(values)
+            if number == 0:
+                shape = (num_rows, values.shape[1])
+                header = {"descr": values.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(values).data)
 
 
 def write_parquet(path: Location, chunks: Chunks, metadata: Mapping[str, str]) -> int:
@@ -142,7 +144,7 @@ def write_h5ad_copy(
                 used = frame[name].cat.remove_unused_categories().cat
                 frame[name] = used.reorder_categories(sorted(used.categories))
         if columns := {f"{prefix}{name}": column.values for name, column in frame.items()}:
-            add_obs(file, columns, replaces.__contains__)
+            add_obs(file, columns, replaces)
         if "uns" not in file:
             file.create_group("uns").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
         for key, value in uns().items():

@@ -156,17 +156,14 @@ def check_embedding(array: Any, where: str) -> None:
 
 def find_embedding(file: Any, path: Location, key: str) -> Any:
     """obsm[key] of `open_anndata`, or X for the key "X". Raises InputError that says what there is instead."""
-    obsm = file.get("obsm", {})
-    if key in obsm:
-        check_embedding(obsm[key], f"{path}: obsm '{key}'")
-        return obsm[key]
-    x = file.get("X")
-    if key == "X" and x is not None:
-        check_embedding(x, f"{path}: X")
-        return x
-    if key == "X":
-        raise InputError(f"{path}: has no X; its obsm has {', '.join(obsm) or 'nothing'}")
+    obsm, x = file.get("obsm", {}), file.get("X")
     there = ", ".join(obsm)
+    if key in obsm or (key == "X" and x is not None):
+        array, where = (obsm[key], f"{path}: obsm '{key}'") if key in obsm else (x, f"{path}: X")
+        check_embedding(array, where)
+        return array
+    if key == "X":
+        raise InputError(f"{path}: has no X; its obsm has {there or 'nothing'}")
     way = f"it has {there}: name one with --use-rep" if there else f"it has none; {HOW_TO_EMBED}"
     if not there and x is not None:
         with suppress(InputError):

@@ -18,7 +18,7 @@ from fractal.base.prefetch import prefetch
 from fractal.base.storage import Location
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells, names_of
-from fractal.data.labels import Labels
+from fractal.data.labels import Codes, Labels
 from fractal.data.parquet import ROW_GROUP, atlas_table, write_tables
 from fractal.data.vectors import refuse, usable
 from fractal.hierarchy.cellxgene import cellxgene_hierarchy
@@ -37,8 +37,7 @@ class Plan:
     ----------
     hierarchy : with notes on all that was left out, merged or replaced
     classes : (n,) int64, into `hierarchy.classes`; -1 for the cells that are left out
-    level_names : per level its labels, sorted
-    level_codes : per level (classes,) int64, the code of each class's label
+    levels : per level the code of each class's label (classes,) int64, and the labels, sorted
     studies : names; None where the cells have none
     study_codes : (n,) int, or None
     metadata : of the Parquet file
@@ -46,18 +45,16 @@ class Plan:
 
     hierarchy: Hierarchy
     classes: np.ndarray
-    level_names: list[list[str]]
-    level_codes: list[np.ndarray]
+    levels: list[Codes]
     studies: list[str] | None
     study_codes: np.ndarray | None
     metadata: Mapping[str, str]
 
-    def columns(self, rows: slice) -> list[tuple[np.ndarray, list[str]]]:
+    def columns(self, rows: slice) -> list[Codes]:
         """Of those of these cells that are taken, per text column the (m,) codes and the names."""
         classes = self.classes[rows]
         keep = classes >= 0
-        levels = zip(self.level_codes, self.level_names, strict=True)
-        columns = [(codes[classes[keep]], names) for codes, names in levels]
+        columns = [(codes[classes[keep]], names) for codes, names in self.levels]
         if self.study_codes is not None:
             columns.append((self.study_codes[rows][keep], self.studies or []))
         return columns
@@ -117,8 +114,7 @@ def place_cells(
     return Plan(
         Hierarchy(hierarchy.levels, hierarchy.rows, [*labels.notes, *hierarchy.notes]),
         classes,
-        [values.tolist() for values, _ in columns],
-        [codes for _, codes in columns],
+        [(codes, values.tolist()) for values, codes in columns],
         None if labels.study_codes is None else labels.studies,
         labels.study_codes,
         {"cl_release": graph.graph["release"], "anchors_sha256": hierarchy.rules_sha256, "source": str(source)},

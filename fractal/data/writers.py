@@ -9,30 +9,20 @@ Into an .h5ad go
 and `truncate` cuts a prefix out of these as it should be cut.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fractal.base.errors import InputError, needs
-from fractal.base.files import atomic_stream, atomic_write
+from fractal.base.files import atomic_write
 from fractal.base.storage import Location, download
 from fractal.data.h5ad import open_h5ad
 from fractal.data.parquet import is_text
 from fractal.hierarchy.levels import LEVELS
-
-
-@contextmanager
-def npy_writer(path: Location, shape: tuple[int, int], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], Any]]:
-    """Write a .npy matrix of this shape by rows, whole or not at all. Not mapped: a full disk would end the process."""
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    with atomic_stream(path) as part, open(part, "wb") if isinstance(part, Path) else nullcontext(part) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        yield lambda rows: file.write(np.ascontiguousarray(rows, dtype).data)
 
 
 def facts(adapter: Any, recipe: str, adapter_sha256: str, levels: Sequence[str] = LEVELS) -> dict[str, Any]:
@@ -112,12 +102,13 @@ def obs_of(table: pa.Table) -> pa.Table:
     return pa.table(arrays, names=names)
 
 
-def add_obs(file: Any, columns: Mapping[str, Any], replaces: Callable[[str], bool] = lambda name: False) -> None:
+def add_obs(file: Any, columns: Mapping[str, Any], replaces: Collection[str]) -> None:
     """Add columns (arrays or pandas categoricals, (n,)) to obs; those of the same names go, and those to replace."""
-    write = needs("anndata", "h5ad").io.write_elem
-    for name in [name for name in file["obs"].attrs["column-order"] if replaces(name) and name in file["obs"]]:
-        del file["obs"][name]
+    obs, write = file["obs"], needs("anndata", "h5ad").io.write_elem
+    before = obs.attrs["column-order"]
+    for name in [name for name in before if name in replaces and name in obs]:
+        del obs[name]
     for name, values in columns.items():
-        write(file["obs"], name, values)
-    order = [name for name in file["obs"].attrs["column-order"] if name not in columns and not replaces(name)]
-    file["obs"].attrs["column-order"] = np.array([*order, *columns], object)
+        write(obs, name, values)
+    kept = [name for name in before if name not in columns and name not in replaces]
+    obs.attrs["column-order"] = np.array([*kept, *columns], object)
