@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError
 from fractal.data.expression import EXAMINED, KINDS, Expression, as_texts, gene_names, kind_of, open_expression
@@ -160,8 +159,7 @@ def measure(
     total, kinds = np.zeros(len(x.var)), set[str]()
     sums_of = np.zeros((2, components.shape[1]))  # of the residuals, and of their squares
     square, cells = 0.0, 0
-    bar = tqdm(total=x.num_cells, unit="cells", unit_scale=True, desc="loadings", leave=False)
-    for rows, part in x.chunks(0, x.num_cells):
+    for rows, part in x.chunks(0, x.num_cells, "loadings"):
         expected = np.asarray(components[rows], np.float64)
         residual = part @ loadings - expected
         good = np.isfinite(residual).all(1)
@@ -170,8 +168,6 @@ def measure(
         cells += int(good.sum())
         total += sums(part)
         kinds.add(kind_of(part))
-        bar.update(rows.stop - rows.start)
-    bar.close()
     offset, residual_square = sums_of / max(1, cells)
     residual_square -= offset**2
     genes = as_texts(x.var.index)[used]

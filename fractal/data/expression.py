@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, needs
 from fractal.base.storage import Location
@@ -40,12 +41,14 @@ class Expression:
     scale: str = ""  # what its numbers are, for messages; "" where it is not known that counts can be had from them
     logged: bool = False  # counts, up to a factor per cell, by expm1; else the numbers are counts
 
-    def chunks(self, start: int, stop: int) -> Iterator[tuple[slice, Any]]:
-        """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time."""
+    def chunks(self, start: int, stop: int, progress: str = "") -> Iterator[tuple[slice, Any]]:
+        """Yield (rows, matrix (m, genes)), at most NUMBERS numbers at a time. progress: the title of a bar."""
         size = max(1, NUMBERS // max(1, len(self.var)))
-        for first in range(start, stop, size):
-            batch = slice(first, min(first + size, stop))
-            yield batch, self.rows(batch)
+        with tqdm(total=stop - start, unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
+            for first in range(start, stop, size):
+                batch = slice(first, min(first + size, stop))
+                yield batch, self.rows(batch)
+                bar.update(batch.stop - first)
 
 
 def kind_of(x: Any) -> str:

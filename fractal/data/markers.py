@@ -13,17 +13,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import ttest_ind_from_stats
-from tqdm.auto import tqdm
 
 from fractal.data.expression import Expression, as_counts, as_texts
 
 TOTAL = 10_000  # counts a cell, after scaling
-SYMBOLS = (
-    "feature_name",
-    "gene_symbols",
-    "gene_symbol",
-    "gene_name",
-)  # of var, as CELLxGENE and scanpy have them
+SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # of var, as CELLxGENE and scanpy have them
 LEAST = 3  # cells of a group; fewer have no variance to speak of
 
 
@@ -55,17 +49,16 @@ class Moments:
 
     def scores(self, group: int) -> np.ndarray:
         """Welch's t (genes,) of a group against all other cells; 0 for a gene without variance."""
+        own, rest = self.sides(group)
         with np.errstate(divide="ignore", invalid="ignore"):
-            sides = *self.of_group(group).statistics, *self.of_rest(group).statistics
-            score = ttest_ind_from_stats(*sides, equal_var=False).statistic
+            score = ttest_ind_from_stats(*own.statistics, *rest.statistics, equal_var=False).statistic
         return np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def of_group(self, group: int) -> "Moments":
-        return Moments(*(getattr(self, field.name)[group] for field in fields(self)))
-
-    def of_rest(self, group: int) -> "Moments":
-        """All groups but this one, and the cells of none."""
-        return Moments(*(np.delete(getattr(self, field.name), group, 0).sum(0) for field in fields(self)))
+    def sides(self, group: int) -> "tuple[Moments, Moments]":
+        """The group, and all others with the cells of none."""
+        own = np.arange(len(self.cells)) == group
+        arrays = [getattr(self, field.name) for field in fields(self)]
+        return Moments(*(a[own].sum(0) for a in arrays)), Moments(*(a[~own].sum(0) for a in arrays))
 
     @property
     def mean(self) -> np.ndarray:
@@ -126,14 +119,12 @@ def markers(
     InputError : for numbers that are not of the expression's scale.
     """
     genes, moments = symbols(expression.var), Moments.zeros(len(names) + 1, len(expression.var))
-    with tqdm(total=len(codes), unit="cells", unit_scale=True, desc=progress, disable=not progress) as bar:
-        for rows, x in expression.chunks(0, len(codes)):
-            groups = np.where(codes[rows] < 0, len(names), codes[rows])  # the last row: cells of no group
-            moments.add(log_normalised(x, expression, rows.start), groups)
-            bar.update(len(groups))
+    for rows, x in expression.chunks(0, len(codes), progress):
+        groups = np.where(codes[rows] < 0, len(names), codes[rows])  # the last row: cells of no group
+        moments.add(log_normalised(x, expression, rows.start), groups)
     tables = [pd.DataFrame(columns=["group", "gene", "score", "log2_fold_change", "share", "share_of_rest"])]
     for group, name in enumerate(names):
-        own, rest = moments.of_group(group), moments.of_rest(group)
+        own, rest = moments.sides(group)
         if min(own.cells, rest.cells) < LEAST:
             continue
         score = moments.scores(group)
