@@ -140,9 +140,9 @@ def test_a_name_is_a_path_or_a_uri():
     assert locate("a:b") == Path("a:b")
     with pytest.raises(InputError, match="a name is empty"):
         locate("")
-    for name in (None, 3, b"cells.h5ad"):
+    for no_path in (None, 3, b"cells.h5ad"):
         with pytest.raises(TypeError, match="expected a path or a URI, not"):
-            locate(name)
+            locate(no_path)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Path(at)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="download the file first"):
