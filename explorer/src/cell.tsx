@@ -19,7 +19,7 @@ export function CellPanel({ page }: { page: Page }) {
   const lists: [string, Neighbours][] = [[`${about.blocks[stop - 1]}: ${page.prefixName()}`, neighbours.fractal], ["Raw vector", neighbours.raw]];
   const agreement = about.levels.map((level, k) => {
     const label = page.guess(cell, k + 1);
-    const { labels } = page.labelled(k + 1);
+    const { labels } = page.guesses[k];
     const most = page.mostSame(label, k + 1, cell.layer);
     const share = (rows: number[]) => {
       const same = rows.filter((row) => labels[row] === label).length / rows.length;
@@ -38,7 +38,7 @@ export function CellPanel({ page }: { page: Page }) {
         head={["Level", ...lists.map(([name]) => name)]} rows={agreement}
       />
       <div class="lists">{lists.map(([name, { rows, cosines }]) => <List {...{ page, name, rows, cosines }} />)}</div>
-      <p class="note">{!about.known && "Labels are best guesses; ? marks those without an answer. "}Figures are cosines. Solid lines: neighbours by this prefix; dashed: by the vector as it came.</p>
+      <p class="note">{!about.known && `Labels are best guesses; ?: no answer at the ${about.levels.at(-1)}. `}Figures are cosines. Solid lines: neighbours by this prefix; dashed: by the vector as it came.</p>
     </>
   );
 }
@@ -84,13 +84,11 @@ function Answer({ page, hit, answers }: { page: Page; hit: Hit; answers: Answers
 function List({ page, name, rows, cosines }: { page: Page; name: string } & Neighbours) {
   const { about, tree, study } = page;
   const { answers } = page.cells;
-  const { labels } = page.labelled(about.levels.length);
+  const { labels } = page.guesses.at(-1)!;
   const isUnsure = (row: number) => answers && answers.depth[row] < about.levels.length;
-  const studies = study && new Set(rows.map((row) => textOf(study, row))).size;
   return (
     <div>
       <h3>{name}</h3>
-      {study && <p class="note">{studies} of {study.values!.length} values of {study.name}</p>}
       <ol>
         {rows.map((row, i) => (
           <li>

@@ -2,29 +2,21 @@
 
 import { extent, mean, rollup } from "d3-array";
 import { ramp } from "./colours";
-import type { CellColumn } from "./data";
 import { downloadCsv, fileName } from "./download";
 import { count, percent } from "./format";
 import { memo, type Page } from "./page";
 
 const MOST = 40; // types that are shown
 
-/** A gene in a type: the share of the cells that express it, and the mean of all of them. */
-interface Dot {
-  share: number;
-  mean: number;
-}
-
-/** The largest types of a level, as nodes, and the genes with their dots (types). */
-interface Dots {
-  types: number[];
-  all: number; // types of the level
-  rows: { gene: CellColumn; dots: Dot[] }[];
-}
+type Dots = ReturnType<typeof dotsOf>;
 
 const remembered = memo<Dots>();
 
-function dotsOf({ cells, counts, tree }: Page, level: number): Dots {
+/**
+ * The largest types of a level, as nodes, of `all`; and per gene and type the share of the cells that express it, and the
+ * mean of all of them.
+ */
+function dotsOf({ cells, counts, tree }: Page, level: number) {
   const nodes = tree.nodes.map((_, node) => node).filter((node) => tree.depth(node) === level && counts[node] > 0);
   const largest = new Set([...nodes].sort((a, b) => counts[b] - counts[a]).slice(0, MOST));
   const types = nodes.filter((node) => largest.has(node));
@@ -67,7 +59,7 @@ export function Genes({ page }: { page: Page }) {
   );
 }
 
-function Row({ page, gene, dots, names }: { page: Page; gene: CellColumn; dots: Dot[]; names: string[] }) {
+function Row({ page, gene, dots, names }: { page: Page; names: string[] } & Dots["rows"][0]) {
   const [low, high] = extent(dots, (dot) => dot.mean) as [number, number];
   const id = `gene:${gene.name}`;
   const isShown = page.colour === id;

@@ -6,7 +6,7 @@ import { cellsText, count, percent } from "./format";
 import { type Page, textOf, valueOf } from "./page";
 import { Near } from "./near";
 import { MODES, type Selection } from "./selection";
-import { type Part, Parts, Table } from "./widgets";
+import { Choice, type Part, Parts, Table } from "./widgets";
 
 const LISTED = 8; // cells of a group that are named
 
@@ -49,41 +49,28 @@ export function Group({ page }: { page: Page }) {
       </p>
       <p class="buttons"><Mode page={page} /></p>
       {group.length > 0 && <Near page={page} />}
-      {group.length > 0 && <Enriched tables={tables.filter(({ isOfAnswer }) => !isOfAnswer)} levels={levels.length} size={group.length} all={about.cells} />}
+      {group.length > 0 && <Enriched tables={tables.filter(({ isOfAnswer }) => !isOfAnswer)} size={group.length} all={about.cells} />}
       {group.length > 0 && tables.map((table) => <Parts {...table} size={group.length} all={about.cells} />)}
     </>
   );
 }
 
 /** What the next selection does to this one. */
-export function Mode({ page }: { page: Page }) {
-  if (!page.selection) return null;
-  return (
-    <select
-      id="mode" aria-label="the next selection" value={page.mode}
-      onChange={(event) => page.update({ mode: event.currentTarget.value as Page["mode"] })}
-    >
-      {Object.entries(MODES).map(([mode, text]) => <option value={mode}>the next selection {text}</option>)}
-    </select>
-  );
-}
-
-interface EnrichedProps {
-  tables: { title: string; parts: Part[] }[];
-  levels: number; // tables of levels, which come first
-  size: number;
-  all: number;
-}
+export const Mode = ({ page }: { page: Page }) => page.selection && (
+  <Choice
+    id="mode" aria-label="the next selection" value={page.mode} choose={(mode) => page.update({ mode: mode as Page["mode"] })}
+    options={Object.entries(MODES).map(([mode, text]) => [mode, `the next selection ${text}`])}
+  />
+);
 
 /** What is more frequent in the group than on the whole map, by the ratio of the shares. */
-function Enriched({ tables, levels, size, all }: EnrichedProps) {
-  const rows = tables.flatMap(({ title, parts }, table) =>
-    parts.slice(1).map((part) => ({ ...part, title, table, ratio: part.cells / size / (part.ofAll / all) })),
+function Enriched({ tables, size, all }: { tables: { title: string; parts: Part[] }[]; size: number; all: number }) {
+  const rows = tables.flatMap(({ title, parts }) =>
+    parts.slice(1).map((part) => ({ ...part, title, ratio: part.cells / size / (part.ofAll / all) })),
   );
   const enriched = rows.filter(({ cells, ratio }) => cells >= 5 && ratio >= 1.5).sort((a, b) => b.ratio - a.ratio);
-  // Of labels of the same cells, one below the other, the deepest is shown: it says most.
-  const isSame = (a: typeof rows[0], b: typeof rows[0]) => a.cells === b.cells && a.ofAll === b.ofAll;
-  const shown = enriched.filter((row) => !enriched.some((other) => isSame(row, other) && row.table < other.table && other.table < levels)).slice(0, 6);
+  // Labels of the same cells, one below the other, have the same counts: the deepest, which is the last, says most.
+  const shown = [...new Map(enriched.map((row) => [`${row.cells} ${row.ofAll}`, row])).values()].slice(0, 6);
   if (!shown.length) return null;
   const lines = shown.map(({ name, title, cells, ratio }) => {
     return [<>{name} <small>{title}</small></>, count(cells), `${ratio.toFixed(1)}×`];

@@ -49,42 +49,40 @@ export function Types({ page }: { page: Page }) {
 interface TreeProps {
   page: Page;
   matches: Map<number, string> | null; // of the search: nodes, and the name, id or synonym that matched
+  childrenOf: (node: number) => number[]; // those that have cells, or that lead to a match
 }
 
-function TreeLegend({ page, matches }: TreeProps) {
+function TreeLegend({ page, matches }: Omit<TreeProps, "childrenOf">) {
+  const isFound = (node: number) => [...matches!.keys()].some((match) => page.tree.isBelow(match, node));
+  const childrenOf = matches ? (node: number) => page.tree.children[node].filter(isFound) : page.childrenOf;
   if (matches?.size === 0) return <p class="empty">no such type</p>;
   return (
     <div id="tree" role="tree" onPointerLeave={() => page.hover(null)}>
-      <Below {...{ page, matches }} node={0} />
+      <Below {...{ page, matches, childrenOf }} node={0} />
     </div>
   );
 }
 
-/** Those below a node that have cells, or that lead to a match. */
-const childrenOf = ({ page, matches }: TreeProps) => (node: number) =>
-  matches ? page.tree.children[node].filter((child) => [...matches.keys()].some((match) => page.tree.isBelow(match, child))) : page.childrenOf(node);
-
 /** What is below a node, and as the last row the cells that stop at it: the counts add up to those of the node. */
-function Below({ page, matches, node }: TreeProps & { node: number }) {
+function Below({ page, matches, childrenOf, node }: TreeProps & { node: number }) {
   const { counts, tree } = page;
-  const chain = tree.chain(node, childrenOf({ page, matches }));
-  const children = childrenOf({ page, matches })(chain.at(-1)!);
+  const children = childrenOf(tree.chain(node, childrenOf).at(-1)!);
   const stopped = counts[node] - children.reduce((sum, child) => sum + counts[child], 0);
   const name = node ? `no answer at the ${page.levelBelow(node)}` : tree.name(0);
   return (
     <>
-      {children.map((child) => <Branch {...{ page, matches }} node={child} />)}
+      {children.map((child) => <Branch {...{ page, matches, childrenOf }} node={child} />)}
       {stopped > 0 && !matches && <Row page={page} value={-node} name={name} cells={stopped} />}
     </>
   );
 }
 
 /** A node and those below it. A name that repeats the only one above it stands once. */
-function Branch({ page, matches, node }: TreeProps & { node: number }) {
+function Branch({ page, matches, childrenOf, node }: TreeProps & { node: number }) {
   const { tree, counts, unfolded } = page;
   const { name, id, synonyms } = tree.nodes[node];
-  const end = tree.chain(node, childrenOf({ page, matches })).at(-1)!;
-  const hasMore = childrenOf({ page, matches })(end).length > 0;
+  const end = tree.chain(node, childrenOf).at(-1)!;
+  const hasMore = childrenOf(end).length > 0;
   const isOpen = hasMore && (matches !== null || unfolded.has(end));
   const by = matches?.get(node);
   const act = matches ? () => page.showType(node) : hasMore ? () => page.fold(node, isOpen) : undefined;
@@ -97,7 +95,7 @@ function Branch({ page, matches, node }: TreeProps & { node: number }) {
       >
         {by && <small>{[...new Set([by, id])].filter((text) => text !== name).join(" · ")}</small>}
       </Row>
-      {isOpen && <div class="below" role="group"><Below {...{ page, matches, node }} /></div>}
+      {isOpen && <div class="below" role="group"><Below {...{ page, matches, childrenOf, node }} /></div>}
     </div>
   );
 }

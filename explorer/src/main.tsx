@@ -10,7 +10,7 @@ import { Group } from "./group";
 import { Types } from "./legend";
 import { Page, TABS } from "./page";
 import { Header, Help, listenForKeys } from "./tools";
-import { Swatch } from "./widgets";
+import { Choice, Swatch } from "./widgets";
 import { serve } from "./worker";
 import { YourCells } from "./yours";
 
@@ -79,13 +79,11 @@ function Stops({ page }: { page: Page }) {
       {block} <small>{page.prefixName(i + 1)}</small>
     </button>
   ));
-  const [width, whole] = [widths[page.stop - 1], widths[last - 1]];
-  const prefix = `Prefix ${page.stop}: the first ${width} of the ${whole} numbers of each cell.`;
-  const what = page.stop === last ? `The full vector: all ${whole} numbers of each cell.` : prefix;
+  const what = page.stop === last ? "All" : `Prefix ${page.stop}: the first ${widths[page.stop - 1]} of the`;
   return (
     <>
       <div>{stops}</div>
-      <p class="note">{what} {page.stop < last && `The next block adds the ${blocks[page.stop]}.`}</p>
+      <p class="note">{what} {widths[last - 1]} numbers of each cell. {page.stop < last && `The next block adds the ${blocks[page.stop]}.`}</p>
     </>
   );
 }
@@ -94,12 +92,13 @@ function Stops({ page }: { page: Page }) {
 function SecondStops({ page }: { page: Page }) {
   if (!page.second || !page.isSecondShown) return null;
   return (
-    <label>
+    <>
       Beside it:{" "}
-      <select value={Math.round(page.second.prefix)} onChange={(event) => page.showSecond(Number(event.currentTarget.value))}>
-        {page.secondMaps.map(([prefix, name]) => <option value={prefix}>{name}</option>)}
-      </select>
-    </label>
+      <Choice
+        id="beside" aria-label="the second map" value={Math.round(page.second.prefix)} options={page.secondMaps}
+        choose={(prefix) => page.showSecond(Number(prefix))}
+      />
+    </>
   );
 }
 

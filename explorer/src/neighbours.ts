@@ -17,7 +17,6 @@ export class Bank {
     this.n = rows.length / dim;
   }
 
-
   /** The k cells nearest to each query (q, dim) by its first numbers, for each width; row `except` is left out. */
   search(queries: Float32Array, k: number, widths = [this.dim], except = -1): Neighbours[][] {
     const { n, dim, rows } = this;

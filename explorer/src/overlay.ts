@@ -1,5 +1,6 @@
 // What is drawn over the cells: names of islands, lines, rings. Points are pixels of the screen.
 
+import { ticks } from "d3-array";
 import type { Camera, Point } from "./camera";
 import type { Island } from "./islands";
 
@@ -85,11 +86,10 @@ export function drawNames(
       return [centreX - halfWidth, centreY - halfHeight, centreX + halfWidth, centreY + halfHeight];
     });
     const lineOf = ([left, top, right, bottom]: Box): Point[] => {
-      const edge: Point = [Math.min(right, Math.max(left, middleX)), Math.min(bottom, Math.max(top, middleY))];
-      const gap = Math.hypot(edge[0] - middleX, edge[1] - middleY);
-      const share = (i: number) => (i / 16) * (1 - (0.8 * reach) / gap);
-      const towards = (i: number): Point => [0, 1].map((axis) => edge[axis] + (([middleX, middleY][axis]) - edge[axis]) * share(i)) as Point;
-      return gap > 1.8 * reach ? Array.from({ length: 17 }, (_, i) => towards(i)) : [];
+      const [edgeX, edgeY] = [Math.min(right, Math.max(left, middleX)), Math.min(bottom, Math.max(top, middleY))];
+      const gap = Math.hypot(edgeX - middleX, edgeY - middleY);
+      const shares = gap > 1.8 * reach ? ticks(0, 1 - (0.8 * reach) / gap, 20) : [];
+      return shares.map((share) => [edgeX + (middleX - edgeX) * share, edgeY + (middleY - edgeY) * share]);
     };
     const isFree = (box: Box) =>
       box[0] >= 0 && box[1] >= 0 && box[2] < width && box[3] < height && !hasCells(box) && isApart(box, names) &&

@@ -17,7 +17,7 @@ import { combine, type Mode, type Selection } from "./selection";
 import { Tree } from "./tree";
 
 export const NEAREST = 15;
-const WIDE = 0.4; // radius of an island of a column's value, in units of the map
+const WIDE = 0.3; // radius of an island of a column's value, in units of the map
 export const TABS = { types: "Types", genes: "Genes", cell: "Cell", group: "Group", yours: "Your cells" };
 
 export const isTab = (tab: string | null): tab is string => tab !== null && Object.hasOwn(TABS, tab);
@@ -26,6 +26,8 @@ export class Page {
   readonly tree: Tree;
   readonly cells: CellSet;
   readonly counts: Uint32Array; // of cells at or below each node
+  /** Per level, what tables of neighbours count: `guess` of each cell of the page, and how many have it. */
+  readonly guesses: { labels: number[]; cells: Map<number, number> }[];
   readonly map: MapView;
   vectors: Vectors | null = null; // null while they are unpacked
   cell: Hit | null = null;
@@ -47,7 +49,6 @@ export class Page {
   readonly unfolded = new Set<number>();
   private readonly slider = find<HTMLInputElement>("#slider");
   private readonly islandsOf = new Map<string, Island[]>();
-  private readonly labelsOf = new Map<number, Labelled>(); // by level
   private readonly painted = memo<void>();
   private readonly nearest = memo<Record<"fractal" | "raw", Neighbours> | null>();
 
@@ -57,6 +58,10 @@ export class Page {
     this.nearLevel = about.levels.length;
     this.cells = cellsOf(about, arrays);
     this.counts = tree.counts(this.cells.node);
+    this.guesses = about.levels.map((_, k) => {
+      const labels = Array.from(this.cells.node, (_, row) => this.guess({ layer: 0, row }, k + 1));
+      return { labels, cells: rollup(labels, (of) => of.length, (label) => label) };
+    });
     this.map = this.newMap("#points", "#overlay");
     const stops = about.widths.length;
     this.slider.max = String(stops);
@@ -275,19 +280,9 @@ export class Page {
     return answers ? this.about.annotator.paths[answers.path[row]][level - 1] : this.tree.at(nodes[row], level);
   }
 
-  /** `guess` for all cells of the page: what every table of neighbours counts. */
-  labelled(level: number): Labelled {
-    if (!this.labelsOf.has(level)) {
-      const labels = Array.from(this.cells.node, (_, row) => this.guess({ layer: 0, row }, level));
-      this.labelsOf.set(level, { labels, cells: rollup(labels, (of) => of.length, (label) => label) });
-    }
-    return this.labelsOf.get(level)!;
-  }
-
   /** The share of the neighbours of a cell with a label that can have it: below 1 where few others on the map do. */
-  mostSame(label: number, level: number, layer = 0): number {
-    return Math.min(1, ((this.labelled(level).cells.get(label) ?? 0) - (layer ? 0 : 1)) / NEAREST);
-  }
+  readonly mostSame = (label: number, level: number, layer = 0): number =>
+    Math.min(1, ((this.guesses[level - 1].cells.get(label) ?? 0) - (layer ? 0 : 1)) / NEAREST);
 
   // --- the prefix --------------------------------------------------------------------------------------------------
 
@@ -490,12 +485,6 @@ export class Page {
     const isInline = location.protocol === "about:"; // in a notebook's iframe, which has no address
     if (!isInline && location.hash !== address) history.replaceState(null, "", address);
   }
-}
-
-/** The label of each cell, a node, and how many cells have it. */
-interface Labelled {
-  labels: number[];
-  cells: Map<number, number>;
 }
 
 const idOf = ({ name, unit }: CellColumn) => `${unit ? "gene" : "column"}:${name}`;

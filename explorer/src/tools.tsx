@@ -99,13 +99,11 @@ export function Header({ page }: { page: Page }) {
 
 export function Help({ page }: { page: Page }) {
   const keys = ACTIONS.map(({ key, title }): [string, string] => [key.toUpperCase(), title]);
-  const { annotator, blocks, known, levels } = page.about;
-  const marks: [string, string][] = [
-    ["●", `with ${known ? "a label" : "an answer"} at the level that colours; a grey one has none`],
+  const { annotator, blocks, levels } = page.about;
+  const answers: [string, string][] = [
+    ["●", "labelled at the level that colours; a grey one has no label at all"],
     ["○", "its answer stops at a level above, whose colour it has"],
     ["◆", "novel"],
-  ];
-  const ofAnswers: [string, string][] = [
     ["no answer", `the probability of the level is below ${annotator.confidence}, the black line on its bar, or the cell is unusual`],
     ["best guess", `the likeliest ${levels.at(-1)}, however unsure`],
     ["p-value", "the share of the cells the reference was checked with that fit its types as badly"],
@@ -119,7 +117,7 @@ export function Help({ page }: { page: Page }) {
         and islands split where the next block adds a level. The maps are drawings: distances between islands mean
         little. Neighbours are exact, computed here from the vectors.
       </p>
-      <Facts lines={known ? marks : [...marks, ...ofAnswers]} />
+      <Facts lines={answers} />
       <Facts lines={[["1, 2, …, ← →", "the prefix"], ...keys, ...Object.entries(page.about.facts)]} />
       <button onClick={() => find<HTMLDialogElement>("#help").close()}>Close</button>
     </>

@@ -1,10 +1,18 @@
 // Small parts of the panels.
 
-import type { ComponentChildren } from "preact";
+import type { ComponentChildren, ComponentProps } from "preact";
 import { count, percent } from "./format";
 
 export const Swatch = ({ colour, isRing = false }: { colour: string; isRing?: boolean }) => (
   <i class={isRing ? "swatch ring" : "swatch"} style={{ [isRing ? "borderColor" : "backgroundColor"]: colour }} />
+);
+
+type ChoiceProps = ComponentProps<"select"> & { options: (readonly [string | number, string])[]; choose: (value: string) => void };
+
+export const Choice = ({ options, choose, ...others }: ChoiceProps) => (
+  <select {...others} onChange={(event) => choose(event.currentTarget.value)}>
+    {options.map(([value, text]) => <option value={value}>{text}</option>)}
+  </select>
 );
 
 /** A bar of a share, with a mark where the share of all cells is. */

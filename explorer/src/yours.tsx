@@ -1,6 +1,6 @@
 // The tab "Your cells": a file to choose, and the answers for its cells.
 
-import { mean } from "d3-array";
+import { group, mean } from "d3-array";
 import { STATUSES } from "./annotator";
 import { MOST, save, type Yours } from "./dropped";
 import { cellsText, count, percent } from "./format";
@@ -95,17 +95,12 @@ function Labels({ page, yours }: { page: Page; yours: Yours }) {
   const { tree } = page;
   const { levels } = page.about;
   const { answers, node: nodes } = yours;
-  const labels = new Map<number, { cells: number; sum: number }>();
-  nodes.forEach((node, row) => {
-    const { cells, sum } = labels.get(node) ?? { cells: 0, sum: 0 };
-    const probability = node ? answers.probability[row * levels.length + tree.depth(node) - 1] : 0;
-    labels.set(node, { cells: cells + 1, sum: sum + probability });
-  });
-  const sorted = [...labels].sort((a, b) => b[1].cells - a[1].cells).slice(0, SHOWN);
-  const rows = sorted.map(([node, { cells, sum }]) => {
+  const labels = [...group(nodes.keys(), (row) => nodes[row])].sort((a, b) => b[1].length - a[1].length).slice(0, SHOWN);
+  const rows = labels.map(([node, cells]) => {
+    const sure = mean(cells, (row) => answers.probability[row * levels.length + tree.depth(node) - 1])!;
     const level = node ? levels[tree.depth(node) - 1] : "";
     const name = <><Swatch colour={tree.nodes[node].colour} />{node ? tree.name(node) : "no answer"} <small>{level}</small></>;
-    return [name, count(cells), node ? percent(sum / cells) : "–"];
+    return [name, count(cells.length), node ? percent(sure) : "–"];
   });
   return <Table kind="parts" caption="Deepest label that can be trusted" head={["", "Cells", "Mean prob."]} rows={rows} />;
 }

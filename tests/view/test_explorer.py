@@ -237,7 +237,7 @@ class Opened:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
         self.context.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
+        self.page.goto(address, timeout=120_000)  # milliseconds: of a busy machine
         self.wait("document.documentElement.dataset.ready || !document.querySelector('#message').hidden", seconds=120)
         assert self.page.is_hidden("#message"), self.said
 
