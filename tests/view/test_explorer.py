@@ -1034,7 +1034,9 @@ def test_the_tree_adds_up_at_every_level(answered):
         assert len(rows) == len({*rows})  # no name stands for two things
     stops = [i for i, label in enumerate(rows) if "no answer at the" in label]
     for i in stops:
-        top, level = re.fullmatch(r"keep (.*), no answer at the (\w+) lit up", rows[i]).groups()
+        parts = re.fullmatch(r"keep (.*), no answer at the (\w+) lit up", rows[i])
+        assert parts
+        top, level = parts.groups()
         page.locator("#tree .row input").nth(i).check()
         page.mouse.move(5, 5)
         page.evaluate("document.activeElement.blur()")
