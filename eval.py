@@ -21,10 +21,9 @@ from fractal.base.errors import InputError, run
 from fractal.base.files import atomic_write
 from fractal.base.paths import check_paths
 from fractal.base.storage import locate
-from fractal.commands.options import add, non_negative_int, positive_int
+from fractal.commands.options import CHECKPOINT, add, positive_int
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
-from fractal.model.adapter import pick_device
 from fractal.reference import load_adapter, read_reference
 from fractal.score import checkpoints
 from fractal.score.checkpoints import BANKS, Checkpoint, Evaluation
@@ -37,8 +36,7 @@ from fractal.view.report import scored_checkpoint
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cells = parser.add_argument_group("cells")
-    data = Path("data/stratified.parquet")
-    cells.add_argument("--input", type=locate, default=data, help="Parquet file of the training (default: %(default)s)")
+    add(cells, "--input", help="Parquet file of the training (default: %(default)s)")
     cells.add_argument(
         "--all-rows",
         action="store_true",
@@ -46,7 +44,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     text = "queries to draw from the test cells; all of them if there are fewer (default: %(default)s)"
     cells.add_argument("--num-samples", type=positive_int, default=5_000, help=text)
-    cells.add_argument("--seed", type=non_negative_int, default=0, help="of the draw (default: %(default)s)")
+    add(cells, "--seed", help="of the draw (default: %(default)s)")
     cells.add_argument(
         "--bank",
         choices=["train", "all"],
@@ -55,9 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
         "from the file, two CPU minutes a million (default: %(default)s)",
     )
     rows = parser.add_argument_group("rows of the tables")
-    model = Path("data/fractal_adapter_4L.pt")
-    text = "checkpoints of train.py or references, all with the same split (default: data/fractal_adapter_4L.pt)"
-    rows.add_argument("--model-path", type=locate, nargs="+", default=[model], help=text)
+    text = f"checkpoints of train.py or references, all with the same split (default: {CHECKPOINT})"
+    rows.add_argument("--model-path", type=locate, nargs="+", default=[CHECKPOINT], help=text)
     text = "also raw vectors cut short, PCA and LDA, both fitted on the training cells"
     rows.add_argument("--controls", action="store_true", help=text)
     text = "also these vectors of other methods: matrices with a row for each row of --input, in its order"
@@ -96,8 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    device = pick_device(args.device)
-    models = checkpoints.of_one_split(args.model_path, [load_adapter(path, device) for path in args.model_path])
+    loaded = [load_adapter(path, args.device) for path in args.model_path]
+    models = checkpoints.of_one_split(args.model_path, loaded)
     atlas = Atlas.open(args.input)
     rows = checkpoints.choose_rows(models[0], atlas, args.num_samples, args.seed, args.all_rows)
     graph = load_graph(args.obo)

@@ -22,6 +22,7 @@ from fractal.base.errors import InputError, run
 from fractal.base.paths import check_paths
 from fractal.base.storage import Location, locate, scratch
 from fractal.base.table import table
+from fractal.commands.options import add
 from fractal.data.atlas import Atlas
 from fractal.data.cells import Cells
 from fractal.data.ingestion import Plan, order_warning, place_cells, write_atlas
@@ -49,50 +50,13 @@ def get_parser() -> argparse.ArgumentParser:
     )
     cells.add_argument("--label-key", help=f"column of obs, the type names or CL ids (default: {LABEL_KEY})")
     cells.add_argument("--study-key", help="column of obs, the studies or donors (default: none)")
-    cells.add_argument(
-        "--levels",
-        nargs="+",
-        metavar="COLUMN",
-        help="2 to 6 columns of obs from coarse to fine: the hierarchy, in place of --label-key and the ontology's",
-    )
+    add(cells, "--levels")
     labels = parser.add_argument_group("labels and hierarchy")
-    labels.add_argument(
-        "--label-map",
-        type=locate,
-        metavar="TSV",
-        help="renames labels: name<TAB>CL name or id on each line; an empty CL name leaves its cells out",
-    )
-    labels.add_argument(
-        "--write-label-map",
-        type=locate,
-        metavar="TSV",
-        help="write a label map to start from, with guesses for names that CL does not know, and stop",
-    )
-    labels.add_argument(
-        "--hierarchy",
-        type=locate,
-        metavar="TSV",
-        help="a table as this script writes it, edited: the place of each type, in place of the ontology's",
-    )
-    labels.add_argument(
-        "--tree",
-        choices=["published", "cellxgene"],
-        help="levels of the ontology: system, lineage, type, subtype, or system, subclass, type (default: published)",
-    )
-    labels.add_argument(
-        "--obo", default=CL_SLIM, help="Cell Ontology as OBO, a path or a URL (default: the shipped CL 2025-07-30)"
-    )
-    labels.add_argument(
-        "--unmapped",
-        choices=["error", "other"],
-        help="type names that CL does not know: stop and list them, or file them under Other (default: error)",
-    )
-    parser.add_argument(
-        "--output",
-        type=locate,
-        default=OUTPUT,
-        help="Parquet file to write, or folder/part-{}.parquet for many (default: %(default)s)",
-    )
+    add(labels, "--label-map", "--write-label-map", "--hierarchy")
+    add(labels, "--tree", "--unmapped", default=None)  # so that one that is given is known
+    add(labels, "--obo", default=CL_SLIM)
+    text = "Parquet file to write, or folder/part-{}.parquet for many (default: %(default)s)"
+    add(parser, "--output", default=OUTPUT, help=text)
     return parser
 
 
@@ -147,7 +111,7 @@ def hierarchy_path(output: Location) -> Location:
 def open_cells(args: argparse.Namespace, label_map: Mapping[str, str] | None) -> Iterator[tuple[Cells, Labels]]:
     if args.h5ad:
         with Cells.open(args.h5ad, args.obsm or OBSM) as cells:
-            yield cells, cells.labels(args.label_key or LABEL_KEY, args.study_key, label_map, args.levels or ())
+            yield cells, cells.labels(args.label_key or LABEL_KEY, args.study_key, label_map, args.levels)
     else:
         release = open_release(args.model_dir or MODEL_DIR)
         labels = release.labels if label_map is None else release.labels.mapped(label_map, args.label_map)

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from fractal.base.errors import run
 from fractal.base.paths import check_paths
-from fractal.base.storage import locate, scratch
-from fractal.commands.options import non_negative_int, num_bytes
+from fractal.base.storage import scratch
+from fractal.commands.options import add
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import ROW_GROUP, vector_list, write_tables
 from fractal.data.reorder import equal_buckets, reorder, round_robin
@@ -26,28 +26,12 @@ from fractal.hierarchy.levels import column_names
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--input",
-        type=locate,
-        default=Path("data/scimilarity_embeddings.parquet"),
-        help="Parquet file of ingest.py, or a folder of such files (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=locate,
-        default=Path("data/stratified.parquet"),
-        help="file to write, or folder/part-{}.parquet for many (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=non_negative_int, default=0, help="of the order within a round (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--memory",
-        type=num_bytes,
-        default="1GB",
-        help="of vectors that are held at once, such as 500MB; the others wait in a temporary file beside the output, "
-        "which takes as much room as they do. The output is the same with any (default: %(default)s)",
-    )
+    text = "Parquet file of ingest.py, or a folder of such files (default: %(default)s)"
+    add(parser, "--input", default=Path("data/scimilarity_embeddings.parquet"), help=text)
+    text = "file to write, or folder/part-{}.parquet for many (default: %(default)s)"
+    add(parser, "--output", default=Path("data/stratified.parquet"), help=text)
+    add(parser, "--seed", help="of the order within a round (default: %(default)s)")
+    add(parser, "--memory")
     return parser
 
 

@@ -23,7 +23,6 @@ import torch
 
 from fractal.base.errors import printable, run
 from fractal.base.paths import check_paths
-from fractal.base.storage import locate
 from fractal.commands.options import add, non_negative_int, positive_float, positive_int, ratio
 from fractal.data.atlas import Atlas
 from fractal.hierarchy.levels import MAX_LEVELS
@@ -38,13 +37,10 @@ from fractal.score.metrics import knn_accuracy
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = parser.add_argument_group("files")
-    data, text = Path("data/stratified.parquet"), "Parquet file of stratify.py (default: %(default)s)"
-    files.add_argument("--input", type=locate, default=data, help=text)
-    text = "checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)"
-    files.add_argument("--output", type=locate, help=text)
+    add(files, "--input")
+    add(files, "--output", help="checkpoint to write (default: data/fractal_adapter_{N}L.pt, N the number of levels)")
     model = parser.add_argument_group("model")
-    text = "what to train, see above (default: %(default)s)"
-    model.add_argument("--recipe", choices=list(RECIPES), default="fractal", help=text)
+    add(model, "--recipe")
     model.add_argument(
         "--num-levels",
         type=int,
@@ -56,12 +52,12 @@ def get_parser() -> argparse.ArgumentParser:
     model.add_argument("--scale-dim", type=positive_int, help=text)
     add_rows(parser)
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
+    add(training, "--epochs")
     text = "stop after so many epochs that scored worse in validation than the best one (default: %(default)s)"
     training.add_argument("--patience", type=positive_int, default=5, help=text)
     training.add_argument("--batch-size", type=positive_int, help=recipe_defaults("batch_size"))
     training.add_argument("--lr", type=positive_float, help=recipe_defaults("lr"))
-    training.add_argument("--seed", type=non_negative_int, default=0, help="of the weights (default: %(default)s)")
+    add(training, "--seed", help="of the weights (default: %(default)s)")
     add(training, "--device")
     return parser
 

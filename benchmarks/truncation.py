@@ -161,7 +161,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
-    (model,) = of_one_split([args.model_path], [load_adapter(args.model_path, device)])
+    (model,) = of_one_split([args.model_path], [load_adapter(args.model_path, args.device)])
     atlas = Atlas.open(args.input)
     train, test = choose_rows(model, atlas, SEARCHES, args.seed)
     if len(train) < RECALL:

@@ -33,7 +33,7 @@ from fractal.data.writers import facts as embedding_facts
 from fractal.hierarchy.names import several
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import checkpoint as checkpoints
-from fractal.model.adapter import Adapter, pick_device
+from fractal.model.adapter import Adapter
 from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights_sha256
 from fractal.score.answers import answer_table
 from fractal.view.colours import label_colours
@@ -551,15 +551,15 @@ def load(
     model : where SCimilarity's encoder lies now, for a reference that was made with one and no longer finds it
     sha256 : of a .zip at an https:// address, which is not read without one; it may stand after URL#sha256=, too
     """
-    return read_reference(locate_shared(path, sha256), pick_device(device), Path(model) if model else None)
+    return read_reference(locate_shared(path, sha256), device, Path(model) if model else None)
 
 
-def read_reference(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Reference:
+def read_reference(path: Location, device: str = "cpu", model: Path | None = None) -> Reference:
     parts = read_parts(path, device)
     return Reference(*parts, path.resolve().name, None if is_archive(path) else fetch(path), model)
 
 
-def open_embedder(path: Location, device: torch.device | str = "cpu", model: Path | None = None) -> Embedder:
+def open_embedder(path: Location, device: str = "cpu", model: Path | None = None) -> Embedder:
     """Of a checkpoint of train.py, which knows no cells, or a reference; model as in `load`.
 
     Raises InputError for neither.
@@ -575,7 +575,7 @@ def open_embedder(path: Location, device: torch.device | str = "cpu", model: Pat
     return Embedder(adapter, config["recipe"], block_names(config), sha256, "X_scimilarity", open_cells)
 
 
-def load_adapter(path: Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load_adapter(path: Location, device: str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """A checkpoint of train.py, or a reference -> the adapter, and what it says beside it."""
     if path.is_dir() or is_archive(path):
         reference = read_reference(path, device)

@@ -42,6 +42,7 @@ from fractal.data.parquet import fingerprint
 from fractal.data.vectors import usable
 from fractal.hierarchy.tree import Tree
 from fractal.model import checkpoint as checkpoints
+from fractal.model.adapter import pick_device
 from fractal.model.embedding import weights
 
 VERSION = 5  # 4: cells that were held out once; 3: two signals of unknown types; 2: no validation cells
@@ -96,9 +97,9 @@ def write_folder(path: Path, parts: Parts) -> None:
             (part / name).write_bytes(content)
 
 
-def read_parts(location: Location, device: torch.device | str) -> Parts:
+def read_parts(location: Location, device_name: str) -> Parts:
     """Of a folder or a .zip, here or at a URI; raises InputError as `read_folder` and `archive.unpacked` do."""
-    path = fetch(location)
+    device, path = pick_device(device_name), fetch(location)
     if not archive.is_archive(location):
         return read_whole(path, partial(read_folder, device=device))
     if not path.exists():
@@ -110,7 +111,7 @@ def read_parts(location: Location, device: torch.device | str) -> Parts:
             raise InputError(str(error).replace(str(folder), str(location))) from error
 
 
-def read_folder(path: Path, device: torch.device | str) -> Parts:
+def read_folder(path: Path, device: torch.device) -> Parts:
     """Runs no code from it. Raises InputError for no reference, another version, and files that were changed."""
     try:
         facts = json.loads((path / "bundle.json").read_text(encoding="utf-8"))

@@ -125,11 +125,10 @@ def annotate(args: argparse.Namespace) -> None:
     from fractal.annotate.run import cluster_table
     from fractal.annotate.truth import draw_confusions, report
     from fractal.commands.output import write_output
-    from fractal.model.adapter import pick_device
     from fractal.reference import read_reference
     from fractal.view.colours import label_colours
 
-    reference = read_reference(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, args.device)
     reference.model = args.model
     names = ("confidence", "error", "novelty", "index", "index_labels", "only", "exclude", "obo")
     run = reference.run(**{name: getattr(args, name) for name in names})

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from fractal.base.errors import InputError, InputWarning, needs, reason, warn
 from fractal.base.files import locked
 from fractal.base.paths import check_paths
-from fractal.commands.options import add, command, num_bytes, positive_int
+from fractal.commands.options import add, command, positive_int
 
 if TYPE_CHECKING:  # --help loads nothing heavy
     from fractal.commands.stages import Engine, Task
@@ -44,10 +44,9 @@ def get_parser() -> argparse.ArgumentParser:
     add(ingest, "--levels", "--label-map", "--hierarchy", "--obo", "--unmapped")
     stratify = stages.add_parser("stratify", help="an atlas -> the same cells in a balanced order")
     add(stratify, "--seed")
-    stratify.add_argument(
+    add(
+        stratify,
         "--memory",
-        type=num_bytes,
-        default="1GB",
         help="of each task; beside the output as much room is taken as the cells take (default: %(default)s)",
     )
     embed = stages.add_parser("embed", help="cells -> their fractal vectors")

@@ -116,10 +116,9 @@ def embed_cells(embedder: "Embedder", cells: "Cells", output: Location, prefix: 
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
 
-    embedder = open_embedder(args.reference, pick_device(args.device), args.model)
+    embedder = open_embedder(args.reference, args.device, args.model)
     prefix = num_blocks(args, embedder)
     with locked(args.output), embedder.open(args.input, args.use_rep, args.force) as cells:  # it may be the input
         invalid = embed_cells(embedder, cells, args.output, prefix, args.dtype)

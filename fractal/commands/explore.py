@@ -72,7 +72,6 @@ def main(argv: list[str] | None = None) -> None:
         check_suffix("--output", args.output, (".parquet",))
     if args.genes and (args.embedding_atlas or not has_obsm(args.input)):
         raise InputError(f"--genes: the page takes them from an .h5ad or .zarr, not from {args.input}; drop it")
-    from fractal.model.adapter import pick_device
     from fractal.model.embedding import cut_matrix
     from fractal.reference import read_reference
     from fractal.view.embedding_atlas import atlas_columns, write_embedding_atlas
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if not args.embedding_atlas:
         check_template()
-    reference = read_reference(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, args.device)
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     with reference.embedder.open(args.input, args.use_rep, args.force) as cells:
         shown = read_shown(cells, args.labels, args.columns, limit)

@@ -28,12 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument("input", type=locate, nargs="+", help=text)
     target = files.add_mutually_exclusive_group(required=True)
     add(target, "--output", type=Path, help="folder or .zip to write; only a reference is replaced")
-    target.add_argument(
-        "--write-label-map",
-        type=Path,
-        metavar="TSV",
-        help="write a template for --label-map, with the best guess for each name in --labels, and stop",
-    )
+    add(target, "--write-label-map")
     vectors = files.add_mutually_exclusive_group(required=True)
     add(vectors, "--use-rep", help="key of the vectors in obsm, such as X_scVI, X_pca, X_scimilarity")
     add(
@@ -43,33 +38,21 @@ def get_parser() -> argparse.ArgumentParser:
     add(files, "--study")
     labels = parser.add_argument_group("labels")
     add(labels.add_mutually_exclusive_group(required=True), "--labels", "--levels")
-    add(labels, "--label-map", "--unmapped", "--hierarchy")
+    add(labels, "--label-map", "--unmapped", "--hierarchy", "--tree")
     labels.add_argument(
         "--vague", nargs="+", default=[], metavar="LABEL", help="leave its cells out: other studies divide this label"
     )
     text = "keep its cells (default: fit finds out, and says so)"
     labels.add_argument("--not-vague", nargs="+", default=[], metavar="LABEL", help=text)
-    labels.add_argument(
-        "--tree",
-        choices=["published", "cellxgene"],
-        default="published",
-        help="levels of the ontology: system, lineage, type, subtype, or system, subclass, type (default: %(default)s)",
-    )
     training = parser.add_argument_group("training")
-    training.add_argument(
-        "--recipe",
-        choices=["fractal", "published"],
-        default="fractal",
-        help="fractal is ours, published the published one (default: %(default)s)",
-    )
+    add(training, "--recipe")
     training.add_argument(
         "--max-cells",
         type=positive_int,
         default=100_000,
         help="cells to train and calibrate on, balanced over the subtypes (default: %(default)s)",
     )
-    training.add_argument("--epochs", type=positive_int, default=20, help="at most (default: %(default)s)")
-    add(training, "--seed", "--device")
+    add(training, "--epochs", "--seed", "--device")
     return parser
 
 

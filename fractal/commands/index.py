@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         print(f"{path}: whole, {check_files(path) / 1e6:,.0f} MB agree with their checksums")
         return
-    from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
     from fractal.search import build, open_index
     from fractal.search.source import open_cells
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         check_folder(path, OWN_FILES)
     began = time.perf_counter()
-    embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
+    embedder = open_embedder(args.reference, args.device) if args.reference else None
     with open_cells(args.add or args.input, embedder, args.use_rep, force=args.force) as source:
         if args.add:
             build.add(path, source, args.force)

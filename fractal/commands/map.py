@@ -85,10 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     check_output(args, {"--reference": args.reference})
     if args.reference.is_file() and not is_archive(args.reference):
         raise InputError(f"{args.reference}: an adapter without cells; make a reference of it with `fractal reference`")
-    from fractal.model.adapter import pick_device
     from fractal.reference import read_reference
 
-    reference = read_reference(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, args.device)
     with locked(args.output), open_cells(args, reference) as cells:  # the output may be the input
         invalid = map_cells(args, cells, reference)
     print(

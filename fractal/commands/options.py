@@ -52,6 +52,11 @@ CHECKPOINT = Path("data/fractal_adapter_4L.pt")  # of train.py, by default
 ALIASES = {"--use-rep": ["--obsm"], "--reference": ["--model-path"]}
 FLAGS: dict[str, dict[str, Any]] = {
     "input": {"type": locate, "nargs": "?", "help": "cells: .h5ad, .zarr, .npy, Parquet or TileDB"},
+    "--input": {
+        "type": locate,
+        "default": Path("data/stratified.parquet"),
+        "help": "Parquet file of stratify.py (default: %(default)s)",
+    },
     "--reference": {
         "type": locate_shared,
         "help": "folder or .zip of `fractal fit`, or https://HOST/NAME.zip#sha256=HEX, or a checkpoint of train.py",
@@ -87,11 +92,21 @@ FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "TSV",
         "help": "name in the file<TAB>CL name or id; an empty one leaves its cells out",
     },
+    "--write-label-map": {
+        "type": locate,
+        "metavar": "TSV",
+        "help": "write a template for --label-map, with the best guess for each name, and stop",
+    },
     "--hierarchy": {"type": locate, "metavar": "TSV", "help": "an edited hierarchy table, in place of CL's"},
     "--unmapped": {
         "choices": ["error", "other"],
         "default": "error",
-        "help": "names that CL does not know: stop and list them, or file them under Other (default: %(default)s)",
+        "help": "names that CL does not know: stop and list them, or file them under Other (default: error)",
+    },
+    "--tree": {
+        "choices": ["published", "cellxgene"],
+        "default": "published",
+        "help": "levels of CL: system, lineage, type, subtype, or system, subclass, type (default: published)",
     },
     "--obo": {"help": "Cell Ontology, a path or a URL (default: the shipped CL 2025-07-30)"},
     "--confidence": {
@@ -121,6 +136,18 @@ FLAGS: dict[str, dict[str, Any]] = {
         "default": [],
         "metavar": "TERM",
         "help": "none of these types and of what is below them",
+    },
+    "--recipe": {
+        "choices": ["fractal", "published"],
+        "default": "fractal",
+        "help": "fractal is ours, published the published one (default: %(default)s)",
+    },
+    "--epochs": {"type": positive_int, "default": 20, "help": "at most (default: %(default)s)"},
+    "--memory": {
+        "type": num_bytes,
+        "default": "1GB",
+        "help": "of vectors that are held at once, such as 500MB; the others wait in files beside the output, "
+        "which take as much room as they do. The output is the same with any (default: %(default)s)",
     },
     "--seed": {"type": non_negative_int, "default": 0, "help": "of all random draws (default: %(default)s)"},
     "--device": {

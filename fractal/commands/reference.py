@@ -17,12 +17,7 @@ from fractal.commands.options import CHECKPOINT, add, check_reference_output, co
 def get_parser() -> argparse.ArgumentParser:
     parser = command("reference", __doc__)
     add(parser, "--reference", default=CHECKPOINT, help="checkpoint of train.py (default: %(default)s)")
-    parser.add_argument(
-        "--input",
-        type=Path,
-        default=Path("data/stratified.parquet"),
-        help="the Parquet file that it was trained on (default: %(default)s)",
-    )
+    add(parser, "--input", help="the Parquet file that it was trained on (default: %(default)s)")
     parser.add_argument(
         "--reference-cells",
         type=positive_int,
@@ -43,7 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.annotate.card import headline
     from fractal.data.atlas import Atlas
     from fractal.hierarchy.ontology import CL_SLIM, load_graph
-    from fractal.model.adapter import pick_device
     from fractal.model.checkpoint import load
     from fractal.model.split import TEST_CELLS, Split
     from fractal.reference import make_reference
@@ -52,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args.obo = args.obo or CL_SLIM
     inputs = {"--model-path": args.reference, "--input": args.input, "--obo": args.obo}
     check_reference_output(inputs, args.output)
-    adapter, checkpoint = load(args.reference, pick_device(args.device))
+    adapter, checkpoint = load(args.reference, args.device)
     split = Split.of(checkpoint, args.reference)
     atlas = Atlas.open(args.input)
     if atlas.fingerprint != split.fingerprint:

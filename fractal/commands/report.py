@@ -31,11 +31,8 @@ def get_parser() -> argparse.ArgumentParser:
         help=".h5ad of `fractal annotate --over COLUMN --markers`: also show its clusters and their genes",
     )
     cells = parser.add_argument_group("labelled cells to score")
-    cells.add_argument(
-        "--input",
-        type=locate,
-        help=".h5ad or .zarr, or Parquet of ingest.py; of the file of training only the test cells count",
-    )
+    text = ".h5ad or .zarr, or Parquet of ingest.py; of the file of training only the test cells count"
+    add(cells, "--input", default=None, help=text)
     kind = cells.add_mutually_exclusive_group()
     add(kind, "--labels", "--levels")
     add(cells, "--use-rep")
@@ -72,12 +69,11 @@ def check_flags(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
-    from fractal.model.adapter import pick_device
     from fractal.reference import read_reference
     from fractal.view.findings import summary
     from fractal.view.page import write
 
-    reference = read_reference(args.reference, pick_device(args.device))
+    reference = read_reference(args.reference, args.device)
     names = ("labels", "levels", "study", "use_rep", "force", "num_samples", "obo", "seed", "annotated")
     scored = reference.score(args.input, **{name: getattr(args, name) for name in names})
     write(f"How good {scored.name} is", [scored], args.output, args.figures)

@@ -68,14 +68,13 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     check_flags(args)
     from fractal.hierarchy.ontology import CL_SLIM
-    from fractal.model.adapter import pick_device
     from fractal.reference import open_embedder
     from fractal.search import open_index
     from fractal.search.filters import mask_of
     from fractal.search.source import open_cells, space_of
 
     index = open_index(args.index)
-    embedder = open_embedder(args.reference, pick_device(args.device)) if args.reference else None
+    embedder = open_embedder(args.reference, args.device) if args.reference else None
     if embedder:
         if not index.space.adapters:
             raise InputError(f"{args.index}: holds vectors as they came, made by no adapter; drop --reference")

@@ -9,7 +9,7 @@ from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location, fetch, locate
 from fractal.hierarchy.levels import MAX_LEVELS, MIN_LEVELS
-from fractal.model.adapter import Adapter, FractalAdapter
+from fractal.model.adapter import Adapter, FractalAdapter, pick_device
 from fractal.model.published import PublishedAdapter
 
 MAX_GROWTH = 32  # a loaded adapter's largest matrix, in sizes of its weights; 5,000 types at 4 levels need 21
@@ -80,21 +80,22 @@ def restore(checkpoint: dict[str, Any]) -> Adapter:
     return adapter
 
 
-def load(path: str | Location, device: torch.device | str = "cpu") -> tuple[Adapter, dict[str, Any]]:
+def load(path: str | Location, device: str = "cpu") -> tuple[Adapter, dict[str, Any]]:
     """-> the adapter, ready for use on `device`, and the whole checkpoint. Runs no code from the file.
 
     Raises InputError for a file that is missing or is not a checkpoint of this version's train.py.
     """
+    on = pick_device(device)
     if not locate(path).is_file():
         raise InputError(f"{path}: no such checkpoint; make one with train.py")
     try:
         with ZipFile(fetch(locate(path))) as parts:  # torch compresses nothing
             if any(part.compress_type != ZIP_STORED for part in parts.infolist()):
                 raise ValueError("compressed, so that it may be of any size")
-        checkpoint = torch.load(fetch(locate(path)), map_location=device, weights_only=True)
+        checkpoint = torch.load(fetch(locate(path)), map_location=on, weights_only=True)
         adapter = restore(checkpoint)
     except Exception as error:  # whatever a damaged file makes torch and its modules raise
         raise InputError(
             f"{path}: not a checkpoint of train.py, or damaged, or of an older version; train it again"
         ) from error
-    return adapter.to(device).eval(), checkpoint
+    return adapter.to(on).eval(), checkpoint
