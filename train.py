@@ -125,7 +125,7 @@ def train_adapter(args: argparse.Namespace, recipe: Recipe, group: Group) -> Non
     fitted = fit(train, validation, counts, settings, knn_accuracy, str(args.input), group)
     if group.is_main:
         save(
-            partial if fitted.partial else output,
+            partial if fitted.stopped else output,
             fitted.adapter,
             fitted.config,
             fitted.classes,

@@ -141,7 +141,8 @@ class Annotator:
         raw, calibration, whole = self.voting(x), self.calibration, None
         if self.whole is not None:
             whole = self.whole.voting(x)
-            raw, calibration = replace(raw, signals=whole.signals), calibration.with_novelty(self.whole.calibration)
+            ordinary, raw = self.whole.calibration, replace(raw, signals=whole.signals)
+            calibration = replace(calibration, signals=ordinary.signals, ood_score=ordinary.ood_score)
         found = answer(raw, calibration, confidence, novelty)
         if whole is not None:
             shared = (self.tree.nodes[raw.path] == self.tree.nodes[whole.path]).cumprod(1).sum(1)

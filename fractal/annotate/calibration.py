@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
-from fractal.annotate.novelty import Knots, fisher, sorted_knots, tail
+from fractal.annotate.novelty import Knots, fisher, sorted_knots
 from fractal.annotate.votes import Ballot, Raw, Rows, count
 from fractal.hierarchy.tree import Tree
 
@@ -94,22 +94,6 @@ class Calibration:
     surest: np.ndarray  # (n,) that of the first level: the cell is answered at or below this confidence
     study: np.ndarray  # (n,) see `HeldOut`
     weight: np.ndarray  # (n,)
-
-    def probability(self, votes: np.ndarray) -> np.ndarray:
-        """Votes of the predicted labels (n, levels) -> their probabilities (n, levels), falling from level to level."""
-        return chain(self.votes, votes)
-
-    def with_novelty(self, other: "Calibration") -> "Calibration":
-        """The same probabilities, and the other's null of novelty."""
-        return replace(self, signals=other.signals, ood_score=other.ood_score)
-
-    def score(self, signals: np.ndarray) -> np.ndarray:
-        """`Raw.signals` (n, 3) -> the ood_score (n,), at least 0."""
-        return fisher(signals, self.signals)
-
-    def p_value(self, ood_score: np.ndarray) -> np.ndarray:
-        """(n,) -> (n,) in (0, 1]."""
-        return tail(ood_score, self.ood_score)
 
     def control(self, error: float) -> Control:
         """Conformal risk control (Angelopoulos et al. 2024): the lowest confidence that keeps the share of all cells

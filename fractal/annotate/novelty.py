@@ -33,4 +33,5 @@ def tail(values: np.ndarray, held_out: Knots) -> np.ndarray:
 
 
 def fisher(signals: np.ndarray, held_out: list[Knots]) -> np.ndarray:
+    """`Raw.signals` (n, 3) and those of the held-out cells, a column each -> the ood_score (n,), at least 0."""
     return -np.sum([np.log(tail(column, knots)) for column, knots in zip(signals.T, held_out, strict=True)], axis=0)

@@ -39,7 +39,6 @@ from fractal.data.parquet import ROW_GROUP, Parquet, level_columns, read_vectors
 from fractal.data.reorder import round_robin
 from fractal.data.scimilarity import map_records, open_release
 from fractal.hierarchy.ontology import CL_SLIM, load_graph, write_hierarchy
-from fractal.model.embedding import Embedder
 from fractal.reference import open_embedder, read_reference
 
 Task = Callable[[int], int]  # the number of a part -> how many cells it has
@@ -47,14 +46,8 @@ Engine = Callable[[Task, int, str], Iterator[int]]  # runs the tasks 0 ... n - 1
 Read = Callable[[slice], tuple[np.ndarray, np.ndarray | None]]  # rows -> vectors (m, dim) float32, names (m,) or None
 
 
-@lru_cache(maxsize=1)  # once in each worker, as the next ones
-def table_of(path: Path) -> Parquet:
-    return Parquet.open(path)
-
-
-@lru_cache(maxsize=1)
-def embedder_of(path: Path) -> Embedder:
-    return open_embedder(path)
+table_of = lru_cache(maxsize=1)(Parquet.open)  # once in each worker, as the next ones
+embedder_of = lru_cache(maxsize=1)(open_embedder)
 
 
 @lru_cache(maxsize=1)

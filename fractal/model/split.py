@@ -147,32 +147,17 @@ class Split:
                 f"{model}: carries no split of this version of train.py; train it again to know its test cells"
             ) from error
 
-    def unseen(self, atlas: Atlas) -> np.ndarray:
-        """(num_rows,) bool: the cells of the types that are held out, of which none was trained on.
-
-        Raises InputError for a type that the file does not have.
-        """
-        self.check(atlas)
-        if not self.test_types:
-            return np.zeros(self.num_rows, bool)
-        return is_named(atlas, self.test_types, *atlas.finest, "type")
-
     def is_test(self, atlas: Atlas) -> np.ndarray:
         """(num_rows,) bool. Copies of one vector are all test cells, or none is, where cells are held out.
 
         Raises InputError for a study or a type that the file does not have, and for another number of rows.
         """
-        self.check(atlas)
-        if self.holdout == "study":
-            if not self.test_studies:
-                return np.zeros(self.num_rows, bool)
-            return is_named(atlas, self.test_studies, *atlas.studies, "study")
-        return held_out(self.num_rows, self.test_ratio, self.seed, self.fold)[atlas.first_copies] | self.unseen(atlas)
-
-    def check(self, atlas: Atlas) -> None:
-        """Before memory is taken for `num_rows`."""
-        if self.num_rows != (there := atlas.num_rows):
+        if self.num_rows != (there := atlas.num_rows):  # before memory is taken for them
             raise InputError(f"{atlas.path}: has {there:,} rows, and the split is of {self.num_rows:,}; name that file")
+        if self.holdout == "study":
+            return is_named(atlas, self.test_studies, "study")
+        drawn = held_out(self.num_rows, self.test_ratio, self.seed, self.fold)[atlas.first_copies]
+        return drawn | is_named(atlas, self.test_types, "type")
 
     def sample_rows(self, atlas: Atlas, is_test: np.ndarray | None = None) -> np.ndarray:
         """The rows that are trained or validated on, ascending: `max_samples` of those that are no test rows.
@@ -203,8 +188,11 @@ class Split:
         return rest[~is_val], rest[is_val], np.flatnonzero(is_test)
 
 
-def is_named(atlas: Atlas, wanted: Sequence[str], codes: np.ndarray, names: list[str], kind: str) -> np.ndarray:
-    """(num_rows,) bool: rows whose name is wanted. Raises InputError for names that there are not."""
+def is_named(atlas: Atlas, wanted: Sequence[str], kind: str) -> np.ndarray:
+    """(num_rows,) bool: rows of these studies or types. Raises InputError for names that there are not."""
+    if not wanted:
+        return np.zeros(atlas.num_rows, bool)
+    codes, names = atlas.studies if kind == "study" else atlas.finest
     if unknown := sorted(set(wanted) - set(names)):
         missing, listed = printable(", ".join(unknown[:20])), printable(", ".join(names[:20]))
         raise InputError(f"{atlas.path}: has no {kind} {missing}; it has {listed}{', ...' if len(names) > 20 else ''}")

@@ -39,10 +39,6 @@ class Fitted:
     epochs_done: int = 0
     stopped: KeyboardInterrupt | ProcessLostError | None = field(default=None, repr=False)  # by Ctrl-C, SIGTERM, ...
 
-    @property
-    def partial(self) -> bool:
-        return self.stopped is not None
-
     def training(self, settings: Settings) -> dict[str, Any]:
         """For the checkpoint: the settings, and what was done."""
         recipe = settings.of_recipe
@@ -50,7 +46,7 @@ class Fitted:
             "epochs": settings.epochs,
             "epochs_done": self.epochs_done,
             "best_epoch": self.best_epoch,
-            "partial": self.partial,
+            "partial": self.stopped is not None,
             "lr": recipe.lr,
             "batch_size": recipe.batch_size,
             "seed": settings.seed,

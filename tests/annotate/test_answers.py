@@ -21,6 +21,7 @@ from fractal.annotate.answers import (
     vote,
 )
 from fractal.annotate.calibration import Calibration
+from fractal.annotate.novelty import fisher
 from fractal.annotate.votes import Ballot, Raw, count
 from fractal.hierarchy.tree import Tree
 
@@ -141,9 +142,8 @@ def test_the_runner_up_has_its_share_of_what_the_best_label_leaves():
     assert raw.path.tolist() == [0, 2]
     assert raw.runner_up.tolist() == [1, -1]
     assert raw.runner_up_votes == pytest.approx([0.3, 0])
-    calibration = SimpleNamespace(
-        probability=lambda votes: np.minimum(1, votes + 0.2), score=lambda s: s[:, 0], p_value=lambda s: s + 0.5
-    )
+    rise, one = (np.array([0, 0.8, 1]), np.array([0.2, 1, 1])), (np.zeros(1), np.ones(1))
+    calibration = SimpleNamespace(votes=[rise] * 2, signals=[one] * 3, ood_score=one)
     found = answer(raw, calibration)  # type: ignore[arg-type]
     assert found.runner_up_probability[0] == pytest.approx((1 - 0.8) * 0.3 / 0.4)
     columns = answer_columns(found, TREE).to_pydict()
@@ -170,7 +170,7 @@ def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
     certain = (np.array([0.0, 1.0]), np.array([0.9, 0.9]))
     knots = (held_out, ones)
     sure = Calibration([certain] * 3, [knots] * 3, knots, nothing, nothing, nothing, nothing)
-    sure = replace(sure, ood_score=(np.sort(sure.score(np.repeat(held_out[:, None], 3, 1))), ones))
+    sure = replace(sure, ood_score=(np.sort(fisher(np.repeat(held_out[:, None], 3, 1), sure.signals)), ones))
     shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
     odd = 1_001 - 1_000 * shares
     raw = Raw(

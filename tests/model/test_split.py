@@ -14,7 +14,7 @@ from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas
 from fractal.data.parquet import atlas_table, write_tables
 from fractal.hierarchy.levels import LEVELS, column_names
-from fractal.model.split import Split, draw_studies, draw_types, held_out
+from fractal.model.split import Split, draw_studies, draw_types, held_out, is_named
 
 
 def write(
@@ -107,17 +107,16 @@ def test_whole_types_are_held_out_and_cells_of_the_others(tmp_path: Path):
     split = Split.draw(path, 3, 0.25, holdout="type").sampled(path, val_ratio=0.1)
     assert len(split.test_types) == 2
     train, val, test = split.rows(path)
-    unseen = split.unseen(path)
     of_unseen = np.isin([f"t{t}" for t in types], split.test_types)
-    assert np.array_equal(unseen, of_unseen)
+    assert np.array_equal(is_named(path, split.test_types, "type"), of_unseen)
     assert not of_unseen[np.concatenate([train, val])].any()
     assert of_unseen[test].sum() == of_unseen.sum() == 200
     assert np.array_equal(np.sort(test[~of_unseen[test]]), np.flatnonzero(held_out(809, 0.25, 3) & ~of_unseen))
     drawn = {name for seed in range(60) for name in draw_types(path, 0.25, seed)}
     assert drawn == {f"t{i}" for i in range(8)}
     named = Split.draw(path, test_types=["t8"])
-    assert (named.holdout, named.unseen(path).sum()) == ("type", 9)
-    assert not Split.draw(path).unseen(path).any()
+    assert (named.holdout, is_named(path, named.test_types, "type").sum()) == ("type", 9)
+    assert not is_named(path, Split.draw(path).test_types, "type").any()
     with pytest.raises(InputError, match="holding out a type takes one with 10 cells"):
         draw_types(write(tmp_path / "few", 9, types=[0, 1, 2] * 3), 0.2, 0)
 
@@ -211,7 +210,7 @@ def test_a_split_of_too_many_rows_takes_no_memory(tmp_path: Path):
     with pytest.raises(InputError, match="has 20 rows, and the split is of 1,000,000,000,000,000"):
         Split("", 10**15, 0, 0.2, 0.1, 0).rows(path)
     with pytest.raises(InputError, match="has 20 rows"):
-        Split("", 10**15, 0, 0.2, 0.1, 0).unseen(path)
+        Split("", 10**15, 0, 0.2, 0.1, 0).is_test(path)
 
 
 def test_without_studies_to_test_on_no_row_is_a_test_row(tmp_path: Path):
