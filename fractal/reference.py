@@ -434,7 +434,7 @@ class Reference:
         title = f"How good {scored.name} is"
         if out or folder:
             write(title, [scored], out, folder)
-        return None if out else inline(title, [scored])
+        return None if out else inline(title, scored)
 
     def score(
         self,

@@ -177,28 +177,23 @@ class ScoreTable:
             )
             parts.append(unseen_table(rows, list(protocols), levels))
         for protocol, title in protocols.items():
-            parts.append(
+            text = (
                 f"Macro F1, every class counting alike, {title};\n"
                 "Steps: mean way from the true type's term to the predicted one's in the Cell Ontology, of so many\n"
                 "Cells whose true and predicted types are both terms of it. hF1: the same cells' F1 over all terms\n"
                 "above"
             )
-            more = {"Steps": f"{protocol}_distance", "Cells": f"{protocol}_distance_cells"}
-            more |= {"hF1": f"{protocol}_hierarchical_f1"}
-            parts.append(level_table(rows, f"{protocol}_macro_f1", levels, more))
-            parts.append(f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}")
-            parts.append(level_table(rows, f"{protocol}_macro", levels))
-        parts.append(
-            "Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)"
-        )
-        parts.append(level_table(rows, "zoom_agree", levels, {"Of 50": "zoom_subtypes"}))
-        parts.append(
-            "Triplets: two types and a third that leaves their path earlier; how often the centroids say so too"
-        )
-        parts.append(level_table(rows, "triplets", ("seen", "unseen")))
-        parts.append("Silhouette (cosine) of each embedding at each level")
-        parts.append(level_table(rows, "silhouette", levels))
-        return "\n\n".join(parts)
+            keys = {"Steps": "distance", "Cells": "distance_cells", "hF1": "hierarchical_f1"}
+            more = {name: f"{protocol}_{key}" for name, key in keys.items()}
+            parts += [text, level_table(rows, f"{protocol}_macro_f1", levels, more)]
+            text = f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}"
+            parts += [text, level_table(rows, f"{protocol}_macro", levels)]
+        text = "Zoom: share of a cell's 5 nearest that have its label, and distinct subtypes among its 50 nearest (loo)"
+        parts += [text, level_table(rows, "zoom_agree", levels, {"Of 50": "zoom_subtypes"})]
+        text = "Triplets: two types and a third that leaves their path earlier; how often the centroids say so too"
+        parts += [text, level_table(rows, "triplets", ("seen", "unseen"))]
+        text = "Silhouette (cosine) of each embedding at each level"
+        return "\n\n".join([*parts, text, level_table(rows, "silhouette", levels)])
 
 
 def score_table(

@@ -25,14 +25,10 @@ def render(title: str, scored: Sequence[Scored], sections: Sequence[list[Section
     return page.render(title=title, light=draw.LIGHT, dark=draw.DARK, parts=parts, version=__version__)
 
 
-def prepared(scored: Sequence[Scored]) -> tuple[list[Scored], list[list[Section]]]:
-    apart = [s.apart() for s in scored]
-    return apart, [findings.sections(s) for s in apart]
-
-
-def inline(title: str, scored: Sequence[Scored]) -> InlinePage:
+def inline(title: str, scored: Scored) -> InlinePage:
     """The page for a notebook."""
-    return InlinePage(render(title, *prepared(scored)), title)
+    apart = scored.apart()
+    return InlinePage(render(title, [apart], [findings.sections(apart)]), title)
 
 
 def check_output(report: Path | None, folder: Path | None) -> None:
@@ -45,7 +41,8 @@ def check_output(report: Path | None, folder: Path | None) -> None:
 
 def write(title: str, scored: Sequence[Scored], report: Path | None, folder: Path | None) -> None:
     """The page to `report`, and each figure as .svg and .png to `folder`; each file whole or not at all."""
-    scored, sections = prepared(scored)
+    scored = [s.apart() for s in scored]
+    sections = [findings.sections(s) for s in scored]
     for i, each in enumerate(sections) if folder else ():
         for section in each:
             if section.panels:
