@@ -7,7 +7,7 @@ stay in memory.
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +124,7 @@ def fit(
             projection, projects = learn_together(files, use_rep)
         for text in filter(None, [*plan.hierarchy.notes, line, order_warning(atlas), copies_warning(atlas), projects]):
             print(text)
-        train = Training(atlas, settings, device)
-        return train_reference(train, study is not None, max_cells, graph, facts, projection)
+        return train_reference(atlas, settings, device, study is not None, max_cells, graph, facts, projection)
 
 
 def read_old(update: Reference | str | Path | None, model: Any) -> Reference | None:
@@ -219,28 +218,10 @@ def check_labels(
         raise InputError(f"{', '.join(ignored)}: without effect beside {tree}; leave out one or the other")
 
 
-@dataclass(frozen=True)
-class Training:
-    """Trains on rows of an atlas, as often as cross-fitting needs it."""
-
-    atlas: Atlas
-    settings: Settings
-    device: str
-
-    def __call__(
-        self, training: LabelledVectors, validation: LabelledVectors, counted: np.ndarray, epochs: int | None = None
-    ) -> Fitted:
-        """counted (n,) bool: which rows of the atlas say how frequent types are."""
-        settings = replace(self.settings, epochs=epochs or self.settings.epochs)
-        counts, group = self.atlas.path_counts(counted), Group(device=pick_device(self.device))
-        fitted = fit_adapter(training, validation, counts, settings, knn_accuracy, group=group)
-        if fitted.stopped:
-            raise fitted.stopped
-        return fitted
-
-
 def train_reference(
-    train: Training,
+    atlas: Atlas,
+    settings: Settings,
+    device: str,
     by_study: bool,
     max_cells: int,
     graph: "DiGraph",
@@ -248,7 +229,18 @@ def train_reference(
     projection: Projection | None,
 ) -> Reference:
     """Cross-fit, for scores and calibration; then train on all cells, for the median of the folds' best epochs."""
-    atlas, seed = train.atlas, train.settings.seed
+    group, seed = Group(device=pick_device(device)), settings.seed
+
+    def train(
+        training: LabelledVectors, validation: LabelledVectors, counted: np.ndarray, settings: Settings = settings
+    ) -> Fitted:
+        """counted (n,) bool: which rows of the atlas say how frequent types are."""
+        counts = atlas.path_counts(counted)
+        fitted = fit_adapter(training, validation, counts, settings, knn_accuracy, group=group)
+        if fitted.stopped:
+            raise fitted.stopped
+        return fitted
+
     folds = draw_folds(atlas, by_study, seed)
     every = np.ones(atlas.num_rows, bool)
     counts = atlas.path_counts(every)
@@ -261,13 +253,13 @@ def train_reference(
     training, nothing = atlas.read(rows).split(len(rows))
     epochs = int(np.median(best))
     print(f"all: {len(rows):,} cells train; number of epochs: {epochs}, the median of the folds' best")
-    fitted = train(training, nothing, every, epochs)
+    fitted = train(training, nothing, every, replace(settings, epochs=epochs))
     facts = {
         **facts,
         "cl_release": graph.graph["release"],
         "held_out": folds.about,
         "split": asdict(split),
-        "training": {**fitted.training(train.settings), "best_epochs_of_folds": best},
+        "training": {**fitted.training(settings), "best_epochs_of_folds": best},
     }
     study = atlas.studies[0][rows].astype(np.int64) if by_study else np.zeros(len(rows), np.int64)
     path = tree.rows(path_names(training))

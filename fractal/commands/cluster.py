@@ -56,7 +56,6 @@ def get_parser() -> argparse.ArgumentParser:
     for stage in embed, annotate:
         add(stage, "--reference", type=Path, required=True)
         add(stage, "--force")
-        stage.set_defaults(use_rep=None, device="cpu", dtype="float32")
     for stage in stratify, embed, annotate:
         stage.add_argument("--input", type=Path, required=True, help="Parquet file, or a folder of them")
     for stage in ingest, stratify, embed, annotate:

@@ -49,10 +49,6 @@ class Adapter(nn.Module):
         """(n, dim) -> the full vector."""
         return self.full(self.blocks(x))
 
-    def prefix(self, x: Tensor, j: int) -> Tensor:
-        """(n, dim) -> the first j blocks (n, j * scale_dim), of length 1. j = 1 tells the system."""
-        return truncate_blocks(self.blocks(x), j)
-
 
 TAU = 0.07  # temperature of cosine softmaxes
 # Per block; the last block takes the last entry, whatever the number of levels. All constants here were chosen on other

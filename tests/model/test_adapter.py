@@ -21,6 +21,7 @@ from fractal.model.adapter import (
     FractalAdapter,
     embed,
     pick_device,
+    truncate_blocks,
 )
 from fractal.model.checkpoint import build_adapter
 
@@ -62,7 +63,9 @@ def test_a_prefix_is_a_cut_of_the_full_vector(recipe: str):
     adapter = build_adapter(config(recipe), CLASSES).eval()
     x = torch.randn(7, 24)
     for j in range(1, 5):
-        assert torch.allclose(normalize(adapter.encode(x)[:, : 5 * j], dim=1), adapter.prefix(x, j), atol=1e-6)
+        assert torch.allclose(
+            normalize(adapter.encode(x)[:, : 5 * j], dim=1), truncate_blocks(adapter.blocks(x), j), atol=1e-6
+        )
 
 
 def test_input_length_does_not_matter_to_ours():

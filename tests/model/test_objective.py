@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fractal.model.adapter import TAU, FractalAdapter
+from fractal.model.adapter import TAU, FractalAdapter, truncate_blocks
 from fractal.model.objective import SMOOTHING, PrefixObjective, TrainingRows, log_ratio
 
 LABELS = torch.tensor(
@@ -53,7 +53,7 @@ def test_the_loss_equals_the_slow_version(levels: list[int]):
         found = shifted(logits[0].tolist(), own, len(own))[None]
         expected += cross_entropy(found, target, label_smoothing=SMOOTHING).item() / len(rows)
         for j in range(len(levels)):
-            prefix = adapter.prefix(x[row : row + 1], j + 1)[0].detach()
+            prefix = truncate_blocks(adapter.blocks(x[row : row + 1]), j + 1)[0].detach()
             own = objective.prototypes.split(adapter.classes)[j][:, : 3 * (j + 1)].detach()
             cosines = [float(prefix @ p / p.norm()) / TAU for p in own]
             found = shifted(cosines, adapter.paths[:, j].tolist(), len(cosines))[None]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from fractal.model import published
+from fractal.model.adapter import truncate_blocks
 from fractal.model.objective import TrainingRows
 from fractal.model.published import PublishedAdapter, PublishedObjective, published_loss
 from tests.model.test_objective import LABELS, training_rows
@@ -135,10 +136,10 @@ def test_a_published_prefix_is_cut_before_the_last_norm():
     blocks = adapter.blocks(x)
     for j in range(1, 5):
         expected = normalize(torch.cat([blocks[:, i] for i in range(j)], 1), dim=1)
-        assert torch.allclose(adapter.prefix(x, j), expected, atol=1e-6)
-        assert torch.allclose(adapter.padded_prefix(blocks, j)[:, : 5 * j], adapter.prefix(x, j), atol=1e-6)
+        assert torch.allclose(truncate_blocks(blocks, j), expected, atol=1e-6)
+        assert torch.allclose(adapter.padded_prefix(blocks, j)[:, : 5 * j], truncate_blocks(blocks, j), atol=1e-6)
         assert not adapter.padded_prefix(blocks, j)[:, 5 * j :].any()
-    assert not torch.allclose(normalize(adapter.encode(x)[:, :5], dim=1), adapter.prefix(x, 1), atol=1e-2)
+    assert not torch.allclose(normalize(adapter.encode(x)[:, :5], dim=1), truncate_blocks(blocks, 1), atol=1e-2)
 
 
 @pytest.mark.parametrize("dim", [24, 22])  # 8 heads, 1 head
