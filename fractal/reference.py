@@ -1,7 +1,6 @@
 """A reference: an adapter and labelled cells, which label and embed new cells; the Python API."""
 
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -389,8 +388,6 @@ class Reference:
         with self.intake.cells(adata, use_rep, force) as cells:
             shown = read_shown(cells, labels, several(columns), max_cells)
         shown = replace(shown, genes=read_genes(adata, shown.rows, several(genes) or None))
-        if shown.genes and shown.genes.missing:
-            warnings.warn(f"no gene {', '.join(shown.genes.missing)}", stacklevel=3)
         layouts = self.layouts(shown.vectors)
         if path is None:
             return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")

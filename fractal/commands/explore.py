@@ -11,7 +11,6 @@ of ingest.py brings labels. docs/explore.md shows what the page can do.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +94,5 @@ def main(argv: list[str] | None = None) -> None:
     if has_obsm(args.input):
         genes = read_genes(args.input, shown.rows, args.genes and names_of(args.genes))
         shown = replace(shown, genes=genes)
-        if genes and genes.missing:
-            print(f"warning: {args.input}: has no gene {', '.join(genes.missing)}", file=sys.stderr)
     size = write_page(args.output, reference.page(args.input.name), shown, reference.layouts(shown.vectors))
     print(f"{line}, {size / 1e6:.1f} MB; open it in a browser")

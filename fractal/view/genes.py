@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from fractal.base.errors import InputError
+from fractal.base.errors import InputError, warn
 from fractal.data.expression import Expression, choose_counts, open_expression
 from fractal.data.markers import SYMBOLS, Moments, log_normalised, symbols
 
@@ -26,7 +26,6 @@ class Genes:
     values: sp.csc_matrix  # (n, m) float32
     unit: str  # what the values are
     are_chosen: bool = False  # else they are all genes of the file, of which `markers` chooses
-    missing: Sequence[str] = ()  # names that the file lacks
 
     def markers(self, types: np.ndarray) -> "Genes":
         """The genes that set each type apart, in the order of the types, codes (n,) from 1; 0 is none.
@@ -60,11 +59,13 @@ def read_genes(source: Any, rows: np.ndarray, names: Sequence[str] | None = None
     """The expression of cells `rows` (n,), ascending, of an AnnData or of the path of an .h5ad or .zarr.
 
     Values are log1p of counts, scaled to 10,000 a cell; of a file without counts those of X. Without `names` all genes,
-    or None for a file without counts or of more than MAX_READ cells. Raises InputError where none of them is there.
+    or None for a file without counts or of more than MAX_READ cells. Warns of names that it lacks; raises InputError
+    where none of them is there.
     """
+    where = source if isinstance(source, Path | str) else "adata"
     with open_expression(source) as (_, matrix):
         try:
-            expression = choose_counts(matrix, source if isinstance(source, Path | str) else "adata")
+            expression = choose_counts(matrix, where)
             if names is None:
                 return read(expression, rows, find(expression, None)) if expression.num_cells <= MAX_READ else None
         except InputError:
@@ -74,7 +75,9 @@ def read_genes(source: Any, rows: np.ndarray, names: Sequence[str] | None = None
                 raise
             expression = as_it_is
         genes = read(expression, rows, find(expression, names))
-    return replace(genes, are_chosen=True, missing=[name for name in names if name not in genes.names])
+    if missing := [name for name in names if name not in genes.names]:
+        warn(f"{where}: has no gene {', '.join(missing)}")
+    return replace(genes, are_chosen=True)
 
 
 def read(expression: Expression, rows: np.ndarray, columns: dict[str, int]) -> Genes:
