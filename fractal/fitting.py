@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from networkx import DiGraph
 
 from fractal.annotate.annotator import Annotator
 from fractal.annotate.cross_fit import cross_fit, draw_folds, path_names
@@ -39,7 +40,6 @@ from fractal.score.metrics import knn_accuracy
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from networkx import DiGraph
 
 
 @in_python
@@ -224,7 +224,7 @@ def train_reference(
     device: str,
     by_study: bool,
     max_cells: int,
-    graph: "DiGraph",
+    graph: DiGraph,
     facts: Mapping[str, Any],
     projection: Projection | None,
 ) -> Reference:

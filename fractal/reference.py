@@ -35,17 +35,25 @@ from fractal.model import checkpoint as checkpoints
 from fractal.model.adapter import Adapter
 from fractal.model.embedding import Embedder, block_names, cut_matrix, embed_matrix, weights_sha256
 from fractal.score.answers import answer_table
+from fractal.search import Index, open_index
+from fractal.search.filters import mask_of
+from fractal.search.query import search
+from fractal.search.source import Source, space_of
+from fractal.search.voters import index_voters
+from fractal.view import page as pages
 from fractal.view.colours import label_colours
+from fractal.view.explorer import Page, check_template, html, write_page
+from fractal.view.genes import read_genes
+from fractal.view.labelled import atlas_cells, held_out_cells, obs_cells
+from fractal.view.maps import OBSM, Maps, kept_maps, turned
+from fractal.view.notebook import InlinePage
+from fractal.view.report import score_reference
+from fractal.view.scored import Scored
+from fractal.view.shown import read_shown
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
-
-    from fractal.search import Index
-    from fractal.view.explorer import Page
-    from fractal.view.maps import Maps
-    from fractal.view.notebook import InlinePage
-    from fractal.view.scored import Scored
 
 
 @dataclass
@@ -128,7 +136,7 @@ class Reference:
         error: float | None = None,
         novelty: str = "on",
         force: bool = False,
-        index: "Index | str | Path | None" = None,
+        index: Index | str | Path | None = None,
         index_labels: str | None = None,
         over: str | None = None,
         markers: bool = False,
@@ -195,7 +203,7 @@ class Reference:
         confidence: float = CONFIDENCE,
         error: float | None = None,
         novelty: str = "on",
-        index: "Index | str | Path | None" = None,
+        index: Index | str | Path | None = None,
         index_labels: str | None = None,
         *,
         only: str | Sequence[str] = (),
@@ -214,8 +222,6 @@ class Reference:
             "reference_format": VERSION,
         }
         if index is not None:
-            from fractal.search.voters import index_voters
-
             voters = index_voters(index, self.sha256, annotator.tree, index_labels, least=NEIGHBOURS + COPIES)
             annotator = annotator.with_voters(voters)
             lines.append(f"{voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
@@ -268,7 +274,7 @@ class Reference:
     def search(
         self,
         adata: "AnnData",
-        index: "Index | str | Path",
+        index: Index | str | Path,
         k: int = 10,
         *,
         prefix: int | None = None,
@@ -297,42 +303,29 @@ class Reference:
         ------
         InputError : for an index of another adapter, and for filters and columns that don't fit.
         """
-        from pyarrow import concat_tables
-
-        from fractal.search import Index, open_index
-        from fractal.search.filters import mask_of
-        from fractal.search.query import search
-        from fractal.search.source import Source, space_of
-
         index = index if isinstance(index, Index) else open_index(index)
         index.check_adapter([self.sha256], "the reference")
         keep, columns = mask_of(index, where, several(only)), several(columns)
         with self.intake.cells(adata, use_rep, force) as cells:
             source = Source(cells, space_of(self.embedder), self.embedder)
             found = search(source, index, k, group_by, prefix=prefix, keep=keep)
-            return concat_tables([index.table(hits, names, columns) for names, hits in found]).to_pandas()
+            return pa.concat_tables([index.table(hits, names, columns) for names, hits in found]).to_pandas()
 
     @cached_property
-    def maps(self) -> "Maps":
+    def maps(self) -> Maps:
         """A layout of the reference's cells per prefix (fractal.view.maps), kept in its folder if it has one."""
-        from fractal.view.maps import kept_maps
-
         ends = [self.adapter.scale_dim * j for j in range(1, self.adapter.num_levels + 1)]
         path = self.folder / MAPS if self.folder else None
         return kept_maps(path, cut_matrix(self.adapter, self.annotator.vectors), ends)
 
     @cached_property
-    def raw_map(self) -> "Maps":
+    def raw_map(self) -> Maps:
         """One layout of the same cells by the vectors as they came, kept likewise."""
-        from fractal.view.maps import kept_maps
-
         vectors = self.annotator.vectors
         return kept_maps(self.folder / RAW_MAP if self.folder else None, vectors, [vectors.shape[1]])
 
     def layouts(self, vectors: np.ndarray) -> np.ndarray:
         """Place cells (n, dim) at each prefix, and last by the vectors as they came -> (prefixes + 1, n, 2) float32."""
-        from fractal.view.maps import turned
-
         raw = turned(self.raw_map, self.maps.layouts[-1]).transform(vectors)
         return np.concatenate([self.maps.transform(cut_matrix(self.adapter, vectors)), raw])
 
@@ -344,8 +337,6 @@ class Reference:
         whose vector is zero or not finite gets NaN. The first call lays out the reference's cells, which takes minutes
         for 20,000. Vectors are read, projected or refused as in `annotate`. Raises InputError for these.
         """
-        from fractal.view.maps import OBSM
-
         positions = self.maps.transform(cut_matrix(self.adapter, self.vectors_of(adata, use_rep, force)))
         for j, layout in enumerate(positions, 1):
             adata.obsm[OBSM.format(j)] = layout
@@ -362,7 +353,7 @@ class Reference:
         use_rep: str | None = None,
         max_cells: int = 20_000,
         force: bool = False,
-    ) -> "InlinePage | None":
+    ) -> InlinePage | None:
         """One HTML page to look at the cells, which opens from disk and sends nothing: docs/explore.md.
 
         Parameters
@@ -379,11 +370,6 @@ class Reference:
         ------
         InputError : for a column that is not there, for vectors as in `annotate`, and for recipe `published`.
         """
-        from fractal.view.explorer import check_template, html, write_page
-        from fractal.view.genes import read_genes
-        from fractal.view.notebook import InlinePage
-        from fractal.view.shown import read_shown
-
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
             shown = read_shown(cells, labels, several(columns), max_cells)
@@ -394,10 +380,8 @@ class Reference:
         write_page(Path(path), self.page("AnnData"), shown, layouts)
         return None
 
-    def page(self, title: str) -> "Page":
+    def page(self, title: str) -> Page:
         """What a page of the explorer shows beside its cells."""
-        from fractal.view.explorer import Page
-
         facts = {
             "Reference made of": str(self.facts.get("source") or self.facts.get("data", "")),
             "Reference cells": f"{len(self.annotator.path):,} of {len(self.annotator.tree.paths)} types",
@@ -417,21 +401,19 @@ class Reference:
         *,
         figures: str | Path | None = None,
         **options: Any,
-    ) -> "InlinePage | None":
+    ) -> InlinePage | None:
         """One HTML page that says how good the reference is: docs/report.md.
 
         path : of the page to write; without one the page is returned, and a notebook shows it. figures : folder to
         write the figures to, as .svg and .png. cells, labels, options : as in `score`, which says what it raises.
         """
-        from fractal.view.page import check_output, inline, write
-
         out, folder = (None if name is None else Path(name) for name in (path, figures))
-        check_output(out, folder)
+        pages.check_output(out, folder)
         scored = self.score(cells, labels, **options)
         title = f"How good {scored.name} is"
         if out or folder:
-            write(title, [scored], out, folder)
-        return None if out else inline(title, scored)
+            pages.write(title, [scored], out, folder)
+        return None if out else pages.inline(title, scored)
 
     def score(
         self,
@@ -446,7 +428,7 @@ class Reference:
         obo: str | None = None,
         seed: int = 0,
         annotated: "AnnData | str | Path | None" = None,
-    ) -> "Scored":
+    ) -> Scored:
         """How good the reference is, on labelled cells, for `report` to show.
 
         Parameters
@@ -468,9 +450,6 @@ class Reference:
         InputError : for cells without labels or usable vectors, and of another embedding; for `annotated` without
             clusters, or by another reference.
         """
-        from fractal.view.labelled import atlas_cells, held_out_cells, obs_cells
-        from fractal.view.report import score_reference
-
         clusters = {} if annotated is None else read_clusters(annotated, self.sha256)
         graph, name = load_graph(obo or CL_SLIM), self.name or "the reference"
         tree, own = self.annotator.tree, cells is None

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import betaln
 
 MEANS, CORRELATIONS = 160, 24  # points of the grid of `grouped_interval`; twice as many change it by less than .002
 
@@ -42,8 +43,6 @@ def grouped_interval(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]
     It covers down to .81 where groups differ in another way: a few of twenty are all wrong, the others nearly all right
     (normal logits, standard deviation 3). Those few, or none of them, decide the share.
     """
-    from scipy.special import betaln  # only here: training does without
-
     a, b, edges = grid()
     log_likelihood = -len(hits) * betaln(a, b)
     for k, n in zip(hits, sizes, strict=True):

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save
+from scipy.linalg import orthogonal_procrustes
+from sklearn.decomposition import PCA
 from tqdm.auto import tqdm
 
 from fractal import __version__
@@ -151,8 +153,6 @@ def graph(vectors: np.ndarray) -> Any:
 
 def start_layout(vectors: np.ndarray, seed: int) -> np.ndarray:
     """The first two principal components of vectors (N, dim), as small as t-SNE wants its start -> (N, 2) float64."""
-    from sklearn.decomposition import PCA
-
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     initialization = needs("openTSNE.initialization", "maps")
     start = PCA(2, svd_solver="full").fit_transform(unit.astype(np.float64))
@@ -198,8 +198,6 @@ def lay_out(
 
 def turned(maps: Maps, like: np.ndarray) -> Maps:
     """Turned and mirrored so that the cells come near to their positions in another layout (N, 2), within [-1, 1]."""
-    from scipy.linalg import orthogonal_procrustes
-
     layouts = maps.layouts @ orthogonal_procrustes(maps.layouts[-1], like)[0]
     return replace(maps, layouts=layouts / max(1, np.abs(layouts).max()))
 

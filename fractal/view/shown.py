@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fractal.base.errors import InputError
 from fractal.data.cells import Cells, names_of
@@ -13,9 +14,6 @@ from fractal.data.parquet import CELL_ID
 from fractal.data.vectors import usable
 from fractal.hierarchy.names import clean, is_missing
 from fractal.view.genes import Genes
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 MAX_CELLS = 20_000  # shown by default; a page of 128-d vectors then stays under 15 MB
 MAX_VALUES = 200  # of a column that colours cells
@@ -30,7 +28,7 @@ class Shown:
     total: int
     names: Sequence[str] | None = None
     labels: Sequence[str] | None = None  # of the finest level; None: the reference's answers are shown
-    columns: Mapping[str, "Series"] = field(default_factory=dict)
+    columns: Mapping[str, pd.Series] = field(default_factory=dict)
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # (n,) of the cells in their file, ascending
     genes: Genes | None = None
 
@@ -56,8 +54,8 @@ def read_shown(
 
 
 def choose(
-    frame: "DataFrame", labels: str | None, columns: Sequence[str] | None, where: object
-) -> tuple[list[str] | None, dict[str, "Series"]]:
+    frame: pd.DataFrame, labels: str | None, columns: Sequence[str] | None, where: object
+) -> tuple[list[str] | None, dict[str, pd.Series]]:
     """The table of the cells -> their labels, and the columns to colour by; see `read_shown`."""
     levels = [name for name in sorted(map(str, frame.columns)) if re.match(r"level[1-9]_.", name)]  # of an atlas
     labels = labels or (levels[-1] if levels else None)
@@ -73,10 +71,8 @@ def choose(
     return types, {name: frame[name] for name in columns}
 
 
-def encoded(columns: Mapping[str, "Series"]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def encoded(columns: Mapping[str, pd.Series]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """-> what the page says of each column, and the arrays: codes with 0 for missing, or float32."""
-    from pandas import Categorical
-
     about, arrays = [], dict[str, np.ndarray]()
     for i, (name, values) in enumerate(columns.items()):
         if values.dtype.kind in "iuf":
@@ -87,7 +83,7 @@ def encoded(columns: Mapping[str, "Series"]) -> tuple[list[dict[str, Any]], dict
             arrays[f"column_{i}"] = numbers
             continue
         text = values.astype(object).map(lambda value: None if value is None or is_missing(str(value)) else str(value))
-        codes = Categorical(text)
+        codes = pd.Categorical(text)
         if len(codes.categories) > MAX_VALUES:
             raise InputError(f"column '{name}' has {len(codes.categories)} values, at most {MAX_VALUES} can be shown")
         about.append({"name": name, "values": list(codes.categories)})
