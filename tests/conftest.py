@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,12 @@ def h5ad(tmp_path: Path) -> Path:
     labels = [*TYPES * 10]
     labels[7] = None  # type: ignore[call-overload]
     return write_h5ad(tmp_path / "cells.h5ad", clustered(TYPES * 10), kind=labels, donor=["a", "b"] * 30)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored; the tests that send one would never end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
