@@ -3,6 +3,7 @@
 import { bisectLeft, cumsum, min, rollup, sum } from "d3-array";
 import type { Adapter } from "./adapter";
 import type { About, Knots, Matrix } from "./data";
+import { percent } from "./format";
 import { length, normalize, products, rowOf, softmax, squaredDistances, take } from "./matrix";
 import type { Bank, Neighbours } from "./neighbours";
 
@@ -14,7 +15,7 @@ export function statusTexts({ levels, annotator: { novel, caution, cautiousDepth
   return [
     "like the reference: answered as deep as the probabilities allow, which may be no answer",
     `unusual (p-value below ${caution}): ${withheld}, though the probabilities would allow one`,
-    `like no type of the reference (p-value below ${novel}): ${withheld}`,
+    `like no type of the reference (p-value below ${novel}, as that of ${percent(novel)} of ordinary cells is): ${withheld}`,
     "without a usable vector: no answer",
   ];
 }

@@ -37,8 +37,8 @@ export function Group({ page }: { page: Page }) {
     <>
       <h2>{cellsText(group.length)}</h2>
       <p class="note">
-        {percent(group.length / about.cells)} of the map{yours.length > 0 && `, and ${count(yours.length)} of your cells`}.
-        Bars: share of the group; the line: share of the whole map. {group.length > 0 && "Cells: "}
+        Selected: {selection.rule}. {percent(group.length / about.cells)} of the map{yours.length > 0 && `, and ${count(yours.length)} of your cells`}.
+        Bars: share of the group; the line: share of the whole map. {group.length > 0 && "Ids: "}
         {group.slice(0, LISTED).map((row) => <><button onClick={() => page.choose({ layer: 0, row })}>{idOf(cells, row)}</button> </>)}
         {group.length > LISTED && "…"}
       </p>

@@ -595,6 +595,7 @@ def test_selections_combine_and_are_saved_with_their_rule(shown):
         rule, *ids = shown.opened.download("#save-ids").decode().splitlines()
         assert ids == names[expected].tolist()
         assert shown.opened.saved == "cells_cells.txt"
+        assert f"Selected: {rule.removeprefix('# cells.h5ad: ')}." in page.inner_text("#group .note >> nth=0")
         table = pd.read_csv(io.BytesIO(shown.opened.download("#group .buttons button:first-child")))
         assert (len(table), table.columns[-1], shown.opened.saved) == (expected.sum(), rule, "cells_group.csv")
         assert re.fullmatch(rf"# cells.h5ad: \(in a lasso at prefix 4: .*\) {word} \(labelled .*mast cell.*\)", rule)
