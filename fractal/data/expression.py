@@ -25,7 +25,6 @@ KINDS = {
     "counts": "whole numbers, as counts are",
     "normalised": "numbers from 0 up that are not whole, as normalised ones are",
     "scaled": "numbers below 0, as scaled ones are",
-    "missing": "NaN or infinity",
 }
 
 
@@ -54,8 +53,6 @@ class Expression:
 def kind_of(x: Any) -> str:
     """Which of KINDS a matrix holds."""
     values = x.data if sp.issparse(x) else np.asarray(x)
-    if not np.isfinite(values).all():
-        return "missing"
     if (values < 0).any():
         return "scaled"
     return "normalised" if (values % 1 != 0).any() else "counts"
@@ -115,6 +112,14 @@ def as_counts(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
     return x.expm1() if expression.logged else x
 
 
+def what_it_holds(x: Any) -> str:
+    """Why counts can't be had from a matrix, in words."""
+    if not np.isfinite(x.data if sp.issparse(x) else x).all():
+        return "NaN or infinity"
+    kind = kind_of(x)
+    return f"{KINDS[kind]}, of no common total" if kind == "normalised" else KINDS[kind]
+
+
 def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> Expression:
     """Of layers['counts'], X and raw the first that holds counts, else the first of log-normalised ones.
 
@@ -130,8 +135,7 @@ def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> 
         if scale:
             known.append(replace(expression, scale=scale, logged=logged))
         else:
-            kind = kind_of(x)
-            others.append(f"{expression.where} holds {KINDS[kind]}{', of no common total' * (kind == 'normalised')}")
+            others.append(f"{expression.where} holds {what_it_holds(x)}")
     if not known:
         reasons = "; ".join(others) or "no X, no raw"
         raise InputError(f"{where}: has no counts: {reasons}; bring counts in layers['counts']")

@@ -137,6 +137,21 @@ def test_an_old_scanpy_marks_unused_genes_by_nan():
     assert list(found.genes) == list(adata.var_names[used])
 
 
+def test_numbers_that_are_missing_in_an_unused_gene_do_no_harm():
+    x, labels = counts(300, 0)
+    used = np.arange(GENES) >= 20
+    adata = with_pca(normalised(x), labels, used=used)
+    adata.X[5, 3] = np.nan
+    projection, line = learn(adata, "X_pca")
+    assert projection is not None
+    assert (projection.kind, len(projection.genes)) == ("normalised", 100)
+    assert "keeps the loadings of 100 genes" in line
+    with open_expression(adata) as (_, expression):
+        x_of = expression("")
+        assert x_of
+        projection.check_kind(x_of, np.flatnonzero(used).tolist(), np.ones(100, bool), force=False)
+
+
 def test_nothing_is_kept_where_the_expression_does_not_give_the_components():
     adata = labelled(200)
     assert learn(adata, "X_other") == (None, "")
