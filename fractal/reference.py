@@ -450,7 +450,7 @@ class Reference:
         InputError : for cells without labels or usable vectors, and of another embedding; for `annotated` without
             clusters, or by another reference.
         """
-        clusters = {} if annotated is None else read_clusters(annotated, self.sha256)
+        clusters = None if annotated is None else read_clusters(annotated, self.sha256)
         graph, name = load_graph(obo or CL_SLIM), self.name or "the reference"
         tree, own = self.annotator.tree, cells is None
         if cells is None:

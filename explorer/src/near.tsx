@@ -3,7 +3,7 @@
 import { group, rollups, sum } from "d3-array";
 import { cellsText, count, percent } from "./format";
 import { take } from "./matrix";
-import { NEAREST, type Page } from "./page";
+import { memo, NEAREST, type Page } from "./page";
 import { Choice, Same, Table } from "./widgets";
 
 const PAIRS = 2e7; // cells times cells of the map whose cosines are computed: some seconds, and 80 MB
@@ -31,6 +31,8 @@ function search(page: Page) {
 
 export type Nearness = ReturnType<typeof search>;
 
+const remembered = memo<ReturnType<typeof kindsOf>>();
+
 /** Per label of the cells: the share of the neighbours with the same label, the most it can be, and the next label. */
 function kindsOf({ guesses, nearLevel, mostSame }: Page, cells: Nearness["cells"]) {
   const { labels } = guesses[nearLevel - 1];
@@ -50,7 +52,7 @@ export function Near({ page }: { page: Page }) {
   const { about, near, nearLevel, selection, tree } = page;
   const what = `${selection ? "What they are near" : "What is mixed up"}, by ${page.prefixName()}`;
   const isMade = near && inputsOf(page).every((input, i) => input === near.inputs[i]);
-  const kinds = isMade ? kindsOf(page, near.cells) : [];
+  const kinds = isMade ? remembered([near, nearLevel], () => kindsOf(page, near.cells)) : [];
   const rows = kinds.slice(0, SHOWN).map(({ node, count, most, same, other }) => [
     <>{tree.name(node)}<small>{cellsText(Math.round(count))}</small></>,
     <Same {...{ same, most }} colour={tree.nodes[node].colour} />,

@@ -43,6 +43,8 @@ CLUSTERS = {  # columns of `group_columns` -> what that table calls them
     "runner_up_probability": "Probability",
 }
 
+Clusters = tuple[list[str], list[list[str]]]  # header and rows of that table
+
 
 @dataclass
 class Run:
@@ -107,8 +109,8 @@ class Run:
         return pa.concat_tables(names), before, after
 
 
-def read_clusters(annotated: Any, adapter_sha256: str) -> Mapping[str, Any]:
-    """What an AnnData, .h5ad or .zarr says of its clusters, as `Run.results`: uns["fractal"] of `annotate --over`.
+def read_clusters(annotated: Any, adapter_sha256: str) -> Clusters:
+    """The table of the clusters of an AnnData, .h5ad or .zarr, which `annotate --over` has put into uns["fractal"].
 
     Raises InputError where it says nothing, or was annotated by another reference.
     """
@@ -119,14 +121,13 @@ def read_clusters(annotated: Any, adapter_sha256: str) -> Mapping[str, Any]:
     if (results.get("annotation") or {}).get("adapter_sha256") != adapter_sha256:
         raise InputError(f"{path}: its clusters were annotated by another reference; annotate it again with this one")
     try:
-        cluster_table(results, "")
+        return cluster_table(results, "Cluster")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its table of clusters is damaged ({reason(error)}); annotate it again") from error
-    return results
 
 
-def cluster_table(results: Mapping[str, Any], column: str) -> tuple[list[str], list[list[str]]]:
-    """Header and a row per cluster: its answer, and the first of its markers, if there are any."""
+def cluster_table(results: Mapping[str, Any], column: str) -> Clusters:
+    """A row per cluster, from `Run.results`: its answer, and the first of its markers, if there are any."""
     frame = results["groups"].reset_index()[["group", *CLUSTERS]].astype(object)
     numbers = ["confidence", "agreement", "runner_up_probability"]
     frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")

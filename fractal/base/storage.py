@@ -144,12 +144,10 @@ def locate(name: str | Path | Remote) -> Location:
     Raises InputError for a URI of the web, one without a bucket, one with an empty name in it, and for no name at all;
     TypeError for what is no path.
     """
-    if isinstance(name, Remote):
+    if isinstance(name, Path | Remote):
         return name
-    if not isinstance(name, str | os.PathLike):
-        raise TypeError(f"expected a path or a URI, not {type(name).__name__}")
     if not isinstance(name, str):
-        return Path(name)
+        raise TypeError(f"expected a path or a URI, not {type(name).__name__}")
     if not name:
         raise InputError("a name is empty; give a path or a URI")
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(/[^?]*)?(?:\?(.*))?", name, re.DOTALL)

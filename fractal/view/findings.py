@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from fractal.annotate.run import cluster_table
 from fractal.score.answers import answer_counts
 from fractal.score.intervals import wilson_interval
 from fractal.score.table import Row as Figures
@@ -456,7 +455,7 @@ def clusters(s: Scored) -> Section | None:
         "Cells that agree: the share whose likeliest label is the cluster's. Markers: genes that a cluster has most "
         "clearly more of than all other cells (Welch's t); doubt a label whose genes they are not.",
         [],
-        *cluster_table(s.clusters, "Cluster"),
+        *s.clusters,
     )
 
 

@@ -19,7 +19,7 @@ from fractal.hierarchy.tree import Labels
 from fractal.model.embedding import weights_sha256
 from fractal.score.checkpoints import Checkpoint, Evaluation
 from fractal.score.embeddings import Subset, adapter_encoder, fit_controls, nearest_in, raw
-from fractal.score.table import score_table, truth_of
+from fractal.score.table import ScoreTable, Truth, score_table, truth_of
 from fractal.view.labelled import Labelled
 from fractal.view.scored import SEEN, UNSEEN, Scored
 
@@ -54,23 +54,17 @@ def score_reference(
     facts: bundle.json; weights: their sha256; held_out: the cells are the validation cells of the reference, and
     the answers those of its test cells. Raises InputError for fewer than two cells, and for damaged facts.
     """
-    n, device, tree = len(cells.paths), next(annotator.adapter.parameters()).device, annotator.tree
+    n, tree = len(cells.paths), annotator.tree
     if n < 2:
         raise InputError(f"{name}: {n} labelled cells are too few to score")
     reference_paths = [tree.paths[i] for i in annotator.path]
     codes, classes = coded([*cells.paths, *reference_paths])
-    labels, bank_labels = torch.from_numpy(codes).to(device).split([n, len(reference_paths)])
     trained = [sorted(set(column)) for column in zip(*reference_paths, strict=True)]
     new = sorted({path[-1] for path in cells.paths} - set(trained[-1]))
     groups = cells.groups if cells.groups is not None and len(np.unique(cells.groups)) > 1 else None
-    truth = truth_of(tree.levels, labels, classes, trained, new, groups, graph)
-    queries, bank = (
-        Subset(torch.from_numpy(x).to(device), np.arange(len(x))) for x in (cells.vectors, annotator.vectors)
-    )
-    widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
-    controls, failed = fit_controls(bank.vectors, annotator.path, widths)
-    encoders = [raw, adapter_encoder(annotator.adapter), controls]
-    scores = score_table(truth, queries, encoders, bank_labels, (bank, nearest_in([bank], queries, encoders)))
+    labels = torch.from_numpy(codes).to(next(annotator.adapter.parameters()).device)
+    truth = truth_of(tree.levels, labels[:n], classes, trained, new, groups, graph)
+    scores, failed = neighbour_scores(annotator, cells.vectors, truth, labels[n:])
     title = cells.title
     try:
         lines = provenance(facts, weights)
@@ -104,6 +98,23 @@ def score_reference(
             *failed,
         ],
     )
+
+
+def neighbour_scores(
+    annotator: Annotator, vectors: np.ndarray, truth: Truth, bank_labels: torch.Tensor
+) -> tuple[ScoreTable, list[str]]:
+    """Score by neighbours among the cells themselves, and among those of the reference -> also what failed.
+
+    vectors (n, dim) float32 of the cells of `truth`; bank_labels (m, levels) int64.
+    """
+    queries, bank = (
+        Subset(torch.from_numpy(x).to(bank_labels.device), np.arange(len(x))) for x in (vectors, annotator.vectors)
+    )
+    widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
+    controls, failed = fit_controls(bank.vectors, annotator.path, widths)
+    encoders = [raw, adapter_encoder(annotator.adapter), controls]
+    bank_of = bank, nearest_in([bank], queries, encoders)
+    return score_table(truth, queries, encoders, bank_labels, bank_of), failed
 
 
 def coded(paths: Sequence[Labels]) -> tuple[np.ndarray, list[list[str]]]:

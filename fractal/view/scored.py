@@ -1,6 +1,6 @@
 """What a page is made of: one adapter, scored on n cells by fractal.score.table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class Scored:
     studies: Sequence[str] = ()  # names of truth.groups, where there are groups
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)  # whose cells -> what `Annotator.scores` returns
     no_answers: str = ""  # why there are none
-    clusters: Mapping[str, Any] = field(default_factory=dict)  # of annotated cells: `read_clusters`
+    clusters: tuple[list[str], list[list[str]]] | None = None  # of annotated cells: header and rows of a table
     facts: list[tuple[str, str]] = field(default_factory=list)  # provenance
     warnings: list[str] = field(default_factory=list)
 
