@@ -41,6 +41,13 @@ def test_added_cells_equal_a_rebuild(index: Index, tmp_path: Path):
     assert check_files(found.folder.path) > 0
 
 
+def test_cells_to_add_go_to_their_nearest_list():
+    centroids, vectors = build.kmeans(vectors_of(3_000), 300, 0), vectors_of(2_000, seed=5)
+    for lists in (centroids[:1], centroids[:7], centroids):
+        found = build.OldLists(lists).assign(vectors)
+        assert (found == (vectors @ lists.T).argmax(1)).mean() > 0.85  # these vectors are nearly random
+
+
 @pytest.mark.parametrize("second", ["add", "build"])
 def test_a_second_run_waits_for_an_addition_and_nothing_is_lost(
     index: Index, second: str, monkeypatch: pytest.MonkeyPatch
