@@ -97,14 +97,14 @@ class Part:
     starts: np.ndarray  # (lists + 1,) int64, where in the file each list begins
     dim: int
     path: Path  # of its vectors
-    data: np.ndarray  # these, (bytes,) uint8, mapped copy-on-write: torch takes no array that is read-only
+    data: np.ndarray  # these, (bytes,) uint8, mapped read-only: copy-on-write would count against the memory
     batches: list[Batch]
 
     @staticmethod
     def open(folder: Path, number: int, source: str, first: int, centroids: np.ndarray) -> "Part":
         """Raises one of DAMAGES for files that do not fit together."""
         sizes, vectors, columns = (folder / name for name in part_names(number))
-        counts, data, dim = np.load(sizes), np.memmap(vectors, np.uint8, "c"), centroids.shape[1]
+        counts, data, dim = np.load(sizes), np.memmap(vectors, np.uint8, "r"), centroids.shape[1]
         if counts.dtype != np.int64 or counts.shape != (len(centroids),) or (counts < 0).any() or not counts.any():
             raise ValueError("the sizes are not those of the lists")
         starts = np.concatenate([[0], np.cumsum(counts * (2 * dim + 8))])

@@ -243,8 +243,8 @@ class Index:
             opened, members = int(number[start]), query[start:end]
             for part in self.parts:
                 rows = part.rows(opened) + part.first
-                # torch makes float32 of float16 ten times as fast as numpy; cut before, the numbers lie together
-                vectors = torch.from_numpy(part.vectors(opened))[:, :width].float()
+                # torch makes float32 of float16 ten times as fast as numpy, and takes no array that is read-only
+                vectors = torch.from_numpy(np.array(part.vectors(opened)[:, :width])).float()
                 if only is not None:
                     passing = only.mask[rows]
                     rows, vectors = rows[passing], vectors[torch.from_numpy(passing)]

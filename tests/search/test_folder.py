@@ -185,3 +185,12 @@ def test_own_files_are_all_that_an_index_holds(index: Index, tmp_path: Path):
     assert {file.name for file in (tmp_path / "index").iterdir()} <= set(OWN_FILES)
     with atomic_folder(tmp_path / "index", OWN_FILES) as folder:
         shutil.copy(tmp_path / "index" / "index.json", folder / "index.json")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_an_index_may_be_larger_than_the_memory(index: Index):
+    """What is mapped to be written to counts as memory: 26 GB of vectors could not be opened with 24 GB."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    access = [line[1] for line in lines if line[-1] == str(index.folder.path / "vectors-0.bin")]
+    assert access
+    assert not [rights for rights in access if "w" in rights]
