@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fractal.base.errors import InputError
 from fractal.search import build, enrichment, filters, open_index
-from fractal.search.folder import Space
+from fractal.search import index as index_module
+from fractal.search.folder import Part, Space
 from fractal.search.index import HIT_COLUMNS, Hits, Index
 from tests.search.conftest import BLOCKS, DIM, TISSUES, agreement, cells_of, exact, table_of, vectors_of
 
@@ -84,6 +85,28 @@ def test_any_size_and_k(tmp_path_factory: pytest.TempPathFactory, n: int, k: int
     assert ((hits.cells >= 0).sum(1) == min(n, k)).all()
     assert all(len(set(row[row >= 0])) == min(n, k) for row in hits.cells)
     assert found.take(np.arange(n), ["cell_id"])["cell_id"].to_pylist() == table_of(n, seed)["cell_id"].to_pylist()
+
+
+@pytest.mark.parametrize("prefix", [None, 2])
+def test_lists_are_read_ahead_while_the_disk_is_read(index: Index, monkeypatch: pytest.MonkeyPatch, prefix: int | None):
+    ahead, blocks = list[int](), iter([5, 5, 9])
+    monkeypatch.setattr(index_module, "disk_blocks", lambda: next(blocks))
+    monkeypatch.setattr(Part, "read_ahead", lambda part, number: ahead.append(number))
+    query = vectors_of(1, seed=1)
+    for read in (True, False, True):  # at first, with no block since, and with some
+        ahead.clear()
+        index.search(query, 3, prefix, probes=4)
+        width = DIM if prefix is None else index.space.prefix_width(prefix)
+        wanted = index.lists(query[:, :width] / np.linalg.norm(query[:, :width]), 4, 3, None)
+        assert ahead == (sorted(wanted[0].tolist()) if read else [])
+
+
+def test_a_list_that_is_read_ahead_stays_what_it_is(index: Index):
+    part = index.parts[0]
+    before = [part.vectors(number).copy() for number in range(len(part.sizes))]
+    for number in range(len(part.sizes)):
+        part.read_ahead(number)
+    assert all(np.array_equal(part.vectors(number), vectors) for number, vectors in enumerate(before))
 
 
 def test_columns_come_back_as_they_went_in(index: Index):
