@@ -247,7 +247,8 @@ def train_reference(
     paths = sorted(counts)
     terms = terms_of(paths, graph, atlas.levels)
     tree = Tree.of(paths, atlas.levels, terms, np.array([counts[path] for path in paths]))
-    held_out, best = cross_fit(atlas, folds, tree, train, seed)
+    study = atlas.studies[0].astype(np.int64) if by_study else np.zeros(atlas.num_rows, np.int64)
+    held_out, best = cross_fit(atlas, folds, tree, study, train, seed)
     split = Split.draw(atlas, seed, test_ratio=0.0).sampled(atlas, max_cells, val_ratio=0.0)
     rows = split.sample_rows(atlas)
     training, nothing = atlas.read(rows).split(len(rows))
@@ -261,8 +262,7 @@ def train_reference(
         "split": asdict(split),
         "training": {**fitted.training(settings), "best_epochs_of_folds": best},
     }
-    study = atlas.studies[0][rows].astype(np.int64) if by_study else np.zeros(len(rows), np.int64)
     path = tree.rows(path_names(training))
-    annotator = Annotator(fitted.adapter.eval(), tree, training.vectors, path, study, held_out)
+    annotator = Annotator(fitted.adapter.eval(), tree, training.vectors, path, study[rows], held_out)
     studies = [f"study {code + 1}" for code in held_out.study] if folds.by_study else None  # names stay at home
     return make_reference(annotator, fitted.config, fitted.classes, None, facts, projection, studies)

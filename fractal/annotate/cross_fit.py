@@ -80,9 +80,12 @@ def shared(types: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return counts.sum(1)[types] > counts[types, fold]
 
 
-def cross_fit(atlas: Atlas, folds: Folds, tree: Tree, train: Train, seed: int) -> tuple[HeldOut, list[int]]:
+def cross_fit(
+    atlas: Atlas, folds: Folds, tree: Tree, study: np.ndarray, train: Train, seed: int
+) -> tuple[HeldOut, list[int]]:
     """-> the held-out cells, and the best epoch of each fold.
 
+    study: (n,) codes of all cells, as `Voting` takes them, which may have studies where cells are dealt.
     train: called with training cells, held-out cells, and which rows of the atlas (n,) bool may be counted.
     """
     parts, epochs = list[HeldOut](), list[int]()
@@ -97,9 +100,8 @@ def cross_fit(atlas: Atlas, folds: Folds, tree: Tree, train: Train, seed: int) -
         training, held_out = atlas.read(np.concatenate([rows, asked])).split(len(rows))
         fitted = train(training, held_out, others)
         path, true = (tree.rows(path_names(cells)) for cells in (training, held_out))
-        ballot = Voting(fitted.adapter.eval(), training.vectors, path, folds.study[rows] + 1, tree).ballot(
-            held_out.vectors
-        )
+        voting = Voting(fitted.adapter.eval(), training.vectors, path, study[rows], tree)
+        ballot = voting.ballot(held_out.vectors)
         parts.append(held_out_of(ballot, held_out.vectors, true, folds.study[asked], fold, np.ones(len(true))))
         epochs.append(fitted.best_epoch)
     found = HeldOut.join(parts)

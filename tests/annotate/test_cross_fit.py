@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fractal.annotate.cross_fit import FOLDS, cross_fit, deal, draw_folds
+from fractal.annotate.discriminant import Discriminant
 from fractal.base.errors import InputError
 from fractal.data.atlas import Atlas, LabelledVectors
 from fractal.data.parquet import atlas_table
@@ -55,7 +56,7 @@ def test_each_cell_is_asked_once_of_what_excludes_it(by_study: bool):
     atlas, seen = atlas_of(types, studies), list[tuple[LabelledVectors, LabelledVectors]]()
     folds = draw_folds(atlas, by_study, 0)
     assert folds.by_study == by_study
-    found, epochs = cross_fit(atlas, folds, tree_of(atlas), fitted(seen), 0)
+    found, epochs = cross_fit(atlas, folds, tree_of(atlas), studies, fitted(seen), 0)
     assert epochs == [1, 2, 3, 4, 5]
     assert sorted(map(tuple, found.vectors.tolist())) == sorted(map(tuple, next(atlas.vectors()).tolist()))
     row_of = {tuple(vector): i for i, vector in enumerate(next(atlas.vectors()).tolist())}
@@ -67,6 +68,9 @@ def test_each_cell_is_asked_once_of_what_excludes_it(by_study: bool):
         asked = [row_of[tuple(vector)] for vector in held_out.vectors.tolist()]
         assert sorted(trained + asked) == list(range(300))
         assert np.array_equal(np.sort(asked), np.sort(rows[found.fold == fold]))
+        # the differences of studies count as in the reference, also where cells are dealt
+        unlike = Discriminant(training.vectors, types[trained], studies[trained])(held_out.vectors)
+        assert np.allclose(found.signals[found.fold == fold][:, 1:], unlike, rtol=1e-5)
         if by_study:
             assert not set(studies[trained]) & set(studies[asked])
 
@@ -78,7 +82,7 @@ def test_a_copy_of_a_held_out_cell_is_not_trained_on():
         atlas = atlas_of(types, studies, copies=True)
         folds = draw_folds(atlas, studies is not None, 0)
         if studies is None:
-            cross_fit(atlas, folds, tree_of(atlas), fitted(seen), 0)
+            cross_fit(atlas, folds, tree_of(atlas), np.zeros(200, np.int64), fitted(seen), 0)
             for training, held_out in seen:
                 assert not {*map(tuple, training.vectors)} & {*map(tuple, held_out.vectors)}
             assert len(set(folds.fold[:100])) == FOLDS
