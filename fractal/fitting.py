@@ -75,7 +75,7 @@ def fit(
     labels : str, column of obs with names or ids of the Cell Ontology; cells without a label are left out
     use_rep : str, key of obsm, by default "X_scimilarity", or that of the reference to update
     study : str, column of obs such as the donor. Whole studies are held out then, for scores and calibration, where
-        most of their cells have a type of another study; all cells are in the reference
+        three tenths of their cells have a type of another study; all cells are in the reference
     levels : 2 to 6 columns of obs, coarse to fine, in place of the ontology
     label_map : dict of name -> CL name or id, or a TSV of both; an empty one leaves its cells out
     unmapped : "error" or "other", for names that CL does not know

@@ -115,7 +115,7 @@ export class Annotator {
       probability[k] = Math.min(k ? probability[k - 1] : 1, interpolate(share, votes[k]));
     });
     const signals = [1 - neighbours.cosines[neighbours.cosines.length - 1], ...unlike];
-    const pValue = this.scoreTail(-sum(signals, (value, k) => Math.log(this.signalTails[k](value)))); // Fisher's
+    const pValue = this.scoreTail(sum(signals, (value, k) => Math.log(this.signalTails[k](value)) ** 2));
     const confident = probability.filter((value) => value >= confidence).length;
     const depth = pValue < caution ? Math.min(confident, cautiousDepth) : confident;
     answers.path[row] = path;

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fractal.annotate.calibration import Calibration, chain
-from fractal.annotate.novelty import CAUTION, CAUTIOUS_DEPTH, NOVEL, fisher, tail
+from fractal.annotate.novelty import CAUTION, CAUTIOUS_DEPTH, NOVEL, joined, tail
 from fractal.annotate.votes import Raw, Rows
 from fractal.hierarchy.tree import Tree
 
@@ -58,7 +58,7 @@ def answer(raw: Raw, calibration: Calibration, confidence: float = CONFIDENCE, n
     `novelty`: "on" flags unusual cells and withholds their fine labels, "flag" only flags them, "off" does neither.
     """
     probability = chain(calibration.votes, raw.votes)
-    ood_score = fisher(raw.signals, calibration.signals)
+    ood_score = joined(raw.signals, calibration.signals)
     p_value = tail(ood_score, calibration.ood_score)
     confident, depth = depths(probability, p_value, confidence, novelty)
     novel = (p_value < NOVEL) & (novelty != "off")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.isotonic import isotonic_regression
 
-from fractal.annotate.novelty import Knots, fisher, sorted_knots
+from fractal.annotate.novelty import Knots, joined, sorted_knots
 from fractal.annotate.votes import Ballot, Raw, Rows, count
 from fractal.hierarchy.tree import Tree
 
@@ -131,7 +131,7 @@ def calibrate(held_out: HeldOut, tree: Tree, raw: Raw | None = None) -> Calibrat
     weight = held_out.weight.astype(np.float64)
     right = tree.nodes[raw.path] == tree.nodes[held_out.path]
     signals = [sorted_knots(column, weight) for column in raw.signals.T]
-    ood_score = sorted_knots(fisher(raw.signals, signals), weight)
+    ood_score = sorted_knots(joined(raw.signals, signals), weight)
     probability = np.empty(raw.votes.shape)
     folds = np.unique(held_out.fold)
     for fold in folds:  # by what the other folds teach

@@ -20,7 +20,7 @@ from fractal.model.training import Fitted
 FOLDS = 5
 FOLD_CELLS = 20_000  # that a fold trains on, at most
 ASKED = 4_000  # cells of a fold that are asked, at most: a standard error of .005 at an accuracy of .9
-MIN_SHARED = 0.5  # share of the cells whose type other studies have; with less, a study is no draw of the next one
+MIN_SHARED = 0.3  # share of the cells whose type other studies have; with less, a study is no draw of the next one
 
 Train = Callable[[LabelledVectors, LabelledVectors, np.ndarray], Fitted]
 

@@ -21,7 +21,7 @@ from fractal.annotate.answers import (
     vote,
 )
 from fractal.annotate.calibration import Calibration
-from fractal.annotate.novelty import fisher
+from fractal.annotate.novelty import joined
 from fractal.annotate.votes import Ballot, Raw, count
 from fractal.hierarchy.tree import Tree
 
@@ -170,7 +170,7 @@ def test_an_odd_cell_loses_its_fine_labels_and_an_odder_one_is_flagged():
     certain = (np.array([0.0, 1.0]), np.array([0.9, 0.9]))
     knots = (held_out, ones)
     sure = Calibration([certain] * 3, [knots] * 3, knots, nothing, nothing, nothing, nothing)
-    sure = replace(sure, ood_score=(np.sort(fisher(np.repeat(held_out[:, None], 3, 1), sure.signals)), ones))
+    sure = replace(sure, ood_score=(np.sort(joined(np.repeat(held_out[:, None], 3, 1), sure.signals)), ones))
     shares = np.array([0.5, (CAUTION + NOVEL) / 2, NOVEL / 2])
     odd = 1_001 - 1_000 * shares
     raw = Raw(

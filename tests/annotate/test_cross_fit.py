@@ -100,13 +100,14 @@ def test_a_type_of_one_study_is_not_asked():
 
 
 def test_studies_that_share_few_types_are_not_held_out():
-    """An organ is no study of another: half of the cells and more are of types that one organ has."""
-    studies = np.repeat(np.arange(3), 100)
-    types = np.where(np.arange(300) % 10 < 4, 0, studies + 1)
-    folds = draw_folds(atlas_of(types, studies), True, 0)
+    """An organ is no study of another where nearly all cells are of types that one organ has."""
+    studies = np.repeat(np.arange(3), 200)
+    few, more = (np.where(np.arange(600) % 10 < shared, 0, studies + 1) for shared in (2, 4))
+    folds = draw_folds(atlas_of(few, studies), True, 0)
     assert not folds.by_study
-    assert "40% of them have a type of another study" in folds.about
+    assert "20% of them have a type of another study" in folds.about
     assert folds.asked.all()
+    assert draw_folds(atlas_of(more, studies), True, 0).by_study
 
 
 def test_too_few_cells_are_found_before_training():
