@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PROBES = 16  # lists that a search opens, where no other number is given
 PREFIX_PROBES = 8  # and for a prefix: its lists are nearly alike, see docs/search.md
 QUERIES = 256  # at a time, so that their products with all centroids take 8 MB
 SHARED = 2  # queries a list, from which on it pays to read each list once
+IN_THREADS = 256  # lists, from which on it pays to scan them in threads
 PAIRS = 1 << 21  # of a query and a list that it opens, at a time: of 65,536 queries with 32 lists, 50 MB
 ENOUGH = 2_000  # cells that pass a filter are looked at per query, or 100 k of them, or all
 HIT_COLUMNS = ("query", "rank", "id", "row", "source", "similarity")  # of the table of hits, before the cells' columns
@@ -46,8 +47,8 @@ class Hits:
         return Hits(np.concatenate([h.cells for h in hits]), np.concatenate([h.similarity for h in hits]))
 
 
-def in_threads(work: Callable[[np.ndarray], Hits], queries: np.ndarray) -> list[Hits]:
-    """The work on slices of the queries (n, dim), in as many threads as torch has.
+def in_threads(work: Callable[[np.ndarray], Hits], lists: np.ndarray) -> list[Hits]:
+    """The work on slices of the lists (m, ...), in as many threads as torch has.
 
     In each torch computes alone: its own threads and those of faiss would wait for each other on the same cores.
     """
@@ -55,7 +56,7 @@ def in_threads(work: Callable[[np.ndarray], Hits], queries: np.ndarray) -> list[
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(work, np.array_split(queries, threads)))
+            return list(pool.map(work, np.array_split(lists, threads)))
     finally:
         torch.set_num_threads(threads)
 
@@ -165,18 +166,12 @@ class Index:
         only = None if keep is None else Filter(self.parts, keep)
         probes = min(probes or (PROBES if width == self.space.dim else PREFIX_PROBES), len(self.centroids))
         unit, shared = queries[:, :width] / norms, len(queries) * probes >= SHARED * len(self.centroids)
-        search = partial(self.search_slice, probes=probes, k=k, only=only, shared=shared)
-        return Hits.concat(in_threads(search, unit)) if shared else search(unit)
-
-    def search_slice(self, unit: np.ndarray, probes: int, k: int, only: Filter | None, shared: bool) -> Hits:
-        """Scan the queries' lists, of so many queries at a time that there are `pairs` of both, or all.
-
-        shared: whether lists are opened by many queries.
-        """
-        scan, pairs = (self.scan, 1) if not shared and unit.shape[1] == self.space.dim else (self.scan_by_list, PAIRS)
+        # so many queries at a time that there are `pairs` of one and a list that it opens, or all
+        scan, pairs = (self.scan, 1) if not shared and width == self.space.dim else (self.scan_by_list, PAIRS)
+        step = max(QUERIES, PAIRS // probes) if shared and width == self.space.dim and only is None else QUERIES
         hits, lists, first = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))], list[np.ndarray](), 0
-        for start in range(0, len(unit), QUERIES):
-            end = min(start + QUERIES, len(unit))
+        for start in range(0, len(unit), step):
+            end = min(start + step, len(unit))
             lists.append(self.lists(unit[start:end], probes, k, only))
             if not shared:
                 self.read_ahead(lists[-1])
@@ -197,7 +192,7 @@ class Index:
 
     def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None) -> np.ndarray:
         """The lists to open for each query, best first, (n, most) int64; -1 where a query opens fewer."""
-        if only is None and unit.shape[1] == self.space.dim and len(unit) < QUERIES:
+        if only is None and unit.shape[1] == self.space.dim:
             return self.quantizer.search(unit, probes)[1]
         similarity = torch.from_numpy(unit) @ torch.from_numpy(self.centres(unit.shape[1])).T
         if only is None:
@@ -239,25 +234,35 @@ class Index:
             best.append((np.where(rows >= 0, rows + part.first, -1), similarity))
         return best_of(best, k)
 
-    @one_faiss_thread()
     def scan_by_list(self, unit: np.ndarray, batches: Sequence[np.ndarray], k: int, only: Filter | None) -> Hits:
         """Compare full vectors, or prefixes, which are cut from the stored vectors and made unit length again.
 
         batches: of `lists`, in the order of the queries.
         """
-        width = unit.shape[1]
-        pairs = [np.nonzero(lists >= 0)[0] + i * QUERIES for i, lists in enumerate(batches)]
-        query, number = np.concatenate(pairs), np.concatenate([lists[lists >= 0] for lists in batches])
+        first = np.cumsum([0, *map(len, batches)])
+        query = np.concatenate(
+            [np.nonzero(lists >= 0)[0] + start for lists, start in zip(batches, first, strict=False)]
+        )
+        number = np.concatenate([lists[lists >= 0] for lists in batches])
         order = np.argsort(number, kind="stable")
         query, number = query[order], number[order]
-        bounds = np.flatnonzero(np.diff(number, prepend=-1, append=-1)).tolist()
+        bounds = np.flatnonzero(np.diff(number, prepend=-1, append=-1))
+        opened = np.column_stack([number[bounds[:-1]], bounds[:-1], bounds[1:]])
+        scan = partial(self.scan_opened, unit, query, k, only)
+        hits = in_threads(scan, opened) if len(opened) >= IN_THREADS else [scan(opened)]
+        return best_of([(found.cells, found.similarity) for found in hits], k)
+
+    @one_faiss_thread()
+    def scan_opened(self, unit: np.ndarray, query: np.ndarray, k: int, only: Filter | None, opened: np.ndarray) -> Hits:
+        """query (pairs,): the queries that open a list, list by list; opened (m, 3): lists, and their slices of it."""
+        width = unit.shape[1]
         best, queries = faiss.ResultHeap(len(unit), k, keep_max=True), torch.from_numpy(unit)
-        for start, end in pairwise(bounds):
-            opened, members = int(number[start]), query[start:end]
+        for number, start, end in opened.tolist():
+            members = query[start:end]
             for part in self.parts:
-                rows = part.rows(opened) + part.first
+                rows = part.rows(number) + part.first
                 # torch makes float32 of float16 ten times as fast as numpy, and takes no array that is read-only
-                vectors = torch.from_numpy(np.array(part.vectors(opened)[:, :width])).float()
+                vectors = torch.from_numpy(np.array(part.vectors(number)[:, :width])).float()
                 if only is not None:
                     passing = only.mask[rows]
                     rows, vectors = rows[passing], vectors[torch.from_numpy(passing)]

@@ -53,6 +53,7 @@ def test_many_queries_at_once_find_what_each_finds_alone(index: Index, monkeypat
     index = open_index(index.folder.path)
     monkeypatch.setattr("fractal.search.index.QUERIES", 64)
     monkeypatch.setattr("fractal.search.index.PAIRS", 2_000)  # several rounds
+    monkeypatch.setattr("fractal.search.index.IN_THREADS", 8)
     keep = None if passing == 1 else np.random.default_rng(0).random(len(index)) < passing
     queries = vectors_of(301, seed=1)
     together = index.search(queries, 10, keep=keep)
