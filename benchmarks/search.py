@@ -13,6 +13,9 @@ fractal index    the lists of `fractal index`; beside it, the levels by their pr
 IVF-PQ           faiss: lists, and 64 or 32 bytes a cell, without the vectors, too (CytoVerse's way); of more than two
                  million cells in our lists, whose time is not counted
 hnswlib, usearch, faiss HNSW    graphs, M = 16, in memory
+LanceDB          lists, and 32 bytes a cell; the 50 best are compared by the vectors, which its table on disk holds
+
+A build that takes longer than --minutes is stopped: its line is empty, and another run does not try it again.
 
 recall@10     of the ten nearest by exact search with the full vector
 class in ten  share of the queries with their own label among the ten hits, and
@@ -27,8 +30,9 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -37,7 +41,9 @@ from typing import Any
 
 import faiss
 import hnswlib
+import lancedb
 import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 from usearch.index import Index as USearch
@@ -63,6 +69,7 @@ TRAIN_CELLS, TRAIN_ROWS = 100_000, 60_000  # of the release that the adapter is 
 EMBEDDED, ADAPTER, TRUTH, VECTORS = "embedded.parquet", "adapter.pt", "truth.npz", "vectors.npy"
 OWN_LISTS = 2_000_000  # cells: above, IVF-PQ takes our lists, instead of an hour for lists of its own
 SLOW = {"exact"}  # asked fewer queries
+SPAWN = multiprocessing.get_context("spawn")  # a forked process would start with the memory of this one
 Search = Callable[[np.ndarray], np.ndarray]  # queries (n, dim) -> rows (n, K + 1), the query's own row among them
 
 
@@ -73,7 +80,6 @@ class Method:
     open: Callable[[Path, Path], Search]
     vectors_within: int = 0  # bytes a number that its files hold of the vectors themselves
     level: int | None = None  # of the prefix, from 1
-    most: int = 2**63  # cells: not run above
 
 
 def mapped(data: Path) -> np.ndarray:
@@ -207,6 +213,29 @@ def open_usearch(data: Path, out: Path) -> Search:
     return lambda queries: np.atleast_2d(index.search(queries, K + 1, threads=1).keys).astype(np.int64)
 
 
+def build_lancedb(data: Path, out: Path) -> None:
+    dim, cells = mapped(data).shape[1], len(mapped(data))
+    schema = pa.schema({"row": pa.int64(), "vector": pa.list_(pa.float32(), dim)})
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start, piece in pieces(data):
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(piece.ravel()), dim)
+            yield pa.record_batch([pa.array(np.arange(start, start + len(piece))), vectors], schema=schema)
+
+    cells_table = lancedb.connect(out).create_table("cells", pa.RecordBatchReader.from_batches(schema, batches()))
+    cells_table.create_index("dot", num_partitions=max(1, round(cells / 1_000)), num_sub_vectors=32)
+
+
+def open_lancedb(data: Path, out: Path) -> Search:
+    cells_table = lancedb.connect(out).open_table("cells")
+
+    def search(query: np.ndarray) -> np.ndarray:
+        asked = cells_table.search(query).distance_type("dot").nprobes(16).refine_factor(5).limit(K + 1)
+        return np.array(asked.select(["row", "_distance"]).to_arrow()["row"].to_numpy())
+
+    return lambda queries: np.stack([search(query) for query in queries])
+
+
 METHODS = [
     Method("exact", no_build, open_exact),
     Method("fractal index", build_ours, open_ours(None), 2),
@@ -214,9 +243,10 @@ METHODS = [
     Method("6 bits a number", build_6bit, open_faiss),
     Method("IVF-PQ, 64 bytes", build_pq("PQ64"), open_faiss),
     Method("IVF-PQ, 32 bytes", build_pq("PQ32"), open_faiss),
-    Method("hnswlib", build_hnswlib, open_hnswlib, 4, most=1_000_000),
-    Method("usearch", build_usearch, open_usearch, 2, most=1_000_000),
-    Method("faiss HNSW", build_faiss_hnsw, open_faiss, 4, most=1_000_000),
+    Method("hnswlib", build_hnswlib, open_hnswlib, 4),
+    Method("usearch", build_usearch, open_usearch, 2),
+    Method("faiss HNSW", build_faiss_hnsw, open_faiss, 4),
+    Method("LanceDB", build_lancedb, open_lancedb, 4),
 ]
 
 
@@ -241,6 +271,9 @@ def get_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("data/search"),
         help="where the files go, 2 GB for a million cells; what is there is used again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="that a build may take before it is stopped (default: %(default)s)"
     )
     return parser
 
@@ -303,13 +336,27 @@ def quietly(do: Callable[..., Any], *args: Any) -> Any:
         return do(*args)
 
 
-def built(name: str, data: Path, out: Path) -> dict[str, float]:
-    """In a process of its own: build what is not there yet."""
+def build(name: str, data: Path, out: Path, facts: Path) -> None:
+    """In a process of its own: build, and note what that took."""
+    method = next(m for m in METHODS if m.name == name)
+    _, wall, cpu = spent(lambda: quietly(method.build, data, out))
+    facts.write_text(json.dumps({"seconds": wall, "cpu": cpu}))
+
+
+def built(name: str, data: Path, out: Path, minutes: float) -> dict[str, float] | None:
+    """Build what is not there yet -> what that took, or None if it was stopped."""
     facts = out.with_suffix(".json")
     if not facts.exists():
-        method = next(m for m in METHODS if m.name == name)
-        _, wall, cpu = spent(lambda: quietly(method.build, data, out))
-        facts.write_text(json.dumps({"seconds": wall, "cpu": cpu}))
+        process = SPAWN.Process(target=build, args=(name, data, out, facts))
+        process.start()
+        process.join(60 * minutes)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            shutil.rmtree(out, ignore_errors=True)
+            facts.write_text("null")
+        elif process.exitcode:
+            raise InputError(f"{name}, {data}: the build failed")
     return json.loads(facts.read_text())
 
 
@@ -331,7 +378,11 @@ def asked(name: str, data: Path, out: Path) -> dict[str, float]:
     codes, _ = Atlas.open(data / EMBEDDED).codes(labels[(method.level or 4) - 1])
     exact = truth[f"prefix{method.level or 4}"]
     pairs = zip(found.tolist(), truth["prefix4"].tolist(), strict=True)
-    names = [out / part_names(0)[i] for i in range(3)] if name.startswith("fractal") else list(out.iterdir())
+    names = (
+        [out / part_names(0)[i] for i in range(3)]
+        if name.startswith("fractal")
+        else [file for file in out.rglob("*") if file.is_file()]
+    )
     size = sum(file.stat().st_size for file in names) - method.vectors_within * mapped(data).size
     return {
         "opening": opening,
@@ -376,28 +427,26 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     methods = [m for m in METHODS if not args.methods or m.name in args.methods]
     lines = []
-    spawn = multiprocessing.get_context("spawn")  # a forked process would start with the memory of this one
     with tqdm(total=len(args.cells) * (1 + len(methods)), unit="line", desc="search") as bar:
         for cells in args.cells:
             data = args.folder / str(cells)
-            with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+            with ProcessPoolExecutor(1, mp_context=SPAWN, max_tasks_per_child=1) as pool:
                 pool.submit(quietly, prepare, args.folder, cells).result()
                 bar.update()
                 exact_ms = 0.0
                 for method in methods:
                     bar.set_postfix_str(f"{method.name}, {cells:,} cells")
-                    if cells > method.most:
-                        lines.append([method.name, f"{cells:,}", *["-"] * 11])
-                        bar.update()
-                        continue
                     out = data / method.name.split(", prefix")[0]  # all prefixes ask one index
                     try:
-                        made = pool.submit(built, method.name, data, out).result()
-                        result = pool.submit(asked, method.name, data, out).result()
+                        made = built(method.name, data, out, args.minutes)
+                        result = pool.submit(asked, method.name, data, out).result() if made else None
                     except InputError as error:
                         raise InputError(f"{method.name}, {cells:,} cells: {error}") from error
-                    exact_ms = result["cpu"] if method.name == "exact" else exact_ms
-                    lines.append(line(method, cells, made, result, exact_ms))
+                    if made and result:
+                        exact_ms = result["cpu"] if method.name == "exact" else exact_ms
+                        lines.append(line(method, cells, made, result, exact_ms))
+                    else:
+                        lines.append([method.name, f"{cells:,}", f"> {60 * args.minutes:.0f}", *["-"] * 10])
                     bar.update()
     header = ["", "Cells", "Build s", "CPU s", "Beside MB", "anon MB", "Opening s", "ms", "CPU ms", "x exact"]
     print(table([*header, "recall@10", "Class in ten", "By majority"], lines))
