@@ -45,6 +45,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import torch
+from lancedb.query import LanceVectorQueryBuilder
 from tqdm import tqdm
 from usearch.index import Index as USearch
 
@@ -230,8 +231,10 @@ def open_lancedb(data: Path, out: Path) -> Search:
     cells_table = lancedb.connect(out).open_table("cells")
 
     def search(query: np.ndarray) -> np.ndarray:
-        asked = cells_table.search(query).distance_type("dot").nprobes(16).refine_factor(5).limit(K + 1)
-        return np.array(asked.select(["row", "_distance"]).to_arrow()["row"].to_numpy())
+        asked = cells_table.search(query, query_type="vector")
+        assert isinstance(asked, LanceVectorQueryBuilder)
+        found = asked.distance_type("dot").nprobes(16).refine_factor(5).limit(K + 1).select(["row", "_distance"])
+        return np.array(found.to_arrow()["row"].to_numpy())
 
     return lambda queries: np.stack([search(query) for query in queries])
 

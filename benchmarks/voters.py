@@ -72,13 +72,16 @@ def main(argv: list[str] | None = None) -> None:
 
     some = cells.vectors[: args.exact]
     paths = {}
-    for lists in (voters.LISTS, 4 * voters.LISTS, len(index.centroids)):
-        voters.LISTS = lists
-        paths[lists] = votes_of_others(indexed, some).path
-    for lists, path in paths.items():
-        same = (path == paths[len(index.centroids)]).mean()
+    for lists, reach in ((voters.LISTS, voters.REACH), (voters.LISTS, np.inf), (len(index.centroids), np.inf)):
+        voters.LISTS, voters.REACH = lists, reach
+        paths[lists, reach] = votes_of_others(indexed, some).path
+    for (lists, reach), path in paths.items():
+        same = [f"{(path == other).mean():.4f}" for other in list(paths.values())[1:]]
         right = (codes[path] == true[: len(path)])[:, -1].mean()
-        print(f"{lists:,} lists: {same:.4f} of {len(path)} answers are those of all lists; {right:.3f} are right")
+        print(
+            f"{lists:,} lists, reach {reach}: of {len(path)} answers {same[0]} are those of 32 lists without "
+            f"reach, {same[1]} those of all lists; {right:.3f} are right"
+        )
 
 
 if __name__ == "__main__":

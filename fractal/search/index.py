@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from fractal.base.errors import InputError
 from fractal.base.files import read_whole
@@ -27,6 +28,7 @@ from fractal.search.folder import NO_COLUMN, Folder, Part, disk_blocks, open_fol
 
 PROBES = 16  # lists that a search opens, where no other number is given
 PREFIX_PROBES = 8  # and for a prefix: its lists are nearly alike, see docs/search.md
+SURE = 4  # lists that are opened wherever their centres are: one alone may have fewer than k cells
 QUERIES = 256  # at a time, so that their products with all centroids take 8 MB
 SHARED = 2  # queries a list, from which on it pays to read each list once
 IN_THREADS = 256  # lists, from which on it pays to scan them in threads
@@ -136,6 +138,7 @@ class Index:
         prefix: int | None = None,
         keep: np.ndarray | None = None,
         probes: int | None = None,
+        reach: float = np.inf,
     ) -> Hits:
         """The k nearest cells of each query by cosine.
 
@@ -146,6 +149,9 @@ class Index:
         prefix : int, default all; compare so many first blocks only
         keep : (len(index),) bool, default all; the cells that may be returned
         probes : int, default 16, of a prefix 8; how many lists to open. All of them make the search exact
+        reach : float, default no limit; leave lists unopened (but for the best SURE) whose centre is, by cosine
+            distance, more than so many times as far as the nearest: a query in the middle of a list needs few
+            (Chen et al., SPANN, 2021, https://arxiv.org/abs/2111.08566)
 
         Raises
         ------
@@ -172,7 +178,7 @@ class Index:
         hits, lists, first = [Hits(np.empty((0, k), np.int64), np.empty((0, k), np.float32))], list[np.ndarray](), 0
         for start in range(0, len(unit), step):
             end = min(start + step, len(unit))
-            lists.append(self.lists(unit[start:end], probes, k, only))
+            lists.append(self.lists(unit[start:end], probes, k, only, reach))
             if not shared:
                 self.read_ahead(lists[-1])
             if end == len(unit) or sum(opened.size for opened in lists) >= pairs:
@@ -190,22 +196,24 @@ class Index:
             for part, number in product(self.parts, np.unique(lists[lists >= 0]).tolist()):
                 part.read_ahead(number)
 
-    def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None) -> np.ndarray:
+    def lists(self, unit: np.ndarray, probes: int, k: int, only: Filter | None, reach: float = np.inf) -> np.ndarray:
         """The lists to open for each query, best first, (n, most) int64; -1 where a query opens fewer."""
         if only is None and unit.shape[1] == self.space.dim:
-            return self.quantizer.search(unit, probes)[1]
+            cosine, order = self.quantizer.search(unit, probes)
+            return within(cosine, order, reach)
         similarity = torch.from_numpy(unit) @ torch.from_numpy(self.centres(unit.shape[1])).T
         if only is None:
-            return similarity.topk(probes, dim=1).indices.numpy()
+            return within(*topk(similarity, probes), reach)
         similarity[:, only.per_list == 0] = -2  # below any cosine
         enough, most = min(only.count, max(ENOUGH, 100 * k)), probes
         while True:
-            order = similarity.topk(most, dim=1).indices.numpy()
+            cosine, order = topk(similarity, most)
             seen = np.cumsum(only.per_list[order], axis=1)
             if most == len(self.centroids) or (seen[:, -1] >= enough).all():
                 break
             most = min(4 * most, len(self.centroids))
-        opened = np.minimum(np.maximum((seen < enough).sum(1) + 1, probes), (only.per_list > 0).sum())
+        probed = (within(cosine[:, :probes], order[:, :probes], reach) >= 0).sum(1)
+        opened = np.minimum(np.maximum((seen < enough).sum(1) + 1, probed), (only.per_list > 0).sum())
         most = max(1, int(opened.max()))
         return np.where(np.arange(most) < opened[:, None], order[:, :most], -1)
 
@@ -377,6 +385,19 @@ class Index:
                 values = values.cast(pa.string()).dictionary_encode()
             codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
             yield values.dictionary.to_pylist(), codes, batch.cells
+
+
+def topk(similarity: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    values, columns = similarity.topk(k, dim=1)
+    return values.numpy(), columns.numpy()
+
+
+def within(cosine: np.ndarray, lists: np.ndarray, reach: float) -> np.ndarray:
+    """Lists and the cosines of their centres, both (n, probes), best first -> the lists, -1 for those out of reach."""
+    distance = 1 - cosine
+    near = distance <= reach * distance[:, :1].clip(1e-12) if np.isfinite(reach) else np.ones_like(lists, bool)
+    near[:, :SURE] = True
+    return np.where(near, lists, -1)
 
 
 def hit_name(name: str, columns: Sequence[str]) -> str:

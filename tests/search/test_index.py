@@ -13,7 +13,7 @@ from fractal.base.errors import InputError
 from fractal.search import build, enrichment, filters, open_index
 from fractal.search import index as index_module
 from fractal.search.folder import Part, Space
-from fractal.search.index import HIT_COLUMNS, Hits, Index
+from fractal.search.index import HIT_COLUMNS, SURE, Hits, Index
 from tests.search.conftest import BLOCKS, DIM, TISSUES, agreement, cells_of, exact, table_of, vectors_of
 
 
@@ -65,6 +65,28 @@ def test_many_queries_at_once_find_what_each_finds_alone(index: Index, monkeypat
     nobody = index.search(queries, 10, keep=np.zeros(len(index), bool))
     assert (nobody.cells == -1).all()
     assert np.isneginf(nobody.similarity).all()
+
+
+@pytest.mark.parametrize("reach", [1.0, 1.2, 2.0])
+def test_lists_out_of_reach_stay_closed(index: Index, reach: float):
+    """The slow and obvious way, over the lists and cells one by one; a filter may open more, never fewer."""
+    queries = vectors_of(30, 5)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    hits = index.search(queries, 3, probes=12, reach=reach)
+    part, opened = index.parts[0], 0
+    for query, found in zip(queries, hits.cells.tolist(), strict=True):
+        distance = 1 - index.centroids @ query
+        cosine: dict[int, float] = {}
+        for rank, number in enumerate(np.argsort(distance)[:12].tolist()):
+            if rank < SURE or distance[number] <= reach * distance.min():
+                opened += 1
+                found_here = part.vectors(number).astype(np.float32) @ query
+                cosine |= dict(zip(part.rows(number).tolist(), found_here.tolist(), strict=True))
+        assert set(found) == set(sorted(cosine, key=lambda row: -cosine[row])[:3])
+    assert opened <= 12 * 30
+    assert (reach > 1) == (opened > SURE * 30)
+    passing = index.search(queries, 3, keep=np.ones(len(index), bool), probes=12, reach=reach)
+    assert (passing.similarity >= hits.similarity - 1e-5).all()
 
 
 @pytest.mark.parametrize("prefix", [1, 2, 3, 4])

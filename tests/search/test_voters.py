@@ -69,6 +69,7 @@ def exact_votes(annotator: Annotator, vectors: np.ndarray, folder: Path) -> tupl
 
 def test_votes_of_all_lists_are_exact(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(voters, "LISTS", 10**6)
+    monkeypatch.setattr(voters, "REACH", np.inf)
     annotator = fractal.load(folder / "ref", "cpu").run(index=folder / "many").annotator
     vectors = clustered(TYPES * 520, spread=0.9)[-120:]
     raw = annotator.voting(vectors)
