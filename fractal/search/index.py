@@ -395,7 +395,7 @@ def topk(similarity: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
 def within(cosine: np.ndarray, lists: np.ndarray, reach: float) -> np.ndarray:
     """Lists and the cosines of their centres, both (n, probes), best first -> the lists, -1 for those out of reach."""
     distance = 1 - cosine
-    near = distance <= reach * distance[:, :1].clip(1e-12) if np.isfinite(reach) else np.ones_like(lists, bool)
+    near = distance <= reach * distance[:, :1].clip(1e-12)
     near[:, :SURE] = True
     return np.where(near, lists, -1)
 
