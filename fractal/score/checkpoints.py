@@ -180,7 +180,7 @@ def warnings(atlas: Atlas, release: str, copies: dict[str, int], failed: list[st
             "name the other one with --obo"
         )
     if metadata.get("anchors_sha256", ANCHORS_SHA256) != ANCHORS_SHA256:
-        lines.append(f"note: {path} has another tree than this version's anchors make, and is scored on that")
+        lines.append(f"note: {path} has another tree than the published one of this version, and is scored on it")
     for where, number in copies.items():
         if number:
             lines.append(f"warning: {number:,} test cells have an exact copy among {where}, which flatters all figures")
