@@ -84,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             build.build(path, source, args.seed)
     seconds, index = time.perf_counter() - began, open_index(path).folder
-    space = index.space
+    space, lists = index.space, len(index.centroids)
     kind = f"recipe {space.recipe}, {len(space.blocks)} blocks" if space.blocks else "vectors as they came, no prefixes"
     print(
-        f"{path}: {index.cells:,} cells in {len(index.centroids):,} lists, {kind}, {index.num_bytes / 1e6:,.0f} MB; "
+        f"{path}: {index.cells:,} cells in {lists:,} list{'s' * (lists > 1)}, {kind}, {index.num_bytes / 1e6:,.0f} MB; "
         f"{source.cells.num_rows:,} cells in {seconds:,.0f} s"
     )
