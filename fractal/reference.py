@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import networkx as nx
 import numpy as np
 import pyarrow as pa
 import torch
@@ -19,7 +20,7 @@ from fractal.annotate.folder import MAPS, RAW_MAP, VERSION, read_parts, write_fo
 from fractal.annotate.projection import Projection
 from fractal.annotate.query import Intake
 from fractal.annotate.run import Run, check_answers, read_clusters
-from fractal.annotate.truth import report
+from fractal.annotate.truth import Truth, report
 from fractal.annotate.votes import COPIES, NEIGHBOURS
 from fractal.base.archive import is_archive
 from fractal.base.errors import InputError, in_python
@@ -29,6 +30,7 @@ from fractal.data.cells import Cells, has_obs
 from fractal.data.encoder import EncoderLink
 from fractal.data.parquet import CELL_ID, fingerprint
 from fractal.data.writers import facts as embedding_facts
+from fractal.data.writers import updated
 from fractal.hierarchy.names import several
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
 from fractal.model import checkpoint as checkpoints
@@ -169,7 +171,8 @@ class Reference:
             cells with a missing value or -1 are in no cluster
         markers : bool; with over, uns[key_added]["markers"] is a table of the ten genes that each cluster has most
             clearly more of than all other cells, from counts or log-normalised values in layers["counts"], X or raw
-        truth : str, column of obs of known labels, named as the reference's finest: prints how good the answers are
+        truth : str, column of obs of known labels, by name or as the Cell Ontology knows them: prints how good the
+            answers are
         only, exclude : str or sequence of labels of the reference or terms of the Cell Ontology, as "T cell" or
             "CL:0000084": only these types and what is below them, or none of them
 
@@ -194,9 +197,9 @@ class Reference:
             adata.obs[f"{key_added}_{name}"] = values
         tree, labels = run.annotator.tree, adata.obs[f"{key_added}_label"].cat.categories
         adata.uns[f"{key_added}_label_colors"] = label_colours(tree.paths, labels)
-        adata.uns[key_added] = {**adata.uns.get(key_added, {}), **run.results}
+        adata.uns[key_added] = updated(adata.uns.get(key_added), run.results)
         if known is not None:
-            print(report(run.answered, *known, tree, truth or ""))
+            print(report(run.answered, Truth.of(truth or "", *known, tree, self.graph()), tree))
 
     def run(
         self,
@@ -231,18 +234,22 @@ class Reference:
             control = annotator.calibration.control(error)
             lines.append(str(control))
             confidence, about["error"] = control.confidence, error
-        return Run(annotator, confidence, novelty, lines, {"annotation": {**about, "confidence": confidence}})
+        results = {"annotation": {**about, "confidence": confidence}, "groups": None, "markers": None}
+        return Run(annotator, confidence, novelty, lines, results)
 
     def choose(self, obo: Any, only: Sequence[str], exclude: Sequence[str]) -> np.ndarray | None:
         """The mask of paths for `Annotator.restricted`, by terms of the ontology `obo` (None: the shipped one).
 
         Raises InputError where that ontology lacks terms of the reference, and for terms where it has none.
         """
-        tree, where, graph = self.annotator.tree, self.name or "the reference", None
-        if tree.cl_ids.any():
-            graph = load_graph(obo or CL_SLIM)
+        tree, where, graph = self.annotator.tree, self.name or "the reference", self.graph(obo)
+        if graph is not None:
             tree.check_terms(graph, where, obo or CL_SLIM, self.facts.get("cl_release", "unknown"))
         return tree.choose(graph, only, exclude)
+
+    def graph(self, obo: Any = None) -> nx.DiGraph | None:
+        """The Cell Ontology `obo`, by default the shipped one; None where no label is one of its terms."""
+        return load_graph(obo or CL_SLIM) if self.annotator.tree.cl_ids.any() else None
 
     @in_python
     def embed(

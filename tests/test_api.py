@@ -125,6 +125,12 @@ def test_annotate_takes_what_the_command_takes(ref, tmp_path: Path, capsys):
     assert groups["cells"].sum() < 200  # neither excluded cells nor group -1
     for name, cells_of in new.obs[new.obs["fractal_status"].isin(["ok", "withheld"])].groupby("leiden", observed=True):
         assert cells_of["fractal_label"].nunique(dropna=False) == 1 or name == -1
+    ref.annotate(new)
+    annotate.main(
+        [str(tmp_path / "out.h5ad"), *files[1:3], "--output", str(tmp_path / "again.h5ad"), "--device", "cpu"]
+    )
+    again = anndata.read_h5ad(tmp_path / "again.h5ad")
+    assert "groups" not in {**new.uns["fractal"], **again.uns["fractal"]}, "of the annotation before"
     with pytest.raises(InputError, match="obs has no column 'kind'; it has cell_type, donor"):
         ref.annotate(new, truth="kind")
 

@@ -54,7 +54,7 @@ class Run:
     confidence: float
     novelty: str
     lines: list[str]  # to print before it
-    results: dict[str, Any]  # for uns["fractal"]: what it says of the annotation, and a table of the groups
+    results: dict[str, Any]  # for uns["fractal"]: "annotation", and the tables "groups" and "markers", or None
     answered: pa.Table | None = None  # of all cells: level, label, status, and the labels of all levels
 
     def columns(self, cells: Cells, origin: Origin, groups: Codes | None = None) -> Iterator[pa.Table]:
@@ -132,7 +132,7 @@ def cluster_table(results: Mapping[str, Any], column: str) -> Clusters:
     numbers = ["confidence", "agreement", "runner_up_probability"]
     frame[numbers] = frame[numbers].map(lambda value: "" if value != value else f"{value:.3f}")
     header = [column, *CLUSTERS.values()]
-    if "markers" in results:
+    if results.get("markers") is not None:
         genes = results["markers"].groupby("group", sort=False)["gene"].agg(lambda names: ", ".join(names[:MARKERS]))
         header.insert(3, "Markers")  # beside the label, which they are to be compared with
         frame.insert(3, "markers", frame["group"].map(genes))

@@ -1,46 +1,73 @@
 """How good the answers are where the labels are known: accuracy per level, per type, and what is confused."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pyarrow as pa
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from fractal.base.errors import printable
 from fractal.base.files import atomic_write
 from fractal.base.table import table
+from fractal.hierarchy.matching import match_names
 from fractal.hierarchy.tree import Tree, nodes_of
 from fractal.score.metrics import hierarchical_f1
 
 CONFUSIONS = 15  # rows of the table
 
 
-def known_cells(
-    answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Truth:
+    """Labels that are known."""
+
+    column: str
+    codes: np.ndarray  # (n,) of the names, -1 for none
+    names: Sequence[str]  # the reference's finest labels; others where it has none for a cell
+    unknown: Sequence[str] = ()  # of these names, what the Cell Ontology does not know either
+
+    @staticmethod
+    def of(column: str, codes: np.ndarray, names: Sequence[str], tree: Tree, graph: nx.DiGraph | None) -> "Truth":
+        """Names as people write them: a reference's label, or its term of the ontology by name, synonym or id.
+
+        graph: the Cell Ontology; None where the reference's labels are not of it.
+        """
+        labels = {path[-1] for path in tree.paths}
+        terms = {} if graph is None else match_names([name for name in names if name not in labels], graph)
+        label_of = {term: path[-1] for path, term in zip(tree.paths, tree.cl_ids[:, -1].tolist(), strict=True) if term}
+        meant = [label_of.get(terms[name][0], name) if name in terms else name for name in names]
+        return Truth(column, codes, meant, [name for name, (term, _) in terms.items() if not term])
+
+
+def known_cells(answered: pa.Table, truth: Truth, tree: Tree) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which cells (n,) have an answer and a label that the reference has -> the mask; true and answered paths of these.
 
-    answered: columns of the output; codes (n,) of the true `names`, -1 for none, which are finest labels of the tree.
+    answered: columns of the output.
     """
     position = {path[-1]: i for i, path in enumerate(tree.paths)}
-    true = np.array([*(position.get(name, -1) for name in names), -1])[codes]
+    true = np.array([*(position.get(name, -1) for name in truth.names), -1])[truth.codes]
     given = answered[tree.levels[-1]].to_pandas().map(position).astype(float).fillna(-1).to_numpy(int)
     known = (true >= 0) & (given >= 0)
     return known, true[known], given[known]
 
 
-def report(answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree, column: str) -> str:
-    """Markdown tables; arguments as of `known_cells`, and what the true labels are called.
+def report(answered: pa.Table, truth: Truth, tree: Tree) -> str:
+    """Markdown tables; arguments as of `known_cells`.
 
     Cells of types that the reference lacks are counted, and stand in no figure but that of how many are flagged.
     """
-    known, true, given = known_cells(answered, codes, names, tree)
+    known, true, given = known_cells(answered, truth, tree)
     finest = [path[-1] for path in tree.paths]
-    unseen = np.array([*(name not in finest for name in names), False])[codes]
-    lines = [f"{known.sum():,} cells whose {column} the reference has"]
+    unseen = np.array([*(name not in finest for name in truth.names), False])[truth.codes]
+    lines = [f"{known.sum():,} cells whose {truth.column} the reference has"]
     if unseen.any():
         flagged = (answered["status"].to_pandas().to_numpy(object)[unseen] == "novel").mean()
         lines[0] += f"; {unseen.sum():,} of other types, {flagged:.1%} of them flagged as novel"
+    if truth.unknown:
+        names = ", ".join(f"'{printable(name)}'" for name in truth.unknown[:3])
+        lines[0] += f"; {len(truth.unknown)} of the names are none of the Cell Ontology's, such as {names}: rename them"
     if not known.any():
         return lines[0]
     level = answered["level"].to_pandas().to_numpy(object)[known]
@@ -77,15 +104,13 @@ def type_tables(true: np.ndarray, given: np.ndarray, types: Sequence[str]) -> li
     return [*tables, table(["Confusion (true -> answered)", "Cells", "Share of the type"], rows)] if rows else tables
 
 
-def draw_confusions(
-    file: Path, answered: pa.Table, codes: np.ndarray, names: Sequence[str], tree: Tree, column: str
-) -> None:
+def draw_confusions(file: Path, answered: pa.Table, truth: Truth, tree: Tree) -> None:
     """Write a picture: the share of each true type's cells by the finest label that they were given.
 
     Types stand in the order of the tree, with a line where the second level changes: mistakes within a lineage lie near
     the diagonal. Arguments are those of `report`; nothing is written where no cell has a label that the reference has.
     """
-    known, true, given = known_cells(answered, codes, names, tree)
+    known, true, given = known_cells(answered, truth, tree)
     if not known.any():
         return
     order = sorted({*true, *given}, key=tree.paths.__getitem__)
@@ -101,7 +126,7 @@ def draw_confusions(
     axes.set_xticks(range(len(types)), types, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(types)), types, fontsize=8, parse_math=False)
     axes.set_xlabel("answered")
-    axes.set_ylabel(column, parse_math=False)
+    axes.set_ylabel(truth.column, parse_math=False)
     for i in range(1, len(shown)):
         if shown[i][:2] != shown[i - 1][:2]:
             axes.axhline(i - 0.5, color="grey", linewidth=0.5)

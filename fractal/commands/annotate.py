@@ -74,8 +74,8 @@ def get_parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--truth",
         metavar="COLUMN",
-        help="obs column of known labels, named as the reference's finest ones: print how good the answers are; needs "
-        "an .h5ad --input",
+        help="obs column of known labels, by name or as the Cell Ontology knows them: print how good the answers are; "
+        "needs an .h5ad --input",
     )
     answers.add_argument(
         "--confusions",
@@ -123,7 +123,7 @@ def annotate(args: argparse.Namespace) -> None:
 
     from fractal.annotate.answers import annotation_columns
     from fractal.annotate.run import cluster_table
-    from fractal.annotate.truth import draw_confusions, report
+    from fractal.annotate.truth import Truth, draw_confusions, report
     from fractal.commands.output import write_output
     from fractal.reference import read_reference
     from fractal.view.colours import label_colours
@@ -136,7 +136,7 @@ def annotate(args: argparse.Namespace) -> None:
         print(line)
     tree = run.annotator.tree
     with reference.intake.open(args.input, args.use_rep, args.force) as (cells, origin):
-        groups, truth = (cells.codes(column) if column else None for column in (args.over, args.truth))
+        groups, known = (cells.codes(column) if column else None for column in (args.over, args.truth))
         if args.markers and groups:
             run.add_markers(args.input, groups)
 
@@ -151,10 +151,11 @@ def annotate(args: argparse.Namespace) -> None:
     print(f"{cells.num_rows:,} cells of {args.input} -> {args.output}: {summary(run.answered, tree.levels)}")
     if groups:
         print(f"\n{table(*cluster_table(run.results, args.over))}")
-    if truth:
-        print(f"\n{report(run.answered, *truth, tree, args.truth)}")
+    if known:
+        truth = Truth.of(args.truth, *known, tree, reference.graph(args.obo))
+        print(f"\n{report(run.answered, truth, tree)}")
         if args.confusions:
-            draw_confusions(args.confusions, run.answered, *truth, tree, args.truth)
+            draw_confusions(args.confusions, run.answered, truth, tree)
 
 
 def summary(answered: pa.Table, levels: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from fractal.base.files import atomic_stream, atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
 from fractal.data.parquet import CELL_ID, metadata_of, vector_list, write_tables
-from fractal.data.writers import add_obs, add_obsm, h5ad_copy, obs_of
+from fractal.data.writers import add_obs, add_obsm, h5ad_copy, obs_of, updated
 
 Chunks = Iterable[tuple[pa.Table, Mapping[str, np.ndarray]]]  # a table of m rows, and arrays (m, dims) by name
 
@@ -43,7 +43,7 @@ def write_output(
     chunks : in the order of the cells; vectors are float32, or, for Parquet and .npy, float16
     source : the cells; an .h5ad is a copy of theirs, .npy has as many rows
     metadata : of Parquet
-    uns : of .h5ad: after all chunks, gives the entries of uns; a dict's go beside those that are there
+    uns : of .h5ad: after all chunks, gives the entries of uns; a dict's go beside those that are there, see `updated`
     prefix : of .h5ad: what the names of columns begin with in obs
     replaces : of .h5ad: which names in obs and obsm are results of an earlier run, and go
     """
@@ -149,7 +149,7 @@ def write_h5ad_copy(
             file.create_group("uns").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
         for key, value in uns().items():
             known = io.read_elem(file["uns"][key]) if key in file["uns"] else None
-            io.write_elem(file["uns"], key, {**known, **value} if isinstance(known, dict) else value)
+            io.write_elem(file["uns"], key, updated(known, value) if isinstance(value, Mapping) else value)
 
 
 def compact(table: pa.Table) -> pa.Table:

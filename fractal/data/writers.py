@@ -36,6 +36,12 @@ def facts(adapter: Any, recipe: str, adapter_sha256: str, levels: Sequence[str] 
     }
 
 
+def updated(known: object, new: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of uns, or whatever stands in its place, with new entries; None removes one."""
+    both = {**known, **new} if isinstance(known, Mapping) else new
+    return {key: value for key, value in both.items() if value is not None}
+
+
 def truncate(
     vectors: np.ndarray, facts: Mapping[str, Any], j: int | str, blocks: np.ndarray | None = None
 ) -> np.ndarray:
