@@ -51,7 +51,7 @@ from fractal.view.maps import OBSM, Maps, kept_maps, turned
 from fractal.view.notebook import InlinePage
 from fractal.view.report import score_reference
 from fractal.view.scored import Scored
-from fractal.view.shown import read_shown
+from fractal.view.shown import Shown, read_shown
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -165,7 +165,8 @@ class Reference:
         novelty : "on" withholds the fine labels of unusual cells, "flag" only marks them, "off" does neither
         force : bool; take vectors of another embedding
         index : Index or path; its cells vote in place of the reference's, with probabilities calibrated anew
-        index_labels : str, a column of the index with the reference's finest labels, where it has no columns of levels
+        index_labels : str, a column of the index with the reference's finest labels, by name or as the Cell Ontology
+            knows them, where it has no columns of levels
         over : str, column of obs of a clustering: all cells of a cluster get one label, and uns[key_added]["groups"] is
             a table of these: the probability of the label, the share of the cells that agree, why it is not deeper;
             cells with a missing value or -1 are in no cluster
@@ -225,7 +226,8 @@ class Reference:
             "reference_format": VERSION,
         }
         if index is not None:
-            voters = index_voters(index, self.sha256, annotator.tree, index_labels, least=NEIGHBOURS + COPIES)
+            least = NEIGHBOURS + COPIES
+            voters = index_voters(index, self.sha256, annotator.tree, self.graph(obo), index_labels, least)
             annotator = annotator.with_voters(voters)
             lines.append(f"{voters} vote; probabilities by {len(annotator.held_out):,} held-out cells")
             about["index"] = str(voters)
@@ -367,7 +369,8 @@ class Reference:
         ----------
         adata : AnnData
         path : of the page to write; without one the page is returned, and a notebook shows it
-        labels : str, column of obs with the cells' types, named as the reference's finest; by default its answers
+        labels : str, column of obs with the cells' types, by name or as the Cell Ontology knows them; by default the
+            reference's answers
         columns : other columns to colour by; by default those of text with 2 to 60 values
         genes : at most 500, to colour by; by default the types' markers, where there are counts
         use_rep, force : as in `annotate`
@@ -379,13 +382,24 @@ class Reference:
         """
         check_template()
         with self.intake.cells(adata, use_rep, force) as cells:
-            shown = read_shown(cells, labels, several(columns), max_cells)
+            shown = self.shown(cells, labels, several(columns), max_cells)
         shown = replace(shown, genes=read_genes(adata, shown.rows, several(genes) or None))
         layouts = self.layouts(shown.vectors)
         if path is None:
             return InlinePage(html(self.page("AnnData"), shown, layouts), "Explorer")
         write_page(Path(path), self.page("AnnData"), shown, layouts)
         return None
+
+    def shown(
+        self, cells: Cells, labels: str | None, columns: Sequence[str] | None, max_cells: int | None = None
+    ) -> Shown:
+        """As `read_shown`, labels named as the reference's finest where they mean one by the Cell Ontology."""
+        shown = read_shown(cells, labels, columns, max_cells)
+        if shown.labels is None:
+            return shown
+        names = list(dict.fromkeys(shown.labels))
+        meant = dict(zip(names, self.annotator.tree.find(names, self.graph()), strict=True))
+        return replace(shown, labels=[(meant[name] or (name,))[-1] for name in shown.labels])
 
     def page(self, title: str) -> Page:
         """What a page of the explorer shows beside its cells."""

@@ -34,10 +34,10 @@ class Truth:
 
         graph: the Cell Ontology; None where the reference's labels are not of it.
         """
-        labels = {path[-1] for path in tree.paths}
-        terms = {} if graph is None else match_names([name for name in names if name not in labels], graph)
-        label_of = {term: path[-1] for path, term in zip(tree.paths, tree.cl_ids[:, -1].tolist(), strict=True) if term}
-        meant = [label_of.get(terms[name][0], name) if name in terms else name for name in names]
+        found = tree.find(names, graph)
+        lacking = [name for name, path in zip(names, found, strict=True) if path is None]
+        terms = {} if graph is None else match_names(lacking, graph)
+        meant = [name if path is None else path[-1] for name, path in zip(names, found, strict=True)]
         return Truth(column, codes, meant, [name for name, (term, _) in terms.items() if not term])
 
 

@@ -52,7 +52,7 @@ def get_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--index-labels",
         metavar="COLUMN",
-        help="with --index: its column of labels, named as the reference's finest (default: its columns of levels)",
+        help="with --index: its column of labels, by name or as the Cell Ontology knows them (default: its levels)",
     )
     add(files, "--use-rep", "--model")
     add(files, "--output", required=True, help=".tsv, .parquet, or .h5ad (a copy of an .h5ad input)")

@@ -40,8 +40,8 @@ def get_parser() -> argparse.ArgumentParser:
     add(
         shown,
         "--labels",
-        help="column of the cells' types, named as the reference's finest ones (default: an atlas's finest column, "
-        "else what the reference answers)",
+        help="column of the cells' types, by name or as the Cell Ontology knows them (default: an atlas's finest "
+        "column, else what the reference answers)",
     )
     add(
         shown,
@@ -76,14 +76,14 @@ def main(argv: list[str] | None = None) -> None:
     from fractal.view.embedding_atlas import atlas_columns, write_embedding_atlas
     from fractal.view.explorer import check_template, write_page
     from fractal.view.genes import names_of, read_genes
-    from fractal.view.shown import MAX_CELLS, read_shown
+    from fractal.view.shown import MAX_CELLS
 
     if not args.embedding_atlas:
         check_template()
     reference = read_reference(args.reference, args.device)
     limit = args.max_cells or (None if args.embedding_atlas else MAX_CELLS)
     with reference.embedder.open(args.input, args.use_rep, args.force) as cells:
-        shown = read_shown(cells, args.labels, args.columns, limit)
+        shown = reference.shown(cells, args.labels, args.columns, limit)
     line = f"{len(shown.vectors):,} of {shown.total:,} cells of {args.input} -> {args.output}"
     if args.embedding_atlas:
         full = cut_matrix(reference.adapter, shown.vectors)

@@ -64,6 +64,16 @@ class Tree:
         position = {path: i for i, path in enumerate(self.paths)}
         return np.array([position[path] for path in paths], np.int64)
 
+    def find(self, names: Sequence[str], graph: nx.DiGraph | None) -> list[Labels | None]:
+        """The path of each name as people write it: of this finest label, or of this term of CL; None for no path.
+
+        graph: the Cell Ontology; None where the labels are not of it.
+        """
+        by_name = {path[-1]: path for path in self.paths}
+        by_term = {term: path for term, path in zip(self.cl_ids[:, -1].tolist(), self.paths, strict=True) if term}
+        others = match_names([name for name in names if name not in by_name], graph) if graph is not None else {}
+        return [by_name.get(name) or by_term.get(others.get(name, ("",))[0]) for name in names]
+
     def natural_weight(self, path: np.ndarray) -> np.ndarray:
         """Weights (n,) that make cells with these paths (n,), balanced over types, count as the file's mix."""
         return (self.counts / np.maximum(np.bincount(path, minlength=len(self.counts)), 1))[path]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pyarrow as pa
 import torch
@@ -45,22 +46,28 @@ class IndexVoters:
 
 
 def index_voters(
-    index: Index | str | Path, adapter: str, tree: Tree, labels: str | None = None, least: int = 1
+    index: Index | str | Path,
+    adapter: str,
+    tree: Tree,
+    graph: nx.DiGraph | None,
+    labels: str | None = None,
+    least: int = 1,
 ) -> IndexVoters:
     """The cells of an index as voters in place of a reference's.
 
-    adapter: sha256 of the reference's. labels: a column of the index with the finest labels of the tree (default: the
-    columns of its levels, as ingest.py writes them). Cells on a path that the tree does not have do not vote. Raises
-    InputError for vectors of another adapter, labels of another hierarchy, and fewer voters than `least`.
+    adapter: sha256 of the reference's. labels: a column of the index with the finest labels of the tree, also as the
+    Cell Ontology `graph` knows them (default: the columns of its levels, as ingest.py writes them). Cells on a path
+    that the tree does not have do not vote. Raises InputError for vectors of another adapter, labels of another
+    hierarchy, and fewer voters than `least`.
     """
     index = index if isinstance(index, Index) else open_index(index)
     if not index.space.adapters:
         raise InputError(f"{index.folder.path}: its vectors were made by no adapter; make it with --reference")
     index.check_adapter([adapter], "the reference")
-    return IndexVoters(index, paths_of(index, tree, labels), least)
+    return IndexVoters(index, paths_of(index, tree, graph, labels), least)
 
 
-def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
+def paths_of(index: Index, tree: Tree, graph: nx.DiGraph | None, labels: str | None) -> np.ndarray:
     """The path of each cell in the reference's tree, (len(index),) int32, -1 where it has none."""
     where = index.folder.path
     if labels is None:
@@ -76,6 +83,7 @@ def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
         columns = (labels,)
         index.check_columns(columns)
     number: dict[tuple[str | None, ...], int] = {path[-len(columns) :]: i for i, path in enumerate(tree.paths)}
+    position = {path: i for i, path in enumerate(tree.paths)}
     paths = np.full(len(index), -1, np.int32)
     for coded in zip(*(index.coded(column) for column in columns), strict=True):
         names = [np.array([None, *values], object) for values, _, _ in coded]  # number 0: of a cell without a label
@@ -84,6 +92,11 @@ def paths_of(index: Index, tree: Tree, labels: str | None) -> np.ndarray:
         distinct, inverse = np.unique(numbers, return_inverse=True)
         by_level = [column[i] for column, i in zip(names, np.unravel_index(distinct, shape), strict=True)]
         found = [number.get(path, -1) for path in zip(*by_level, strict=True)]
+        if graph is not None:  # other spellings of one term
+            others = tree.find([name or "" for name in by_level[-1]], graph)
+            found = [
+                row if row >= 0 or path is None else position[path] for row, path in zip(found, others, strict=True)
+            ]
         paths[coded[0][2]] = np.array(found, np.int32)[inverse]
     voting = int((paths >= 0).sum())
     if voting < len(paths) / 2:

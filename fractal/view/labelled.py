@@ -110,11 +110,8 @@ def obs_cells(
 
 def known_paths(tree: Tree, names: Sequence[str], graph: nx.DiGraph) -> list[Labels | None]:
     """The path of each name: the reference's, by name or CL id, else the ontology's, else None."""
-    by_name = {path[-1]: path for path in tree.paths}
-    by_term = {term: path for term, path in zip(tree.cl_ids[:, -1], tree.paths, strict=True) if term}
-    published = bool(by_term) and tree.levels == LEVELS  # the ontology has paths of these levels
-    paths = list[Labels | None]()
-    for name, row in zip(names, build_hierarchy(names, graph, "other"), strict=True):
-        from_ontology = row.levels if published and row.matched != "unmapped" else None
-        paths.append(by_name.get(name) or by_term.get(row.cl_id) or from_ontology)
-    return paths
+    found = tree.find(names, graph)
+    if not tree.cl_ids.any() or tree.levels != LEVELS:  # the ontology has no paths of these levels
+        return found
+    rows = build_hierarchy(names, graph, "other")
+    return [path or (row.levels if row.matched != "unmapped" else None) for path, row in zip(found, rows, strict=True)]

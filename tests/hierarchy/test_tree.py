@@ -48,3 +48,12 @@ def test_labels_of_any_level_are_chosen_too(tree: Tree, graph: nx.DiGraph):
 
 def test_nodes_come_before_what_is_below_them():
     assert nodes_of([("b", "y"), ("a", "x"), ("b", "z")]) == [("a",), ("a", "x"), ("b",), ("b", "y"), ("b", "z")]
+
+
+def test_names_are_found_as_people_write_them(tree: Tree, graph: nx.DiGraph):
+    """By label, synonym, plural or id; a label goes before a term; without an ontology only labels are known."""
+    [first, *others] = [path for path, term in zip(tree.paths, tree.cl_ids[:, -1], strict=True) if term]
+    term = tree.cl_ids[tree.paths.index(first), -1]
+    names = [first[-1], f"{first[-1]}s", term, term.replace(":", "_"), "no cell", "", others[0][-1]]
+    assert tree.find(names, graph) == [first, first, first, first, None, None, others[0]]
+    assert tree.find(names, None) == [first, None, None, None, None, None, others[0]]

@@ -32,6 +32,7 @@ from torch.nn.functional import normalize
 import fractal
 from fractal.base.errors import InputWarning
 from fractal.commands import explore
+from fractal.data.cells import Cells
 from fractal.data.vectors import usable
 from fractal.model.embedding import embed_matrix
 from fractal.view import explorer
@@ -154,6 +155,10 @@ def test_without_a_path_a_notebook_gets_the_page_of_the_file(ref, bare_template,
     assert page
     assert ref.explore(adata, tmp_path / "page.html", labels="cell_type") is None
     assert page.text == (tmp_path / "page.html").read_text()
+    with Cells.open(adata, "X_scVI") as opened:
+        known = ref.shown(opened, "cell_type", ["cell_type"]).labels
+        adata.obs["cell_type"] = [f"{name}s" for name in adata.obs["cell_type"]]
+        assert ref.shown(opened, "cell_type", ["cell_type"]).labels == known, "the plural is no other type"
 
 
 def test_no_text_of_the_data_ends_a_script(ref, bare_template, tmp_path: Path):
