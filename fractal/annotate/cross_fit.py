@@ -42,12 +42,17 @@ class Folds:
 def draw_folds(atlas: Atlas, by_study: bool, seed: int) -> Folds:
     """Deal the studies of an atlas to folds of about equal size, or else its cells; copies of a vector go together.
 
-    Raises InputError where too few cells have their type in other folds.
+    Raises InputError where too few cells have their type in other folds, and for studies of hardly more than one cell.
     """
     types, _ = atlas.finest
     why = ""
     if by_study:
         codes, names = atlas.studies
+        if 2 * len(names) > len(codes):
+            raise InputError(
+                f"{len(names):,} studies of {len(codes):,} cells: that column names cells; give the one of their "
+                "donors or batches, or none"
+            )
         study = codes.astype(np.int64)
         fold = deal(np.bincount(study, minlength=len(names)))[study]
         asked = shared(types, fold)

@@ -110,6 +110,14 @@ def test_studies_that_share_few_types_are_not_held_out():
     assert draw_folds(atlas_of(more, studies), True, 0).by_study
 
 
+def test_a_column_that_names_cells_is_no_column_of_studies():
+    """Folds of such studies are folds of cells, and an error would be guaranteed for new studies."""
+    types = np.tile([0, 1], 100)
+    with pytest.raises(InputError, match="200 studies of 200 cells: that column names cells"):
+        draw_folds(atlas_of(types, np.arange(200)), True, 0)
+    assert draw_folds(atlas_of(types, np.arange(200) // 2), True, 0).by_study
+
+
 def test_too_few_cells_are_found_before_training():
     with pytest.raises(InputError, match="60 labelled cells of types with more than one are too few"):
         draw_folds(atlas_of(np.tile([0, 1], 30)), False, 0)
