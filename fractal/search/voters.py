@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fractal.base.errors import InputError
 from fractal.data.parquet import level_columns
-from fractal.hierarchy.tree import Tree
+from fractal.hierarchy.tree import Labels, Tree
 from fractal.search.index import Index, open_index
 
 LISTS = 32  # opened per cell at most: of 7.9 million cells, 16 answer 12 in 1,000 otherwise than all lists, 64 4
@@ -83,7 +83,7 @@ def paths_of(index: Index, tree: Tree, graph: nx.DiGraph | None, labels: str | N
         columns = (labels,)
         index.check_columns(columns)
     number: dict[tuple[str | None, ...], int] = {path[-len(columns) :]: i for i, path in enumerate(tree.paths)}
-    position = {path: i for i, path in enumerate(tree.paths)}
+    position: dict[Labels | None, int] = {path: i for i, path in enumerate(tree.paths)}
     paths = np.full(len(index), -1, np.int32)
     for coded in zip(*(index.coded(column) for column in columns), strict=True):
         names = [np.array([None, *values], object) for values, _, _ in coded]  # number 0: of a cell without a label
@@ -91,12 +91,10 @@ def paths_of(index: Index, tree: Tree, graph: nx.DiGraph | None, labels: str | N
         numbers = np.ravel_multi_index([codes + 1 for _, codes, _ in coded], shape)
         distinct, inverse = np.unique(numbers, return_inverse=True)
         by_level = [column[i] for column, i in zip(names, np.unravel_index(distinct, shape), strict=True)]
-        found = [number.get(path, -1) for path in zip(*by_level, strict=True)]
-        if graph is not None:  # other spellings of one term
-            others = tree.find([name or "" for name in by_level[-1]], graph)
-            found = [
-                row if row >= 0 or path is None else position[path] for row, path in zip(found, others, strict=True)
-            ]
+        # another spelling of a term, or another place of it, is the same type; labels of no ontology are their path
+        meant = tree.find([name or "" for name in by_level[-1]], graph) if graph is not None else [None] * len(distinct)
+        labelled = zip(zip(*by_level, strict=True), meant, strict=True)
+        found = [number.get(path, position.get(other, -1)) for path, other in labelled]
         paths[coded[0][2]] = np.array(found, np.int32)[inverse]
     voting = int((paths >= 0).sum())
     if voting < len(paths) / 2:
