@@ -3,6 +3,7 @@ fractal/base/storage.py."""
 
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,8 @@ class Quiet(WSGIRequestHandler):
 class Store:
     """A WSGI application in front of moto's. The next requests of the methods `of` get what `faults` says.
 
-    A fault is a status, or "drop" (the connection is closed at once) or "cut" (after half the answer). With `forever`
-    the last one stays.
+    A fault is a status, "drop" (the connection is closed at once), "cut" (after half the answer), or "late" (what is
+    asked is done, the answer takes a second). With `forever` the last one stays.
     """
 
     def __init__(self) -> None:
@@ -49,16 +50,19 @@ class Store:
         if isinstance(fault, int):
             start(f"{fault} {ERRORS[fault]}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{ERRORS[fault]}</Code><Message>as the test says</Message></Error>".encode()]
-        if fault is None:
-            return self.app(environ, start)
-        answer: list[Any] = []
-        whole = b"".join(self.app(environ, lambda *said: answer.append(said)))
+        if fault in (None, "late"):
+            answer = self.app(environ, start)
+            if fault:
+                time.sleep(1)
+            return answer
+        begun: list[Any] = []
+        whole = b"".join(self.app(environ, lambda *said: begun.append(said)))
 
         def half() -> Iterator[bytes]:
             yield whole[: len(whole) // 2] if fault == "cut" else b""
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
-        start(*answer[0][:2])
+        start(*begun[0][:2])
         return half()
 
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -365,6 +366,10 @@ def upload(path: Remote) -> Iterator[IO[bytes]]:
         files, inner = writer(path)
         file = files.open(inner, "wb", block_size=UPLOAD, autocommit=False)
     try:
+        # Ctrl-C waits here for the store's answer, which names the upload: without it nothing could be given up.
+        with store_errors(path, "written"), ThreadPoolExecutor(1) as thread:
+            thread.submit(file._initiate_upload).result()
+        file.offset = 0  # fsspec's mark of an upload that has begun
         yield file
         with store_errors(path, "written"):
             file.close()  # sends the last part

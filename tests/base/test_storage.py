@@ -505,9 +505,13 @@ def test_a_server_that_stays_broken_is_one_line(store: Store, fails, atlas: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("faults", [[], ["late"]], ids=["", "before the store has answered"])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_process_that_is_stopped_leaves_nothing_in_the_store(store: Store, tmp_path: Path, stop: signal.Signals):
+def test_a_process_that_is_stopped_leaves_nothing_in_the_store(
+    store: Store, tmp_path: Path, stop: signal.Signals, faults: list[int | str]
+):
     """Ctrl-C, and what schedulers send, in the middle of an upload of 80 MB."""
+    store.fail(*faults, of=("POST",))
     x = np.random.default_rng(0).normal(size=(300_000, 64)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     code = (
