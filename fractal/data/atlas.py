@@ -60,20 +60,12 @@ class LabelledVectors:
 class Atlas:
     """`num_rows` labelled cells; `Atlas.open` and `Atlas.of_table` make one.
 
-    Attributes
-    ----------
-    path : what messages call it; Path("adata") for cells in memory
-    num_rows, dim : int
-    levels : names of the levels, coarse to fine
-    schema, metadata : of the file
-
-    Raises
-    ------
-    InputError : says which column is missing, or is of another type.
+    Raises InputError that says which column is missing, or is of another type.
     """
 
     def __init__(self, data: Parquet, in_memory: bool = False) -> None:
         self.in_memory = in_memory
+        # The path is what messages call it: Path("adata") for cells in memory.
         self.path, self.data, self.schema, self.num_rows = data.path, data, data.schema, data.num_rows
         check_columns(self.schema, self.path)
         self.dim = self.schema.field("embedding").type.list_size

@@ -15,7 +15,7 @@ is; where nothing else fits, it is Parquet. A column that mixes types, as AnnDat
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,29 +79,19 @@ def has_obsm(path: str | Location) -> bool:
 
 @dataclass(frozen=True)
 class Cells:
-    """`num_rows` cells, each with a vector (dim,) float32; `Cells.open` makes them.
+    """`num_rows` cells, each with a vector (dim,) float32; `Cells.open` makes them."""
 
-    Attributes
-    ----------
-    path : where they come from, as messages say it; Path("adata") for an AnnData in memory
-    num_rows, dim : int
-    schema : of the columns that every chunk brings, with the file's metadata; the names, `cell_id`, come first
-    column_names : all columns but the names: those of the chunks, or of obs
-    facts : () -> what the tool that made the vectors says of them: a file's metadata, uns["fractal"] of an AnnData
-    parts : those that `chain` made it of
-    """
-
-    path: Location
+    path: Location  # as messages say it; Path("adata") for an AnnData in memory
     num_rows: int
     dim: int
-    schema: pa.Schema
-    column_names: tuple[str, ...]
+    schema: pa.Schema  # of what every chunk brings, with the file's metadata; the names, `cell_id`, come first
+    column_names: tuple[str, ...]  # all columns but the names: those of the chunks, or of obs
     read: Callable[[int], Iterator[Chunk]]  # what `chunks` does
     read_columns: Callable[[Sequence[str]], pa.Table]  # what `table` does
     read_names: Callable[[], pa.Table] | None = None  # what `names` does
-    facts: Callable[[], Mapping[str, Any]] = dict
+    facts: Callable[[], Mapping[str, Any]] = dict  # what made the vectors says of them: metadata, or uns["fractal"]
     check_same: Callable[[], None] = lambda: None  # raises InputError where another file has taken its name
-    parts: "tuple[Cells, ...]" = ()
+    parts: "tuple[Cells, ...]" = ()  # those that `chain` made it of
 
     @staticmethod
     @contextmanager
@@ -251,11 +241,10 @@ class Cells:
         dtype: Any,
         rows: Callable[[slice], np.ndarray],
         columns: Callable[[slice], pa.Table] | None = None,
-        **others: Any,
     ) -> "Cells":
         """Anything with a shape, a dtype and slices of rows: a memory map, an HDF5 dataset, a TileDB array.
 
-        columns: rows -> their names (`cell_id`) and other columns; others: of `Cells`, in place of what these give.
+        columns: rows -> their names (`cell_id`) and other columns.
         Raises InputError unless it holds floats, cells x dims.
         """
         if len(shape) != 2 or not np.issubdtype(dtype, np.floating) or 0 in shape:
@@ -278,8 +267,7 @@ class Cells:
 
         schema = brings(slice(0, 1)).schema
         names = tuple(name for name in schema.names if name != CELL_ID)
-        given = {"column_names": names, "read_columns": all_rows, "read_names": lambda: all_rows([CELL_ID]), **others}
-        return Cells(path, *shape, schema=schema, read=chunks, **given)
+        return Cells(path, *shape, schema, names, chunks, all_rows, lambda: all_rows([CELL_ID]))
 
 
 def no_columns(num_rows: int) -> pa.Table:
@@ -321,13 +309,12 @@ def anndata_cells(
             raise InputError(f"{path}: obs has a cell's name of {longest:,} letters; give the cells shorter names")
         return pa.table({CELL_ID: pa.array(texts, pa.string())})
 
-    others: dict[str, Any] = {"column_names": keys, "read_columns": partial(obs_table, obs, path)}
-    if path.is_file():
-        others["check_same"] = same_files(path)
-    cells = Cells.from_matrix(path, shape, dtype, rows, names_column, facts=partial(fractal_uns, file, path), **others)
+    cells = Cells.from_matrix(path, shape, dtype, rows, names_column)
     if len(names) != cells.num_rows:
         raise InputError(f"{path}: damaged, {cells.num_rows:,} vectors, and obs has {len(names):,} cells")
-    return cells
+    columns, facts = partial(obs_table, obs, path), partial(fractal_uns, file, path)
+    check_same = same_files(path) if path.is_file() else cells.check_same
+    return replace(cells, column_names=keys, read_columns=columns, facts=facts, check_same=check_same)
 
 
 @contextmanager

@@ -31,24 +31,14 @@ MIN_AGREEMENT = 0.1  # of the way from chance to 1; real atlases reach .6 and mo
 
 @dataclass(frozen=True)
 class Plan:
-    """The atlas that cells become: their classes, and its columns.
+    """The atlas that cells become: their classes, and its columns."""
 
-    Attributes
-    ----------
-    hierarchy : with notes on all that was left out, merged or replaced
-    classes : (n,) int64, into `hierarchy.classes`; -1 for the cells that are left out
-    levels : per level the code of each class's label (classes,) int64, and the labels, sorted
-    studies : names; None where the cells have none
-    study_codes : (n,) int, or None
-    metadata : of the Parquet file
-    """
-
-    hierarchy: Hierarchy
-    classes: np.ndarray
-    levels: list[Codes]
-    studies: list[str] | None
-    study_codes: np.ndarray | None
-    metadata: Mapping[str, str]
+    hierarchy: Hierarchy  # with notes on all that was left out, merged or replaced
+    classes: np.ndarray  # (n,) int64, into `hierarchy.classes`; -1 for the cells that are left out
+    levels: list[Codes]  # per level the code of each class's label (classes,) int64, and the labels, sorted
+    studies: list[str] | None  # names; None where the cells have none
+    study_codes: np.ndarray | None  # (n,) int
+    metadata: Mapping[str, str]  # of the Parquet file
 
     def columns(self, rows: slice) -> list[Codes]:
         """Of those of these cells that are taken, per text column the (m,) codes and the names."""
