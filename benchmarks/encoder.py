@@ -25,7 +25,7 @@ import torch
 
 from fractal.base.errors import InputError, run
 from fractal.base.table import table
-from fractal.data.encoder import Network
+from fractal.data.encoder import new_network
 
 WIDTHS = [28_231, 1_024, 1_024, 128]
 OURS = """
@@ -47,7 +47,7 @@ np.save(sys.argv[3], encoder.get_embeddings(lognorm_counts(align_dataset(adata, 
 
 def write_model(folder: Path, genes: list[str]) -> None:
     torch.manual_seed(0)
-    network = Network([len(genes), *WIDTHS[1:]]).eval()
+    network = new_network([len(genes), *WIDTHS[1:]]).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             state = {name: torch.rand_like(tensor.float()) + 0.5 for name, tensor in module.state_dict().items()}

@@ -21,7 +21,7 @@ import torch
 from fractal.base.errors import run
 from fractal.base.files import atomic_write
 from fractal.base.paths import check_paths
-from fractal.data.encoder import CHECKPOINT, GENES, SIZES, Network
+from fractal.data.encoder import CHECKPOINT, GENES, SIZES, new_network
 from fractal.hierarchy.ontology import CL_SLIM, build_hierarchy, load_graph
 
 NUM_GENES, HIDDEN, DIM = 6_000, (256, 256), 128
@@ -40,7 +40,7 @@ TYPES = [
 def write_encoder(folder: Path, seed: int = 0) -> None:
     """The three files; each appears whole, and replaces that of an older run."""
     torch.manual_seed(seed)
-    state = Network([NUM_GENES, *HIDDEN, DIM]).state_dict()
+    state = new_network([NUM_GENES, *HIDDEN, DIM]).state_dict()
     sizes = {name: list(tensor.shape) for name, tensor in state.items()}
     with atomic_write(folder / SIZES) as part:
         part.write_text(json.dumps(sizes), encoding="utf-8")

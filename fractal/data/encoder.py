@@ -17,8 +17,9 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -39,58 +40,28 @@ CHUNK = 4_096  # cells between two steps of the progress bar
 OBSM = "X_scimilarity"
 
 
-class Network(nn.Module):
+def new_network(widths: list[int]) -> nn.Module:
     """The layers as the checkpoint names them: network.0.1.weight is the first Linear's.
 
     Parameters
     ----------
     widths : genes, hidden layers, output: [28231, 1024, 1024, 128]
     """
-
-    def __init__(self, widths: list[int]) -> None:
-        super().__init__()
-        pairs = list(zip(widths, widths[1:], strict=False))
-        hidden = [nn.Sequential(nn.Dropout(), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU()) for a, b in pairs[:-1]]
-        self.network = nn.ModuleList([*hidden, nn.Linear(*pairs[-1])])
-        self.dim = widths[-1]
-
-    @property
-    def linear(self) -> nn.Linear:
-        """The first one, whose weights multiply the genes."""
-        start = self.network[0]
-        return cast(nn.Linear, start[1] if isinstance(start, nn.Sequential) else start)
-
-    def forward(self, genes: Tensor, first: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-        """Cells as CSR -> (m, 128), length 1.
-
-        Parameters
-        ----------
-        genes, first, values : column of each number (nnz,), first number of each cell (m,), both int64; (nnz,) float32
-        weights : the first layer's, a row per gene (genes, width)
-        """
-        start, *others = list(self.network)
-        x = embedding_bag(genes, weights, first, mode="sum", per_sample_weights=values) + self.linear.bias
-        if isinstance(start, nn.Sequential):
-            x = start[3](start[2](x))
-        for layer in others:
-            x = layer(x)
-        return normalize(x, dim=1)
+    *hidden, last = pairwise(widths)
+    blocks = [nn.Sequential(nn.Dropout(), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU()) for a, b in hidden]
+    return nn.ModuleDict({"network": nn.ModuleList([*blocks, nn.Linear(*last)])})
 
 
 @dataclass(frozen=True)
 class Encoder:
     """An encoder of a release, read by `read_encoder`."""
 
-    network: Network
+    layers: list[Any]  # of the network, in their order, without dropout
     weights: Tensor  # of the first layer, a row per gene
     genes: np.ndarray  # (genes,) str, the order of the input
+    dim: int  # numbers per cell, 128
     sha256: str  # of encoder.ckpt
     folder: Path
-
-    @property
-    def dim(self) -> int:
-        """Numbers per cell, 128."""
-        return self.network.dim
 
     @property
     def link(self) -> "EncoderLink":
@@ -104,9 +75,13 @@ class Encoder:
         with np.errstate(divide="ignore"):
             factor = np.repeat(TARGET_SUM / total, np.diff(counts.indptr))
         values = torch.from_numpy(np.log1p(counts.data * factor).astype(np.float32))
-        genes, first = (torch.from_numpy(a.astype(np.int64)) for a in (counts.indices, counts.indptr[:-1]))
-        device = self.weights.device
-        vectors = self.network(genes.to(device), first.to(device), values.to(device), self.weights).cpu().numpy()
+        columns, starts = (torch.from_numpy(a.astype(np.int64)) for a in (counts.indices, counts.indptr[:-1]))
+        columns, starts, values = (a.to(self.weights.device) for a in (columns, starts, values))
+        linear, *others = self.layers
+        x = embedding_bag(columns, self.weights, starts, mode="sum", per_sample_weights=values) + linear.bias
+        for layer in others:
+            x = layer(x)
+        vectors = normalize(x, dim=1).cpu().numpy()
         vectors[total == 0] = np.nan
         return vectors
 
@@ -131,7 +106,7 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
     if wrong := [name for name, shape in shapes.items() if given.get(name) != shape]:
         raise InputError(f"{path}: '{wrong[0]}' is {given.get(wrong[0], 'missing')}, {SIZES} says {shapes[wrong[0]]}")
     with torch.device("meta"):
-        network = Network(widths)
+        network = new_network(widths)
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -139,9 +114,10 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         raise InputError(f"{path}: holds weights that are not finite")
     network = network.float().eval().to(device)
-    weights = network.linear.weight.detach().t().contiguous()
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.Linear | nn.BatchNorm1d | nn.PReLU)]
+    weights = layers[0].weight.detach().t().contiguous()
     with open(path, "rb") as file:
-        return Encoder(network, weights, genes, hashlib.file_digest(file, "sha256").hexdigest(), folder)
+        return Encoder(layers, weights, genes, widths[-1], hashlib.file_digest(file, "sha256").hexdigest(), folder)
 
 
 def read_sizes(path: Path, num_genes: int) -> tuple[list[int], dict[str, tuple[int, ...]]]:
