@@ -81,19 +81,14 @@ def gene_names(var: Any, genes: np.ndarray) -> tuple[np.ndarray, str]:
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
-def scale_of(x: Any) -> tuple[str, bool]:
-    """`scale` and `logged` of an Expression whose first cells are x (m, genes)."""
-    kind = kind_of(x)
-    if kind == "counts":
-        return "counts", False
-    if kind == "normalised":
-        with np.errstate(over="ignore"):
-            sums = np.asarray((x.expm1() if sp.issparse(x) else np.expm1(x)).sum(1, dtype=np.float64)).reshape(-1)
-        sums = sums[sums > 0]
-        total = float(np.median(sums)) if len(sums) else 0.0
-        if total and np.isfinite(total) and (np.abs(sums / total - 1) < SAME_SUM).mean() > 0.99:
-            return f"log-normalised already, to {total:,.0f} a cell", True
-    return "", False
+def common_total(x: Any) -> float:
+    """What the counts of all cells, x (m, genes), were scaled to before log1p; 0 where it is not one number."""
+    with np.errstate(over="ignore"):
+        sums = np.asarray((x.expm1() if sp.issparse(x) else np.expm1(x)).sum(1, dtype=np.float64)).reshape(-1)
+    sums = sums[sums > 0]
+    total = float(np.median(sums)) if len(sums) else 0.0
+    is_common = total and np.isfinite(total) and (np.abs(sums / total - 1) < SAME_SUM).mean() > 0.99
+    return total if is_common else 0.0
 
 
 def as_counts(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
@@ -112,14 +107,6 @@ def as_counts(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
     return x.expm1() if expression.logged else x
 
 
-def what_it_holds(x: Any) -> str:
-    """Why counts can't be had from a matrix, in words."""
-    if not np.isfinite(x.data if sp.issparse(x) else x).all():
-        return "NaN or infinity"
-    kind = kind_of(x)
-    return f"{KINDS[kind]}, of no common total" if kind == "normalised" else KINDS[kind]
-
-
 def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> Expression:
     """Of layers['counts'], X and raw the first that holds counts, else the first of log-normalised ones.
 
@@ -131,11 +118,15 @@ def choose_counts(matrix: Callable[[str], Expression | None], where: object) -> 
         if x is None or not (x.nnz if sp.issparse(x) else np.any(x)):
             others.append(f"{expression.where} is empty")
             continue
-        scale, logged = scale_of(x)
-        if scale:
-            known.append(replace(expression, scale=scale, logged=logged))
+        kind = kind_of(x)
+        if kind == "counts":
+            known.append(replace(expression, scale=kind))
+        elif kind == "normalised" and (total := common_total(x)):
+            known.append(replace(expression, scale=f"log-normalised already, to {total:,.0f} a cell", logged=True))
         else:
-            others.append(f"{expression.where} holds {what_it_holds(x)}")
+            what = KINDS[kind] + (", of no common total" if kind == "normalised" else "")
+            is_finite = np.isfinite(x.data if sp.issparse(x) else x).all()
+            others.append(f"{expression.where} holds {what if is_finite else 'NaN or infinity'}")
     if not known:
         reasons = "; ".join(others) or "no X, no raw"
         raise InputError(f"{where}: has no counts: {reasons}; bring counts in layers['counts']")
