@@ -6,8 +6,7 @@ same expression, and cells of one sample are no independent draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,58 +20,44 @@ SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # of var
 LEAST = 3  # cells of a group; fewer have no variance to speak of
 
 
-@dataclass
-class Moments:
-    """Of some cells: how many, per gene the sums of expression and of its squares, and the cells that have a count.
+class Side(NamedTuple):
+    """Some cells: mean and standard deviation (n - 1) of each gene, how many they are, and the share with a count."""
 
-    A row per group, or of one group alone. cells int64; sums, squares, present (genes,) float64.
+    mean: np.ndarray
+    deviation: np.ndarray
+    cells: int
+    share: np.ndarray
+
+
+class Moments:
+    """Of groups of cells: how many, per gene the sums of expression and of its squares, and the cells with a count.
+
+    cells (groups,) int64; sums (3, groups, genes) float64.
     """
 
-    cells: Any
-    sums: np.ndarray
-    squares: np.ndarray
-    present: np.ndarray
-
-    @staticmethod
-    def zeros(num_groups: int, num_genes: int) -> "Moments":
-        shape = (num_groups, num_genes)
-        return Moments(np.zeros(num_groups, np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+    def __init__(self, num_groups: int, num_genes: int) -> None:
+        self.cells, self.sums = np.zeros(num_groups, np.int64), np.zeros((3, num_groups, num_genes))
 
     def add(self, x: sp.csr_matrix, groups: np.ndarray) -> None:
         """x (n, genes) of cells of these groups (n,)."""
         shape = (len(self.cells), len(groups))
         member = sp.csr_matrix((np.ones(len(groups)), (groups, np.arange(len(groups)))), shape)
         self.cells += np.bincount(groups, minlength=len(self.cells))
-        self.sums += (member @ x).toarray()
-        self.squares += (member @ x.power(2)).toarray()
-        self.present += (member @ x.sign()).toarray()
+        for sums, values in zip(self.sums, (x, x.power(2), x.sign()), strict=True):
+            sums += (member @ values).toarray()
 
-    def scores(self, group: int) -> np.ndarray:
-        """Welch's t (genes,) of a group against all other cells; 0 for a gene without variance."""
-        own, rest = self.sides(group)
+    def compare(self, group: int) -> tuple[np.ndarray, Side, Side]:
+        """A group and all other cells, those of none too -> Welch's t (genes,), 0 without variance; and both sides."""
+        own, sides = np.arange(len(self.cells)) == group, []
         with np.errstate(divide="ignore", invalid="ignore"):
-            score = ttest_ind_from_stats(*own.statistics, *rest.statistics, equal_var=False).statistic
-        return np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
-
-    def sides(self, group: int) -> "tuple[Moments, Moments]":
-        """The group, and all others with the cells of none."""
-        own = np.arange(len(self.cells)) == group
-        arrays = [getattr(self, field.name) for field in fields(self)]
-        return Moments(*(a[own].sum(0) for a in arrays)), Moments(*(a[~own].sum(0) for a in arrays))
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.sums / self.cells
-
-    @property
-    def share(self) -> np.ndarray:
-        return self.present / self.cells
-
-    @property
-    def statistics(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Mean and standard deviation (n - 1) of each gene, and n."""
-        variance = (self.squares - self.cells * self.mean**2) / (self.cells - 1)
-        return self.mean, np.sqrt(np.maximum(variance, 0)), self.cells
+            for chosen in (own, ~own):
+                n = self.cells[chosen].sum()
+                total, squares, present = (sums[chosen].sum(0) for sums in self.sums)
+                mean = total / n
+                variance = (squares - n * mean**2) / (n - 1)
+                sides.append(Side(mean, np.sqrt(np.maximum(variance, 0)), n, present / n))
+            score = ttest_ind_from_stats(*sides[0][:3], *sides[1][:3], equal_var=False).statistic
+        return np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0), *sides
 
 
 def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
@@ -118,16 +103,15 @@ def markers(
     ------
     InputError : for numbers that are not of the expression's scale.
     """
-    genes, moments = symbols(expression.var), Moments.zeros(len(names) + 1, len(expression.var))
+    genes, moments = symbols(expression.var), Moments(len(names) + 1, len(expression.var))
     for rows, x in expression.chunks(0, len(codes), progress):
         groups = np.where(codes[rows] < 0, len(names), codes[rows])  # the last row: cells of no group
         moments.add(log_normalised(x, expression, rows.start), groups)
     tables = [pd.DataFrame(columns=["group", "gene", "score", "log2_fold_change", "share", "share_of_rest"])]
     for group, name in enumerate(names):
-        own, rest = moments.sides(group)
-        if min(own.cells, rest.cells) < LEAST:
+        if min(cells := moments.cells[group], len(codes) - cells) < LEAST:
             continue
-        score = moments.scores(group)
+        score, own, rest = moments.compare(group)
         fold = np.log2((np.expm1(own.mean) + 1e-9) / (np.expm1(rest.mean) + 1e-9))
         table = pd.DataFrame({"group": name, "gene": genes, "score": score, "log2_fold_change": fold,
                               "share": own.share, "share_of_rest": rest.share})  # fmt: skip
