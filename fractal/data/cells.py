@@ -36,7 +36,7 @@ from fractal.data.h5ad import (
     reading_h5ad,
     rows_of,
 )
-from fractal.data.labels import Codes, Labels, coded, read_labels
+from fractal.data.labels import Codes, coded, read_labels
 from fractal.data.parquet import CELL_ID, PARQUET, ROW_GROUP, Parquet, as_text, check_format, metadata_of, read_vectors
 from fractal.data.tiledb_arrays import EMBEDDING, open_tiledb
 from fractal.data.vectors import CHUNK, refuse, usable
@@ -224,15 +224,7 @@ class Cells:
         """A column -> its (num_rows,) codes, -1 where a value is missing, and their names, cleaned and sorted."""
         return coded(self.column(name))
 
-    def labels(
-        self,
-        label_key: str,
-        study_key: str | None = None,
-        label_map: Mapping[str, str] | None = None,
-        levels: Sequence[str] = (),
-    ) -> Labels:
-        """The types and studies of all cells, from columns: see `fractal.data.labels.read_labels`."""
-        return read_labels(self.codes, self.path, label_key, study_key, label_map, levels)
+    labels = read_labels
 
     @staticmethod
     def from_matrix(

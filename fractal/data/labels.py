@@ -1,7 +1,7 @@
 """The labels of cells: columns of obs -> types, studies and the user's tree, by one rule for every source."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,23 +38,19 @@ class Labels:
         if not set(targets) & set(self.names):
             there = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
             raise InputError(f"{where}: none of the label map's names is among the labels; these are {there}")
+        labels = self.renamed(targets, "their label is mapped to nothing")
+        if unused := sorted(set(targets) - set(self.names)):
+            labels.notes.append(f"warning: the label map has names that no cell has: {'; '.join(unused)}")
+        return labels
+
+    def renamed(self, targets: Mapping[str, str], why: str) -> "Labels":
+        """The same cells under other names; those whose name becomes "" are left out, and counted."""
         names = [targets.get(name, name) for name in self.names]
         types = sorted(set(names) - {""})
         codes, notes = renumbered(self.codes, names, types), list(self.notes)
         if lost := int((codes < 0).sum() - (self.codes < 0).sum()):
-            notes.append(f"{lost:,} of {len(codes):,} cells left out: their label is mapped to nothing")
-        if unused := sorted(set(targets) - set(self.names)):
-            notes.append(f"warning: the label map has names that no cell has: {'; '.join(unused)}")
+            notes.append(f"{lost:,} of {len(codes):,} cells left out: {why}")
         return replace(self, names=types, codes=codes, notes=notes)
-
-    def of_types(self) -> "Labels":
-        """The same without the cells whose label is no type, such as "cell" or "native cell"."""
-        no_types = [name for name in self.names if is_no_type(name)]
-        codes = renumbered(self.codes, self.names, names := [name for name in self.names if name not in no_types])
-        if not (lost := int((codes < 0).sum() - (self.codes < 0).sum())):
-            return self
-        note = f"{lost:,} of {len(codes):,} cells left out: {', '.join(no_types)} is no type"
-        return replace(self, names=names, codes=codes, notes=[*self.notes, note])
 
 
 def dictionary_of(column: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -84,22 +80,20 @@ def renumbered(codes: np.ndarray, old: Sequence[str], new: Sequence[str]) -> np.
 
 
 def read_labels(
-    column: Callable[[str], Codes],
-    where: Any,
+    cells: Any,
     label_key: str,
     study_key: str | None = None,
     label_map: Mapping[str, str] | None = None,
     levels: Sequence[str] = (),
 ) -> Labels:
-    """The labels of all cells.
+    """The types and studies of all cells, from columns: the method `labels` of `Cells`.
 
     Left out and counted are cells without a label or a study ("", "nan", "unknown", ...), and those whose label
     is mapped to nothing.
 
     Parameters
     ----------
-    column : name of a column -> its codes and names
-    where : the file, as messages say it
+    cells : with `codes`, name of a column -> its codes and names, and the `path` that messages say
     label_key, study_key : columns of the types and of the studies or donors
     label_map : name -> CL name; "" leaves these cells out
     levels : 2 to 6 columns from coarse to fine, the user's tree in place of `label_key`
@@ -110,26 +104,28 @@ def read_labels(
     """
     tree, own_levels, notes = None, None, list[str]()
     if levels:
-        paths, codes = label_paths([column(key) for key in levels])
+        paths, codes = label_paths([cells.codes(key) for key in levels])
         own_levels, rows, notes = tree_of_columns(levels, paths)
         names = [rows[path].subtype if path[0] else "" for path in paths]
         tree = {row.subtype: row for path, row in rows.items() if path[0]}
     else:
-        codes, names = column(label_key)
+        codes, names = cells.codes(label_key)
     lost = {f"without a label in obs '{levels[0] if levels else label_key}'": int((codes < 0).sum())}
     studies, study_codes = list[str](), None
     if study_key is not None:
-        study_codes, studies = column(study_key)
+        study_codes, studies = cells.codes(study_key)
         lost[f"without a study in obs '{study_key}'"] = int(((study_codes < 0) & (codes >= 0)).sum())
         codes = np.where(study_codes < 0, -1, codes)
     if reasons := "; ".join(f"{n:,} {reason}" for reason, n in lost.items() if n):
         notes.insert(0, f"{int((codes < 0).sum()):,} of {len(codes):,} cells left out: {reasons}")
     labels = Labels(names, codes, studies, study_codes, tree, own_levels, notes)
-    labels = labels if label_map is None else labels.mapped(label_map, f"{where}: obs '{label_key}'")
-    labels = labels if levels else labels.of_types()
+    labels = labels if label_map is None else labels.mapped(label_map, f"{cells.path}: obs '{label_key}'")
+    if not levels:
+        no_types = [name for name in labels.names if is_no_type(name)]  # such as "cell" or "native cell"
+        labels = labels.renamed(dict.fromkeys(no_types, ""), f"{', '.join(no_types)} is no type")
     keep = labels.codes >= 0
     if not keep.any():
-        raise InputError(f"{where}: no cell is left: {'; '.join(labels.notes)}")
+        raise InputError(f"{cells.path}: no cell is left: {'; '.join(labels.notes)}")
     codes, names = those_used(labels.codes, labels.names, keep)
     if study_codes is not None:
         study_codes, studies = those_used(study_codes, studies, keep)

@@ -1,6 +1,8 @@
 """Labels of cells: what is left out, and what is said of it; and label maps, any text, against a slow reader."""
 
 import re
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from fractal.base.errors import InputError
 from fractal.data.ingestion import place_cells
-from fractal.data.labels import Labels, coded, read_labels, read_map
+from fractal.data.labels import Codes, Labels, coded, read_labels, read_map
 from fractal.hierarchy.matching import match_names
 from fractal.hierarchy.names import clean, is_missing
 from fractal.hierarchy.ontology import CL_SLIM, load_graph
@@ -18,26 +20,29 @@ from fractal.hierarchy.ontology import CL_SLIM, load_graph
 NAMES = ["B cell", "T cell", "cell", "native cell"]
 
 
-def column(_: str) -> tuple[np.ndarray, list[str]]:
-    return np.array([0, 1, 2, 3, 3, -1]), NAMES
+def cells(codes: Callable[[str], Codes]) -> SimpleNamespace:
+    return SimpleNamespace(path="cells.h5ad", codes=codes)
+
+
+CELLS = cells(lambda _: (np.array([0, 1, 2, 3, 3, -1]), NAMES))
 
 
 def test_labels_that_are_no_types_are_left_out_and_counted():
-    labels = read_labels(column, "cells.h5ad", "cell_type")
+    labels = read_labels(CELLS, "cell_type")
     assert labels.names == ["B cell", "T cell"]
     assert labels.codes.tolist() == [0, 1, -1, -1, -1, -1]
     assert "3 of 6 cells left out: cell, native cell is no type" in labels.notes[-1]
 
 
 def test_a_label_map_may_give_them_a_type():
-    labels = read_labels(column, "cells.h5ad", "cell_type", label_map={"cell": "neuron"})
+    labels = read_labels(CELLS, "cell_type", label_map={"cell": "neuron"})
     assert labels.names == ["B cell", "T cell", "neuron"]
     assert labels.codes.tolist() == [0, 1, 2, -1, -1, -1]
 
 
 def test_levels_of_the_user_may_be_called_so():
     tree = {"group": (np.array([0, 0, 1]), ["x", "y"]), "fine": (np.array([0, 1, 2]), ["cell", "other", "third"])}
-    assert read_labels(tree.__getitem__, "cells.h5ad", "", levels=["group", "fine"]).names == ["cell", "other", "third"]
+    assert read_labels(cells(tree.__getitem__), "", levels=["group", "fine"]).names == ["cell", "other", "third"]
 
 
 TEXTS = ["B cell", "B\u00a0 cell", "T cell", '"T cell"', '"NK', 'a "b"', "", " ", "# name", "NA", "CL:0000236"]
@@ -87,16 +92,16 @@ def test_any_label_map_is_read_as_by_hand_or_refused_with_its_line(
 @given(MAPS)
 def test_any_label_map_names_the_cells_or_is_refused(data: bytes):
     """Each cell's name, on to its class in the ontology."""
-    targets, cells = slow_map(data), ["B cell", "T cell", "NK", "NA", "B cell"]
+    targets, named = slow_map(data), ["B cell", "T cell", "NK", "NA", "B cell"]
     if isinstance(targets, int):
         return
-    codes, names = coded(pa.chunked_array([cells]))
-    mapped = [targets.get(name, name) for name in cells if name != "NA"]
+    codes, names = coded(pa.chunked_array([named]))
+    mapped = [targets.get(name, name) for name in named if name != "NA"]
     mapped = ["" if is_missing(name) else name for name in mapped]
     known = match_names(filter(None, mapped), graph := load_graph(CL_SLIM))
     usable = set(targets) & set(names) and any(mapped) and all(term for term, _ in known.values())
     try:
-        labels = read_labels(lambda _: (codes, names), "cells.h5ad", "cell_type", label_map=targets)
+        labels = read_labels(cells(lambda _: (codes, names)), "cell_type", label_map=targets)
         plan = place_cells(labels, graph, "cells.h5ad")
     except InputError:
         assert not usable
