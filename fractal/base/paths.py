@@ -9,9 +9,7 @@ from pathlib import Path
 from fractal.base.errors import InputError
 from fractal.base.storage import Location, Remote, check_output, locate
 
-Paths = (
-    Location | str | Sequence[Location | str] | None
-)  # what one flag names; None and "" are flags that were not given
+Paths = Location | str | Sequence[Location | str] | None  # of one flag; None and "" where it was not given
 
 
 def check_paths(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -162,8 +162,9 @@ def expression_of(file: Any, path: Location, layer: str = "") -> Expression | No
         elif not in_memory:
             var, encoding = io.read_elem(var), str(matrix.attrs.get("encoding-type", ""))
             if encoding == "csc_matrix":
-                rows, cells = int(matrix.attrs["shape"][0]), int(matrix.attrs["shape"][1])
-                return Expression(where, path, rows, var, ColumnStore(matrix, (rows, cells), path))
+                num_cells, num_genes = map(int, matrix.attrs["shape"])
+                rows = rows_by_columns(matrix, (num_cells, num_genes), path)
+                return Expression(where, path, num_cells, var, rows)
             if encoding.endswith("_matrix"):
                 matrix = io.sparse_dataset(matrix)
         if not hasattr(matrix, "shape"):
@@ -171,32 +172,28 @@ def expression_of(file: Any, path: Location, layer: str = "") -> Expression | No
     return Expression(where, path, matrix.shape[0], var, rows_of(matrix, path))
 
 
-class ColumnStore:
+def rows_by_columns(group: Any, shape: tuple[int, int], path: Location) -> Callable[[slice], sp.csr_matrix]:
     """Rows of a matrix stored by genes: a pass over it gives CSC_ROWS rows, which are kept for the next calls."""
 
-    def __init__(self, group: Any, shape: tuple[int, ...], path: Location) -> None:
-        self.group, self.shape, self.path = group, shape, path
-        self.first, self.block = -1, sp.csr_matrix((0, shape[1]))
-
-    def __call__(self, rows: slice) -> sp.csr_matrix:
-        parts = []
-        for first in range(rows.start // CSC_ROWS * CSC_ROWS, rows.stop, CSC_ROWS):
-            if first != self.first:
-                self.first, self.block = first, self.read(first, min(first + CSC_ROWS, self.shape[0]))
-            parts.append(self.block[max(0, rows.start - first) : rows.stop - first])
-        return sp.vstack(parts, format="csr")
-
-    def read(self, start: int, stop: int) -> sp.csr_matrix:
-        with reading_h5ad(self.path):
-            indptr, parts = self.group["indptr"][:], []
+    @lru_cache(maxsize=1)
+    def block(first: int) -> sp.csr_matrix:
+        stop = min(first + CSC_ROWS, shape[0])
+        with reading_h5ad(path):
+            indptr, parts = group["indptr"][:], []
             for at in range(0, int(indptr[-1]), NUMBERS):
                 piece = slice(at, min(at + NUMBERS, int(indptr[-1])))
-                index = self.group["indices"][piece]
-                keep = np.flatnonzero((index >= start) & (index < stop))
+                index = group["indices"][piece]
+                keep = np.flatnonzero((index >= first) & (index < stop))
                 of_gene = np.searchsorted(indptr, at + keep, "right") - 1
-                parts.append((self.group["data"][piece][keep], index[keep] - start, of_gene))
-        shape = (stop - start, self.shape[1])
+                parts.append((group["data"][piece][keep], index[keep] - first, of_gene))
         if not parts:
-            return sp.csr_matrix(shape)
+            return sp.csr_matrix((stop - first, shape[1]))
         data, row, column = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return sp.coo_matrix((data, (row, column)), shape=shape).tocsr()
+        return sp.coo_matrix((data, (row, column)), shape=(stop - first, shape[1])).tocsr()
+
+    def rows(batch: slice) -> sp.csr_matrix:
+        firsts = range(batch.start // CSC_ROWS * CSC_ROWS, batch.stop, CSC_ROWS)
+        parts = [block(first)[max(0, batch.start - first) : batch.stop - first] for first in firsts]
+        return sp.vstack(parts, format="csr")
+
+    return rows

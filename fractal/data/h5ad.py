@@ -6,7 +6,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +50,6 @@ def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
 
     Raises InputError for another format, damage, a lock, and an AnnData before 0.7.
     """
-    h5py = needs("h5py", "h5ad")
     check_format(path, "Read are .h5ad and .zarr")
     is_zarr = path.suffix.casefold() != ".h5ad" and path.is_dir()
     if not is_zarr and not path.is_file():
@@ -57,8 +58,7 @@ def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
     with ExitStack() as stack:
         with reading_h5ad(path):
             if zarr:
-                if isinstance(path, Path):
-                    refuse_links(path)
+                refuse_links(path)
                 file = zarr.open_group(zarr_store(path), mode=mode)
             else:
                 file = stack.enter_context(h5py.File(open_random(path), mode))
@@ -101,7 +101,6 @@ def open_anndata(cells: Any) -> Iterator[tuple[Any, Location]]:
 
 def refuse_other_files(file: Any, path: Location) -> None:
     """Raise InputError for an .h5ad that takes numbers from other files: they would be shown as its contents."""
-    h5py = needs("h5py", "h5ad")
 
     def link(name: str, link: Any) -> str | None:
         if name.count("/") > MAX_NESTED:  # HDF5 makes a path of each name: 10,000 groups in one another take minutes
@@ -187,7 +186,6 @@ def obs_names(obs: Any) -> Any:
     if hasattr(obs, "columns"):
         return np.asarray(obs.index)
     index = obs[obs.attrs.get("_index", "_index")]
-    h5py = needs("h5py", "h5ad")
     if isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype):
         return index.asstr()
     return needs("anndata", "h5ad").io.read_elem(index)  # numbers, or a text array of pandas
@@ -217,7 +215,7 @@ def arrow(values: Any, where: str) -> pa.Array:
     try:
         array = pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        series = needs("pandas", "h5ad").Series(values)
+        series = pd.Series(values)
         array = pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
     text = array.dictionary if pa.types.is_dictionary(array.type) else array
     is_text = pa.types.is_string(text.type) or pa.types.is_large_string(text.type)
