@@ -20,19 +20,11 @@ def check_paths(
 ) -> None:
     """A script's declaration of what it reads and writes, by flag; to be called before any work is done.
 
-    Parameters
-    ----------
-    inputs : {"--input": args.input, ...}: files, URLs of the web, or folders, of which every file counts.
-    outputs : files.
-    in_place : pairs (output flag, input flag) that may name the same file.
-    folders : folders to write, on this machine.
-
-    Raises
-    ------
-    InputError
-        For an output that is an input, or a file of an input folder; for an output folder that holds an input; for two
-        outputs with one path; for an output that can't be a file, or a folder, at all; for a name that is not UTF-8.
-        Links count as what they lead to.
+    inputs: {"--input": args.input, ...}, files, URLs of the web, or folders, of which every file counts; outputs:
+    files; in_place: pairs (output flag, input flag) that may name the same file; folders: to write, on this machine.
+    Raises InputError for an output that is an input, or a file of an input folder; for an output folder that holds an
+    input; for two outputs with one path; for an output that can't be a file, or a folder, at all; for a name that is
+    not UTF-8. Links count as what they lead to.
     """
     sources, files, new_folders = (real_paths(flags) for flags in (inputs, outputs, folders or {}))
     for flag, path in files:

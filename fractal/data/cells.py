@@ -96,17 +96,11 @@ class Cells:
     @staticmethod
     @contextmanager
     def open(cells: Any, use_rep: str = "X_scimilarity", dim: int | None = None) -> "Iterator[Cells]":
-        """Open cells, whatever holds them.
+        """Open cells, whatever holds them: a str, path, Remote or AnnData.
 
-        Parameters
-        ----------
-        cells : str, path, Remote or AnnData
-        use_rep : key of obsm, or "X", of what may hold several vectors of a cell
-        dim : the width that an adapter takes; then what `fractal embed` has made is refused too
-
-        Raises
-        ------
-        InputError : for what is missing, damaged or empty, and does not hold cells x dims; also while it is read.
+        use_rep: key of obsm, or "X", of what may hold several vectors of a cell; dim: the width that an adapter takes;
+        then what `fractal embed` has made is refused too.
+        Raises InputError for what is missing, damaged or empty, and does not hold cells x dims; also while it is read.
         """
         in_memory = hasattr(cells, "obsm")
         if not in_memory:

@@ -43,9 +43,7 @@ OBSM = "X_scimilarity"
 def new_network(widths: list[int]) -> nn.Module:
     """The layers as the checkpoint names them: network.0.1.weight is the first Linear's.
 
-    Parameters
-    ----------
-    widths : genes, hidden layers, output: [28231, 1024, 1024, 128]
+    widths: of genes, hidden layers and output, [28231, 1024, 1024, 128].
     """
     *hidden, last = pairwise(widths)
     blocks = [nn.Sequential(nn.Dropout(), nn.Linear(a, b), nn.BatchNorm1d(b), nn.PReLU()) for a, b in hidden]

@@ -70,18 +70,10 @@ def place_cells(
 ) -> Plan:
     """The class of each cell, and the columns of the atlas.
 
-    Parameters
-    ----------
-    labels : of all cells
-    graph : the Cell Ontology
-    source : path, what messages and the atlas's metadata call the cells
-    table : a hierarchy as ingest.py writes it, in place of the ontology's
-    unmapped : what becomes of types that CL does not know, "error" (None) or "other"
-    tree : of the ontology, "published" (None) or "cellxgene"
-
-    Raises
-    ------
-    InputError : for names that have no class, and if no cell is left.
+    graph: the Cell Ontology; source: what messages and the atlas's metadata call the cells; table: a hierarchy as
+    ingest.py writes it, in place of the ontology's; unmapped: what becomes of types that CL does not know, "error"
+    (None) or "other"; tree: of the ontology, "published" (None) or "cellxgene".
+    Raises InputError for names that have no class, and if no cell is left.
     """
     names = [name for name in dict.fromkeys(labels.names) if name]
     if labels.tree is not None:

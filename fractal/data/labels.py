@@ -89,18 +89,10 @@ def read_labels(
     """The types and studies of all cells, from columns: the method `labels` of `Cells`.
 
     Left out and counted are cells without a label or a study ("", "nan", "unknown", ...), and those whose label
-    is mapped to nothing.
-
-    Parameters
-    ----------
-    cells : with `codes`, name of a column -> its codes and names, and the `path` that messages say
-    label_key, study_key : columns of the types and of the studies or donors
-    label_map : name -> CL name; "" leaves these cells out
-    levels : 2 to 6 columns from coarse to fine, the user's tree in place of `label_key`
-
-    Raises
-    ------
-    InputError : if no cell is left, and for a label map that names no label.
+    is no type, or mapped to nothing.
+    label_key, study_key: columns of the types and of the studies or donors; label_map: name -> CL name, "" leaves these
+    cells out; levels: 2 to 6 columns from coarse to fine, the user's tree in place of `label_key`.
+    Raises InputError if no cell is left, and for a label map that names no label.
     """
     tree, own_levels, notes = None, None, list[str]()
     if levels:

@@ -84,24 +84,13 @@ def symbols(var: pd.DataFrame) -> np.ndarray:
 def markers(
     expression: Expression, codes: np.ndarray, names: Sequence[str], top: int = 10, progress: str = ""
 ) -> pd.DataFrame:
-    """The genes that a group has most clearly more of than all other cells.
+    """The `top` genes that each group has most clearly more of than all other cells.
 
-    Parameters
-    ----------
-    expression : of `choose_counts`
-    codes : (n,) int, the group of each cell, -1 for none
-    names : of the groups
-    top : genes a group; a group of fewer than 3 cells, or that leaves fewer, gets none
-    progress : title of a bar; "" shows none
-
-    Returns
-    -------
-    A row per group and gene, the clearest first: group, gene, score (Welch's t), log2_fold_change (of mean expression,
-    after expm1), share and share_of_rest (of cells with a count).
-
-    Raises
-    ------
-    InputError : for numbers that are not of the expression's scale.
+    expression: of `choose_counts`; codes: (n,) int, the group of each cell, -1 for none; names: of the groups. A group
+    of fewer than 3 cells, or that leaves fewer, gets no genes. progress: title of a bar; "" shows none.
+    Returns a row per group and gene, the clearest first: group, gene, score (Welch's t), log2_fold_change (of mean
+    expression, after expm1), share and share_of_rest (of cells with a count).
+    Raises InputError for numbers that are not of the expression's scale.
     """
     genes, moments = symbols(expression.var), Moments(len(names) + 1, len(expression.var))
     for rows, x in expression.chunks(0, len(codes), progress):

@@ -345,14 +345,9 @@ def atlas_table(
     levels: Sequence[str] = LEVELS,
     cell_ids: np.ndarray | None = None,
 ) -> pa.Table:
-    """Cells as an atlas has them.
+    """Cells as an atlas has them: vectors (n, dim) of any float type, cell_ids (n,) text or None.
 
-    Parameters
-    ----------
-    vectors : (n, dim) of any float type
-    columns : of each level, and of the studies if there are any: codes (n,) int, and what they stand for
-    levels : names of the levels, coarse to fine
-    cell_ids : (n,) text, or None
+    columns: of each level, coarse to fine, and of the studies if there are any, codes (n,) int and what they stand for.
     """
     names = [*column_names(levels), "study"][: len(columns)]
     arrays: dict[str, pa.Array] = {} if cell_ids is None else {CELL_ID: pa.array(cell_ids, pa.string())}
