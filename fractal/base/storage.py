@@ -246,11 +246,6 @@ def listed(path: Location, recursive: bool) -> list[FileInfo]:
     return sorted(infos, key=lambda info: info.path)
 
 
-def children(folder: Location) -> set[str]:
-    """The names of what is in a folder."""
-    return {info.base_name for info in listed(folder, recursive=False)}
-
-
 def names_below(path: Location) -> list[str]:
     """The files of a folder and of the folders in it, sorted, by their names from there on; [""] for a file.
 

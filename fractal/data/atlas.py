@@ -25,15 +25,7 @@ import pyarrow as pa
 from fractal.base.errors import InputError
 from fractal.base.storage import Location
 from fractal.data.labels import Codes, dictionary_of, renumbered
-from fractal.data.parquet import (
-    Parquet,
-    fingerprint,
-    is_text,
-    level_columns,
-    metadata_of,
-    read_vectors,
-    reading,
-)
+from fractal.data.parquet import Parquet, fingerprint, is_text, level_columns, metadata_of, read_vectors, reading
 from fractal.data.reorder import round_robin
 from fractal.data.vectors import first_equal, usable, vector_hashes
 from fractal.hierarchy.levels import LEVEL_COLUMNS, LEVELS, MAX_LEVELS, MIN_LEVELS, column_names

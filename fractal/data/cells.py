@@ -25,7 +25,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from fractal.base.errors import InputError, reason
-from fractal.base.storage import Location, Remote, children, locate, names_below, open_random, same_files, store_errors
+from fractal.base.storage import Location, Remote, listed, locate, names_below, open_random, same_files, store_errors
 from fractal.data.h5ad import (
     find_embedding,
     fractal_uns,
@@ -52,7 +52,7 @@ def kind_of(path: str | Location) -> str:
     path = locate(path)
     suffix = path.suffix.casefold()
     if suffix not in (".h5ad", ".npy", ".parquet") and path.is_dir():
-        names = children(path)
+        names = {info.base_name for info in listed(path, recursive=False)}
         if names & {"zarr.json", ".zgroup"}:
             return "zarr"
         if "__group" in names:
@@ -242,10 +242,7 @@ class Cells:
         def chunks(size: int) -> Iterator[Chunk]:
             for start in range(0, shape[0], size):
                 batch = slice(start, min(start + size, shape[0]))
-                try:
-                    vectors = np.ascontiguousarray(rows(batch), np.float32)
-                except OSError as error:  # a damaged block
-                    raise InputError(f"{path}: damaged ({reason(error)})") from error
+                vectors = np.ascontiguousarray(rows(batch), np.float32)
                 yield brings(batch), vectors
 
         def all_rows(names: Sequence[str]) -> pa.Table:

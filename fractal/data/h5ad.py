@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from fractal.base.errors import InputError, needs, reason
 from fractal.base.files import refuse_links
 from fractal.base.storage import Location, locate, open_random, zarr_store
-from fractal.data.parquet import MAX_TEXT, check_format
+from fractal.data.parquet import MAX_TEXT, check_format, is_text
 
 MAX_CHUNK = 1 << 30  # bytes of an array that have to be read at once
 MAX_DEFLATED = 2_000  # bytes of an array for each that it takes on the disk; gzip reaches 1,032
@@ -218,8 +218,7 @@ def arrow(values: Any, where: str) -> pa.Array:
         series = pd.Series(values)
         array = pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
     text = array.dictionary if pa.types.is_dictionary(array.type) else array
-    is_text = pa.types.is_string(text.type) or pa.types.is_large_string(text.type)
-    if is_text and (longest := pc.max(pc.binary_length(text)).as_py() or 0) > MAX_TEXT:
+    if is_text(text.type) and (longest := pc.max(pc.binary_length(text)).as_py() or 0) > MAX_TEXT:
         raise InputError(f"{where} has a text of {longest:,} bytes; cut it, or drop the column")
     return array
 
