@@ -57,8 +57,7 @@ def dictionary_of(column: pa.ChunkedArray) -> pa.DictionaryArray:
     """A column as codes, null where a value is missing, and its values in one array."""
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    array = column.unify_dictionaries().combine_chunks()
-    return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    return column.unify_dictionaries().combine_chunks()
 
 
 def coded(column: pa.ChunkedArray) -> Codes:

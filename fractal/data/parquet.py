@@ -302,7 +302,6 @@ def read_vectors(table: pa.Table, path: str | Location) -> np.ndarray:
     column = table["embedding"].combine_chunks()
     if column.null_count:
         raise InputError(f"{path}: {column.null_count} cells have no embedding; make it again with ingest.py")
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(lengths) > 1:
         raise InputError(f"{path}: its vectors have different lengths, {min(lengths)} to {max(lengths)} numbers")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 PIECE = 65_536  # rows that are read back at once; 34 MB of 128-d vectors
 
@@ -78,9 +79,6 @@ def round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
     drawn with the seed.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_label = np.argsort(labels[shuffled], kind="stable")  # positions in `shuffled`, label by label
-    size = np.bincount(labels)
-    first = np.repeat(np.cumsum(size) - size, size)
-    turn = np.empty(len(labels), np.int64)  # a row with turn k is the k-th of its label
-    turn[by_label] = np.arange(len(labels)) - first
+    drawn = pd.Series(labels[shuffled])
+    turn = drawn.groupby(drawn).cumcount().to_numpy()  # a row with turn k is the k-th of its label
     return shuffled[np.argsort(turn, kind="stable")]
