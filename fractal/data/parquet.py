@@ -98,19 +98,13 @@ class ParquetFile:
     def __init__(self, path: Location, name: str) -> None:
         self.system, base = file_system(path)
         self.path = f"{base}/{name}".rstrip("/")
-        self.metadata: Any = None
         folders = [part.partition("=") for part in name.split("/")[:-1] if "=" in part]
         self.values = {key: None if value == HIVE_NULL else unquote(value) for key, _, value in folders}
-        with self.open() as file:
+        with self.system.open_input_file(self.path) as source:
+            file = pq.ParquetFile(source)
             self.metadata, schema = file.metadata, file.schema_arrow
         fields = [field for field in schema if field.name not in self.values]
         self.schema = pa.schema([*fields, *((name, TEXT) for name in self.values)], schema.metadata)
-
-    @contextmanager
-    def open(self, pre_buffer: bool = False, texts: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-        """texts: columns that are read as codes and distinct texts."""
-        with self.system.open_input_file(self.path) as source:
-            yield pq.ParquetFile(source, metadata=self.metadata, pre_buffer=pre_buffer, read_dictionary=texts)
 
     def row_groups(self, schema: pa.Schema) -> Iterator[RowGroup]:
         """Its row groups, whose tables get the columns and types of `schema`."""
@@ -122,9 +116,11 @@ class ParquetFile:
         """One row group. It opens the file for itself, as Arrow keeps what it reads for as long as a file is open."""
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         inside = [name for name in wanted.names if name not in self.values]
-        texts = [name for name in inside if is_text(self.schema.field(name).type)]
+        texts = [name for name in inside if is_text(self.schema.field(name).type)]  # read as codes and distinct texts
         whole = size >= self.metadata.row_group(number).num_rows
-        with self.open(whole and not isinstance(self.system, LocalFileSystem), texts) as file:
+        ahead = whole and not isinstance(self.system, LocalFileSystem)
+        with self.system.open_input_file(self.path) as source:
+            file = pq.ParquetFile(source, metadata=self.metadata, pre_buffer=ahead, read_dictionary=texts)
             for batch in [file.read_row_group(number, inside)] if whole else file.iter_batches(size, [number], inside):
                 arrays = {name: batch[name] for name in inside}
                 for name in texts:
