@@ -143,8 +143,6 @@ def open_release(model_dir: str | Location) -> Release:
             f"{problem}; line i must name cell i"
         )
     type_codes = np.array([*(position[name] for name in names), -1], np.int32)[label_codes]
-    if not studies:
-        study_codes = None
     reasons = {
         "are marked as deleted in the index": deleted,
         "have no label": label_codes < 0,
@@ -218,7 +216,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, list[str], np.ndarray | None, l
     if table.num_columns > 2:
         raise InputError(f"{path}: has {table.num_columns} columns; expected 'type' or 'type<TAB>study' on each line")
     (codes, names), *study = map(coded, table.columns)
-    return (codes, names, *study[0]) if study else (codes, names, None, [])
+    return (codes, names, *study[0]) if study and study[0][1] else (codes, names, None, [])
 
 
 def open_index(path: Path) -> np.ndarray:
