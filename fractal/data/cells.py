@@ -106,12 +106,13 @@ class Cells:
         if not in_memory:
             cells = locate(cells)
             check_format(cells, f"Read are {READ}")
-        with OPENERS["h5ad" if in_memory else kind_of(cells)](cells, use_rep) as opened:
+        kind = "h5ad" if in_memory else kind_of(cells)
+        with OPENERS[kind](cells, use_rep) as opened:
             if dim not in (None, opened.dim):
                 raise InputError(f"{opened.path}: its vectors have {opened.dim} numbers, the adapter takes {dim}")
             made = b"checkpoint_sha256" in (opened.schema.metadata or {})
-            several = in_memory or has_obs(cells)
-            if dim is not None and (made or (several and use_rep.startswith("X_fractal"))):
+            made = made or (kind in ("h5ad", "zarr") and use_rep.startswith("X_fractal"))
+            if dim is not None and made:
                 raise InputError(f"{opened.path}: its vectors come from embed.py; name those that they were made of")
             yield opened
 
