@@ -6,7 +6,7 @@ same expression, and cells of one sample are no independent draws.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +18,6 @@ from fractal.data.expression import Expression, as_counts, as_texts
 TOTAL = 10_000  # counts a cell, after scaling
 SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # of var, as CELLxGENE and scanpy have them
 LEAST = 3  # cells of a group; fewer have no variance to speak of
-
-
-class Side(NamedTuple):
-    """Some cells: mean and standard deviation (n - 1) of each gene, how many they are, and the share with a count."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-    cells: int
-    share: np.ndarray
 
 
 class Moments:
@@ -46,18 +37,24 @@ class Moments:
         for sums, values in zip(self.sums, (x, x.power(2), x.sign()), strict=True):
             sums += (member @ values).toarray()
 
-    def compare(self, group: int) -> tuple[np.ndarray, Side, Side]:
-        """A group and all other cells, those of none too -> Welch's t (genes,), 0 without variance; and both sides."""
-        own, sides = np.arange(len(self.cells)) == group, []
-        with np.errstate(divide="ignore", invalid="ignore"):
+    def compare(self, group: int) -> pd.DataFrame:
+        """A row per gene, with the numbers of `markers`: a group against all other cells, those of none too.
+
+        The score of a gene without variance is 0.
+        """
+        own, sides, shares = np.arange(len(self.cells)) == group, [], []
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for chosen in (own, ~own):
                 n = self.cells[chosen].sum()
                 total, squares, present = (sums[chosen].sum(0) for sums in self.sums)
                 mean = total / n
                 variance = (squares - n * mean**2) / (n - 1)
-                sides.append(Side(mean, np.sqrt(np.maximum(variance, 0)), n, present / n))
-            score = ttest_ind_from_stats(*sides[0][:3], *sides[1][:3], equal_var=False).statistic
-        return np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0), *sides
+                sides.append((mean, np.sqrt(np.maximum(variance, 0)), n))
+                shares.append(present / n)
+            score = ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).statistic
+            score = np.nan_to_num(score, nan=0.0, posinf=0.0, neginf=0.0)
+            fold = np.log2((np.expm1(sides[0][0]) + 1e-9) / (np.expm1(sides[1][0]) + 1e-9))
+        return pd.DataFrame({"score": score, "log2_fold_change": fold, "share": shares[0], "share_of_rest": shares[1]})
 
 
 def log_normalised(x: Any, expression: Expression, first: int) -> sp.csr_matrix:
@@ -100,9 +97,6 @@ def markers(
     for group, name in enumerate(names):
         if min(cells := moments.cells[group], len(codes) - cells) < LEAST:
             continue
-        score, own, rest = moments.compare(group)
-        fold = np.log2((np.expm1(own.mean) + 1e-9) / (np.expm1(rest.mean) + 1e-9))
-        table = pd.DataFrame({"group": name, "gene": genes, "score": score, "log2_fold_change": fold,
-                              "share": own.share, "share_of_rest": rest.share})  # fmt: skip
-        tables.append(table[score > 0].nlargest(top, "score"))
+        table = pd.concat([pd.DataFrame({"group": name, "gene": genes}), moments.compare(group)], axis=1)
+        tables.append(table[table["score"] > 0].nlargest(top, "score"))
     return pd.concat(tables[1:] or tables, ignore_index=True)

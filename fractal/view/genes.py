@@ -36,7 +36,7 @@ class Genes:
         moments = Moments(types.max(initial=0) + 1, len(self.names))
         moments.add(self.values.tocsr(), types)
         kinds = [k for k, n in enumerate(moments.cells) if k and FEWEST <= n < len(types)]
-        t = np.array([moments.compare(kind)[0] for kind in kinds]).reshape(len(kinds), len(self.names))
+        t = np.array([moments.compare(kind)["score"] for kind in kinds]).reshape(len(kinds), len(self.names))
         best = np.argsort(-t, axis=1, kind="stable")[:, :OF_TYPE]
         chosen = dict[int, int]()  # gene -> the type that brought it
         for rank in range(best.shape[1]):
