@@ -36,5 +36,4 @@ def prefetch_calls(calls: Iterable[Callable[[], Item]], ahead: int) -> Generator
             while coming:
                 yield coming.popleft().result()
         finally:
-            for future in coming:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)

@@ -219,7 +219,7 @@ class Cells:
         """A column -> its (num_rows,) codes, -1 where a value is missing, and their names, cleaned and sorted."""
         return coded(self.column(name))
 
-    labels = read_labels
+    labels = read_labels  # of a column, or of several levels -> Labels
 
     @staticmethod
     def from_matrix(
