@@ -58,13 +58,7 @@ class Encoder:
     weights: Tensor  # of the first layer, a row per gene
     genes: np.ndarray  # (genes,) str, the order of the input
     dim: int  # numbers per cell, 128
-    sha256: str  # of encoder.ckpt
-    folder: Path
-
-    @property
-    def link(self) -> "EncoderLink":
-        """What a reference keeps of it."""
-        return EncoderLink(self.sha256, len(self.genes), str(self.folder.resolve()))
+    link: "EncoderLink"  # what a reference keeps of it
 
     @torch.inference_mode()
     def encode(self, counts: sp.csr_matrix) -> np.ndarray:
@@ -115,7 +109,8 @@ def read_encoder(folder: str | Path, device: torch.device | str = "cpu") -> Enco
     layers: list[Any] = [m for m in network.modules() if isinstance(m, nn.Linear | nn.BatchNorm1d | nn.PReLU)]
     weights = layers[0].weight.detach().t().contiguous()
     with open(path, "rb") as file:
-        return Encoder(layers, weights, genes, widths[-1], hashlib.file_digest(file, "sha256").hexdigest(), folder)
+        link = EncoderLink(hashlib.file_digest(file, "sha256").hexdigest(), len(genes), str(folder.resolve()))
+    return Encoder(layers, weights, genes, widths[-1], link)
 
 
 def read_sizes(path: Path, num_genes: int) -> tuple[list[int], dict[str, tuple[int, ...]]]:
@@ -209,7 +204,7 @@ def open_encoded(cells: Any, encoder: Encoder, force: bool = False) -> Iterator[
 class EncoderLink:
     """Which encoder made the vectors of a reference's cells, and where it lay: what the reference keeps of it."""
 
-    sha256: str
+    sha256: str  # of encoder.ckpt
     genes: int
     folder: str
 
@@ -220,7 +215,7 @@ class EncoderLink:
     def components(self, new: Expression, force: bool = False) -> tuple[Callable[[slice], np.ndarray], str]:
         """As `encode_rows`. Raises InputError where another encoder, or none, lies in the folder."""
         encoder = read_encoder(self.folder)
-        if encoder.sha256 != self.sha256:
+        if encoder.link.sha256 != self.sha256:
             raise InputError(
                 f"{self.folder}: another encoder than that of the reference (sha256 {self.sha256[:12]}...); name the "
                 "folder of the right one with --model, or fractal.load(..., model=...)"
