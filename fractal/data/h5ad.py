@@ -54,12 +54,11 @@ def open_h5ad(path: Location, mode: str = "r") -> Iterator[Any]:
     is_zarr = path.suffix.casefold() != ".h5ad" and path.is_dir()
     if not is_zarr and not path.is_file():
         raise InputError(f"{path}: no such file")
-    zarr = needs("zarr", "zarr") if is_zarr else None
     with ExitStack() as stack:
         with reading_h5ad(path):
-            if zarr:
+            if is_zarr:
                 refuse_links(path)
-                file = zarr.open_group(zarr_store(path), mode=mode)
+                file = needs("zarr", "zarr").open_group(zarr_store(path), mode=mode)
             else:
                 file = stack.enter_context(h5py.File(open_random(path), mode))
                 refuse_other_files(file, path)
