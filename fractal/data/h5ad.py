@@ -8,7 +8,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -214,7 +213,9 @@ def arrow(values: Any, where: str) -> pa.Array:
     try:
         array = pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        series = pd.Series(values)
+        from pandas import Series  # half a second, which only such a column waits for
+
+        series = Series(values)
         array = pa.array(series.astype(str).astype(object).where(series.notna(), None), pa.string())
     text = array.dictionary if pa.types.is_dictionary(array.type) else array
     if is_text(text.type) and (longest := pc.max(pc.binary_length(text)).as_py() or 0) > MAX_TEXT:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 PIECE = 65_536  # rows that are read back at once; 34 MB of 128-d vectors
 
@@ -78,7 +77,9 @@ def round_robin(labels: np.ndarray, seed: int) -> np.ndarray:
     The k-th row of every label comes before the (k+1)-th of any; which one it is, and the order within a round, are
     drawn with the seed.
     """
+    from pandas import Series  # half a second, which readers of an atlas need not wait for
+
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    drawn = pd.Series(labels[shuffled])
+    drawn = Series(labels[shuffled])
     turn = drawn.groupby(drawn).cumcount().to_numpy()  # a row with turn k is the k-th of its label
     return shuffled[np.argsort(turn, kind="stable")]
