@@ -12,14 +12,6 @@ from fractal.search.exact import nearest
 K = 5  # neighbours that vote, as published
 
 
-def vote(labels: Tensor) -> Tensor:
-    """Majority of each row's neighbours: labels (n, k), nearest first -> (n,). The nearest one breaks a tie."""
-    k = labels.shape[1]
-    count = (labels[:, :, None] == labels[:, None, :]).sum(2)
-    winner = (count * k - torch.arange(k, device=labels.device)).argmax(1, keepdim=True)
-    return labels.gather(1, winner)[:, 0]
-
-
 def knn_predict(
     queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
 ) -> Tensor:
@@ -31,8 +23,14 @@ def knn_predict(
 
 
 def majority(neighbours: Tensor) -> Tensor:
-    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels)."""
-    return torch.stack([vote(column) for column in neighbours.unbind(2)], dim=1)
+    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels).
+
+    The nearest one breaks a tie.
+    """
+    k = neighbours.shape[1]
+    count = (neighbours[:, :, None] == neighbours[:, None]).sum(2)
+    winner = (count * k - torch.arange(k, device=neighbours.device)[:, None]).argmax(1, keepdim=True)
+    return neighbours.gather(1, winner)[:, 0]
 
 
 def knn_accuracy(
