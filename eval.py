@@ -108,12 +108,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def describe(args: argparse.Namespace, models: list[Checkpoint], result: Evaluation, name: object) -> list[str]:
-    """The cells that are scored; `name` is that of the file."""
-    seen = result.scores.truth.seen
+    """Which cells are scored, and which were held out; `name` is that of the file."""
+    seen, split = result.scores.truth.seen, models[0].split
     if args.all_rows:
         return [f"{len(seen):,} cells of {name}, which are all new"]
-    where = f"{name}, {result.num_bank:,} {BANKS[args.bank]} cells in the bank"
-    return checkpoints.describe_cells(models[0].split, seen, where)
+    held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
+    if split.test_types:
+        unseen = int((~seen).sum())
+        held_out = f"{len(split.test_types)} whole types, of which {unseen:,} test cells are, and other types' cells"
+    bank = f"{result.num_bank:,} {BANKS[args.bank]} cells in the bank"
+    return [f"{len(seen):,} test cells of {name}, {bank}", f"held out: {held_out}"]
 
 
 def print_tables(
