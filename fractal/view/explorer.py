@@ -112,18 +112,18 @@ def unit(whole: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, np.ndarray]:
+def page_annotator(annotator: Annotator) -> tuple[Annotator, np.ndarray]:
     """The reference as the page holds it, see the module's text: fewer cells, whose neighbours are farther.
 
     -> with the cells that vote, (m, dim) int16.
     """
-    rows = np.sort(round_robin(annotator.path, seed)[:BANK])  # as equally many per type as there are
+    rows = np.sort(round_robin(annotator.path, 0)[:BANK])  # as equally many per type as there are
     vectors, path, study = annotator.vectors[rows], annotator.path[rows], annotator.study[rows]
     small = replace(annotator, vectors=vectors, path=path, study=study)
     voting = Voting(small.adapter, vectors, path, study, small.tree)
     bank = whole_numbers(voting.neighbours.bank.cpu().numpy())
     voting.neighbours = Neighbours(torch.from_numpy(unit(bank)).to(voting.device))
-    asking = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
+    asking = np.random.default_rng(0).permutation(annotator.held_out.vectors)[:VALIDATION]
     far, farther = (np.sort(of.ballot(asking).signals[:, 0]) for of in (annotator.voting, voting))
     (values, weight), *others = annotator.calibration.signals
     signals = [(np.interp(values, far, farther), weight), *others]
