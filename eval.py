@@ -168,7 +168,7 @@ def write_files(
             np.save(file, numbers)
     if args.cells_out:
         truth, protocols = scores.truth, ("loo",) if args.all_rows else ("loo", "bank")
-        arrays: dict[str, Any] = {protocol: scores.right(protocol) for protocol in protocols}
+        arrays: dict[str, Any] = {p: np.stack([row[f"{p}_right"] for row in scores.rows]) for p in protocols}
         arrays |= {"rows": rows[1], "labels": result.cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
         with atomic_write(args.cells_out) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays)
