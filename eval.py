@@ -108,12 +108,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def describe(args: argparse.Namespace, models: list[Checkpoint], result: Evaluation, name: object) -> list[str]:
-    """The cells that are scored; `name` is that of the file."""
-    seen = result.scores.truth.seen
+    """Which cells are scored, and which were held out; `name` is that of the file."""
+    seen, split = result.scores.truth.seen, models[0].split
     if args.all_rows:
         return [f"{len(seen):,} cells of {name}, which are all new"]
-    where = f"{name}, {result.num_bank:,} {BANKS[args.bank]} cells in the bank"
-    return checkpoints.describe_cells(models[0].split, seen, where)
+    held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
+    if split.test_types:
+        unseen = int((~seen).sum())
+        held_out = f"{len(split.test_types)} whole types, of which {unseen:,} test cells are, and other types' cells"
+    bank = f"{result.num_bank:,} {BANKS[args.bank]} cells in the bank"
+    return [f"{len(seen):,} test cells of {name}, {bank}", f"held out: {held_out}"]
 
 
 def print_tables(
@@ -164,7 +168,7 @@ def write_files(
             np.save(file, numbers)
     if args.cells_out:
         truth, protocols = scores.truth, ("loo",) if args.all_rows else ("loo", "bank")
-        arrays: dict[str, Any] = {protocol: scores.right(protocol) for protocol in protocols}
+        arrays: dict[str, Any] = {p: np.stack([row[f"{p}_right"] for row in scores.rows]) for p in protocols}
         arrays |= {"rows": rows[1], "labels": result.cells.labels[:n], "seen": truth.seen, "counts": truth.counts}
         with atomic_write(args.cells_out) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays)

@@ -152,15 +152,6 @@ def evaluate(
     return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, num_bank, left_out)
 
 
-def describe_cells(split: Split, seen: np.ndarray, where: str) -> list[str]:
-    """Which cells are scored, and which were held out; seen (n,) bool. where: file and bank; "" for a new file."""
-    held_out = f"{len(split.test_studies)} whole studies" if split.test_studies else "cells"
-    if split.test_types:
-        unseen = int((~seen).sum())
-        held_out = f"{len(split.test_types)} whole types, of which {unseen:,} test cells are, and other types' cells"
-    return [f"{len(seen):,} test cells of {where}", f"held out: {held_out}"]
-
-
 def describe_intervals(split: Split, groups: np.ndarray | None) -> str:
     if groups is not None:
         return f"[95 % interval over the {len(np.unique(groups))} studies]"

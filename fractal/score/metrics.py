@@ -12,34 +12,32 @@ from fractal.search.exact import nearest
 K = 5  # neighbours that vote, as published
 
 
-def vote(labels: Tensor) -> Tensor:
-    """Majority of each row's neighbours: labels (n, k), nearest first -> (n,). The nearest one breaks a tie."""
-    k = labels.shape[1]
-    count = (labels[:, :, None] == labels[:, None, :]).sum(2)
-    winner = (count * k - torch.arange(k, device=labels.device)).argmax(1, keepdim=True)
-    return labels.gather(1, winner)[:, 0]
-
-
 def knn_predict(
-    queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
+    queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None
 ) -> Tensor:
-    """What the neighbours of each query vote for, per level -> (n, levels) int64.
+    """What the 5 neighbours of each query vote for, per level -> (n, levels) int64.
 
     labels (n, levels) int64 and bank_labels (m, levels). Without a bank: leave-one-out among the queries.
     """
-    return majority((labels if bank_labels is None else bank_labels)[nearest(queries, bank, k)])
+    return majority((labels if bank_labels is None else bank_labels)[nearest(queries, bank, K)])
 
 
 def majority(neighbours: Tensor) -> Tensor:
-    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels)."""
-    return torch.stack([vote(column) for column in neighbours.unbind(2)], dim=1)
+    """What the neighbours vote for, per level: their labels (n, k, levels), nearest first -> (n, levels).
+
+    The nearest one breaks a tie.
+    """
+    k = neighbours.shape[1]
+    count = (neighbours[:, :, None] == neighbours[:, None]).sum(2)
+    winner = (count * k - torch.arange(k, device=neighbours.device)[:, None]).argmax(1, keepdim=True)
+    return neighbours.gather(1, winner)[:, 0]
 
 
 def knn_accuracy(
-    queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None, k: int = K
+    queries: Tensor, labels: Tensor, bank: Tensor | None = None, bank_labels: Tensor | None = None
 ) -> list[float]:
     """Share of the queries whose neighbours vote for the right label, per level. Arguments as of `knn_predict`."""
-    return (knn_predict(queries, labels, bank, bank_labels, k) == labels).float().mean(0).tolist()
+    return (knn_predict(queries, labels, bank, bank_labels) == labels).float().mean(0).tolist()
 
 
 def macro_scores(predicted: np.ndarray, labels: np.ndarray) -> tuple[float | None, float | None]:
@@ -133,16 +131,14 @@ def expected_calibration_error(probability: np.ndarray, right: np.ndarray, bins:
     return float(np.abs(np.bincount(number, probability - right)).sum() / len(probability))
 
 
-def calibration_noise_floor(
-    probability: np.ndarray, bins: int = 15, rng: np.random.Generator | None = None, draws: int = 100
-) -> float:
+def calibration_noise_floor(probability: np.ndarray, bins: int = 15, rng: np.random.Generator | None = None) -> float:
     """The mean `expected_calibration_error` of perfectly calibrated cells with these probabilities (n,).
 
-    Whether each cell is right is drawn anew with its probability, `draws` times.
+    Whether each cell is right is drawn anew with its probability, 100 times.
     """
     rng = rng or np.random.default_rng(0)
     p = np.asarray(probability, float)
-    return float(np.mean([expected_calibration_error(p, rng.random(len(p)) < p, bins) for _ in range(draws)]))
+    return float(np.mean([expected_calibration_error(p, rng.random(len(p)) < p, bins) for _ in range(100)]))
 
 
 def neighbourhood_purity(vectors: Tensor, labels: Tensor, wide: int = 50) -> tuple[list[float], float]:

@@ -157,10 +157,6 @@ class ScoreTable:
     def rows(self) -> list[Row]:
         return [row for group in self.groups for row in group]
 
-    def right(self, protocol: str) -> np.ndarray:
-        """(embeddings, n, levels) bool."""
-        return np.stack([row[f"{protocol}_right"] for row in self.rows])
-
     def as_json(self) -> list[Row]:
         """The rows without their arrays."""
         return [{k: v for k, v in row.items() if not k.endswith(("_right", "_predicted"))} for row in self.rows]
@@ -249,17 +245,16 @@ def show(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(share: float | None, interval: Sequence[float] | None) -> str:
-    return show(share) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
 def accuracy_table(rows: Sequence[Row], protocol: str, levels: Sequence[str]) -> str:
-    def line(row: Row) -> list[str]:
-        shares, intervals = row[protocol], row[f"{protocol}_interval"]
-        cells = [with_interval(shares[level], intervals[level]) for level in levels]
-        return [row["embedding"], f"{row['dims']}d", *cells, show(row["silhouette"][levels[0]])]
-
-    return table(["Embedding", "Dims", *map(str.capitalize, levels), "Sil"], [line(row) for row in rows])
+    """With intervals, where there are any."""
+    lines = []
+    for row in rows:
+        line = [row["embedding"], f"{row['dims']}d"]
+        for level in levels:
+            interval = row[f"{protocol}_interval"][level]
+            line.append(show(row[protocol][level]) + (" [{:.3f}, {:.3f}]".format(*interval) if interval else ""))
+        lines.append([*line, show(row["silhouette"][levels[0]])])
+    return table(["Embedding", "Dims", *map(str.capitalize, levels), "Sil"], lines)
 
 
 def unseen_table(rows: Sequence[Row], protocols: Sequence[str], levels: Sequence[str]) -> str:

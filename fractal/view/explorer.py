@@ -112,18 +112,18 @@ def unit(whole: np.ndarray) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def page_annotator(annotator: Annotator, seed: int = 0) -> tuple[Annotator, np.ndarray]:
+def page_annotator(annotator: Annotator) -> tuple[Annotator, np.ndarray]:
     """The reference as the page holds it, see the module's text: fewer cells, whose neighbours are farther.
 
     -> with the cells that vote, (m, dim) int16.
     """
-    rows = np.sort(round_robin(annotator.path, seed)[:BANK])  # as equally many per type as there are
+    rows = np.sort(round_robin(annotator.path, 0)[:BANK])  # as equally many per type as there are
     vectors, path, study = annotator.vectors[rows], annotator.path[rows], annotator.study[rows]
     small = replace(annotator, vectors=vectors, path=path, study=study)
     voting = Voting(small.adapter, vectors, path, study, small.tree)
     bank = whole_numbers(voting.neighbours.bank.cpu().numpy())
     voting.neighbours = Neighbours(torch.from_numpy(unit(bank)).to(voting.device))
-    asking = np.random.default_rng(seed).permutation(annotator.held_out.vectors)[:VALIDATION]
+    asking = np.random.default_rng(0).permutation(annotator.held_out.vectors)[:VALIDATION]
     far, farther = (np.sort(of.ballot(asking).signals[:, 0]) for of in (annotator.voting, voting))
     (values, weight), *others = annotator.calibration.signals
     signals = [(np.interp(values, far, farther), weight), *others]
@@ -279,15 +279,13 @@ def weights(adapter: FractalAdapter) -> dict[str, np.ndarray]:
     """What the page's forward pass takes, float32; matrices as (outputs, inputs), one output a row."""
     state = {name: tensor.detach().cpu().numpy() for name, tensor in adapter.state_dict().items()}
     layers = [i for i, layer in enumerate(adapter.mlp) if isinstance(layer, torch.nn.Linear)]
+    as_they_are = ("path_anchors", "anchors", "class_means", "log_prior")
     return {
         "mean": state["mean"],
         "axes": np.ascontiguousarray(state["axes"].T),
         "linear": state["linear.weight"],
         **{f"mlp_{k}_weight": state[f"mlp.{i}.weight"] for k, i in enumerate(layers)},
         **{f"mlp_{k}_bias": state[f"mlp.{i}.bias"] for k, i in enumerate(layers)},
-        "path_anchors": state["path_anchors"],
-        "anchors": state["anchors"],
-        "class_means": state["class_means"],
-        "log_prior": state["log_prior"],
+        **{name: state[name] for name in as_they_are},
         "paths": state["paths"].astype(np.uint16),
     }

@@ -17,11 +17,11 @@ from fractal.score.metrics import (
     hierarchical_f1,
     knn_accuracy,
     macro_scores,
+    majority,
     neighbourhood_purity,
     reliability,
     silhouette,
     triplet_agreement,
-    vote,
 )
 from fractal.search.exact import nearest
 
@@ -40,7 +40,7 @@ def slow_vote(row: list[int]) -> int:
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=20))
 def test_the_majority_wins_and_the_nearest_breaks_ties(rows: list[list[int]]):
-    assert vote(torch.tensor(rows)).tolist() == [slow_vote(row) for row in rows]
+    assert majority(torch.tensor(rows)[..., None])[:, 0].tolist() == [slow_vote(row) for row in rows]
 
 
 def test_accuracy_equals_a_slow_count():
