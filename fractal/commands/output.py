@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fractal.base.errors import needs, warn
+from fractal.base.errors import warn
 from fractal.base.files import atomic_stream, atomic_write
 from fractal.base.storage import Location
 from fractal.data.cells import Cells
@@ -125,7 +125,8 @@ def write_h5ad_copy(
     replaces: Collection[str],
 ) -> None:
     """Vectors go into the file as they come; columns, which are small, at the end."""
-    io = needs("anndata", "h5ad").io
+    from anndata import io  # half a second
+
     tables, arrays, start = list[pa.Table](), dict[str, Any](), 0
     with h5ad_copy(source.path, path) as file:
         source.check_same()  # the copy is of the file that was opened
@@ -162,9 +163,11 @@ def compact(table: pa.Table) -> pa.Table:
 
 def write_new_h5ad(path: Location, table: pa.Table, vectors: Mapping[str, np.ndarray]) -> None:
     """obs is the table; its first two columns, as CELL-1, name the rows; text that is missing becomes ""."""
+    from anndata import AnnData  # half a second
+
     obs = obs_of(table).to_pandas()
     text = obs.select_dtypes("object").columns
     obs[text] = obs[text].fillna("").astype(str)  # HDF5 has no text that is missing
     obs.index = obs.iloc[:, 0].astype(str) + "-" + obs.iloc[:, 1].astype(str)
     with atomic_write(path) as part:
-        needs("anndata", "h5ad").AnnData(obs=obs, obsm=dict(vectors)).write_h5ad(part)
+        AnnData(obs=obs, obsm=dict(vectors)).write_h5ad(part)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from tqdm.auto import tqdm
 
-from fractal.base.errors import InputError, needs
+from fractal.base.errors import InputError
 from fractal.base.storage import Location
 from fractal.data.h5ad import InMemory, open_anndata, reading_h5ad, rows_of
 
@@ -148,10 +148,11 @@ def open_expression(cells: Any) -> Iterator[tuple[Any, Callable[[str], Expressio
 
 def expression_of(file: Any, path: Location, layer: str = "") -> Expression | None:
     """A layer of `open_anndata`, whose rows are read as they are asked for."""
+    from anndata import io  # half a second
+
     matrix = file.get({"": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}"))
     if matrix is None:
         return None
-    io = needs("anndata", "h5ad").io
     in_memory = isinstance(file, InMemory)
     name = "raw" if layer == "raw" else f"layer '{layer}'" if layer else "X"
     where = name if in_memory else f"{path}: {name}"

@@ -186,7 +186,14 @@ def obs_names(obs: Any) -> Any:
     index = obs[obs.attrs.get("_index", "_index")]
     if isinstance(index, h5py.Dataset) and h5py.check_string_dtype(index.dtype):
         return index.asstr()
-    return needs("anndata", "h5ad").io.read_elem(index)  # numbers, or a text array of pandas
+    return read_elem(index)  # numbers, or a text array of pandas
+
+
+def read_elem(group: Any) -> Any:
+    """anndata's, whose import takes half a second."""
+    from anndata import io
+
+    return io.read_elem(group)
 
 
 def obs_columns(obs: Any) -> tuple[str, ...]:
@@ -197,7 +204,6 @@ def obs_columns(obs: Any) -> tuple[str, ...]:
 
 def obs_table(obs: Any, path: Location, names: Sequence[str]) -> pa.Table:
     """Columns of obs, a group of an open .h5ad or a DataFrame, which are known to be there."""
-    read_elem = needs("anndata", "h5ad").io.read_elem
     with reading_h5ad(path):
         if not hasattr(obs, "columns") and any("categories" in obs[name].attrs for name in names):
             obs = read_elem(obs)  # AnnData 0.7 keeps the names of codes apart, in obs/__categories
@@ -227,5 +233,5 @@ def fractal_uns(file: Any, path: Location) -> Mapping[str, Any]:
     """uns["fractal"] of `open_anndata`; empty where it has none."""
     with reading_h5ad(path):
         facts = file.get("uns", {}).get("fractal", {})
-        facts = needs("anndata", "h5ad").io.read_elem(facts) if hasattr(facts, "attrs") else facts
+        facts = read_elem(facts) if hasattr(facts, "attrs") else facts
     return facts if isinstance(facts, Mapping) else {}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fractal.base.errors import InputError, needs
+from fractal.base.errors import InputError
 from fractal.base.files import atomic_write
 from fractal.base.storage import Location, download
 from fractal.data.h5ad import open_h5ad
@@ -110,11 +110,13 @@ def obs_of(table: pa.Table) -> pa.Table:
 
 def add_obs(file: Any, columns: Mapping[str, Any], replaces: Collection[str]) -> None:
     """Add columns (arrays or pandas categoricals, (n,)) to obs; those of the same names go, and those to replace."""
-    obs, write = file["obs"], needs("anndata", "h5ad").io.write_elem
+    from anndata import io  # half a second
+
+    obs = file["obs"]
     before = obs.attrs["column-order"]
     for name in [name for name in before if name in replaces and name in obs]:
         del obs[name]
     for name, values in columns.items():
-        write(obs, name, values)
+        io.write_elem(obs, name, values)
     kept = [name for name in before if name not in columns and name not in replaces]
     obs.attrs["column-order"] = np.array([*kept, *columns], object)
