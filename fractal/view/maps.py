@@ -160,19 +160,15 @@ def start_layout(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def lay_out(
-    affinities: Any,
-    start: np.ndarray,
-    steps: int,
-    bar: tqdm,
-    exaggeration: float = 1,
-    momentum: float = 0.8,
-    home: np.ndarray | None = None,
+    affinities: Any, start: np.ndarray, steps: int, bar: tqdm, home: np.ndarray | None = None, **options: float
 ) -> np.ndarray:
-    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread."""
+    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread.
+
+    options: openTSNE's exaggeration (else 1) and momentum (else .8).
+    """
     tsne = needs("openTSNE.tsne", "maps")
     given = needs("openTSNE.affinity", "maps").PrecomputedAffinities(affinities, normalize=False)
     layout = needs("openTSNE", "maps").TSNEEmbedding(start.copy(), given, n_jobs=1)
-
     method = tsne.kl_divergence_bh if len(start) < FEW else tsne.kl_divergence_fft
 
     def objective(embedding: Any, P: Any, **options: Any) -> tuple[float, np.ndarray]:  # noqa: N803
@@ -184,15 +180,8 @@ def lay_out(
     def progress(*_: Any) -> None:
         bar.update()
 
-    layout.optimize(
-        steps,
-        exaggeration=exaggeration,
-        momentum=momentum,
-        negative_gradient_method=objective,
-        callbacks=progress,
-        callbacks_every_iters=1,
-        inplace=True,
-    )
+    watched = {"callbacks": progress, "callbacks_every_iters": 1}
+    layout.optimize(steps, negative_gradient_method=objective, inplace=True, **watched, **options)
     return np.asarray(layout)
 
 
