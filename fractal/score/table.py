@@ -196,25 +196,20 @@ def score_table(
     truth: Truth,
     queries: Subset,
     encoders: Sequence[Encoder],
-    bank_labels: Tensor | None = None,
-    near: tuple[Subset, np.ndarray] | None = None,
+    bank: tuple[Subset, Tensor, np.ndarray] | None = None,
 ) -> ScoreTable:
     """Score every embedding of the test cells `queries`.
 
-    Parameters
-    ----------
-    truth : of the n queries.
-    queries : the test cells, as vectors and row numbers.
-    encoders : what makes the embeddings (fractal/score/embeddings.py). The first is `raw`.
-    bank_labels : labels (m, levels) of other cells, the bank; without `near`, `loo` alone is scored.
-    near : these m cells, and the positions among them of each query's neighbours, see `nearest_in`.
+    The first of the encoders is `raw`. bank: m other cells, their labels (m, levels), and the positions among them of
+    each query's neighbours, see `nearest_in`; without it `loo` alone is scored.
     """
-    cells, others = queries.vectors.cpu().numpy(), nearest(queries.vectors, k=K).cpu().numpy()
-    copies = {"other test cells": count_copies(cells, cells[others])}
+    cells = queries.vectors.cpu().numpy()
+    copies = {"other test cells": count_copies(cells, cells[nearest(queries.vectors, k=K).cpu().numpy()])}
     neighbours: Iterator[Tensor | None] = repeat(None)
-    if near and bank_labels is not None:
-        copies["the bank"] = count_copies(cells, near[0].vectors.cpu().numpy()[near[1][0]])
-        neighbours = iter(bank_labels[torch.from_numpy(near[1]).to(bank_labels.device)])
+    if bank:
+        others, labels, positions = bank
+        copies["the bank"] = count_copies(cells, others.vectors.cpu().numpy()[positions[0]])
+        neighbours = iter(labels[torch.from_numpy(positions).to(labels.device)])
     groups = list[list[Row]]()
     for encode in encoders:
         embeddings = encode(queries).items()

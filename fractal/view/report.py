@@ -113,8 +113,8 @@ def neighbour_scores(
     widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
     controls, failed = fit_controls(bank.vectors, annotator.path, widths)
     encoders = [raw, adapter_encoder(annotator.adapter), controls]
-    bank_of = bank, nearest_in([bank], queries, encoders)
-    return score_table(truth, queries, encoders, bank_labels, bank_of), failed
+    near = nearest_in([bank], queries, encoders)
+    return score_table(truth, queries, encoders, (bank, bank_labels, near)), failed
 
 
 def coded(paths: Sequence[Labels]) -> tuple[np.ndarray, list[list[str]]]:
