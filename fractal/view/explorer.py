@@ -279,13 +279,12 @@ def weights(adapter: FractalAdapter) -> dict[str, np.ndarray]:
     """What the page's forward pass takes, float32; matrices as (outputs, inputs), one output a row."""
     state = {name: tensor.detach().cpu().numpy() for name, tensor in adapter.state_dict().items()}
     layers = [i for i, layer in enumerate(adapter.mlp) if isinstance(layer, torch.nn.Linear)]
-    as_they_are = ("path_anchors", "anchors", "class_means", "log_prior")
     return {
         "mean": state["mean"],
         "axes": np.ascontiguousarray(state["axes"].T),
         "linear": state["linear.weight"],
         **{f"mlp_{k}_weight": state[f"mlp.{i}.weight"] for k, i in enumerate(layers)},
         **{f"mlp_{k}_bias": state[f"mlp.{i}.bias"] for k, i in enumerate(layers)},
-        **{name: state[name] for name in as_they_are},
+        **{name: state[name] for name in ("path_anchors", "anchors", "class_means", "log_prior")},
         "paths": state["paths"].astype(np.uint16),
     }
