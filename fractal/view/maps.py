@@ -63,11 +63,9 @@ class Maps:
             raise InputError(f"vectors of shape {vectors.shape}: the maps take (n, {self.prefix_ends[-1]})")
         positions = np.full((len(self.prefix_ends), len(vectors), 2), np.nan, np.float32)
         good = np.flatnonzero(usable(vectors))
-        if len(good):
-            for j, end in enumerate(self.prefix_ends):
-                similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
-                between = amid(self.layouts[j][rows])
-                positions[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], between)
+        for j, (end, layout) in enumerate(zip(self.prefix_ends, self.layouts, strict=True)):
+            similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
+            positions[j, good] = np.where(similarity[:, :1] > SAME, layout[rows[:, 0]], amid(layout[rows]))
         return positions
 
     def save(self, path: str | Path) -> None:
@@ -194,7 +192,7 @@ def turned(maps: Maps, like: np.ndarray) -> Maps:
 def kept_maps(path: Path | None, vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0) -> Maps:
     """The maps in a file, if they are of these vectors, else new ones, which are written there.
 
-    path: of a reference's maps; None keeps nothing. Other arguments and errors are those of `fit_maps` and `Maps.load`.
+    path: of a reference's maps; None keeps nothing. The rest, and errors, are as of `fit_maps` and `Maps.load`.
     """
     if path and path.exists():
         maps = Maps.load(path)
