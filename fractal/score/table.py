@@ -172,6 +172,7 @@ class ScoreTable:
                 "in bank an unseen type counts at the levels whose class other types have brought into training"
             )
             parts.append(unseen_table(rows, list(protocols), levels))
+        keys = {"Steps": "distance", "Cells": "distance_cells", "hF1": "hierarchical_f1"}
         for protocol, title in protocols.items():
             text = (
                 f"Macro F1, every class counting alike, {title};\n"
@@ -179,7 +180,6 @@ class ScoreTable:
                 "Cells whose true and predicted types are both terms of it. hF1: the same cells' F1 over all terms\n"
                 "above"
             )
-            keys = {"Steps": "distance", "Cells": "distance_cells", "hF1": "hierarchical_f1"}
             more = {name: f"{protocol}_{key}" for name, key in keys.items()}
             parts += [text, level_table(rows, f"{protocol}_macro_f1", levels, more)]
             text = f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}"
@@ -265,13 +265,8 @@ def unseen_table(rows: Sequence[Row], protocols: Sequence[str], levels: Sequence
 
 def level_table(rows: Sequence[Row], key: str, levels: Sequence[str], more: Mapping[str, str] | None = None) -> str:
     """One figure per level, `key`, and further columns: title -> key."""
-    more = more or {}
-    lines = [
-        [
-            row["embedding"],
-            *(show(row[key][level]) for level in levels),
-            *(show(row[k], 0 if k.endswith("cells") else 2) for k in more.values()),
-        ]
-        for row in rows
-    ]
+    lines, more = [], more or {}
+    for row in rows:
+        others = [show(row[k], 0 if k.endswith("cells") else 2) for k in more.values()]
+        lines.append([row["embedding"], *(show(row[key][level]) for level in levels), *others])
     return table(["Embedding", *map(str.capitalize, levels), *more], lines)
