@@ -417,7 +417,7 @@ def accuracy_panels(s: Scored) -> list[Panel]:
         lines = [
             [(j, row[p][level], row[f"{p}_interval"][level]) for j, row in enumerate(s.prefixes)] for p in s.protocols
         ]
-        drawn.append((level, name, [[point for point in line if point[1] is not None] for line in lines]))
+        drawn.append((level, name, lines))
     ends = [low[0] if low else y for *_, lines in drawn for line in lines for _, y, low in line]
     low = draw.floor([*ends, *(s.raw[s.main][level] for level, *_ in drawn)])
     panels = []
