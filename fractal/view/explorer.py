@@ -187,7 +187,7 @@ def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, 
     """-> the deepest node (n,) that is known of each cell, and, where no labels are given, the reference's answers.
 
     A given label is the name of a type, at the finest level; others than the reference's are the root, "no label".
-    Probabilities are in ten-thousandths; status: 0 ok, 1 withheld, 2 novel.
+    The answers (n,), probabilities (n, levels) in ten-thousandths; status: 0 ok, 1 withheld, 2 novel.
     """
     paths = annotator.tree.paths
     if shown.labels is not None:
