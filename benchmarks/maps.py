@@ -43,7 +43,8 @@ def tsne(vectors: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
         graph = maps.graph(vectors)
         if start is not None:
             return maps.lay_out(graph, start, maps.REFINE, bar)
-        start = maps.lay_out(graph, maps.start_layout(vectors, 0), maps.EARLY, bar, maps.EXAGGERATION, 0.5)
+        start = maps.start_layout(vectors, 0)
+        start = maps.lay_out(graph, start, maps.EARLY, bar, exaggeration=maps.EXAGGERATION, momentum=0.5)
         return maps.lay_out(graph, start, STEPS, bar)
 
 

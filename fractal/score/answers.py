@@ -25,10 +25,8 @@ def answer_scores(
     -> level -> `coverage`, `accuracy` of the answers given (None without any), `accuracy_forced` of all,
     `calibration_error` and its `calibration_noise_floor`, and the `reliability` curve of the probabilities.
     """
-    scores = {}
-    for k, level in enumerate(levels):
-        given, hit, p = answered[:, k], right[:, k], probability[:, k]
-        scores[level] = {
+    return {
+        level: {
             "coverage": float(given.mean()),
             "accuracy": float(hit[given].mean()) if given.any() else None,
             "accuracy_forced": float(hit.mean()),
@@ -36,7 +34,8 @@ def answer_scores(
             "calibration_noise_floor": calibration_noise_floor(p),
             "reliability": reliability(p, hit),
         }
-    return scores
+        for level, hit, given, p in zip(levels, right.T, answered.T, probability.T, strict=True)
+    }
 
 
 def answer_counts(

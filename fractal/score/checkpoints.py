@@ -109,17 +109,10 @@ def evaluate(
     vectors: Sequence[Path] = (),
     controls: bool = False,
 ) -> Evaluation:
-    """Score checkpoints of one split on a file.
+    """Score checkpoints of one split (`of_one_split`) on rows of a file (`choose_rows`).
 
-    Parameters
-    ----------
-    models : of `of_one_split`.
-    atlas : the cells.
-    rows : numbers of the training rows and of the queries, see `choose_rows`.
-    graph : the Cell Ontology, for distances.
-    bank : whose cells are the bank: "train", "all" (that are not set aside for testing), or None for no bank.
-    vectors : files of others' vectors to score as well, see `vectors_encoder`.
-    controls : score raw vectors cut short, PCA and LDA as well.
+    bank: whose cells are the bank: "train", "all" (that are not set aside for testing), or None for no bank. vectors:
+    files of others' vectors to score as well; controls: so are raw vectors cut short, PCA and LDA.
     """
     train_rows, query_rows = rows
     split, n, device = models[0].split, len(query_rows), next(models[0].adapter.parameters()).device
@@ -129,27 +122,28 @@ def evaluate(
     queries, train = Subset(x[:n], query_rows), Subset(x[n:], needed)
     encoders: list[Encoder] = [raw]
     encoders += [adapter_encoder(model.adapter, model.name if len(models) > 1 else "") for model in models]
-    others = zip(vectors, distinct_names(vectors), strict=True)
-    encoders += [vectors_encoder(file, atlas.num_rows, name) for file, name in others]
+    named = zip(vectors, distinct_names(vectors), strict=True)
+    encoders += [vectors_encoder(file, atlas.num_rows, name) for file, name in named]
     left_out = list[str]()
     if controls:
         widths = {j * model.adapter.scale_dim for model in models for j in range(1, model.adapter.num_levels + 1)}
         encode, left_out = fit_controls(train.vectors, cells.labels[n:, -1], sorted(widths))
         encoders.append(encode)
-    near, num_bank = None, len(train_rows)
+    others, near, num_bank = train, None, len(train_rows)
     if bank == "train":
-        near = train, nearest_in([train], queries, encoders)
+        near = nearest_in([train], queries, encoders)
     elif bank == "all":
         keep = ~split.is_test(atlas)
-        num_bank, neighbours = int(keep.sum()), nearest_in(kept_cells(atlas.path, keep, device), queries, encoders)
-        numbers, positions = np.unique(np.flatnonzero(keep)[neighbours], return_inverse=True)
+        num_bank, near = int(keep.sum()), nearest_in(kept_cells(atlas.path, keep, device), queries, encoders)
+        numbers, positions = np.unique(np.flatnonzero(keep)[near], return_inverse=True)
         cells = atlas.read(np.concatenate([query_rows, numbers]))
-        near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), positions.reshape(neighbours.shape)
+        others, near = Subset(torch.from_numpy(cells.vectors[n:]).to(device), numbers), positions.reshape(near.shape)
     labels, bank_labels = torch.from_numpy(cells.labels).to(device).tensor_split([n])
     unseen = split.test_types if bank else ()
     groups = atlas.studies[0][query_rows] if len(split.test_studies) > 1 and bank else None
     truth = truth_of(cells.levels, labels, cells.classes, models[0].facts["classes"], unseen, groups, graph)
-    return Evaluation(score_table(truth, queries, encoders, bank_labels, near), cells, num_bank, left_out)
+    scores = score_table(truth, queries, encoders, None if near is None else (others, bank_labels, near))
+    return Evaluation(scores, cells, num_bank, left_out)
 
 
 def describe_intervals(split: Split, groups: np.ndarray | None) -> str:

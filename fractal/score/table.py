@@ -172,6 +172,7 @@ class ScoreTable:
                 "in bank an unseen type counts at the levels whose class other types have brought into training"
             )
             parts.append(unseen_table(rows, list(protocols), levels))
+        keys = {"Steps": "distance", "Cells": "distance_cells", "hF1": "hierarchical_f1"}
         for protocol, title in protocols.items():
             text = (
                 f"Macro F1, every class counting alike, {title};\n"
@@ -179,7 +180,6 @@ class ScoreTable:
                 "Cells whose true and predicted types are both terms of it. hF1: the same cells' F1 over all terms\n"
                 "above"
             )
-            keys = {"Steps": "distance", "Cells": "distance_cells", "hF1": "hierarchical_f1"}
             more = {name: f"{protocol}_{key}" for name, key in keys.items()}
             parts += [text, level_table(rows, f"{protocol}_macro_f1", levels, more)]
             text = f"Macro accuracy: mean over the classes of the share of their cells that is right, {title}"
@@ -196,25 +196,20 @@ def score_table(
     truth: Truth,
     queries: Subset,
     encoders: Sequence[Encoder],
-    bank_labels: Tensor | None = None,
-    near: tuple[Subset, np.ndarray] | None = None,
+    bank: tuple[Subset, Tensor, np.ndarray] | None = None,
 ) -> ScoreTable:
     """Score every embedding of the test cells `queries`.
 
-    Parameters
-    ----------
-    truth : of the n queries.
-    queries : the test cells, as vectors and row numbers.
-    encoders : what makes the embeddings (fractal/score/embeddings.py). The first is `raw`.
-    bank_labels : labels (m, levels) of other cells, the bank; without `near`, `loo` alone is scored.
-    near : these m cells, and the positions among them of each query's neighbours, see `nearest_in`.
+    The first of the encoders is `raw`. bank: m other cells, their labels (m, levels), and the positions among them of
+    each query's neighbours, see `nearest_in`; without it `loo` alone is scored.
     """
-    cells, others = queries.vectors.cpu().numpy(), nearest(queries.vectors, k=K).cpu().numpy()
-    copies = {"other test cells": count_copies(cells, cells[others])}
+    cells = queries.vectors.cpu().numpy()
+    copies = {"other test cells": count_copies(cells, cells[nearest(queries.vectors, k=K).cpu().numpy()])}
     neighbours: Iterator[Tensor | None] = repeat(None)
-    if near and bank_labels is not None:
-        copies["the bank"] = count_copies(cells, near[0].vectors.cpu().numpy()[near[1][0]])
-        neighbours = iter(bank_labels[torch.from_numpy(near[1]).to(bank_labels.device)])
+    if bank:
+        others, labels, positions = bank
+        copies["the bank"] = count_copies(cells, others.vectors.cpu().numpy()[positions[0]])
+        neighbours = iter(labels[torch.from_numpy(positions).to(labels.device)])
     groups = list[list[Row]]()
     for encode in encoders:
         embeddings = encode(queries).items()
@@ -270,13 +265,8 @@ def unseen_table(rows: Sequence[Row], protocols: Sequence[str], levels: Sequence
 
 def level_table(rows: Sequence[Row], key: str, levels: Sequence[str], more: Mapping[str, str] | None = None) -> str:
     """One figure per level, `key`, and further columns: title -> key."""
-    more = more or {}
-    lines = [
-        [
-            row["embedding"],
-            *(show(row[key][level]) for level in levels),
-            *(show(row[k], 0 if k.endswith("cells") else 2) for k in more.values()),
-        ]
-        for row in rows
-    ]
+    lines, more = [], more or {}
+    for row in rows:
+        others = [show(row[k], 0 if k.endswith("cells") else 2) for k in more.values()]
+        lines.append([row["embedding"], *(show(row[key][level]) for level in levels), *others])
     return table(["Embedding", *map(str.capitalize, levels), *more], lines)

@@ -23,7 +23,6 @@ from fractal.view.maps import Maps
 from fractal.view.shown import Shown
 
 NEIGHBORS = 15  # as many as the package itself computes
-NAMES = ("x_{}", "y_{}")  # of prefix 1, 2, ...
 
 
 def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, columns: pa.Table) -> None:
@@ -36,15 +35,12 @@ def write_embedding_atlas(path: str | Path, maps: Maps, vectors: np.ndarray, col
     refuse(~usable(vectors), 0, path)
     if len(vectors) < 2:
         raise InputError(f"{len(vectors)} cells are too few to have neighbours; it takes 2")
-    new = {
-        name.format(j): pa.array(np.ascontiguousarray(layout[:, axis]))
-        for j, layout in enumerate(maps.transform(vectors), 1)
-        for axis, name in enumerate(NAMES)
-    }
+    new: dict[str, pa.Array] = {}
+    for j, layout in enumerate(maps.transform(vectors), 1):
+        new |= {f"x_{j}": pa.array(layout[:, 0].copy()), f"y_{j}": pa.array(layout[:, 1].copy())}
     new["neighbors"] = neighbor_column(vectors)
-    table = columns.select([name for name in columns.column_names if name not in new])
-    for name, values in new.items():
-        table = table.append_column(name, values)
+    kept = {name: columns[name] for name in columns.column_names if name not in new}
+    table = pa.table({**kept, **new})
     write_tables(path, (table.slice(start, ROW_GROUP) for start in range(0, len(table), ROW_GROUP)), {})
 
 

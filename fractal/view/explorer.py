@@ -37,7 +37,6 @@ from fractal.hierarchy.tree import Labels, Tree, nodes_of
 from fractal.model.adapter import MEANS_SHARE, MEANS_TEMPERATURE, TAU, FractalAdapter
 from fractal.model.embedding import embed_matrix
 from fractal.view.colours import UNKNOWN, colours_of
-from fractal.view.genes import Genes
 from fractal.view.shown import Shown, encoded
 
 TEMPLATE = SHIPPED / "explorer.html"
@@ -148,7 +147,10 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
     columns, column_arrays = encoded(shown.columns)
     voting, voting_arrays = page_voting(*page_annotator(page.annotator), position)
     is_finest = np.array([len(labels) == len(tree.levels) for labels in nodes])
-    genes, gene_arrays = encoded_genes(shown.genes, np.where(is_finest[node], node, 0))
+    genes = shown.genes
+    if genes and not genes.are_chosen:
+        genes = genes.markers(np.where(is_finest[node], node, 0))
+    genes_about, genes_bytes = genes.encoded() if genes and genes.names else ([], None)
     about = {
         "title": page.title,
         "reference": page.reference,
@@ -161,7 +163,7 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
         "unknown": UNKNOWN,
         "known": shown.labels is not None,
         "columns": columns,
-        "genes": genes,
+        "genes": genes_about,
         "names": None if shown.names is None else list(shown.names),
         "adapter": about_adapter(adapter),
         "annotator": {**voting, "cells": len(page.annotator.path)},
@@ -172,7 +174,7 @@ def contents(page: Page, shown: Shown, layouts: np.ndarray) -> tuple[dict[str, A
         "node": node.astype(np.uint16),
         **column_arrays,
         **answers,
-        **gene_arrays,
+        **({} if genes_bytes is None else {"genes": genes_bytes}),
         "fractal": whole_numbers(embed_matrix(adapter, shown.vectors)[0]),
         "raw": whole_numbers(shown.vectors),
         **weights(adapter),
@@ -185,8 +187,7 @@ def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, 
     """-> the deepest node (n,) that is known of each cell, and, where no labels are given, the reference's answers.
 
     A given label is the name of a type, at the finest level; others than the reference's are the root, "no label".
-    The arrays of the answers: path (n,), depth (n,), probability (n, levels) in ten-thousandths, p-value (n,) and
-    status (n,): 0 ok, 1 withheld, 2 novel.
+    The answers (n,), probabilities (n, levels) in ten-thousandths; status: 0 ok, 1 withheld, 2 novel.
     """
     paths = annotator.tree.paths
     if shown.labels is not None:
@@ -201,16 +202,6 @@ def node_of_cells(annotator: Annotator, shown: Shown, position: Mapping[Labels, 
         "answer_p_value": answer.p_value.astype(np.float32),
         "answer_status": np.where(answer.novel, 2, answer.depth < answer.confident_depth).astype(np.uint8),
     }
-
-
-def encoded_genes(genes: Genes | None, types: np.ndarray) -> tuple[list[dict[str, Any]], Arrays]:
-    """The genes of the page, the markers of the types (n,) where nobody has named them -> facts of each, and bytes."""
-    if genes and not genes.are_chosen:
-        genes = genes.markers(types)
-    if not genes or not genes.names:
-        return [], {}
-    about, values = genes.encoded()
-    return about, {"genes": values}
 
 
 def node_table(tree: Tree, nodes: Sequence[Labels]) -> list[dict[str, Any]]:
@@ -279,13 +270,12 @@ def weights(adapter: FractalAdapter) -> dict[str, np.ndarray]:
     """What the page's forward pass takes, float32; matrices as (outputs, inputs), one output a row."""
     state = {name: tensor.detach().cpu().numpy() for name, tensor in adapter.state_dict().items()}
     layers = [i for i, layer in enumerate(adapter.mlp) if isinstance(layer, torch.nn.Linear)]
-    as_they_are = ("path_anchors", "anchors", "class_means", "log_prior")
     return {
         "mean": state["mean"],
         "axes": np.ascontiguousarray(state["axes"].T),
         "linear": state["linear.weight"],
         **{f"mlp_{k}_weight": state[f"mlp.{i}.weight"] for k, i in enumerate(layers)},
         **{f"mlp_{k}_bias": state[f"mlp.{i}.bias"] for k, i in enumerate(layers)},
-        **{name: state[name] for name in as_they_are},
+        **{name: state[name] for name in ("path_anchors", "anchors", "class_means", "log_prior")},
         "paths": state["paths"].astype(np.uint16),
     }

@@ -225,17 +225,16 @@ def worst_first(frame: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def by_study(name: str, frame: pd.DataFrame, several: bool) -> list[Row]:
     """A row of all these cells, and, where there are several studies, one per study that has any, worst first."""
-    rows = [(name, "all", frame[NUMBERS].sum())]
+    groups = [(name, "all", frame[NUMBERS].sum())]
     if several:
-        rows += [("", short(study), sums) for study, sums in worst_first(frame, "study")[NUMBERS].iterrows()]
-    return [[label, study, *outcome(*sums.astype(int))] for label, study, sums in rows]
-
-
-def outcome(cells: int, right: int, answered: int, both: int, novel: int) -> Row:
-    """Columns of the table of classes."""
-    accuracy = share(both / answered) if answered else "–"
-    interval = with_interval(right / cells, wilson_interval(right, cells))
-    return [f"{cells:,}", interval, share(answered / cells), accuracy, share(novel / cells)]
+        groups += [("", short(study), sums) for study, sums in worst_first(frame, "study")[NUMBERS].iterrows()]
+    rows = []
+    for label, study, sums in groups:
+        cells, right, answered, both, novel = sums.astype(int)
+        forced = with_interval(right / cells, wilson_interval(right, cells))
+        accuracy = share(both / answered if answered else None)
+        rows.append([label, study, f"{cells:,}", forced, share(answered / cells), accuracy, share(novel / cells)])
+    return rows
 
 
 def tree_panel(s: Scored, counts: list[dict[str, Any]]) -> Panel:
@@ -418,7 +417,7 @@ def accuracy_panels(s: Scored) -> list[Panel]:
         lines = [
             [(j, row[p][level], row[f"{p}_interval"][level]) for j, row in enumerate(s.prefixes)] for p in s.protocols
         ]
-        drawn.append((level, name, [[point for point in line if point[1] is not None] for line in lines]))
+        drawn.append((level, name, lines))
     ends = [low[0] if low else y for *_, lines in drawn for line in lines for _, y, low in line]
     low = draw.floor([*ends, *(s.raw[s.main][level] for level, *_ in drawn)])
     panels = []

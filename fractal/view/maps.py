@@ -63,11 +63,9 @@ class Maps:
             raise InputError(f"vectors of shape {vectors.shape}: the maps take (n, {self.prefix_ends[-1]})")
         positions = np.full((len(self.prefix_ends), len(vectors), 2), np.nan, np.float32)
         good = np.flatnonzero(usable(vectors))
-        if len(good):
-            for j, end in enumerate(self.prefix_ends):
-                similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
-                between = amid(self.layouts[j][rows])
-                positions[j, good] = np.where(similarity[:, :1] > SAME, self.layouts[j][rows[:, 0]], between)
+        for j, (end, layout) in enumerate(zip(self.prefix_ends, self.layouts, strict=True)):
+            similarity, rows = neighbours(vectors[good, :end], self.vectors[:, :end], PLACED_BY)
+            positions[j, good] = np.where(similarity[:, :1] > SAME, layout[rows[:, 0]], amid(layout[rows]))
         return positions
 
     def save(self, path: str | Path) -> None:
@@ -160,19 +158,15 @@ def start_layout(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def lay_out(
-    affinities: Any,
-    start: np.ndarray,
-    steps: int,
-    bar: tqdm,
-    exaggeration: float = 1,
-    momentum: float = 0.8,
-    home: np.ndarray | None = None,
+    affinities: Any, start: np.ndarray, steps: int, bar: tqdm, home: np.ndarray | None = None, **options: float
 ) -> np.ndarray:
-    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread."""
+    """t-SNE from `start` (N, 2); springs may pull to `home` (N, 2) -> (N, 2) float64. Deterministic: one thread.
+
+    options: openTSNE's exaggeration (else 1) and momentum (else .8).
+    """
     tsne = needs("openTSNE.tsne", "maps")
     given = needs("openTSNE.affinity", "maps").PrecomputedAffinities(affinities, normalize=False)
     layout = needs("openTSNE", "maps").TSNEEmbedding(start.copy(), given, n_jobs=1)
-
     method = tsne.kl_divergence_bh if len(start) < FEW else tsne.kl_divergence_fft
 
     def objective(embedding: Any, P: Any, **options: Any) -> tuple[float, np.ndarray]:  # noqa: N803
@@ -184,15 +178,8 @@ def lay_out(
     def progress(*_: Any) -> None:
         bar.update()
 
-    layout.optimize(
-        steps,
-        exaggeration=exaggeration,
-        momentum=momentum,
-        negative_gradient_method=objective,
-        callbacks=progress,
-        callbacks_every_iters=1,
-        inplace=True,
-    )
+    watched = {"callbacks": progress, "callbacks_every_iters": 1}
+    layout.optimize(steps, negative_gradient_method=objective, inplace=True, **watched, **options)
     return np.asarray(layout)
 
 
@@ -205,7 +192,7 @@ def turned(maps: Maps, like: np.ndarray) -> Maps:
 def kept_maps(path: Path | None, vectors: np.ndarray, prefix_ends: Sequence[int], *, seed: int = 0) -> Maps:
     """The maps in a file, if they are of these vectors, else new ones, which are written there.
 
-    path: of a reference's maps; None keeps nothing. Other arguments and errors are those of `fit_maps` and `Maps.load`.
+    path: of a reference's maps; None keeps nothing. The rest, and errors, are as of `fit_maps` and `Maps.load`.
     """
     if path and path.exists():
         maps = Maps.load(path)

@@ -71,11 +71,9 @@ def score_reference(
         answers = kept_answers(facts, tree.levels) if held_out else {}
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{name}: bundle.json is damaged ({error!r}); make the reference again") from error
-    if held_out:
-        title += "".join(
-            f". Answers: of {kept['cells']:,} test cells that nothing has seen" for kept in answers.values()
-        )
-    else:
+    for kept in answers.values():
+        title += f". Answers: of {kept['cells']:,} test cells that nothing has seen"
+    if not held_out:
         known = LabelledVectors(cells.vectors, codes[:n], classes, tree.levels)
         answers = answers_of(annotator, known, truth.seen, groups, cells.studies)
     return Scored(
@@ -107,14 +105,13 @@ def neighbour_scores(
 
     vectors (n, dim) float32 of the cells of `truth`; bank_labels (m, levels) int64.
     """
-    queries, bank = (
-        Subset(torch.from_numpy(x).to(bank_labels.device), np.arange(len(x))) for x in (vectors, annotator.vectors)
-    )
-    widths = [annotator.adapter.scale_dim * (j + 1) for j in range(annotator.adapter.num_levels)]
+    given, adapter = (vectors, annotator.vectors), annotator.adapter
+    queries, bank = (Subset(torch.from_numpy(x).to(bank_labels.device), np.arange(len(x))) for x in given)
+    widths = [adapter.scale_dim * j for j in range(1, adapter.num_levels + 1)]
     controls, failed = fit_controls(bank.vectors, annotator.path, widths)
-    encoders = [raw, adapter_encoder(annotator.adapter), controls]
-    bank_of = bank, nearest_in([bank], queries, encoders)
-    return score_table(truth, queries, encoders, bank_labels, bank_of), failed
+    encoders = [raw, adapter_encoder(adapter), controls]
+    near = nearest_in([bank], queries, encoders)
+    return score_table(truth, queries, encoders, (bank, bank_labels, near)), failed
 
 
 def coded(paths: Sequence[Labels]) -> tuple[np.ndarray, list[list[str]]]:

@@ -48,9 +48,8 @@ def read_shown(
         raise InputError(f"{cells.path}: none of the cells drawn has a usable vector")
     table = table.take(good)
     names = names_of(table)
-    types, shown = choose(table.to_pandas(), labels, columns, cells.path)
-    named = None if names is None else names.tolist()
-    return Shown(vectors[good], cells.num_rows, named, types, shown, rows[good])
+    chosen = choose(table.to_pandas(), labels, columns, cells.path)
+    return Shown(vectors[good], cells.num_rows, None if names is None else names.tolist(), *chosen, rows[good])
 
 
 def choose(
@@ -59,10 +58,9 @@ def choose(
     """The table of the cells -> their labels, and the columns to colour by; see `read_shown`."""
     levels = [name for name in sorted(map(str, frame.columns)) if re.match(r"level[1-9]_.", name)]  # of an atlas
     labels = labels or (levels[-1] if levels else None)
-    if missing := [name for name in [*(columns or ()), *([labels] if labels else [])] if name not in frame]:
-        raise InputError(
-            f"{where}: has no column '{missing[0]}'; it has {', '.join(map(str, frame.columns)) or 'none'}"
-        )
+    if missing := [name for name in (*(columns or ()), labels) if name is not None and name not in frame]:
+        there = ", ".join(map(str, frame.columns)) or "none"
+        raise InputError(f"{where}: has no column '{missing[0]}'; it has {there}")
     if columns is None:
         others = [name for name in frame if name not in (*levels, labels, CELL_ID)]
         text = [name for name in others if frame[name].dtype.kind not in "iufM"]
