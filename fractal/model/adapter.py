@@ -46,6 +46,10 @@ class Adapter(nn.Module):
         """Blocks -> the full vector (n, num_levels * scale_dim), of length 1."""
         return truncate_blocks(blocks, self.num_levels)
 
+    def prefixes(self, blocks: Tensor) -> list[Tensor]:
+        """Blocks -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
+        return [*(truncate_blocks(blocks, j) for j in range(1, self.num_levels)), self.full(blocks)]
+
     def encode(self, x: Tensor) -> Tensor:
         """(n, dim) -> the full vector."""
         return self.full(self.blocks(x))
@@ -229,6 +233,5 @@ def blocks_of(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> Tensor:
 
 @torch.inference_mode()
 def embed(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> list[Tensor]:
-    """(n, dim), on the adapter's device -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
-    blocks = blocks_of(adapter, vectors, batch)
-    return [*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)]
+    """(n, dim), on the adapter's device -> see `Adapter.prefixes`."""
+    return adapter.prefixes(blocks_of(adapter, vectors, batch))
