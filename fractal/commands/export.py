@@ -59,16 +59,13 @@ def prefixes_module(adapter: "Adapter") -> "nn.Module":
     """The adapter as a module that returns all prefixes, as fractal.model.adapter.embed does."""
     from torch import nn
 
-    from fractal.model.adapter import truncate_blocks
-
     class Prefixes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.adapter = adapter
 
         def forward(self, x: "Tensor") -> tuple["Tensor", ...]:
-            blocks = adapter.blocks(x)
-            return (*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks))
+            return tuple(adapter.prefixes(adapter.blocks(x)))
 
     return Prefixes().eval()
 

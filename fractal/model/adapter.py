@@ -4,6 +4,7 @@
 for comparison, is in published.py; checkpoint.py builds, saves and loads both.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,10 @@ class Adapter(nn.Module):
         """Blocks -> the full vector (n, num_levels * scale_dim), of length 1."""
         return truncate_blocks(blocks, self.num_levels)
 
+    def prefixes(self, blocks: Tensor) -> list[Tensor]:
+        """Blocks -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
+        return [*(truncate_blocks(blocks, j) for j in range(1, self.num_levels)), self.full(blocks)]
+
     def encode(self, x: Tensor) -> Tensor:
         """(n, dim) -> the full vector."""
         return self.full(self.blocks(x))
@@ -64,6 +69,12 @@ SHRINKAGE = 0.3  # of the covariance within subtypes towards a ball, which small
 MEANS_SHARE = 0.3  # of the probabilities, that of the class means; the rest is the network's
 MEANS_TEMPERATURE = 2.0  # of the class means: the numbers of a cell are not independent witnesses
 TYPICAL = 0.95  # share of the training cells that lie within the typical distance from the nearest class mean
+
+
+def per_block(part: Sequence[float], num_levels: int) -> nn.Buffer:
+    """(num_levels, 1): the last block takes the last number; of more than 4 levels the middle ones repeat."""
+    before = [part[min(j, len(part) - 2)] for j in range(num_levels - 1)]
+    return nn.Buffer(torch.tensor([*before, part[-1]])[:, None], persistent=False)
 
 
 class FractalAdapter(Adapter):
@@ -90,17 +101,6 @@ class FractalAdapter(Adapter):
     4 x 32 and 203 subtypes.
     """
 
-    paths: Tensor
-    mean: Tensor
-    axes: Tensor
-    class_means: Tensor
-    log_prior: Tensor
-    typical_distance: Tensor
-    path_to_class: Tensor
-    block_scale: Tensor
-    residual_scale: Tensor
-    sharpness: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -122,24 +122,21 @@ class FractalAdapter(Adapter):
         self.path_anchors = nn.Parameter(torch.randn(len(paths), QUERY_DIM))
         self.classes = [int(k.max()) + 1 for k in paths.T]  # per level
         self.anchors = nn.Parameter(torch.randn(sum(self.classes), scale_dim))  # one level after the other
-        self.register_buffer("paths", paths)
+        self.paths = nn.Buffer(paths)
         # Of `fit_statistics`: mean and whitened axes, and in these the class means, their frequency, and how far
         # (squared) a typical cell is from the nearest.
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("axes", torch.eye(dim))
-        self.register_buffer("class_means", torch.zeros(len(paths), dim))
-        self.register_buffer("log_prior", torch.zeros(len(paths)))
-        self.register_buffer("typical_distance", torch.ones(()))
+        self.mean = nn.Buffer(torch.zeros(dim))
+        self.axes = nn.Buffer(torch.eye(dim))
+        self.class_means = nn.Buffer(torch.zeros(len(paths), dim))
+        self.log_prior = nn.Buffer(torch.zeros(len(paths)))
+        self.typical_distance = nn.Buffer(torch.ones(()))
         # (num_paths, classes of all levels): sums the paths through each class
         members = [torch.eye(count).index_select(0, k) for count, k in zip(self.classes, paths.T, strict=True)]
-        self.register_buffer("path_to_class", torch.cat(members, 1), persistent=False)
+        self.path_to_class = nn.Buffer(torch.cat(members, 1), persistent=False)
         narrow = min(1.0, dim / RESIDUAL_DIM) ** 0.25
-        residual_scale = [narrow * scale for scale in RESIDUAL_SCALE]
-        parts = ("block_scale", BLOCK_SCALE), ("residual_scale", residual_scale), ("sharpness", SHARPNESS)
-        for name, part in parts:  # (num_levels, 1)
-            before = [part[min(j, len(part) - 2)] for j in range(num_levels - 1)]  # of more than 4, middle ones repeat
-            column = torch.tensor([*before, part[-1]])[:, None]
-            self.register_buffer(name, column, persistent=False)
+        self.block_scale = per_block(BLOCK_SCALE, num_levels)
+        self.residual_scale = per_block([narrow * scale for scale in RESIDUAL_SCALE], num_levels)
+        self.sharpness = per_block(SHARPNESS, num_levels)
 
     @staticmethod
     def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -236,6 +233,5 @@ def blocks_of(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> Tensor:
 
 @torch.inference_mode()
 def embed(adapter: Adapter, vectors: Tensor, batch: int = BATCH) -> list[Tensor]:
-    """(n, dim), on the adapter's device -> prefix 1, prefix 2, ... and last the full vector, each (n, its dims)."""
-    blocks = blocks_of(adapter, vectors, batch)
-    return [*(truncate_blocks(blocks, j) for j in range(1, adapter.num_levels)), adapter.full(blocks)]
+    """(n, dim), on the adapter's device -> see `Adapter.prefixes`."""
+    return adapter.prefixes(blocks_of(adapter, vectors, batch))

@@ -10,9 +10,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +39,7 @@ PIECE = 65_536  # cells in memory at a time: 17 MB of 128-d float16
 BUFFER = 128 << 20  # bytes of the cells that are put in order at a time; two such are in memory
 CHECKED, SAME_NUMBERS = 1_000, 0.9  # of the cells to add, which are compared with those that are there
 FEW_VALUES = 0.5  # text whose first chunk has fewer distinct values than this share of its cells becomes codes
+Assign = Callable[[np.ndarray], np.ndarray]  # (n, dim) float32 -> the list of each, (n,) int32
 
 
 def kmeans(vectors: np.ndarray, k: int, seed: int, least: int = 8) -> np.ndarray:
@@ -62,55 +63,43 @@ def nearest_centre(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return torch.cat([nearest(batch, bank, 1, unit=True)[:, 0] for batch in batches]).numpy()
 
 
-@dataclass(frozen=True)
-class Lists:
-    """The tree of lists: branch b has the lists first[b] ... first[b + 1] - 1."""
+def train_lists(sample: np.ndarray, num_lists: int, seed: int) -> tuple[np.ndarray, Assign]:
+    """sample (n, dim) float16 of length 1 -> the centroids of about `num_lists` lists, and what puts cells into them.
 
-    branches: np.ndarray  # (branches, dim) float32
-    centroids: np.ndarray  # (lists, dim) float32
-    first: np.ndarray  # (branches + 1,) int64
+    The lists are the leaves of a tree: each branch has a run of them.
+    """
+    branches = kmeans(sample, round(num_lists**0.5), seed)
+    branch = nearest_centre(sample, branches)
+    leaves = []  # per branch: centroids
+    for b in range(len(branches)):
+        members = sample[branch == b]
+        wanted = round(num_lists * len(members) / len(sample))
+        leaves.append(kmeans(members, wanted, seed) if len(members) else branches[b : b + 1])
+    first = np.cumsum([0, *map(len, leaves)])
 
-    @staticmethod
-    def train(sample: np.ndarray, num_lists: int, seed: int) -> "Lists":
-        """sample (n, dim) float16 of length 1 -> about `num_lists` lists."""
-        branches = kmeans(sample, round(num_lists**0.5), seed)
-        branch = nearest_centre(sample, branches)
-        parts = []
-        for b in range(len(branches)):
-            members = sample[branch == b]
-            wanted = round(num_lists * len(members) / len(sample))
-            parts.append(kmeans(members, wanted, seed) if len(members) else branches[b : b + 1])
-        return Lists(branches, np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
-
-    def assign(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) float32 -> the list of each, (n,) int32."""
-        lists = np.empty(len(vectors), np.int32)
-        branch = nearest_centre(vectors, self.branches)
+    def assign(vectors: np.ndarray) -> np.ndarray:
+        lists, branch = np.empty(len(vectors), np.int32), nearest_centre(vectors, branches)
         for b in np.unique(branch):
-            members, centroids = np.flatnonzero(branch == b), self.centroids[self.first[b] : self.first[b + 1]]
-            lists[members] = self.first[b] + nearest_centre(vectors[members], centroids)
+            members = np.flatnonzero(branch == b)
+            lists[members] = first[b] + nearest_centre(vectors[members], leaves[b])
         return lists
 
+    return np.concatenate(leaves), assign
 
-class OldLists:
-    """The lists of an index, (lists, dim) float32 of length 1: cells to add go to the nearest.
+
+def old_lists(centroids: np.ndarray) -> Assign:
+    """Puts cells to add into the nearest list of an index; centroids (lists, dim) float32 of length 1.
 
     It is looked for in 4 groups of lists that are near each other: .99 of the cells of an atlas find it, for a tenth of
     the products (25,000 lists).
     """
-
-    def __init__(self, centroids: np.ndarray) -> None:
-        self.centroids = centroids
-        lists, dim = centroids.shape
-        self.nearest = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, round(lists**0.5), faiss.METRIC_INNER_PRODUCT)
-        self.nearest.cp.min_points_per_centroid = 1  # else it warns
-        self.nearest.train(centroids)
-        self.nearest.add(centroids)
-        self.nearest.nprobe = 4
-
-    def assign(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, dim) float32 -> the list of each, (n,) int32."""
-        return self.nearest.search(vectors, 1)[1][:, 0].astype(np.int32)
+    lists, dim = centroids.shape
+    groups = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, round(lists**0.5), faiss.METRIC_INNER_PRODUCT)
+    groups.cp.min_points_per_centroid = 1  # else it warns
+    groups.train(centroids)
+    groups.add(centroids)
+    groups.nprobe = 4
+    return lambda vectors: groups.search(vectors, 1)[1][:, 0].astype(np.int32)
 
 
 class Spool:
@@ -148,11 +137,11 @@ class Spool:
             sample[here] = piece[rows[here] - start]
         return sample
 
-    def assign(self, lists: Lists | OldLists) -> np.ndarray:
+    def assign(self, assign: Assign, num_lists: int) -> np.ndarray:
         """Note the list of every cell -> how many each list has, (lists,) int64."""
-        sizes = np.zeros(len(lists.centroids), np.int64)
+        sizes = np.zeros(num_lists, np.int64)
         for _, piece in self.pieces():
-            numbers = lists.assign(piece.astype(np.float32))
+            numbers = assign(piece.astype(np.float32))
             self.lists.write(numbers.data)
             sizes += np.bincount(numbers, minlength=len(sizes))
         return sizes
@@ -211,9 +200,8 @@ def spool_cells(source: Source, spool: Spool, path: Path) -> None:
             writer.write_batch(stored(table, schema))
 
 
-def write_lists(spool: Spool, lists: Lists | OldLists, names: tuple[Path, Path]) -> None:
-    """Put every cell into its list; write the sizes, and of each list its vectors, then its rows."""
-    sizes = spool.assign(lists)
+def write_lists(spool: Spool, sizes: np.ndarray, names: tuple[Path, Path]) -> None:
+    """Write the sizes (lists,) of the lists that every cell is in, and of each list its vectors, then its rows."""
     np.save(names[0], sizes)
     ends, most = np.cumsum(sizes), max(1, BUFFER // spool.record.itemsize)  # cells
     buckets = np.split(sizes, np.flatnonzero(np.diff((ends - 1) // most)) + 1)  # of whole lists, one at least
@@ -233,9 +221,10 @@ def build(path: Path, source: Source, seed: int = 0) -> None:
         sizes, vectors, columns = (folder / name for name in part_names(0))
         spool_cells(source, spool, columns)
         num_lists = max(1, round(spool.cells / CELLS_PER_LIST))
-        lists = Lists.train(spool.sample(min(MAX_SAMPLE, SAMPLE_PER_LIST * num_lists), seed), num_lists, seed)
-        np.save(folder / CENTROIDS, lists.centroids)
-        write_lists(spool, lists, (sizes, vectors))
+        sample = spool.sample(min(MAX_SAMPLE, SAMPLE_PER_LIST * num_lists), seed)
+        centroids, assign = train_lists(sample, num_lists, seed)
+        np.save(folder / CENTROIDS, centroids)
+        write_lists(spool, spool.assign(assign, len(centroids)), (sizes, vectors))
         about = {"sources": [source.name], "fractal": __version__, "seed": seed}
         write_manifest(folder, {"space": asdict(source.space), **about}, [CENTROIDS, *part_names(0)])
 
@@ -261,7 +250,8 @@ def add(path: Path, source: Source, force: bool = False) -> None:
             spool_cells(source, spool, columns)
             if not force:
                 check_new(index, source.name, spool, columns)
-            write_lists(spool, OldLists(index.centroids), (sizes, vectors))
+            counts = spool.assign(old_lists(index.centroids), len(index.centroids))
+            write_lists(spool, counts, (sizes, vectors))
             sources = [*metadata["sources"], source.name]
             write_manifest(folder, {**metadata, "sources": sources}, [*old, *part_names(number)])
 

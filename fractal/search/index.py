@@ -354,8 +354,8 @@ class Index:
         self.check_columns(columns)
         queries, ranks = np.nonzero(hits.cells >= 0)
         cells = hits.cells[queries, ranks]
-        part = np.searchsorted([part.first for part in self.parts], cells, "right") - 1
         first = np.array([part.first for part in self.parts], np.int64)
+        part = np.searchsorted(first, cells, "right") - 1
         sources = np.array([part.source for part in self.parts], object)
         taken = self.take(cells, [CELL_ID, *columns])
         arrays = [

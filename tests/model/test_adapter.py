@@ -178,7 +178,7 @@ def test_a_cell_far_from_all_means_is_less_sure(share: float, monkeypatch: pytes
     anchors = adapter.anchors.detach()
     with torch.inference_mode():
         logits, _, near = adapter(x[:20])
-        adapter.typical_distance /= 100
+        adapter.typical_distance.div_(100)
         again, _, far = adapter(x[:20])
     assert torch.equal(logits, again)
     mean = normalize(anchors, dim=1).split(adapter.classes)[-1].mean(0) * BLOCK_SCALE[-1]  # all classes alike

@@ -44,7 +44,7 @@ def test_added_cells_equal_a_rebuild(index: Index, tmp_path: Path):
 def test_cells_to_add_go_to_their_nearest_list():
     centroids, vectors = build.kmeans(vectors_of(3_000), 300, 0), vectors_of(2_000, seed=5)
     for lists in (centroids[:1], centroids[:7], centroids):
-        found = build.OldLists(lists).assign(vectors)
+        found = build.old_lists(lists)(vectors)
         assert (found == (vectors @ lists.T).argmax(1)).mean() > 0.85  # these vectors are nearly random
 
 
